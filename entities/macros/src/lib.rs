@@ -1,0 +1,56 @@
+//! The attribute `#[entity]` and the derive `Layout`. Use them through `stead` or `stead-entities`,
+//! which re-export them; the generated code finds either.
+
+mod entity;
+mod layout;
+
+use proc_macro::TokenStream;
+use proc_macro_crate::{FoundCrate, crate_name};
+use proc_macro2::Span;
+use quote::quote;
+use syn::{Ident, parse_macro_input};
+
+/// Makes an entity of a type: `pub` methods with `&mut self` become operations, `pub` methods with
+/// `&self` queries, `pub(crate)` methods with `&mut self` operations for reminders and other
+/// entities only. Private methods and associated functions stay what they are.
+///
+/// `#[entity(name = "approval", version = 2, upgrade_from(1 = ApprovalV1))]`: the name is required,
+/// the version is 1 unless stated, and every earlier type is `Into<Self>`.
+#[proc_macro_attribute]
+pub fn entity(attribute: TokenStream, item: TokenStream) -> TokenStream {
+    let settings = parse_macro_input!(attribute as entity::Settings);
+    let block = parse_macro_input!(item as syn::ItemImpl);
+    match entity::expand(&settings, &block) {
+        Ok(generated) => quote!(#block #generated).into(),
+        Err(error) => {
+            let error = error.to_compile_error();
+            quote!(#block #error).into()
+        }
+    }
+}
+
+/// Describes what the store's codec writes for a type; a foreign type inside is declared with
+/// `#[layout(opaque = "name/v1")]` on its field.
+#[proc_macro_derive(Layout, attributes(layout, serde))]
+pub fn layout(item: TokenStream) -> TokenStream {
+    let input = parse_macro_input!(item as syn::DeriveInput);
+    layout::expand(&input).unwrap_or_else(|error| error.to_compile_error()).into()
+}
+
+/// The crate that the author depends on, as a path.
+fn model() -> proc_macro2::TokenStream {
+    for name in ["stead", "stead-entities"] {
+        match crate_name(name) {
+            Ok(FoundCrate::Name(found)) => {
+                let found = Ident::new(&found, Span::call_site());
+                return quote!(::#found);
+            }
+            Ok(FoundCrate::Itself) => {
+                let itself = Ident::new(&name.replace('-', "_"), Span::call_site());
+                return quote!(::#itself);
+            }
+            Err(_) => {}
+        }
+    }
+    quote!(::stead)
+}

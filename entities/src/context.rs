@@ -1,0 +1,197 @@
+//! What an operation sees of the world, and where it leaves its wishes.
+
+use std::fmt;
+
+use crate::{
+    EntityId, Error, ErrorKind, Operation, Timestamp,
+    effect::{Effect, INTERVAL_MIN, Reminder, Schedule, Signal},
+};
+
+/// The most effects one turn may have.
+pub const EFFECTS_PER_TURN_MAX: usize = 1_024;
+/// The most bytes the arguments of one turn's effects may have together.
+pub const EFFECT_BYTES_PER_TURN_MAX: usize = 4 << 20;
+/// The longest name of a reminder, in bytes.
+pub const REMINDER_NAME_BYTES_MAX: usize = 128;
+
+/// The surroundings of one turn, handed to an operation that asks for `ctx: &mut Context`, or to a
+/// query that asks for `ctx: &Context`.
+///
+/// Effects are kept here and become real in the turn's commit, or not at all. A wish that breaks a
+/// rule or a limit fails the turn when the operation returns.
+pub struct Context {
+    turn: Turn,
+    draws: u64,
+    effects: Vec<Effect>,
+    effect_bytes: usize,
+    deleted: bool,
+    fault: Option<Error>,
+}
+
+/// What a runtime or a test driver knows of a turn before it runs.
+#[derive(Debug, Clone)]
+pub struct Turn {
+    /// The entity.
+    pub id: EntityId,
+    /// The store's time.
+    pub now: Timestamp,
+    /// How many turns of this entity were committed before.
+    pub revision: u64,
+    /// The seed of [`Context::entropy`].
+    pub seed: u64,
+    /// The same on every attempt of one operation.
+    pub token: u128,
+}
+
+/// What an operation wants done, once it has returned.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// In the order in which they were uttered.
+    pub list: Vec<Effect>,
+    /// Whether the entity is to be deleted.
+    pub deleted: bool,
+}
+
+impl Context {
+    /// Starts a turn. For runtimes and test drivers.
+    pub fn new(turn: Turn) -> Self {
+        Self { turn, draws: 0, effects: Vec::new(), effect_bytes: 0, deleted: false, fault: None }
+    }
+
+    /// Ends a turn. For runtimes and test drivers.
+    ///
+    /// # Errors
+    /// The first wish that broke a rule or a limit, as [`ErrorKind::Invalid`].
+    pub fn finish(self) -> Result<Effects, Error> {
+        match self.fault {
+            Some(fault) => Err(fault),
+            None => Ok(Effects { list: self.effects, deleted: self.deleted }),
+        }
+    }
+
+    /// The entity's id.
+    pub fn id(&self) -> &EntityId {
+        &self.turn.id
+    }
+
+    /// The entity's key.
+    pub fn key(&self) -> &str {
+        self.turn.id.key()
+    }
+
+    /// The store's time, never before the entity's last commit and the same throughout a turn.
+    pub fn now(&self) -> Timestamp {
+        self.turn.now
+    }
+
+    /// How many turns of this entity were committed before this one. It never repeats for one
+    /// incarnation of the entity and starts again at zero after a deletion.
+    pub fn revision(&self) -> u64 {
+        self.turn.revision
+    }
+
+    /// The next random number of this turn. Another attempt draws other numbers; what must be the
+    /// same on every attempt is [`Context::token`].
+    pub fn entropy(&mut self) -> u64 {
+        // SplitMix64 (Steele, Lea and Flood, 2014): one step of the sequence that `seed` starts.
+        self.draws += 1;
+        let mut mixed = self.turn.seed.wrapping_add(self.draws.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// The name of this operation for the outside world: 32 hexadecimal digits, the same on every
+    /// attempt, so that an outside service can de-duplicate what it is asked.
+    pub fn token(&self) -> String {
+        format!("{:032x}", self.turn.token)
+    }
+
+    /// Sends an operation to an entity. It is stored in the commit of this turn, and applied there
+    /// exactly once; two signals to one entity are applied in the order in which they were sent.
+    pub fn signal<R>(&mut self, operation: Operation<R>) {
+        match operation.into_request() {
+            Ok(request) => {
+                let effect = Effect::Signal(Signal {
+                    target: request.id,
+                    operation: request.operation,
+                    input: request.input,
+                    delay: request.delay,
+                });
+                self.add(effect);
+            }
+            Err(error) => self.fail(error),
+        }
+    }
+
+    /// Sets the reminder `name` of this entity, in place of an earlier one of that name. When it
+    /// is due it applies `operation`, which must be one of this entity. It survives downtime and is
+    /// never early.
+    pub fn remind<R>(
+        &mut self,
+        name: impl Into<String>,
+        schedule: impl Into<Schedule>,
+        operation: Operation<R>,
+    ) {
+        let (name, schedule) = (name.into(), schedule.into());
+        if name.is_empty() || name.len() > REMINDER_NAME_BYTES_MAX {
+            let rule = format!("a reminder's name has 1 to {REMINDER_NAME_BYTES_MAX} bytes");
+            return self.fail(Error::new(ErrorKind::Invalid, rule));
+        }
+        if matches!(schedule, Schedule::Every(interval) if interval.as_duration() < INTERVAL_MIN) {
+            let rule = format!("a reminder's interval is at least {INTERVAL_MIN:?}");
+            return self.fail(Error::new(ErrorKind::Invalid, rule));
+        }
+        match operation.into_request() {
+            Ok(request) if request.id != self.turn.id || request.delay.is_some() => {
+                let rule = "a reminder applies an operation of its own entity, without a delay";
+                self.fail(Error::new(ErrorKind::Invalid, rule));
+            }
+            Ok(request) => self.add(Effect::Remind(Reminder {
+                name,
+                schedule,
+                operation: request.operation,
+                input: request.input,
+            })),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    /// Cancels the reminder `name`. Once this turn is committed, the reminder causes no turn.
+    pub fn cancel_reminder(&mut self, name: impl Into<String>) {
+        self.add(Effect::CancelReminder(name.into()));
+    }
+
+    /// Deletes this entity in this turn's commit: its state and its reminders. Operations behind
+    /// this one apply to its next incarnation, which begins with the default state.
+    pub fn delete(&mut self) {
+        self.deleted = true;
+    }
+
+    fn add(&mut self, effect: Effect) {
+        self.effect_bytes += match &effect {
+            Effect::Signal(signal) => signal.input.len(),
+            Effect::Remind(reminder) => reminder.input.len(),
+            Effect::CancelReminder(name) => name.len(),
+        };
+        if self.effects.len() >= EFFECTS_PER_TURN_MAX {
+            let limit = format!("a turn has at most {EFFECTS_PER_TURN_MAX} effects");
+            self.fail(Error::new(ErrorKind::Invalid, limit));
+        } else if self.effect_bytes > EFFECT_BYTES_PER_TURN_MAX {
+            let limit = format!("a turn's effects have at most {EFFECT_BYTES_PER_TURN_MAX} bytes");
+            self.fail(Error::new(ErrorKind::Invalid, limit));
+        } else {
+            self.effects.push(effect);
+        }
+    }
+
+    fn fail(&mut self, error: Error) {
+        self.fault.get_or_insert(error);
+    }
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context").field("turn", &self.turn).field("effects", &self.effects).finish()
+    }
+}

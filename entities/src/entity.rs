@@ -1,0 +1,387 @@
+//! The trait that `#[entity]` implements, and the table of operations it consists of.
+
+use std::{fmt, future::Future};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{
+    BoxFuture, Context, Layout, Reference, Rejection, Unbound,
+    input::{InputError, decode},
+};
+
+/// A kind of stateful entity. `#[entity]` on an `impl` block writes this implementation; by hand it
+/// is a name and a table.
+///
+/// ```
+/// use stead_entities::{Entity, Layout, OperationType, Rejection};
+///
+/// #[derive(Clone, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema, Layout)]
+/// struct Door { open: bool }
+///
+/// impl Entity for Door {
+///     const NAME: &'static str = "door";
+///     fn operations() -> Vec<OperationType<Self>> {
+///         vec![
+///             OperationType::operation("push", |door: &mut Self, _ctx, (): ()| {
+///                 if door.open { return Err(Rejection::new("the door is open")); }
+///                 door.open = true;
+///                 Ok(())
+///             }),
+///             OperationType::query("open", |door: &Self, _ctx, (): ()| door.open),
+///         ]
+///     }
+/// }
+/// ```
+///
+/// The default value is the state before the first turn. State is cloned before each turn, so that
+/// a discarded turn leaves nothing.
+pub trait Entity:
+    Clone + Default + Serialize + DeserializeOwned + JsonSchema + Layout + Send + Sync + 'static
+{
+    /// The name of the type, as in `counter/visits`.
+    const NAME: &'static str;
+    /// The version of the state's layout. It grows whenever the layout changes.
+    const VERSION: u32 = 1;
+    /// What the type is, in words.
+    const DESCRIPTION: &'static str = "";
+
+    /// The operations and queries.
+    fn operations() -> Vec<OperationType<Self>>;
+
+    /// Reads a state that an earlier version wrote.
+    ///
+    /// # Errors
+    /// `D::unknown_version` for a version that this type cannot upgrade from, and what `D::decode`
+    /// says of the bytes.
+    fn upgrade<D: StateDecoder>(version: u32, decoder: D) -> Result<Self, D::Error> {
+        Err(decoder.unknown_version(version))
+    }
+
+    /// The layouts of the versions that [`Entity::upgrade`] reads.
+    fn earlier_layouts() -> Vec<(u32, String)> {
+        Vec::new()
+    }
+}
+
+/// Stored bytes of a state, about to be decoded as whichever type wrote them.
+pub trait StateDecoder {
+    /// Why the bytes cannot be read.
+    type Error;
+    /// Decodes the bytes as a `T`.
+    ///
+    /// # Errors
+    /// Where the bytes are not exactly one `T`.
+    fn decode<T: DeserializeOwned>(self) -> Result<T, Self::Error>;
+    /// The error for a version without an upgrade.
+    fn unknown_version(self, version: u32) -> Self::Error;
+}
+
+/// An entity with a typed reference; `#[entity]` writes this too.
+pub trait TypedReference: Entity {
+    /// The reference, bound to `B`.
+    type Reference<B: Clone>;
+    /// Dresses an untyped reference.
+    fn reference<B: Clone>(reference: Reference<B>) -> Self::Reference<B>;
+    /// A typed reference without a node.
+    fn unbound(key: &str) -> Self::Reference<Unbound> {
+        Self::reference(Reference::new(Self::NAME, key))
+    }
+}
+
+/// Who may use an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Visibility {
+    /// Every caller.
+    Public,
+    /// Reminders and other entities only.
+    Internal,
+}
+
+/// What kind of thing an [`OperationType`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OperationKind {
+    /// Changes the state, in one go.
+    Operation,
+    /// Changes the state, and may await outside services meanwhile.
+    Async,
+    /// Reads the state.
+    Query,
+}
+
+/// How an operation or query came out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The result as JSON.
+    Replied(Vec<u8>),
+    /// The entity's "no".
+    Rejected(Rejection),
+    /// The argument does not fit.
+    Undecodable(InputError),
+    /// The result has no JSON form.
+    Unencodable(String),
+}
+
+/// What an operation may return: a value, or a value or a [`Rejection`]. `Kind` tells the two apart
+/// and is always inferred.
+pub trait Answer<Kind> {
+    /// The value as JSON, or the rejection.
+    fn outcome(self) -> Outcome;
+    /// The schema of the value.
+    fn schema(generator: &mut SchemaGenerator) -> Schema;
+}
+
+/// Marks answers that are never a rejection.
+#[derive(Debug)]
+pub enum Plain {}
+/// Marks answers that may be a rejection.
+#[derive(Debug)]
+pub enum Rejectable {}
+
+impl<T: Serialize + JsonSchema> Answer<Plain> for T {
+    fn outcome(self) -> Outcome {
+        match serde_json::to_vec(&self) {
+            Ok(json) => Outcome::Replied(json),
+            Err(error) => Outcome::Unencodable(error.to_string()),
+        }
+    }
+    fn schema(generator: &mut SchemaGenerator) -> Schema {
+        generator.subschema_for::<T>()
+    }
+}
+
+impl<T: Serialize + JsonSchema> Answer<Rejectable> for Result<T, Rejection> {
+    fn outcome(self) -> Outcome {
+        match self {
+            Ok(value) => value.outcome(),
+            Err(rejection) => Outcome::Rejected(rejection),
+        }
+    }
+    fn schema(generator: &mut SchemaGenerator) -> Schema {
+        generator.subschema_for::<T>()
+    }
+}
+
+type Schemas = fn(&mut SchemaGenerator) -> Schema;
+type Running<E> = BoxFuture<'static, (E, Context, Outcome)>;
+type OperationBody<E> = Box<dyn Fn(&mut E, &mut Context, &[u8]) -> Outcome + Send + Sync>;
+type AsyncBody<E> =
+    Box<dyn Fn(E, Context, &[u8]) -> Result<Running<E>, InputError> + Send + Sync>;
+type QueryBody<E> = Box<dyn Fn(&E, &Context, &[u8]) -> Outcome + Send + Sync>;
+
+/// The code behind an operation. For runtimes and test drivers.
+pub enum Body<E> {
+    /// Runs in one go on the state.
+    Operation(OperationBody<E>),
+    /// Takes state and context, and gives them back when it is done.
+    Async(AsyncBody<E>),
+    /// Reads the state.
+    Query(QueryBody<E>),
+}
+
+/// One row of the table that an [`Entity`] consists of.
+pub struct OperationType<E> {
+    name: &'static str,
+    description: &'static str,
+    visibility: Visibility,
+    body: Body<E>,
+    check: fn(&[u8]) -> Result<(), InputError>,
+    input_schema: Schemas,
+    output_schema: Schemas,
+}
+
+impl<E: Entity> OperationType<E> {
+    /// An operation that runs in one go. `A` is its argument, `()` for none.
+    pub fn operation<A, R, Kind>(
+        name: &'static str,
+        body: impl Fn(&mut E, &mut Context, A) -> R + Send + Sync + 'static,
+    ) -> Self
+    where
+        A: DeserializeOwned + JsonSchema + 'static,
+        R: Answer<Kind>,
+    {
+        let body: OperationBody<E> = Box::new(move |state, ctx, input| match decode::<A>(input) {
+            Ok(input) => body(state, ctx, input).outcome(),
+            Err(error) => Outcome::Undecodable(error),
+        });
+        Self::new::<A, R, Kind>(name, Body::Operation(body))
+    }
+
+    /// An operation that may await outside services. It takes state and context and returns them.
+    pub fn async_operation<A, R, F, Kind>(
+        name: &'static str,
+        body: impl Fn(E, Context, A) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        A: DeserializeOwned + JsonSchema + 'static,
+        R: Answer<Kind>,
+        F: Future<Output = (E, Context, R)> + Send + 'static,
+    {
+        let body: AsyncBody<E> = Box::new(move |state, ctx, input| {
+            let running = body(state, ctx, decode::<A>(input)?);
+            Ok(Box::pin(async move {
+                let (state, ctx, answer) = running.await;
+                let outcome = answer.outcome();
+                (state, ctx, outcome)
+            }))
+        });
+        Self::new::<A, R, Kind>(name, Body::Async(body))
+    }
+
+    /// A query. `A` is its argument, `()` for none.
+    pub fn query<A, R, Kind>(
+        name: &'static str,
+        body: impl Fn(&E, &Context, A) -> R + Send + Sync + 'static,
+    ) -> Self
+    where
+        A: DeserializeOwned + JsonSchema + 'static,
+        R: Answer<Kind>,
+    {
+        let body: QueryBody<E> = Box::new(move |state, ctx, input| match decode::<A>(input) {
+            Ok(input) => body(state, ctx, input).outcome(),
+            Err(error) => Outcome::Undecodable(error),
+        });
+        Self::new::<A, R, Kind>(name, Body::Query(body))
+    }
+
+    fn new<A, R, Kind>(name: &'static str, body: Body<E>) -> Self
+    where
+        A: DeserializeOwned + JsonSchema + 'static,
+        R: Answer<Kind>,
+    {
+        Self {
+            name,
+            description: "",
+            visibility: Visibility::Public,
+            body,
+            check: |input| decode::<A>(input).map(drop),
+            input_schema: |generator| generator.subschema_for::<A>(),
+            output_schema: R::schema,
+        }
+    }
+
+    /// Says what the operation does.
+    pub fn described(mut self, description: &'static str) -> Self {
+        self.description = description;
+        self
+    }
+
+    /// Keeps the operation for reminders and other entities.
+    pub fn internal(mut self) -> Self {
+        self.visibility = Visibility::Internal;
+        self
+    }
+
+    /// The name.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Who may use it.
+    pub fn visibility(&self) -> Visibility {
+        self.visibility
+    }
+
+    /// What kind it is.
+    pub fn kind(&self) -> OperationKind {
+        match self.body {
+            Body::Operation(_) => OperationKind::Operation,
+            Body::Async(_) => OperationKind::Async,
+            Body::Query(_) => OperationKind::Query,
+        }
+    }
+
+    /// The code. For runtimes and test drivers.
+    pub fn body(&self) -> &Body<E> {
+        &self.body
+    }
+
+    /// Whether `input` is an argument of this operation.
+    ///
+    /// # Errors
+    /// Names the path that does not fit.
+    pub fn check(&self, input: &[u8]) -> Result<(), InputError> {
+        (self.check)(input)
+    }
+}
+
+impl<E> fmt::Debug for OperationType<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("OperationType").field(&self.name).finish()
+    }
+}
+impl<E> fmt::Debug for Body<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Body")
+    }
+}
+
+/// An entity type in words and schemas, as `GET /v1/entities` shows it.
+#[derive(Debug, Clone, Serialize)]
+pub struct EntityDescription {
+    /// The name of the type.
+    pub name: &'static str,
+    /// The version of its state's layout.
+    pub version: u32,
+    /// What it is.
+    pub description: &'static str,
+    /// How safe an answer is: always `durable`, that is flushed before it leaves.
+    pub durability: &'static str,
+    /// JSON Schema (2020-12) of the state.
+    pub state: Schema,
+    /// The public operations and queries.
+    pub operations: Vec<OperationDescription>,
+}
+
+/// One operation in words and schemas.
+#[derive(Debug, Clone, Serialize)]
+pub struct OperationDescription {
+    /// The name.
+    pub name: &'static str,
+    /// What it does.
+    pub description: &'static str,
+    /// What kind it is.
+    pub kind: OperationKind,
+    /// JSON Schema (2020-12) of the argument; `null` where there is none.
+    pub input: Schema,
+    /// JSON Schema (2020-12) of the result.
+    pub output: Schema,
+}
+
+impl EntityDescription {
+    /// Describes `E`. Each schema stands for itself: its definitions are inside.
+    pub fn of<E: Entity>() -> Self {
+        let whole = |schemas: &dyn Fn(&mut SchemaGenerator) -> Schema| {
+            let mut settings = SchemaSettings::draft2020_12();
+            settings.inline_subschemas = false;
+            let mut generator = settings.into_generator();
+            let mut schema = schemas(&mut generator);
+            let definitions = generator.take_definitions(true);
+            if !definitions.is_empty() {
+                schema.insert("$defs".into(), definitions.into());
+            }
+            schema
+        };
+        let operations = E::operations()
+            .iter()
+            .filter(|operation| operation.visibility == Visibility::Public)
+            .map(|operation| OperationDescription {
+                name: operation.name,
+                description: operation.description,
+                kind: operation.kind(),
+                input: whole(&operation.input_schema),
+                output: whole(&operation.output_schema),
+            })
+            .collect();
+        Self {
+            name: E::NAME,
+            version: E::VERSION,
+            description: E::DESCRIPTION,
+            durability: "durable",
+            state: whole(&|generator| generator.subschema_for::<E>()),
+            operations,
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Errors say what the caller should do; a [`Rejection`] is not an error but an answer.
+
+use std::{error::Error as StdError, fmt};
+
+/// What a caller should do about an [`Error`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// The request is wrong; fix it. Nothing was applied.
+    Invalid,
+    /// The entity type, operation or record does not exist. Nothing was applied.
+    NotFound,
+    /// A limit is reached; back off and try again. Nothing was applied.
+    Overloaded,
+    /// Not possible at the moment; try again. Definitely not applied.
+    Unavailable,
+    /// There is too little room on the disk; make room, then try again. Nothing was applied.
+    Full,
+    /// The operation ran past its deadline and was discarded: its turn left nothing.
+    Deadline,
+    /// The operation may or may not have been applied; repeat it with the same idempotency key.
+    Unknown,
+    /// An idempotency key was used before for something else.
+    Conflict,
+    /// This node is no longer the owner; ask again.
+    Fenced,
+    /// The node is stopping or has stopped. Nothing was applied.
+    Closed,
+    /// Stored data of this entity cannot be read; it is left as it is until somebody repairs it.
+    Corrupt,
+    /// The operation panicked, or the runtime has a bug. The turn left nothing.
+    Internal,
+}
+
+/// A failure, told apart by [`ErrorKind`]. The message is for people and is not part of the API.
+pub struct Error {
+    kind: ErrorKind,
+    message: String,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+impl Error {
+    /// A failure of `kind` that says `message`.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), source: None }
+    }
+
+    /// The same failure with its cause.
+    pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// What the caller should do.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// What happened, in words.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {}", self.kind, self.message)?;
+        self.source.as_ref().map_or(Ok(()), |source| write!(f, ": {source:?}"))
+    }
+}
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}
+impl Clone for Error {
+    /// The source stays behind; kind and message are kept.
+    fn clone(&self) -> Self {
+        Self::new(self.kind, self.message.clone())
+    }
+}
+
+/// A business "no": the operation ran, changed nothing, and says why.
+///
+/// Returned by an operation as `Err(Rejection)`. A call gets it as its answer, a signal leaves it
+/// in a dead letter. It is not retried.
+///
+/// ```
+/// # use stead_entities::Rejection;
+/// assert_eq!(Rejection::new("overflow").reason(), "overflow");
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct Rejection {
+    reason: String,
+}
+
+impl Rejection {
+    /// Refuses for `reason`.
+    pub fn new(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into() }
+    }
+
+    /// Why the operation was refused.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+}
+
+/// How a call can end without its result.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum CallError {
+    /// The entity said no.
+    #[error("rejected: {0}")]
+    Rejected(Rejection),
+    /// The call failed; the kind says whether it can have been applied.
+    #[error(transparent)]
+    Failed(#[from] Error),
+}
+
+impl CallError {
+    /// The rejection, if the entity said no.
+    pub fn rejection(&self) -> Option<&Rejection> {
+        match self {
+            Self::Rejected(rejection) => Some(rejection),
+            Self::Failed(_) => None,
+        }
+    }
+}

@@ -1,0 +1,27 @@
+#![doc = include_str!("docs/crate.md")]
+
+extern crate self as stead_entities;
+
+pub mod context;
+pub mod effect;
+pub mod entity;
+pub mod error;
+pub mod id;
+pub mod input;
+pub mod operation;
+pub mod state;
+pub mod stock;
+pub mod testing;
+pub mod time;
+
+pub use context::Context;
+pub use effect::{After, At, Delay, Every};
+pub use entity::{Entity, OperationType, TypedReference};
+pub use error::{CallError, Error, ErrorKind, Rejection};
+pub use id::EntityId;
+pub use operation::{BoxFuture, Caller, Operation, Query, Reference, Request, Unbound};
+pub use schemars::{self, JsonSchema};
+pub use serde::{self, Deserialize, Serialize};
+pub use state::Layout;
+pub use stead_macros::{Layout, entity};
+pub use time::{Timeout, Timestamp};

@@ -1,0 +1,7 @@
+//! Ready-made entities, written with the public interface only: read them first.
+
+mod approval;
+mod counter;
+
+pub use approval::{Approval, ApprovalRef, Request, Status, Target};
+pub use counter::{Counter, CounterRef};
