@@ -1,0 +1,33 @@
+#![doc = include_str!("docs/crate.md")]
+
+extern crate self as stead;
+
+mod client;
+pub mod clock;
+mod commit;
+pub mod config;
+mod entropy;
+#[cfg(feature = "http")]
+mod http;
+mod layout;
+mod node;
+mod partition;
+mod sabotage;
+pub mod store;
+mod types;
+
+pub use commit::Fatal;
+pub use config::Config;
+#[cfg(feature = "http")]
+pub use http::Server;
+pub use node::{Node, NodeBuilder, StartError};
+pub use partition::ticket::StateView;
+#[cfg(feature = "rocksdb")]
+pub use store::RocksStore;
+
+pub use stead_entities::{
+    After, At, CallError, Caller, Context, Delay, Deserialize, Entity, EntityId, Error, ErrorKind,
+    Every, JsonSchema, Layout, Operation, OperationType, Query, Reference, Rejection, Request,
+    Serialize, Timeout, Timestamp, TypedReference, Unbound, context, effect, entity, error, id,
+    input, operation, schemars, serde, state, stock, testing, time,
+};

@@ -1,0 +1,120 @@
+//! The only source of time: the store's clock, and real waiting.
+//!
+//! On one node the store's time is a high-water clock. It begins where the stored high-water mark or
+//! the wall clock stands, whichever is later, ticks with the monotonic clock, follows the wall clock
+//! forward and never goes back; so a wall clock that is set back neither doubles nor stalls
+//! anything.
+
+use std::{
+    fmt,
+    sync::atomic::{AtomicI64, Ordering},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use stead_entities::Timestamp;
+
+/// A source of the store's time. Calls never return an earlier time than before.
+pub trait Clock: Send + Sync + fmt::Debug + 'static {
+    /// The present time.
+    fn now(&self) -> Timestamp;
+    /// Moves the clock to `moment` if it stands before it.
+    fn advance_to(&self, moment: Timestamp);
+}
+
+/// The clock of one node.
+#[derive(Debug)]
+pub struct HighWaterClock {
+    started: Instant,
+    base: AtomicI64,
+    last: AtomicI64,
+}
+
+impl HighWaterClock {
+    /// A clock that starts at the wall clock's time.
+    pub fn new() -> Self {
+        let wall = wall_micros();
+        Self { started: monotonic(), base: AtomicI64::new(wall), last: AtomicI64::new(wall) }
+    }
+
+    fn elapsed(&self) -> i64 {
+        i64::try_from(self.started.elapsed().as_micros()).unwrap_or(i64::MAX)
+    }
+}
+
+impl Default for HighWaterClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Clock for HighWaterClock {
+    fn now(&self) -> Timestamp {
+        let ticked = self.base.load(Ordering::Relaxed).saturating_add(self.elapsed());
+        let present = ticked.max(wall_micros());
+        Timestamp::from_micros(self.last.fetch_max(present, Ordering::Relaxed).max(present))
+    }
+
+    fn advance_to(&self, moment: Timestamp) {
+        let base = moment.as_micros().saturating_sub(self.elapsed());
+        self.base.fetch_max(base, Ordering::Relaxed);
+    }
+}
+
+/// A clock that a test moves.
+#[derive(Debug)]
+pub struct ManualClock(AtomicI64);
+
+impl ManualClock {
+    /// A clock that stands at `moment`.
+    pub fn new(moment: Timestamp) -> Self {
+        Self(AtomicI64::new(moment.as_micros()))
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_micros(self.0.load(Ordering::SeqCst))
+    }
+    fn advance_to(&self, moment: Timestamp) {
+        self.0.fetch_max(moment.as_micros(), Ordering::SeqCst);
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "this is the home of the wall clock")]
+fn wall_micros() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// A point on the monotonic clock.
+#[allow(clippy::disallowed_methods, reason = "this is the home of the monotonic clock")]
+pub(crate) fn monotonic() -> Instant {
+    Instant::now()
+}
+
+/// Waits in real time.
+#[allow(clippy::disallowed_methods, reason = "this is the home of waiting")]
+pub(crate) async fn sleep(length: Duration) {
+    tokio::time::sleep(length).await;
+}
+
+/// Waits for `future`, at most `length` of real time.
+pub(crate) async fn within<F: Future>(length: Duration, future: F) -> Option<F::Output> {
+    tokio::time::timeout(length, future).await.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_clock_never_goes_back_and_keeps_the_high_water_mark() {
+        let clock = HighWaterClock::new();
+        let future = clock.now() + Duration::from_secs(86_400);
+        clock.advance_to(future);
+        let first = clock.now();
+        assert!(first >= future);
+        clock.advance_to(Timestamp::from_micros(0));
+        assert!(clock.now() >= first);
+    }
+}

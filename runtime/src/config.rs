@@ -1,0 +1,90 @@
+//! Plain settings with defaults. Every limit of a node has its name here.
+
+use std::time::Duration;
+
+/// The settings of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// How long one turn may take. An operation that awaits is discarded then; the caller of one
+    /// that spins is told that the outcome is unknown. 5 s.
+    pub turn_deadline: Duration,
+    /// How long a caller waits for an answer unless the call says otherwise. 30 s.
+    pub call_deadline: Duration,
+    /// How long a turn may spin before the process gives up and exits. 60 s.
+    pub spin_limit: Duration,
+    /// How often a failed signal or reminder is tried again before it is a dead letter. 8.
+    pub retries: u32,
+    /// The wait before the first retry; it doubles with each further one. 100 ms.
+    pub retry_delay: Duration,
+    /// How long idempotency keys are remembered. 24 h.
+    pub retention: Duration,
+    /// How long an unused entity stays in memory. 60 s.
+    pub idle: Duration,
+    /// The most operations that wait for one entity in memory. 4,096.
+    pub mailbox_max: usize,
+    /// The most requests that a node holds at one time. 65,536.
+    pub requests_max: usize,
+    /// The most bytes of arguments that a node holds at one time. 256 MiB.
+    pub request_bytes_max: usize,
+    /// The longest argument, in bytes; also the longest HTTP body. 1 MiB.
+    pub body_bytes_max: usize,
+    /// The most bytes that the stored state of one entity may have. 16 MiB.
+    pub state_bytes_max: usize,
+    /// The most reminders with a name that one entity may have. 256.
+    pub reminders_max: usize,
+    /// The most rejected signals that are kept as dead letters in each partition. 100.
+    pub rejections_max: usize,
+    /// How long rejected signals are kept as dead letters. 7 days.
+    pub rejections_age: Duration,
+    /// How long a draining node waits for what runs. 8 s.
+    pub drain_deadline: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            turn_deadline: Duration::from_secs(5),
+            call_deadline: Duration::from_secs(30),
+            spin_limit: Duration::from_secs(60),
+            retries: 8,
+            retry_delay: Duration::from_millis(100),
+            retention: Duration::from_secs(24 * 3600),
+            idle: Duration::from_secs(60),
+            mailbox_max: 4_096,
+            requests_max: 65_536,
+            request_bytes_max: 256 << 20,
+            body_bytes_max: 1 << 20,
+            state_bytes_max: 16 << 20,
+            reminders_max: 256,
+            rejections_max: 100,
+            rejections_age: Duration::from_secs(7 * 24 * 3600),
+            drain_deadline: Duration::from_secs(8),
+        }
+    }
+}
+
+impl Config {
+    /// Every setting that cannot be used, in words.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut check = |good: bool, problem: &str| {
+            if !good {
+                problems.push(problem.to_owned());
+            }
+        };
+        check(!self.turn_deadline.is_zero(), "the turn deadline must not be zero");
+        check(!self.call_deadline.is_zero(), "the call deadline must not be zero");
+        check(self.spin_limit > self.turn_deadline, "the spin limit is above the turn deadline");
+        check(self.mailbox_max > 0, "a mailbox holds at least one operation");
+        check(self.requests_max > 0, "a node holds at least one request");
+        check(self.retention >= Duration::from_secs(1), "the retention is at least one second");
+        check(!self.idle.is_zero(), "the idle time must not be zero");
+        problems
+    }
+
+    /// The wait before attempt `attempts + 1`: doubled each time, at most a minute.
+    pub(crate) fn retry_after(&self, attempts: u32) -> Duration {
+        let doubled = 2_u32.saturating_pow(attempts.saturating_sub(1).min(16));
+        self.retry_delay.saturating_mul(doubled).min(Duration::from_secs(60))
+    }
+}

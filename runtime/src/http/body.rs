@@ -1,0 +1,57 @@
+//! Request bodies: limited in size, JSON unless they say otherwise.
+
+use std::time::Duration;
+
+use axum::{
+    body::Body,
+    http::{HeaderMap, StatusCode, header},
+};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+
+use super::problem::Problem;
+use crate::clock;
+
+/// How long a body may take to arrive.
+const BODY_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Reads a body of at most `limit` bytes.
+///
+/// # Errors
+/// 413 over the limit, 415 for another type than JSON, 408 for one that does not arrive, 400 for one
+/// that breaks off.
+pub(super) async fn read(
+    headers: &HeaderMap,
+    body: Body,
+    limit: usize,
+) -> Result<Vec<u8>, Problem> {
+    if let Some(kind) = headers.get(header::CONTENT_TYPE) {
+        let kind = kind.to_str().unwrap_or_default().trim().to_ascii_lowercase();
+        let kind = kind.split(';').next().unwrap_or_default().trim();
+        if kind != "application/json" && !(kind.starts_with("application/") && kind.ends_with("+json"))
+        {
+            let detail = format!("a body is application/json, not {kind}");
+            let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+            return Err(Problem::new(status, "media-type", "Another type than JSON", detail));
+        }
+    }
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|text| text.to_str().ok());
+    if announced.and_then(|text| text.parse::<usize>().ok()).is_some_and(|length| length > limit) {
+        return Err(too_large(limit));
+    }
+    let reading = clock::within(BODY_DEADLINE, Limited::new(body, limit).collect());
+    match reading.await {
+        Some(Ok(read)) => Ok(read.to_bytes().to_vec()),
+        Some(Err(error)) if error.is::<LengthLimitError>() => Err(too_large(limit)),
+        Some(Err(_)) => Err(Problem::invalid("the body broke off")),
+        None => {
+            let (status, title) = (StatusCode::REQUEST_TIMEOUT, "The body did not arrive");
+            let detail = format!("a body arrives within {BODY_DEADLINE:?}");
+            Err(Problem::new(status, "body-timeout", title, detail))
+        }
+    }
+}
+
+fn too_large(limit: usize) -> Problem {
+    let detail = format!("a body has at most {limit} bytes");
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The body is too large", detail)
+}

@@ -1,0 +1,42 @@
+//! The HTTP surface: routes, bodies, problems. The home of axum.
+//!
+//! Every answer that is not a result is an RFC 9457 problem document with a stable `type`, also
+//! where the router or an extractor refuses. Handlers only wait: a client that goes away cancels
+//! nothing.
+
+mod body;
+mod path;
+mod problem;
+mod routes;
+mod serve;
+
+pub use serve::Server;
+
+use axum::{
+    Router,
+    extract::DefaultBodyLimit,
+    routing::{delete, get, post},
+};
+
+use crate::Node;
+
+pub(crate) fn router<S: Clone + Send + Sync + 'static>(node: &Node) -> Router<S> {
+    Router::new()
+        .route("/v1/entities", get(routes::types))
+        .route("/v1/entities/{type}", get(routes::list))
+        .route("/v1/entities/{type}/{key}", get(routes::state).delete(routes::delete))
+        .route("/v1/entities/{type}/{key}/signals/{operation}", post(routes::signal))
+        .route("/v1/entities/{type}/{key}/calls/{operation}", post(routes::call))
+        .route("/v1/entities/{type}/{key}/queries/{query}", get(routes::query))
+        .route("/v1/entities/{type}/{key}/reminders", get(routes::reminders))
+        .route("/v1/dead-letters", get(routes::dead_letters))
+        .route("/v1/dead-letters/{id}", delete(routes::drop_dead_letter))
+        .route("/v1/dead-letters/{id}/replay", post(routes::replay))
+        .route("/livez", get(routes::livez))
+        .route("/readyz", get(routes::readyz))
+        .fallback(routes::not_found)
+        .method_not_allowed_fallback(routes::method_not_allowed)
+        // Bodies are limited where they are read, so that the refusal is a problem document.
+        .layer(DefaultBodyLimit::disable())
+        .with_state(node.clone())
+}

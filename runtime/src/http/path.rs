@@ -1,0 +1,61 @@
+//! Ids and names from the raw path: percent-decoded once, byte for byte.
+
+use axum::http::Uri;
+use percent_encoding::percent_decode_str;
+use stead_entities::EntityId;
+
+use super::problem::Problem;
+
+/// The decoded segments of a path behind `/v1/`.
+///
+/// # Errors
+/// A malformed escape or a segment that is not UTF-8.
+pub(super) fn segments(uri: &Uri) -> Result<Vec<String>, Problem> {
+    let path = uri.path();
+    let behind = path.rfind("/v1/").map_or(path, |at| &path[at + 4..]);
+    behind.split('/').map(decode).collect()
+}
+
+fn decode(segment: &str) -> Result<String, Problem> {
+    let bytes = segment.as_bytes();
+    let is_hex = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_hexdigit);
+    let escapes = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'%');
+    if escapes.into_iter().any(|(at, _)| !(is_hex(at + 1) && is_hex(at + 2))) {
+        return Err(Problem::invalid(format!("{segment:?} has a malformed percent escape")));
+    }
+    let decoded = percent_decode_str(segment).decode_utf8();
+    let decoded = decoded.map_err(|_| Problem::invalid(format!("{segment:?} is not UTF-8")))?;
+    Ok(decoded.into_owned())
+}
+
+/// `entities/{type}/{key}/...`
+pub(super) fn entity(uri: &Uri) -> Result<(EntityId, Vec<String>), Problem> {
+    let mut parts = segments(uri)?.into_iter();
+    let (_entities, entity_type, key) = (parts.next(), parts.next(), parts.next());
+    let id = EntityId::new(&entity_type.unwrap_or_default(), &key.unwrap_or_default());
+    Ok((id.map_err(id_problem)?, parts.collect()))
+}
+
+fn id_problem(error: stead_entities::Error) -> Problem {
+    Problem::invalid(error.message())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(path: &str) -> Result<String, Problem> {
+        entity(&path.parse::<Uri>().expect("a path")).map(|(id, _)| id.key().to_owned())
+    }
+
+    #[test]
+    fn a_key_is_decoded_once() {
+        assert_eq!(key("/v1/entities/counter/a%2Fb").ok().as_deref(), Some("a/b"));
+        assert_eq!(key("/v1/entities/counter/a%252Fb").ok().as_deref(), Some("a%2Fb"));
+        assert_eq!(key("/stead/v1/entities/counter/x").ok().as_deref(), Some("x"));
+        assert_eq!(key("/v1/entities/counter/%C3%BC").ok().as_deref(), Some("\u{fc}"));
+        for bad in ["%", "%2", "%zz", "%ff", "%00", "%0A", "%2E", "..", ".", ""] {
+            assert!(key(&format!("/v1/entities/counter/{bad}")).is_err(), "{bad}");
+        }
+    }
+}

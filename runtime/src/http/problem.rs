@@ -1,0 +1,128 @@
+//! Errors as RFC 9457 problem documents. One total match decides the status of each kind.
+
+use axum::{
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::json;
+use stead_entities::{Error, ErrorKind, Rejection};
+
+/// What a client is told instead of a result.
+#[derive(Debug)]
+pub(crate) struct Problem {
+    status: StatusCode,
+    slug: &'static str,
+    title: &'static str,
+    detail: String,
+}
+
+impl Problem {
+    pub(crate) fn new(
+        status: StatusCode,
+        slug: &'static str,
+        title: &'static str,
+        detail: impl Into<String>,
+    ) -> Self {
+        Self { status, slug, title, detail: detail.into() }
+    }
+
+    pub(crate) fn invalid(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid", "The request is wrong", detail)
+    }
+}
+
+/// Status, slug and title of each kind of failure.
+fn describe(kind: ErrorKind) -> (StatusCode, &'static str, &'static str) {
+    use StatusCode as S;
+    match kind {
+        ErrorKind::Invalid => (S::BAD_REQUEST, "invalid", "The request is wrong"),
+        ErrorKind::NotFound => (S::NOT_FOUND, "not-found", "It does not exist"),
+        ErrorKind::Overloaded => (S::TOO_MANY_REQUESTS, "overloaded", "Too much at one time"),
+        ErrorKind::Unavailable => {
+            (S::SERVICE_UNAVAILABLE, "unavailable", "Not possible at the moment; not applied")
+        }
+        ErrorKind::Full => (S::INSUFFICIENT_STORAGE, "full", "The disk is nearly full"),
+        ErrorKind::Deadline => {
+            (S::GATEWAY_TIMEOUT, "deadline", "The operation took too long and was discarded")
+        }
+        ErrorKind::Unknown => {
+            (S::GATEWAY_TIMEOUT, "unknown", "It may or may not have been applied")
+        }
+        ErrorKind::Conflict => (S::CONFLICT, "conflict", "The idempotency key was used before"),
+        ErrorKind::Fenced => (S::SERVICE_UNAVAILABLE, "fenced", "This node is no longer the owner"),
+        ErrorKind::Closed => (S::SERVICE_UNAVAILABLE, "closed", "The node is stopping"),
+        ErrorKind::Corrupt => {
+            (S::INTERNAL_SERVER_ERROR, "corrupt", "The stored data cannot be read")
+        }
+        ErrorKind::Internal => (S::INTERNAL_SERVER_ERROR, "internal", "The operation failed"),
+    }
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        let (mut status, slug, title) = describe(error.kind());
+        let source = std::error::Error::source(&error);
+        let input = source.and_then(|s| s.downcast_ref::<stead_entities::input::InputError>());
+        if input.is_some_and(|input| !input.malformed) {
+            status = StatusCode::UNPROCESSABLE_ENTITY;
+        }
+        Self::new(status, slug, title, error.message())
+    }
+}
+
+impl From<Rejection> for Problem {
+    fn from(rejection: Rejection) -> Self {
+        let status = StatusCode::UNPROCESSABLE_ENTITY;
+        Self::new(status, "rejected", "The entity rejected the operation", rejection.reason())
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = json!({
+            "type": format!("urn:stead:problem:{}", self.slug),
+            "title": self.title,
+            "status": self.status.as_u16(),
+            "detail": self.detail,
+        });
+        let mut response = (self.status, body.to_string()).into_response();
+        let headers = response.headers_mut();
+        let problem = HeaderValue::from_static("application/problem+json");
+        headers.insert(header::CONTENT_TYPE, problem);
+        if matches!(
+            self.status,
+            StatusCode::TOO_MANY_REQUESTS
+                | StatusCode::SERVICE_UNAVAILABLE
+                | StatusCode::INSUFFICIENT_STORAGE
+        ) {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_its_status() {
+        let rows = [
+            (ErrorKind::Invalid, 400),
+            (ErrorKind::NotFound, 404),
+            (ErrorKind::Overloaded, 429),
+            (ErrorKind::Unavailable, 503),
+            (ErrorKind::Full, 507),
+            (ErrorKind::Deadline, 504),
+            (ErrorKind::Unknown, 504),
+            (ErrorKind::Conflict, 409),
+            (ErrorKind::Fenced, 503),
+            (ErrorKind::Closed, 503),
+            (ErrorKind::Corrupt, 500),
+            (ErrorKind::Internal, 500),
+        ];
+        for (kind, status) in rows {
+            assert_eq!(Problem::from(Error::new(kind, "")).status.as_u16(), status, "{kind:?}");
+        }
+    }
+}

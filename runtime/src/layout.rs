@@ -1,0 +1,91 @@
+//! The layout guard: a state whose layout changed without a new version would be read as something
+//! else, so the node refuses to start.
+
+use std::sync::Arc;
+
+use stead_entities::Timestamp;
+
+use crate::{
+    node::StartError,
+    store::{Batch, CommitOutcome, Fence, Store, Write},
+    types::EntityTypes,
+};
+
+/// Compares every layout with the stored one and stores the new ones. Returns how many batches that
+/// took.
+pub(crate) async fn guard(
+    store: &dyn Store,
+    types: &EntityTypes,
+    owner: &Arc<str>,
+    now: Timestamp,
+) -> Result<u64, StartError> {
+    let (mut writes, mut problems) = (Vec::new(), Vec::new());
+    let mut names: Vec<_> = types.keys().copied().collect();
+    names.sort_unstable();
+    for name in names {
+        let known = types[name].layouts();
+        let stored = store.layouts(name.to_owned()).await;
+        let stored = stored.map_err(|error| StartError::Unavailable(error.to_string()))?;
+        if let Some((newer, _)) = stored.iter().find(|(version, _)| *version > known[0].0) {
+            problems.push(format!(
+                "{name}: the store has version {newer}, this program knows version {}: run a \
+                 newer program; nothing was changed",
+                known[0].0
+            ));
+            continue;
+        }
+        for (version, text) in known {
+            match stored.iter().find(|(of, _)| *of == version) {
+                Some((_, before)) if *before == text => {}
+                Some((_, before)) => {
+                    problems.push(format!(
+                        "{name}: the layout of version {version} is not the stored one: {}. Raise \
+                         `version` and name the old type in `upgrade_from({version} = ...)`; \
+                         nothing was changed",
+                        difference(before, &text)
+                    ));
+                }
+                None => writes.push(Write::PutLayout(name.to_owned(), version, text)),
+            }
+        }
+    }
+    if !problems.is_empty() {
+        return Err(StartError::Layout(problems));
+    }
+    if writes.is_empty() {
+        return Ok(0);
+    }
+    let opened = store.opened();
+    let number = opened.last_batch + 1;
+    let fence = Fence { incarnation: opened.incarnation, lane: 0, number };
+    let batch = Batch { fence, owner: owner.clone(), time: now, is_clean: false, writes };
+    match store.commit(batch).await {
+        CommitOutcome::Committed => Ok(1),
+        other => Err(StartError::Unavailable(format!("the layouts cannot be stored: {other:?}"))),
+    }
+}
+
+/// The first place where two layouts part.
+fn difference(before: &str, after: &str) -> String {
+    let (mut old, mut new) = (before.lines(), after.lines());
+    loop {
+        match (old.next(), new.next()) {
+            (Some(old), Some(new)) if old == new => {}
+            (Some(old), Some(new)) => return format!("stored `{old}`, now `{new}`"),
+            (Some(old), None) => return format!("stored `{old}`, now nothing"),
+            (None, Some(new)) => return format!("stored nothing, now `{new}`"),
+            (None, None) => return "no difference".into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_difference_is_named() {
+        assert_eq!(difference("a: i64\nb: u8\n", "a: i64\nb: u16\n"), "stored `b: u8`, now `b: u16`");
+        assert_eq!(difference("a\n", "a\nb\n"), "stored nothing, now `b`");
+    }
+}

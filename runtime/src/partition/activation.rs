@@ -1,0 +1,179 @@
+//! A row of a partition's table: one entity in memory, with its mailbox.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use stead_entities::{EntityId, Timestamp};
+
+use super::{message::{Keyed, Work}, ticket::Ticket};
+use crate::{
+    store::record::{DeadLetterId, InboxKey, ReminderHead, Slot},
+    types::State,
+};
+
+/// The in-memory incarnation of an entity.
+pub(super) struct Activation {
+    pub(super) stage: Stage,
+    /// `None` while it is loading or cannot be read.
+    pub(super) state: Option<State>,
+    /// 0 while nothing was committed.
+    pub(super) generation: u64,
+    pub(super) revision: u64,
+    /// The revision that was last sent to the committer.
+    pub(super) sent_revision: u64,
+    pub(super) committed_at: Timestamp,
+    pub(super) reminders: Vec<ReminderHead>,
+    /// What is to run, in order.
+    pub(super) mailbox: VecDeque<Item>,
+    /// Signals of one sender, behind one that waits for its retry.
+    pub(super) blocked: Vec<Lane>,
+    /// What waits in memory behind what waits on disk.
+    pub(super) behind: VecDeque<Item>,
+    /// The last burst with something of this entity that must be durable before it is heard of.
+    pub(super) unreleased: u64,
+    /// The state that the open burst will write, if any.
+    pub(super) encoded: Option<Vec<u8>>,
+    pub(super) is_queued: bool,
+    pub(super) used_at: Timestamp,
+}
+
+/// What an activation can do at present.
+pub(super) enum Stage {
+    Loading,
+    Ready,
+    /// An operation awaits outside services.
+    Busy(u64, Box<Item>),
+    /// A deletion waits for the list of delayed signals.
+    Listing,
+    /// The stored state cannot be read.
+    Corrupt(String),
+}
+
+/// One operation in a mailbox.
+#[derive(Debug)]
+pub(super) struct Item {
+    pub(super) work: Work,
+    pub(super) input: Vec<u8>,
+    pub(super) token: u128,
+    pub(super) is_call: bool,
+    /// The sending entity; `None` for callers outside.
+    pub(super) sender: Option<Arc<str>>,
+    pub(super) row: Row,
+    pub(super) ticket: Option<Ticket>,
+    pub(super) key: Option<Keyed>,
+    pub(super) due: Option<Timestamp>,
+    pub(super) attempts: u32,
+    /// Whether the attempt that is about to begin is counted already.
+    pub(super) is_counted: bool,
+    pub(super) accepted_at: Timestamp,
+    pub(super) deadline: Option<Timestamp>,
+    pub(super) exhume: Option<DeadLetterId>,
+    /// What a deletion found delayed.
+    pub(super) delayed: Option<Vec<(Slot, crate::store::record::ReminderRecord)>>,
+}
+
+/// Where an operation is kept on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Row {
+    None,
+    Inbox(InboxKey),
+    Reminder(Slot, Timestamp, u64),
+}
+
+/// Signals of one sender that wait for the first of them to be tried again.
+pub(super) struct Lane {
+    pub(super) sender: Sender,
+    pub(super) retry_at: Timestamp,
+    pub(super) items: VecDeque<Item>,
+}
+
+/// Whose order an item keeps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Sender {
+    Outside,
+    Entity(Arc<str>),
+    Reminder(Slot),
+}
+
+impl Item {
+    /// Whose order it keeps while it waits for a retry; calls and queries wait for nobody's.
+    pub(super) fn sender(&self) -> Option<Sender> {
+        if self.is_call || !matches!(self.work, Work::Operation { .. }) {
+            return None;
+        }
+        Some(match (&self.row, &self.sender) {
+            (Row::Reminder(slot @ Slot::Named(_), ..), _) => Sender::Reminder(slot.clone()),
+            (_, Some(sender)) => Sender::Entity(sender.clone()),
+            (_, None) => Sender::Outside,
+        })
+    }
+
+    pub(super) fn is_signal(&self) -> bool {
+        !self.is_call && matches!(self.work, Work::Operation { .. })
+    }
+}
+
+impl Activation {
+    pub(super) fn loading(now: Timestamp) -> Self {
+        Self {
+            stage: Stage::Loading,
+            state: None,
+            generation: 0,
+            revision: 0,
+            sent_revision: 0,
+            committed_at: Timestamp::from_micros(i64::MIN),
+            reminders: Vec::new(),
+            mailbox: VecDeque::new(),
+            blocked: Vec::new(),
+            behind: VecDeque::new(),
+            unreleased: 0,
+            encoded: None,
+            is_queued: false,
+            used_at: now,
+        }
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        let blocked: usize = self.blocked.iter().map(|lane| lane.items.len()).sum();
+        self.mailbox.len() + self.behind.len() + blocked
+    }
+
+    /// Whether it can be forgotten without losing anything.
+    pub(super) fn is_idle(&self, released: u64, since: Timestamp) -> bool {
+        matches!(self.stage, Stage::Ready | Stage::Corrupt(_))
+            && self.waiting() == 0
+            && self.encoded.is_none()
+            && self.unreleased <= released
+            && self.used_at < since
+    }
+
+    /// Whether a caller waits for something in the mailbox.
+    pub(super) fn is_awaited(&self) -> bool {
+        matches!(self.stage, Stage::Busy(..))
+            || self.mailbox.iter().any(|item| item.ticket.is_some())
+    }
+
+    pub(super) fn lane(&mut self, sender: &Sender) -> Option<&mut Lane> {
+        self.blocked.iter_mut().find(|lane| lane.sender == *sender)
+    }
+
+    pub(super) fn items(self) -> impl Iterator<Item = Item> {
+        let busy = match self.stage {
+            Stage::Busy(_, item) => Some(*item),
+            _ => None,
+        };
+        let blocked = self.blocked.into_iter().flat_map(|lane| lane.items);
+        busy.into_iter().chain(self.mailbox).chain(self.behind).chain(blocked)
+    }
+}
+
+/// Who sent an operation, as a dead letter names it.
+pub(super) fn sender_text(item: &Item) -> String {
+    match (&item.row, &item.sender) {
+        (Row::Reminder(Slot::Named(name), ..), _) => format!("reminder {name}"),
+        (_, Some(sender)) => sender.to_string(),
+        (_, None) => String::new(),
+    }
+}
+
+/// An id and a retry time, in the order of retries.
+pub(super) type Retry = (Timestamp, EntityId);

@@ -1,0 +1,373 @@
+//! The shell of a partition: a ractor actor that carries wake-ups, and a queue that carries inputs.
+//! The home of ractor.
+//!
+//! ractor's mailbox is unbounded, so inputs wait in a queue of our own, whose length admission
+//! bounds; at most one wake-up is under way. What the partition asks for is done here: reads of the
+//! store at once where they need no disk, else in tasks that come back as inputs.
+
+use std::{
+    collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::{Duration, Instant},
+};
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use stead_entities::{EntityId, Error, ErrorKind, Timestamp};
+
+use super::{
+    Partition,
+    INBOX_PAGE,
+    message::{Input, Output, Returned, Start},
+    ticket::Ticket,
+    turn::panicked,
+};
+use crate::{
+    clock::{self, Clock, monotonic},
+    commit::{self, Work},
+    config::Config,
+    store::{Loaded, Store, record::DeadLetterId},
+    types::EntityTypes,
+};
+
+/// The pause before a generation after a failed one begins.
+const RESTART_PAUSE: Duration = Duration::from_millis(100);
+
+/// A way to one partition. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Handle(Arc<Queue>);
+
+#[derive(Debug)]
+struct Queue {
+    inputs: Mutex<Inputs>,
+    actor: OnceLock<ActorRef<Wake>>,
+}
+
+#[derive(Default)]
+struct Inputs {
+    waiting: VecDeque<Input>,
+    is_awake: bool,
+}
+
+impl std::fmt::Debug for Inputs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inputs").field("waiting", &self.waiting.len()).finish()
+    }
+}
+
+/// There is something in the queue.
+#[derive(Debug)]
+pub(crate) struct Wake;
+
+impl Handle {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(Queue { inputs: Mutex::default(), actor: OnceLock::new() }))
+    }
+
+    /// Gives the partition an input. Inputs are taken in the order in which they are pushed.
+    pub(crate) fn push(&self, input: Input) {
+        let mut inputs = self.0.inputs.lock().unwrap_or_else(PoisonError::into_inner);
+        inputs.waiting.push_back(input);
+        let is_first = !std::mem::replace(&mut inputs.is_awake, true);
+        drop(inputs);
+        if is_first {
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        if let Some(actor) = self.0.actor.get() {
+            // A stopped actor has no use for a wake-up.
+            let _stopped = actor.send_message(Wake);
+        }
+    }
+
+    fn take(&self) -> VecDeque<Input> {
+        let mut inputs = self.0.inputs.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut inputs.waiting)
+    }
+
+    /// Goes to sleep if nothing waits; says whether it does.
+    fn rest(&self, has_more: bool) -> bool {
+        let mut inputs = self.0.inputs.lock().unwrap_or_else(PoisonError::into_inner);
+        inputs.is_awake = has_more || !inputs.waiting.is_empty();
+        !inputs.is_awake
+    }
+
+    pub(crate) fn stop(&self) {
+        if let Some(actor) = self.0.actor.get() {
+            actor.stop(None);
+        }
+    }
+}
+
+/// What runs at present in one partition, for the watchdog.
+#[derive(Debug, Default)]
+pub(crate) struct Watch(Mutex<Option<Running>>);
+
+#[derive(Debug)]
+struct Running {
+    id: EntityId,
+    operation: &'static str,
+    since: Instant,
+    ticket: Option<Ticket>,
+    is_late: bool,
+}
+
+impl Watch {
+    pub(crate) fn begin(&self, id: &EntityId, operation: &'static str, ticket: Option<&Ticket>) {
+        let ticket = ticket.cloned();
+        let running =
+            Running { id: id.clone(), operation, since: monotonic(), ticket, is_late: false };
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(running);
+    }
+
+    /// Ends the turn; says whether it took too long and its caller was told so.
+    pub(crate) fn end(&self) -> bool {
+        let running = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        running.is_some_and(|running| running.is_late)
+    }
+
+    /// Tells the caller of a turn that takes too long. Returns what runs and for how long, if it
+    /// has run for longer than `deadline`.
+    pub(crate) fn check(&self, deadline: Duration) -> Option<(String, Duration)> {
+        let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = running.as_mut()?;
+        let elapsed = running.since.elapsed();
+        if elapsed < deadline {
+            return None;
+        }
+        let name = format!("{} of {}", running.operation, running.id);
+        if !std::mem::replace(&mut running.is_late, true) {
+            tracing::error!(entity = %running.id, operation = running.operation, ?elapsed,
+                "an operation spins");
+            if let Some(ticket) = &running.ticket {
+                let message = "the operation runs past its deadline and cannot be stopped";
+                ticket.answer(Err(Error::new(ErrorKind::Unknown, message)));
+            }
+        }
+        Some((name, elapsed))
+    }
+}
+
+/// What the shell of a partition works with.
+pub(crate) struct Shell {
+    pub(crate) handle: Handle,
+    pub(crate) partition: Partition,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) committer: commit::Sender,
+    pub(crate) types: Arc<EntityTypes>,
+    pub(crate) config: Arc<Config>,
+    pub(crate) wake_at: Option<Timestamp>,
+}
+
+struct PartitionActor;
+
+/// Starts the actor of a partition.
+///
+/// # Errors
+/// Where ractor cannot start it.
+pub(crate) async fn start(shell: Shell) -> Result<(), Error> {
+    let handle = shell.handle.clone();
+    let started = Actor::spawn(None, PartitionActor, shell).await;
+    let (actor, _joined) = started.map_err(|error| {
+        Error::new(ErrorKind::Internal, "a partition cannot be started").with_source(error)
+    })?;
+    // Set once: a handle starts one actor.
+    let _ = handle.0.actor.set(actor);
+    handle.push(Input::Tick);
+    handle.wake();
+    Ok(())
+}
+
+impl Actor for PartitionActor {
+    type Msg = Wake;
+    type State = Shell;
+    type Arguments = Shell;
+
+    async fn pre_start(
+        &self,
+        _myself: ActorRef<Wake>,
+        shell: Shell,
+    ) -> Result<Shell, ActorProcessingErr> {
+        Ok(shell)
+    }
+
+    async fn handle(
+        &self,
+        _myself: ActorRef<Wake>,
+        _wake: Wake,
+        shell: &mut Shell,
+    ) -> Result<(), ActorProcessingErr> {
+        let has_more = shell.turn_over().await;
+        if !shell.handle.rest(has_more) {
+            // Others get their turn before this partition goes on.
+            shell.handle.wake();
+        }
+        Ok(())
+    }
+}
+
+impl Shell {
+    /// One step, and what it asks for; says whether there is more to run at once.
+    async fn turn_over(&mut self) -> bool {
+        let mut inputs = self.handle.take();
+        let mut has_more = false;
+        loop {
+            let now = self.clock.now();
+            let step = catch_unwind(AssertUnwindSafe(|| self.partition.step(now, inputs.drain(..))));
+            let outputs = step.unwrap_or_else(|panic| {
+                let error = panicked(&*panic);
+                tracing::error!(partition = self.partition.number(), %error, "a partition failed");
+                let error = Error::new(ErrorKind::Unavailable, "the partition restarts");
+                self.partition.restart(&error);
+                self.partition.step(now, [])
+            });
+            for output in outputs {
+                match output {
+                    Output::Again => has_more = true,
+                    output => inputs.extend(self.perform(output).await),
+                }
+            }
+            if inputs.is_empty() {
+                return has_more;
+            }
+        }
+    }
+
+    /// Does what the partition asks for; what is known at once is returned.
+    async fn perform(&mut self, output: Output) -> Option<Input> {
+        let generation = self.partition.generation();
+        let number = self.partition.number();
+        match output {
+            Output::Reply(ticket, response) => ticket.answer(response),
+            // The queue has room for every burst and barrier that can be under way.
+            Output::Burst(burst) => drop(self.committer.send(Work::Burst(burst)).await),
+            Output::Barrier(generation) => self.barrier(number, generation),
+            Output::Recover => self.recover(generation, number),
+            Output::Load(id, inbox) => match self.store.load_cached(&id) {
+                Some(state) if inbox == 0 => {
+                    let loaded = Loaded { state, inbox: Ok(Vec::new()) };
+                    return Some(Input::Loaded(generation, id, loaded));
+                }
+                _ => {
+                    let loading = self.store.load(number, id.clone(), inbox);
+                    self.later(async move { Input::Loaded(generation, id, loading.await) });
+                }
+            },
+            Output::Inbox(id, after) => {
+                let reading = self.store.inbox(number, id.clone(), after, INBOX_PAGE);
+                self.later(async move { Input::Inbox(generation, id, reading.await) });
+            }
+            Output::LookUp(key) => match self.store.remembered_cached(&key) {
+                Some(found) => return Some(Input::LookedUp(generation, key, found)),
+                None => {
+                    let reading = self.store.remembered((*key).clone());
+                    self.later(async move { Input::LookedUp(generation, key, reading.await) });
+                }
+            },
+            Output::Due(until, limit) => {
+                let reading = self.store.due(number, until, limit);
+                self.later(async move { Input::Due(generation, until, reading.await) });
+            }
+            Output::Reminders(id) => {
+                let reading = self.store.reminders(number, id.clone());
+                self.later(async move { Input::Reminders(generation, id, reading.await) });
+            }
+            Output::Start(start) => self.start(generation, *start),
+            Output::WakeAt(at) => self.wake_at(at),
+            Output::Again => {}
+        }
+        None
+    }
+
+    fn barrier(&self, number: u16, generation: u64) {
+        let committer = self.committer.clone();
+        spawn(async move {
+            if generation > 1 {
+                clock::sleep(RESTART_PAUSE).await;
+            }
+            // Without a committer the node is gone, and nobody waits.
+            let _gone = committer.send(Work::Barrier(number, generation)).await;
+        });
+    }
+
+    fn recover(&self, generation: u64, number: u16) {
+        let (store, handle) = (self.store.clone(), self.handle.clone());
+        let (receivers, max) = (store.receivers(number), self.config.rejections_max);
+        spawn(async move {
+            let start = DeadLetterId { partition: number, is_rejection: true, number: 0 };
+            let known = store.dead_letters(Some(start), max).await.unwrap_or_default();
+            let known = known
+                .into_iter()
+                .filter(|(id, _)| id.partition == number && id.is_rejection)
+                .map(|(id, letter)| (id, letter.buried_at));
+            handle.push(Input::Rejections(generation, known.collect()));
+            handle.push(Input::Recovered(generation, receivers.await));
+        });
+    }
+
+    /// Runs an operation that awaits in a task of its own, at most until its deadline.
+    fn start(&self, generation: u64, start: Start) {
+        let Start { id, run, index, state, ctx, input } = start;
+        let (handle, deadline) = (self.handle.clone(), self.config.turn_deadline);
+        let known = self.types.get(id.entity_type()).cloned();
+        let work = async move {
+            let known = known.ok_or_else(|| "the entity type is not served".to_owned())?;
+            let running = known.start(index, state, ctx, &input);
+            Ok::<_, String>(running.map_err(|error| error.to_string())?.await)
+        };
+        spawn(async move {
+            let result = match watched(deadline, work).await {
+                Ok(Ok(done)) => Ok(done),
+                Ok(Err(why)) => Err(Error::new(ErrorKind::Invalid, why)),
+                Err(error) => Err(error),
+            };
+            handle.push(Input::Returned(generation, Returned { id, run, result }));
+        });
+    }
+
+    /// Ticks at `at`, unless an earlier tick is under way.
+    fn wake_at(&mut self, at: Timestamp) {
+        let now = self.clock.now();
+        if self.wake_at.is_some_and(|known| known > now && known <= at) {
+            return;
+        }
+        self.wake_at = Some(at);
+        let (handle, length) = (self.handle.clone(), at.since(now));
+        spawn(async move {
+            clock::sleep(length).await;
+            handle.push(Input::Tick);
+        });
+    }
+
+    fn later(&self, input: impl Future<Output = Input> + Send + 'static) {
+        let handle = self.handle.clone();
+        spawn(async move { handle.push(input.await) });
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "the home of a partition's tasks")]
+fn spawn(task: impl Future<Output = ()> + Send + 'static) {
+    drop(tokio::spawn(task));
+}
+
+/// Runs an author's future in a task of its own; a panic or a missed deadline becomes an error.
+#[allow(clippy::disallowed_methods, reason = "the home of a partition's tasks")]
+async fn watched<T: Send + 'static>(
+    deadline: Duration,
+    work: impl Future<Output = T> + Send + 'static,
+) -> Result<T, Error> {
+    let mut task = tokio::spawn(work);
+    match clock::within(deadline, &mut task).await {
+        Some(Ok(done)) => Ok(done),
+        Some(Err(failed)) if failed.is_panic() => Err(panicked(&*failed.into_panic())),
+        Some(Err(_)) => Err(Error::new(ErrorKind::Closed, "the node is stopping")),
+        None => {
+            task.abort();
+            let message = format!("the operation awaited for longer than {deadline:?}");
+            Err(Error::new(ErrorKind::Deadline, message))
+        }
+    }
+}

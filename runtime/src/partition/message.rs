@@ -1,0 +1,141 @@
+//! Everything that can wake a partition, and everything that it can ask for: two closed lists.
+
+use std::sync::Arc;
+
+use stead_entities::{Context, EntityId, Error, Timestamp, entity::Outcome};
+
+use super::ticket::{Response, Ticket};
+use crate::{
+    store::{
+        Loaded, ReadResult, ReminderRows, Write,
+        record::{
+            DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey, InboxRecord, ReminderRecord,
+            Slot,
+        },
+    },
+    types::State,
+};
+
+/// What a caller outside asks of an entity.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) id: EntityId,
+    pub(crate) work: Work,
+    pub(crate) input: Vec<u8>,
+    pub(crate) token: u128,
+    pub(crate) is_call: bool,
+    pub(crate) ticket: Ticket,
+    pub(crate) key: Option<Keyed>,
+    pub(crate) due: Option<Timestamp>,
+    pub(crate) deadline: Timestamp,
+    /// The dead letter that this request replays.
+    pub(crate) exhume: Option<DeadLetterId>,
+}
+
+/// An idempotency key, and what it stands for.
+#[derive(Debug, Clone)]
+pub(crate) struct Keyed {
+    pub(crate) key: Arc<IdempotencyKey>,
+    pub(crate) fingerprint: u128,
+}
+
+/// What is to be done with an entity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// The operation of this index.
+    Operation { index: usize, awaits: bool },
+    /// The query of this index.
+    Query { index: usize },
+    /// Show the committed state.
+    State,
+    /// Delete the entity.
+    Delete,
+}
+
+/// What another partition's commit made durable for this one.
+#[derive(Debug)]
+pub(crate) enum Delivery {
+    /// An inbox row.
+    Signal(InboxKey, InboxRecord),
+    /// A delayed signal's row.
+    Delayed(EntityId, Slot, ReminderRecord),
+}
+
+/// What an operation that awaited brings back.
+pub(crate) struct Returned {
+    pub(crate) id: EntityId,
+    pub(crate) run: u64,
+    pub(crate) result: Result<(State, Context, Outcome), Error>,
+}
+
+/// What wakes a partition.
+pub(crate) enum Input {
+    Request(Box<Request>),
+    Deliver(Delivery),
+    /// The burst of this generation and number, and all before it, are durable.
+    Committed(u64, u64),
+    /// The bursts of this generation will not be committed.
+    Failed(u64, Error),
+    /// The committer has settled everything that was sent before this generation.
+    Barrier(u64),
+    /// What a new generation begins with.
+    Recovered(u64, ReadResult<Vec<EntityId>>),
+    Loaded(u64, EntityId, Loaded),
+    Inbox(u64, EntityId, ReadResult<Vec<(InboxKey, InboxRecord)>>),
+    LookedUp(u64, Arc<IdempotencyKey>, ReadResult<Option<IdempotencyRecord>>),
+    Due(u64, Timestamp, ReadResult<ReminderRows>),
+    Reminders(u64, EntityId, ReadResult<ReminderRows>),
+    Returned(u64, Returned),
+    /// Commit nothing, and answer when it is durable.
+    Probe(Ticket),
+    /// Drop a dead letter.
+    Exhume(DeadLetterId, Ticket),
+    /// The number of the dead letters of rejections, oldest first, with their times.
+    Rejections(u64, Vec<(DeadLetterId, Timestamp)>),
+    /// Start no more turns; answer when everything that was taken is durable.
+    Drain(Ticket),
+    /// Look at the clock.
+    Tick,
+}
+
+/// What a partition asks for.
+pub(crate) enum Output {
+    Reply(Ticket, Response),
+    Burst(Burst),
+    Barrier(u64),
+    /// Read what the partition begins with: receivers and rejections.
+    Recover,
+    Load(EntityId, usize),
+    Inbox(EntityId, Option<InboxKey>),
+    LookUp(Arc<IdempotencyKey>),
+    Due(Timestamp, usize),
+    Reminders(EntityId),
+    Start(Box<Start>),
+    /// Tick at this time.
+    WakeAt(Timestamp),
+    /// Step again soon: there is more to run.
+    Again,
+}
+
+/// An operation that awaits, about to run in a task of its own.
+pub(crate) struct Start {
+    pub(crate) id: EntityId,
+    pub(crate) run: u64,
+    pub(crate) index: usize,
+    pub(crate) state: State,
+    pub(crate) ctx: Context,
+    pub(crate) input: Vec<u8>,
+}
+
+/// The finished turns of one step: written together, and let out together once they are durable.
+#[derive(Debug, Default)]
+pub(crate) struct Burst {
+    pub(crate) partition: u16,
+    pub(crate) generation: u64,
+    pub(crate) number: u64,
+    pub(crate) writes: Vec<Write>,
+    pub(crate) replies: Vec<(Ticket, Response)>,
+    pub(crate) deliveries: Vec<(u16, Delivery)>,
+    /// Whether it is to be flushed though it writes nothing.
+    pub(crate) is_probe: bool,
+}

@@ -1,0 +1,410 @@
+//! One partition: a state machine that owns a fixed share of all entities and runs their turns.
+//!
+//! ```text
+//! inputs --> step --> turns on in-memory states --> one open burst --> sent to the committer
+//!                \--> loads, look-ups, scans, tasks that await (answered by later inputs)
+//! ```
+//!
+//! [`Partition::step`] is plain synchronous code: inputs in, outputs out. It never writes to the
+//! store, reads no clock and awaits nothing; `actor` does that for it. What must never happen:
+//!
+//! - an answer leaves before the turns it rests on are durable: answers ride in the burst of the
+//!   turn, or in the open burst while the entity has unreleased turns ([`Partition::answer`]);
+//! - a burst is committed on top of one that was not: bursts carry the partition's generation, and a
+//!   failed burst ends the generation ([`Partition::restart`]);
+//! - an inbox row is applied twice: its key stays in `known` until the burst that consumes it is
+//!   durable;
+//! - a reminder that was cancelled or set again causes a turn: it fires only if the entity still
+//!   knows its number.
+
+mod activation;
+mod actor;
+mod arrive;
+mod bury;
+pub(crate) mod message;
+mod recover;
+mod run;
+mod settle;
+pub(crate) mod ticket;
+pub(crate) mod turn;
+mod wake;
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    sync::Arc,
+};
+
+use stead_entities::{EntityId, Error, ErrorKind, Timestamp};
+
+use self::{
+    activation::{Activation, Item, Retry, Row, Stage},
+    message::{Burst, Input, Output},
+    ticket::{Response, Ticket},
+};
+pub(crate) use self::actor::{Handle, Shell, Watch, start};
+use crate::{
+    config::Config,
+    entropy::Entropy,
+    sabotage,
+    store::{
+        Write,
+        record::{DeadLetterId, IdempotencyKey, InboxKey, ReminderRecord, Settings, Slot},
+    },
+    types::{EntityType, EntityTypes},
+};
+
+/// The most bursts of one partition that the committer holds; more turns join the open burst.
+const BURSTS_IN_FLIGHT_MAX: u64 = 2;
+/// The most turns of one entity in one step, so that its neighbours get theirs.
+const TURNS_PER_ENTITY_MAX: usize = 64;
+/// The most turns of one step.
+const TURNS_PER_STEP_MAX: usize = 1_024;
+/// The most writes in the open burst; then it waits for the committer.
+const WRITES_PER_BURST_MAX: usize = 16_384;
+/// The most inbox rows of one entity that are read at one time.
+const INBOX_PAGE: usize = 256;
+
+/// What a partition is told once.
+pub(crate) struct Surroundings {
+    pub(crate) number: u16,
+    pub(crate) incarnation: u64,
+    /// Whether the node before this one stopped without draining.
+    pub(crate) was_unclean: bool,
+    pub(crate) settings: Settings,
+    pub(crate) types: Arc<EntityTypes>,
+    pub(crate) config: Arc<Config>,
+    pub(crate) entropy: Entropy,
+    pub(crate) watch: Arc<Watch>,
+}
+
+/// The state machine of one partition.
+pub(crate) struct Partition {
+    around: Surroundings,
+    now: Timestamp,
+    phase: Phase,
+    generation: u64,
+    /// The number of the last burst that was sent, and of the last that is durable.
+    sent: u64,
+    released: u64,
+    minted: u64,
+    runs: u64,
+    table: HashMap<EntityId, Activation>,
+    ready: VecDeque<EntityId>,
+    open: Burst,
+    dirty: Vec<EntityId>,
+    /// Inbox rows in memory, or consumed by a burst that is not yet durable.
+    known: HashSet<InboxKey>,
+    /// What becomes true when a burst is durable.
+    on_release: VecDeque<(u64, Release)>,
+    /// Entities with rows on disk that are not in memory.
+    backlog: HashMap<EntityId, Backlog>,
+    /// Receivers of an earlier generation that are still to be woken.
+    recovering: VecDeque<EntityId>,
+    /// When to read again what could not be read.
+    recover_at: Option<Timestamp>,
+    keys: HashMap<Arc<IdempotencyKey>, Pending>,
+    due: wake::Window,
+    retries: BTreeSet<Retry>,
+    rejections: VecDeque<(DeadLetterId, Timestamp)>,
+    /// What arrived before this generation could begin.
+    early: VecDeque<Input>,
+    draining: Option<Ticket>,
+    started_at: Timestamp,
+    swept_at: Timestamp,
+    outputs: Vec<Output>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The committer has not yet settled what earlier generations sent.
+    Fencing,
+    /// The store is being read.
+    Recovering,
+    Serving,
+}
+
+/// Something that waits for a burst to be durable.
+enum Release {
+    /// The row is gone from the store.
+    Row(InboxKey),
+    /// The answer can be found in the store.
+    Key(Arc<IdempotencyKey>, Response),
+    /// The reminder is gone from the store.
+    Fired(EntityId, Slot, u64),
+    /// The entity can go on.
+    Resume(EntityId),
+}
+
+/// Rows of one entity that are on disk and not in memory.
+#[derive(Debug, Default)]
+struct Backlog {
+    after: Option<InboxKey>,
+    is_loading: bool,
+    /// Whether rows were added behind the reader's back.
+    again: bool,
+    /// The burst that must be durable before the disk shows everything.
+    since: u64,
+    /// Whether the rows were accepted by an earlier, unclean incarnation or generation.
+    is_recovered: bool,
+}
+
+/// An idempotency key in use.
+struct Pending {
+    fingerprint: u128,
+    is_looking: bool,
+    waiters: Vec<Ticket>,
+}
+
+impl Partition {
+    pub(crate) fn new(around: Surroundings, now: Timestamp) -> Self {
+        let mut partition = Self {
+            around,
+            now,
+            phase: Phase::Fencing,
+            generation: 0,
+            sent: 0,
+            released: 0,
+            minted: 0,
+            runs: 0,
+            table: HashMap::new(),
+            ready: VecDeque::new(),
+            open: Burst::default(),
+            dirty: Vec::new(),
+            known: HashSet::new(),
+            on_release: VecDeque::new(),
+            backlog: HashMap::new(),
+            recovering: VecDeque::new(),
+            recover_at: None,
+            keys: HashMap::new(),
+            due: wake::Window::default(),
+            retries: BTreeSet::new(),
+            rejections: VecDeque::new(),
+            early: VecDeque::new(),
+            draining: None,
+            started_at: now,
+            swept_at: now,
+            outputs: Vec::new(),
+        };
+        partition.begin_generation();
+        partition
+    }
+
+    pub(crate) fn number(&self) -> u16 {
+        self.around.number
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Takes what has happened, runs what can run, and says what it wants done.
+    pub(crate) fn step(
+        &mut self,
+        now: Timestamp,
+        inputs: impl IntoIterator<Item = Input>,
+    ) -> Vec<Output> {
+        self.now = self.now.max(now);
+        for input in inputs {
+            self.take(input);
+        }
+        if self.phase == Phase::Serving {
+            if self.draining.is_none() {
+                self.wake_due();
+            }
+            self.run_ready();
+        }
+        self.seal();
+        self.finish_drain();
+        if !self.ready.is_empty() && !self.is_full() {
+            self.outputs.push(Output::Again);
+        }
+        std::mem::take(&mut self.outputs)
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Committed(generation, number) => self.release(generation, number),
+            Input::Failed(generation, error) if generation == self.generation => {
+                self.restart(&error);
+            }
+            Input::Barrier(generation) if generation == self.generation => self.recover(),
+            Input::Recovered(generation, receivers) if generation == self.generation => {
+                self.recovered(receivers);
+            }
+            Input::Rejections(generation, known) if generation == self.generation => {
+                self.rejections = known.into();
+            }
+            // Rows that were delivered before the barrier are in the store that is read after it.
+            Input::Deliver(_) if self.phase == Phase::Fencing || self.draining.is_some() => {}
+            Input::Tick => self.retry_recovery(),
+            Input::Drain(ticket) => self.draining = Some(ticket),
+            input if self.phase != Phase::Serving => self.early.push_back(input),
+            Input::Request(request) => self.arrive(*request),
+            Input::Deliver(delivery) => self.deliver(delivery),
+            Input::Probe(ticket) => {
+                self.open.is_probe = true;
+                self.open.replies.push((ticket, Ok(ticket::Answer::Done)));
+            }
+            Input::Exhume(letter, ticket) => {
+                self.open.writes.push(Write::Exhume(letter));
+                self.rejections.retain(|(id, _)| *id != letter);
+                self.open.replies.push((ticket, Ok(ticket::Answer::Done)));
+            }
+            Input::Loaded(generation, id, loaded) if generation == self.generation => {
+                self.loaded(&id, loaded);
+            }
+            Input::Inbox(generation, id, rows) if generation == self.generation => {
+                self.page_read(&id, rows);
+            }
+            Input::LookedUp(generation, key, found) if generation == self.generation => {
+                self.looked_up(&key, found);
+            }
+            Input::Due(generation, until, rows) if generation == self.generation => {
+                self.due_read(until, rows);
+            }
+            Input::Reminders(generation, id, rows) if generation == self.generation => {
+                self.listed(&id, rows);
+            }
+            Input::Returned(generation, returned) if generation == self.generation => {
+                self.returned(returned);
+            }
+            // What an earlier generation asked for is of no use to this one.
+            Input::Failed(..)
+            | Input::Barrier(_)
+            | Input::Recovered(..)
+            | Input::Rejections(..)
+            | Input::Loaded(..)
+            | Input::Inbox(..)
+            | Input::LookedUp(..)
+            | Input::Due(..)
+            | Input::Reminders(..)
+            | Input::Returned(..) => {}
+        }
+    }
+
+    /// Answers `ticket` once everything that this entity has done so far is durable.
+    fn answer(&mut self, unreleased: u64, ticket: Ticket, response: Response) {
+        if unreleased <= self.released || sabotage::is("X27") {
+            self.outputs.push(Output::Reply(ticket, response));
+        } else {
+            self.open.replies.push((ticket, response));
+        }
+    }
+
+    /// The number that the open burst will have.
+    fn open_number(&self) -> u64 {
+        self.sent + 1
+    }
+
+    fn is_full(&self) -> bool {
+        self.open.writes.len() + self.dirty.len() >= WRITES_PER_BURST_MAX
+    }
+
+    /// Hands the open burst to the committer if there is room for it.
+    fn seal(&mut self) {
+        let is_empty =
+            self.dirty.is_empty() && self.open.writes.is_empty() && self.open.replies.is_empty();
+        if is_empty || self.sent - self.released >= BURSTS_IN_FLIGHT_MAX {
+            return;
+        }
+        for id in std::mem::take(&mut self.dirty) {
+            self.write_state(&id);
+        }
+        let mut burst = std::mem::take(&mut self.open);
+        self.sent += 1;
+        burst.partition = self.around.number;
+        burst.generation = self.generation;
+        burst.number = self.sent;
+        self.outputs.push(Output::Burst(burst));
+    }
+
+    /// Writes the last state of an entity; the turns between were never seen outside.
+    fn write_state(&mut self, id: &EntityId) {
+        let incarnation = self.around.incarnation;
+        let version = self.type_of(id).map_or(0, |known| known.version());
+        let Some(activation) = self.table.get_mut(id) else { return };
+        let Some(state) = activation.encoded.take() else { return };
+        let record = crate::store::record::StateRecord {
+            version,
+            generation: activation.generation,
+            revision: activation.revision,
+            follows: activation.sent_revision,
+            incarnation,
+            committed_at: activation.committed_at,
+            reminders: activation.reminders.clone(),
+            state,
+        };
+        activation.sent_revision = activation.revision;
+        self.open.writes.push(Write::PutState(id.clone(), record));
+    }
+
+    fn release(&mut self, generation: u64, number: u64) {
+        if generation != self.generation {
+            return;
+        }
+        self.released = self.released.max(number);
+        while self.on_release.front().is_some_and(|(burst, _)| *burst <= self.released) {
+            match self.on_release.pop_front() {
+                Some((_, Release::Row(key))) => drop(self.known.remove(&key)),
+                Some((_, Release::Key(key, response))) => {
+                    for ticket in self.keys.remove(&key).map_or(Vec::new(), |key| key.waiters) {
+                        self.outputs.push(Output::Reply(ticket, response.clone()));
+                    }
+                }
+                Some((_, Release::Fired(id, slot, number))) => self.due.forget(&id, &slot, number),
+                Some((_, Release::Resume(id))) => self.make_ready(&id),
+                None => {}
+            }
+        }
+        self.due.settle(self.released);
+    }
+
+    /// Does `release` when the open burst is durable.
+    fn after_open(&mut self, release: Release) {
+        let number = self.open_number();
+        self.on_release.push_back((number, release));
+    }
+
+    fn type_of(&self, id: &EntityId) -> Option<Arc<dyn EntityType>> {
+        self.around.types.get(id.entity_type()).cloned()
+    }
+
+    /// A number that this partition never minted before and no other partition mints: incarnation,
+    /// counter, partition.
+    fn mint(&mut self) -> u64 {
+        self.minted += 1;
+        assert!(self.minted < 1 << 30, "a partition minted all numbers of its incarnation");
+        (self.around.incarnation << 42) | (self.minted << 12) | u64::from(self.around.number)
+    }
+
+    fn make_ready(&mut self, id: &EntityId) {
+        if let Some(activation) = self.table.get_mut(id)
+            && !activation.is_queued
+        {
+            activation.is_queued = true;
+            self.ready.push_back(id.clone());
+        }
+    }
+
+    fn finish_drain(&mut self) {
+        let is_done = self.draining.is_some()
+            && self.sent == self.released
+            && self.dirty.is_empty()
+            && self.open.writes.is_empty()
+            && self.open.replies.is_empty()
+            && !self.table.values().any(Activation::is_awaited);
+        if is_done && let Some(ticket) = self.draining.take() {
+            self.outputs.push(Output::Reply(ticket, Ok(ticket::Answer::Done)));
+        }
+    }
+}
+
+fn unavailable(message: &str) -> Error {
+    Error::new(ErrorKind::Unavailable, message)
+}
+
+/// A stored reminder by entity and slot.
+type Reminder = (EntityId, Slot, ReminderRecord);
+
+
+

@@ -1,0 +1,386 @@
+//! Running: the head of each ready mailbox, a bounded number of turns at a time.
+
+use std::collections::VecDeque;
+
+use stead_entities::{Context, EntityId, Error, ErrorKind, context::Turn};
+
+use super::{
+    Item, Output, Partition, Release, Row, Stage, TURNS_PER_ENTITY_MAX,
+    TURNS_PER_STEP_MAX,
+    activation::{Lane, Sender},
+    arrive::withdrawn,
+    message::{Returned, Start, Work},
+    ticket::{Answer, StateView},
+    turn,
+};
+use crate::{sabotage, store::record::Slot};
+
+/// Whether the next item of a mailbox can follow.
+enum Next {
+    Goes,
+    Waits,
+}
+
+impl Partition {
+    pub(super) fn run_ready(&mut self) {
+        let mut turns = TURNS_PER_STEP_MAX;
+        let mut later = VecDeque::new();
+        while turns > 0
+            && !self.is_full()
+            && let Some(id) = self.ready.pop_front()
+        {
+            let Some(activation) = self.table.get_mut(&id) else { continue };
+            activation.is_queued = false;
+            if self.draining.is_some() && !activation.is_awaited() {
+                continue;
+            }
+            let share = turns.min(TURNS_PER_ENTITY_MAX);
+            let used = self.run_entity(&id, share);
+            turns -= used;
+            if used == share
+                && let Some(activation) = self.table.get_mut(&id)
+                && !std::mem::replace(&mut activation.is_queued, true)
+            {
+                // The rest goes behind the neighbours.
+                later.push_back(id);
+            }
+        }
+        self.ready.extend(later);
+    }
+
+    fn run_entity(&mut self, id: &EntityId, turns: usize) -> usize {
+        for used in 0..turns {
+            let Some(activation) = self.table.get_mut(id) else { return used };
+            match &activation.stage {
+                Stage::Ready => {}
+                Stage::Corrupt(reason) => {
+                    let reason = reason.clone();
+                    return self.refuse_corrupt(id, &reason);
+                }
+                Stage::Loading | Stage::Busy(..) | Stage::Listing => return used,
+            }
+            let Some(item) = activation.mailbox.pop_front() else {
+                self.page(id);
+                return used;
+            };
+            activation.used_at = self.now;
+            if let Next::Waits = self.run_item(id, item) {
+                return used;
+            }
+        }
+        turns
+    }
+
+    /// Nothing can be done with this entity; what is stored of it stays.
+    fn refuse_corrupt(&mut self, id: &EntityId, reason: &str) -> usize {
+        let Some(activation) = self.table.get_mut(id) else { return 0 };
+        let mailbox = std::mem::take(&mut activation.mailbox);
+        let behind = std::mem::take(&mut activation.behind);
+        let error = Error::new(ErrorKind::Corrupt, format!("{id} cannot be read: {reason}"));
+        for item in mailbox.into_iter().chain(behind) {
+            self.forget_key(&item, &error);
+            if let Some(ticket) = item.ticket {
+                self.outputs.push(Output::Reply(ticket, Err(error.clone())));
+            }
+        }
+        0
+    }
+
+    fn run_item(&mut self, id: &EntityId, mut item: Item) -> Next {
+        if self.is_looking(&item) {
+            return self.put_back(id, item);
+        }
+        if let Some(sender) = item.sender()
+            && !sabotage::is("X31")
+            && self.table.get_mut(id).is_some_and(|entry| entry.lane(&sender).is_some())
+        {
+            return self.block(id, item, &sender);
+        }
+        if item.row == Row::None && item.ticket.as_ref().is_some_and(|ticket| !ticket.take()) {
+            self.forget_key(&item, &withdrawn());
+            return Next::Goes;
+        }
+        if item.due.is_some_and(|due| due > self.now) {
+            self.record(id, &mut item);
+            self.accepted(&mut item);
+            return Next::Goes;
+        }
+        if !self.is_current(id, &item) {
+            return Next::Goes;
+        }
+        if item.is_counted && self.unreleased(id) > self.released {
+            return self.put_back(id, item);
+        }
+        match item.work {
+            Work::State => self.show_state(id, item),
+            Work::Query { index } => self.run_query(id, index, item),
+            Work::Delete => return self.run_delete(id, item),
+            Work::Operation { awaits: true, .. } => return self.start(id, item),
+            Work::Operation { index, awaits: false } => return self.run_turn(id, index, item),
+        }
+        Next::Goes
+    }
+
+    fn put_back(&mut self, id: &EntityId, item: Item) -> Next {
+        if let Some(activation) = self.table.get_mut(id) {
+            activation.mailbox.push_front(item);
+        }
+        Next::Waits
+    }
+
+    pub(super) fn unreleased(&self, id: &EntityId) -> u64 {
+        self.table.get(id).map_or(0, |entry| entry.unreleased)
+    }
+
+    /// A reminder that was cancelled or set again since it fired is nothing to run.
+    fn is_current(&mut self, id: &EntityId, item: &Item) -> bool {
+        let Row::Reminder(Slot::Named(name), _, number) = &item.row else { return true };
+        let heads = self.table.get(id).map(|entry| &entry.reminders);
+        let is_current = heads.is_some_and(|heads| {
+            heads.iter().any(|head| {
+                *head.name == **name && (head.number == *number || sabotage::is("X10"))
+            })
+        });
+        if !is_current {
+            self.due.forget(id, &Slot::Named(name.clone()), *number);
+        }
+        is_current
+    }
+
+    /// A signal that arrived behind one of the same sender that waits for its retry.
+    fn block(&mut self, id: &EntityId, mut item: Item, sender: &Sender) -> Next {
+        if item.row == Row::None {
+            if item.ticket.as_ref().is_some_and(|ticket| !ticket.take()) {
+                self.forget_key(&item, &withdrawn());
+                return Next::Goes;
+            }
+            let is_delayed = item.due.is_some();
+            self.record(id, &mut item);
+            self.accepted(&mut item);
+            if is_delayed {
+                return Next::Goes;
+            }
+        }
+        if let Some(lane) = self.table.get_mut(id).and_then(|entry| entry.lane(sender)) {
+            lane.items.push_back(item);
+        }
+        Next::Goes
+    }
+
+    pub(super) fn new_context(&mut self, id: &EntityId, token: u128) -> Context {
+        let seed = self.around.entropy.next();
+        let entry = self.table.get(id);
+        let (revision, last) =
+            entry.map_or((0, self.now), |entry| (entry.revision, entry.committed_at));
+        Context::new(Turn { id: id.clone(), now: self.now.max(last), revision, seed, token })
+    }
+
+    fn show_state(&mut self, id: &EntityId, item: Item) {
+        let Some(entry) = self.table.get(id) else { return };
+        let unreleased = entry.unreleased;
+        let view = match &entry.state {
+            Some(state) if entry.generation > 0 => state.json().map(|json| {
+                Some(StateView {
+                    generation: entry.generation,
+                    revision: entry.revision,
+                    committed_at: entry.committed_at,
+                    state: json,
+                })
+            }),
+            _ => Ok(None),
+        };
+        let response = view.map(Answer::State);
+        let response = response.map_err(|why| Error::new(ErrorKind::Internal, why.to_string()));
+        if let Some(ticket) = item.ticket {
+            self.answer(unreleased, ticket, response);
+        }
+    }
+
+    fn run_query(&mut self, id: &EntityId, index: usize, item: Item) {
+        let (Some(known), Some(ticket)) = (self.type_of(id), item.ticket.clone()) else { return };
+        let ctx = self.new_context(id, item.token);
+        let Some(entry) = self.table.get(id) else { return };
+        let (unreleased, Some(state)) = (entry.unreleased, &entry.state) else { return };
+        self.around.watch.begin(id, known.name_of(index), item.ticket.as_ref());
+        let turned = turn::run(&*known, index, state, ctx, &item.input, usize::MAX);
+        self.around.watch.end();
+        let response = match turned {
+            turn::Turned::Applied { json, .. } => Ok(Answer::Replied(json)),
+            turn::Turned::Rejected(rejection) => Ok(Answer::Rejected(rejection)),
+            turn::Turned::Undecodable(error) => {
+                Err(Error::new(ErrorKind::Invalid, error.to_string()))
+            }
+            turn::Turned::Failed(error) => Err(error),
+        };
+        self.answer(unreleased, ticket, response);
+    }
+
+    fn run_turn(&mut self, id: &EntityId, index: usize, item: Item) -> Next {
+        let Some(known) = self.type_of(id) else { return Next::Goes };
+        let ctx = self.new_context(id, item.token);
+        let limit = self.around.config.state_bytes_max;
+        let Some(state) = self.table.get(id).and_then(|entry| entry.state.as_ref()) else {
+            return Next::Goes;
+        };
+        self.around.watch.begin(id, known.name_of(index), item.ticket.as_ref());
+        let turned = turn::run(&*known, index, state, ctx, &item.input, limit);
+        let turned = match self.around.watch.end() {
+            false => turned,
+            true => turn::Turned::Failed(self.late()),
+        };
+        self.settle(id, item, turned)
+    }
+
+    pub(super) fn late(&self) -> Error {
+        let limit = self.around.config.turn_deadline;
+        Error::new(ErrorKind::Deadline, format!("the turn took longer than {limit:?}"))
+    }
+
+    /// Settles a turn; one that deletes its entity first needs to know what is delayed.
+    fn settle(&mut self, id: &EntityId, item: Item, turned: turn::Turned) -> Next {
+        if matches!(&turned, turn::Turned::Applied { effects, .. } if effects.deleted)
+            && item.delayed.is_none()
+        {
+            return self.list_delayed(id, item);
+        }
+        self.settle_turn(id, item, turned);
+        Next::Goes
+    }
+
+    fn run_delete(&mut self, id: &EntityId, item: Item) -> Next {
+        if item.delayed.is_none() {
+            return self.list_delayed(id, item);
+        }
+        self.settle_deletion(id, item);
+        Next::Goes
+    }
+
+    /// Asks for the delayed signals of an entity that is about to be deleted, once the store shows
+    /// everything that was accepted.
+    fn list_delayed(&mut self, id: &EntityId, item: Item) -> Next {
+        let unreleased = self.unreleased(id);
+        if unreleased > self.released {
+            self.on_release.push_back((unreleased, Release::Resume(id.clone())));
+            self.sort_releases();
+        } else if let Some(activation) = self.table.get_mut(id) {
+            activation.stage = Stage::Listing;
+            self.outputs.push(Output::Reminders(id.clone()));
+        }
+        self.put_back(id, item)
+    }
+
+    fn sort_releases(&mut self) {
+        self.on_release.make_contiguous().sort_by_key(|(burst, _)| *burst);
+    }
+
+    /// Starts an operation that awaits, once its inbox row and all earlier turns are durable.
+    fn start(&mut self, id: &EntityId, mut item: Item) -> Next {
+        if item.row == Row::None {
+            self.record(id, &mut item);
+            if !item.is_call {
+                self.accepted(&mut item);
+            }
+            let number = self.open_number();
+            if let Some(activation) = self.table.get_mut(id) {
+                activation.unreleased = number;
+            }
+        }
+        let unreleased = self.unreleased(id);
+        if unreleased > self.released {
+            self.on_release.push_back((unreleased, Release::Resume(id.clone())));
+            self.sort_releases();
+            self.put_back(id, item);
+            self.record_waiting(id);
+            return Next::Waits;
+        }
+        let Work::Operation { index, .. } = item.work else { return Next::Goes };
+        self.runs += 1;
+        let (run, input) = (self.runs, item.input.clone());
+        let ctx = self.new_context(id, item.token);
+        let Some(activation) = self.table.get_mut(id) else { return Next::Goes };
+        let Some(state) = activation.state.as_ref().map(|state| state.clone_state()) else {
+            return Next::Goes;
+        };
+        activation.stage = Stage::Busy(run, Box::new(item));
+        let start = Start { id: id.clone(), run, index, state, ctx, input };
+        self.outputs.push(Output::Start(Box::new(start)));
+        self.record_waiting(id);
+        Next::Waits
+    }
+
+    /// An operation that awaited is back; what it did becomes a turn, or nothing.
+    pub(super) fn returned(&mut self, returned: Returned) {
+        let id = returned.id;
+        let limit = self.around.config.state_bytes_max;
+        let Some(activation) = self.table.get_mut(&id) else { return };
+        let Stage::Busy(run, _) = &activation.stage else { return };
+        if *run != returned.run {
+            return;
+        }
+        let Stage::Busy(_, item) = std::mem::replace(&mut activation.stage, Stage::Ready) else {
+            return;
+        };
+        let turned = match returned.result {
+            Ok((state, ctx, outcome)) => turn::settle(state, ctx, outcome, limit),
+            Err(error) => turn::Turned::Failed(error),
+        };
+        let deletes = matches!(&turned, turn::Turned::Applied { effects, .. } if effects.deleted);
+        // What it awaited cannot be awaited again for the sake of a list: the entity is deleted by
+        // an operation of its own, right behind.
+        self.settle_turn(&id, *item, turned);
+        if deletes {
+            self.delete_next(&id);
+        }
+        self.make_ready(&id);
+    }
+
+    /// Puts a deletion in front of everything that waits.
+    fn delete_next(&mut self, id: &EntityId) {
+        let item = Item {
+            work: Work::Delete,
+            input: Vec::new(),
+            token: 0,
+            is_call: true,
+            sender: None,
+            row: Row::None,
+            ticket: None,
+            key: None,
+            due: None,
+            attempts: 0,
+            is_counted: false,
+            accepted_at: self.now,
+            deadline: None,
+            exhume: None,
+            delayed: None,
+        };
+        if let Some(activation) = self.table.get_mut(id) {
+            activation.mailbox.push_front(item);
+        }
+    }
+
+    /// The signals of a sender wait until the first of them may be tried again.
+    pub(super) fn block_lane(&mut self, id: &EntityId, item: Item, sender: Sender) {
+        let retry_at = self.now + self.around.config.retry_after(item.attempts);
+        let lane = Lane { sender, retry_at, items: VecDeque::from([item]) };
+        if let Some(activation) = self.table.get_mut(id) {
+            activation.blocked.push(lane);
+        }
+        self.retries.insert((retry_at, id.clone()));
+    }
+
+    /// Lets the lanes whose time has come go first.
+    pub(super) fn unblock(&mut self, id: &EntityId) {
+        let now = self.now;
+        let Some(activation) = self.table.get_mut(id) else { return };
+        let lanes = std::mem::take(&mut activation.blocked);
+        let (due, waiting): (Vec<Lane>, Vec<Lane>) =
+            lanes.into_iter().partition(|lane| lane.retry_at <= now);
+        activation.blocked = waiting;
+        for lane in due {
+            for item in lane.items.into_iter().rev() {
+                activation.mailbox.push_front(item);
+            }
+        }
+        self.make_ready(id);
+    }
+}

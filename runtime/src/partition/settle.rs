@@ -1,0 +1,362 @@
+//! What a turn leaves behind: its state and effects in the open burst, or nothing but an attempt.
+
+use std::sync::Arc;
+
+use stead_entities::{
+    EntityId, Error, ErrorKind, Rejection,
+    context::Effects,
+    effect::{Effect, Reminder, Signal},
+};
+
+use super::{
+    Item, Partition, Release, Row,
+    bury::reason_of_deletion,
+    message::Delivery,
+    ticket::Answer,
+    turn::Turned,
+};
+use crate::{
+    sabotage,
+    store::{
+        Write,
+        record::{
+            Cause, InboxKey, InboxRecord, ReminderHead, ReminderRecord, Remembered, Slot,
+            StoredSchedule,
+        },
+    },
+    types::State,
+};
+
+impl Partition {
+    pub(super) fn settle_turn(&mut self, id: &EntityId, item: Item, turned: Turned) {
+        match turned {
+            Turned::Applied { state, encoded, effects, json } => {
+                self.apply(id, item, state, encoded, effects, json);
+            }
+            Turned::Rejected(rejection) => self.reject(id, item, rejection),
+            Turned::Undecodable(error) if item.is_signal() => {
+                self.accepted_late(&item);
+                self.bury_for(id, item, Cause::Undecodable, &error.to_string());
+            }
+            Turned::Undecodable(error) => {
+                self.refuse(item, Error::new(ErrorKind::Invalid, error.to_string()));
+            }
+            Turned::Failed(error) => self.fail(id, item, error),
+        }
+    }
+
+    fn apply(
+        &mut self,
+        id: &EntityId,
+        item: Item,
+        state: State,
+        encoded: Vec<u8>,
+        effects: Effects,
+        json: Vec<u8>,
+    ) {
+        let number = self.open_number();
+        let generation = self.table.get(id).map_or(0, |entry| entry.generation);
+        let generation = if generation == 0 { self.mint() } else { generation };
+        let now = self.now;
+        let Some(activation) = self.table.get_mut(id) else { return };
+        if activation.encoded.is_none() {
+            self.dirty.push(id.clone());
+        }
+        activation.state = Some(state);
+        activation.encoded = Some(encoded);
+        activation.generation = generation;
+        activation.revision += 1;
+        activation.committed_at = activation.committed_at.max(now);
+        activation.unreleased = number;
+        let revision = activation.revision;
+        self.consume(id, &item);
+        for (index, effect) in (0_u32..).zip(effects.list) {
+            match effect {
+                Effect::Signal(signal) => self.send(id, (generation, revision, index), signal),
+                Effect::Remind(reminder) => self.remind(id, reminder),
+                Effect::CancelReminder(name) => self.cancel(id, &name),
+            }
+        }
+        if effects.deleted {
+            self.delete_entity(id, item.delayed.as_deref().unwrap_or_default());
+        }
+        self.conclude(item, Ok(json));
+    }
+
+    /// Tells how an operation came out, once the open burst is durable.
+    fn conclude(&mut self, mut item: Item, result: Result<Vec<u8>, Rejection>) {
+        self.exhume(&mut item);
+        let (remembered, answer) = match result {
+            _ if !item.is_call => (Remembered::Accepted, Answer::Done),
+            Ok(json) => (Remembered::Replied(json.clone()), Answer::Replied(json)),
+            Err(no) => (Remembered::Rejected(no.reason().to_owned()), Answer::Rejected(no)),
+        };
+        self.remember(&item, remembered);
+        if let Some(ticket) = item.ticket {
+            if sabotage::is("X2") {
+                ticket.answer(Ok(answer));
+            } else {
+                self.open.replies.push((ticket, Ok(answer)));
+            }
+        }
+    }
+
+    /// Takes an applied operation off the disk.
+    pub(super) fn consume(&mut self, id: &EntityId, item: &Item) {
+        match &item.row {
+            Row::None => {}
+            Row::Inbox(key) => {
+                self.open.writes.push(Write::Consume(key.clone()));
+                self.after_open(Release::Row(key.clone()));
+            }
+            Row::Reminder(slot, due, number) => self.consume_reminder(id, slot, *due, *number),
+        }
+    }
+
+    fn consume_reminder(
+        &mut self,
+        id: &EntityId,
+        slot: &Slot,
+        due: stead_entities::Timestamp,
+        number: u64,
+    ) {
+        let partition = self.around.number;
+        self.open.writes.push(Write::CancelReminder(partition, id.clone(), slot.clone(), due));
+        self.after_open(Release::Fired(id.clone(), slot.clone(), number));
+        let Some(record) = self.due.fired(id, slot, number) else { return };
+        let Slot::Named(name) = slot else { return };
+        let next = record.schedule.and_then(|schedule| schedule.next(due, self.now));
+        let head = next.map(|due| ReminderHead { name: name.to_string(), due, number: self.mint() });
+        self.replace_head(id, name, head.clone());
+        if let Some(head) = head {
+            let next = ReminderRecord { due: head.due, number: head.number, attempts: 0, ..record };
+            self.set_reminder(id, slot.clone(), next);
+        }
+    }
+
+    fn replace_head(&mut self, id: &EntityId, name: &str, head: Option<ReminderHead>) {
+        let number = self.open_number();
+        let Some(activation) = self.table.get_mut(id) else { return };
+        activation.reminders.retain(|known| known.name != name);
+        activation.reminders.extend(head);
+        if activation.encoded.is_none()
+            && activation.generation > 0
+            && let Some(state) = &activation.state
+            && let Ok(encoded) = state.encode()
+        {
+            // Nothing but the list changed: the same state is written again, with the list.
+            activation.encoded = Some(encoded);
+            activation.unreleased = number;
+            self.dirty.push(id.clone());
+        }
+    }
+
+    fn send(&mut self, from: &EntityId, place: (u64, u64, u32), signal: Signal) {
+        let partition = self.around.settings.partition_of(&signal.target);
+        let token = self.around.entropy.next_wide();
+        let operation = signal.operation.into_owned();
+        if let Some(delay) = signal.delay {
+            let number = self.mint();
+            let record = ReminderRecord {
+                due: delay.due(self.now),
+                number,
+                schedule: None,
+                operation,
+                input: signal.input,
+                token,
+                attempts: 0,
+                accepted_at: self.now,
+            };
+            let slot = Slot::Delayed(number);
+            let row = Write::Remind(partition, signal.target.clone(), slot.clone(), record.clone());
+            self.open.writes.push(row);
+            let delivery = Delivery::Delayed(signal.target, slot, record);
+            return self.open.deliveries.push((partition, delivery));
+        }
+        let (generation, revision, index) = place;
+        let key = InboxKey {
+            partition,
+            receiver: signal.target,
+            sender: Arc::from(from.as_str()),
+            generation,
+            revision,
+            index,
+        };
+        let record = InboxRecord {
+            token,
+            operation,
+            input: signal.input,
+            is_call: false,
+            attempts: 0,
+            accepted_at: self.now,
+            deadline: None,
+            idempotency: None,
+            trace: None,
+        };
+        if !sabotage::is("X3") {
+            self.open.writes.push(Write::Accept(key.clone(), record.clone()));
+        }
+        self.open.deliveries.push((partition, Delivery::Signal(key, record)));
+    }
+
+    fn remind(&mut self, id: &EntityId, reminder: Reminder) {
+        self.cancel(id, &reminder.name);
+        let head = ReminderHead {
+            name: reminder.name.clone(),
+            due: reminder.schedule.first(self.now),
+            number: self.mint(),
+        };
+        let record = ReminderRecord {
+            due: head.due,
+            number: head.number,
+            schedule: Some(StoredSchedule::from(reminder.schedule)),
+            operation: reminder.operation.into_owned(),
+            input: reminder.input,
+            token: self.around.entropy.next_wide(),
+            attempts: 0,
+            accepted_at: self.now,
+        };
+        self.replace_head(id, &reminder.name, Some(head));
+        self.set_reminder(id, Slot::Named(reminder.name.into()), record);
+    }
+
+    fn cancel(&mut self, id: &EntityId, name: &str) {
+        let Some(activation) = self.table.get(id) else { return };
+        let head = activation.reminders.iter().find(|head| head.name == name).cloned();
+        if let Some(head) = head {
+            let slot = Slot::Named(name.into());
+            let partition = self.around.number;
+            self.open.writes.push(Write::CancelReminder(partition, id.clone(), slot, head.due));
+            self.replace_head(id, name, None);
+        }
+    }
+
+    /// Writes a reminder and watches its due time.
+    pub(super) fn set_reminder(&mut self, id: &EntityId, slot: Slot, record: ReminderRecord) {
+        let (partition, number) = (self.around.number, self.open_number());
+        let row = Write::Remind(partition, id.clone(), slot.clone(), record.clone());
+        self.open.writes.push(row);
+        if matches!(slot, Slot::Delayed(_))
+            && let Some(activation) = self.table.get_mut(id)
+        {
+            activation.unreleased = number;
+        }
+        self.set_due(number, id.clone(), slot, record);
+    }
+
+    /// A rejection: no state, no effects, but the operation is done with.
+    fn reject(&mut self, id: &EntityId, item: Item, rejection: Rejection) {
+        if item.is_signal() {
+            self.accepted_late(&item);
+            return self.bury_for(id, item, Cause::Rejection, rejection.reason());
+        }
+        self.consume(id, &item);
+        let writes = item.key.is_some() || item.row != Row::None;
+        let unreleased = self.unreleased(id);
+        match &item.ticket {
+            // Without a key or a row there is nothing to write; the answer rests on earlier turns.
+            Some(ticket) if !writes => {
+                self.answer(unreleased, ticket.clone(), Ok(Answer::Rejected(rejection)));
+            }
+            _ => self.conclude(item, Err(rejection)),
+        }
+    }
+
+    /// A call that failed: its caller hears it, and nothing is remembered.
+    fn refuse(&mut self, mut item: Item, error: Error) {
+        let id = match &item.row {
+            Row::Inbox(key) => Some(key.receiver.clone()),
+            Row::None | Row::Reminder(..) => None,
+        };
+        if let Some(id) = id {
+            self.consume(&id, &item);
+        }
+        self.forget_key(&item, &error);
+        if let Some(ticket) = item.ticket.take() {
+            self.open.replies.push((ticket, Err(error)));
+        }
+    }
+
+    /// A failure: nothing of the turn stays. A signal is tried again, a bounded number of times.
+    pub(super) fn fail(&mut self, id: &EntityId, mut item: Item, error: Error) {
+        tracing::warn!(entity = %id, kind = ?error.kind(), %error, attempts = item.attempts, "a turn failed");
+        if !item.is_signal() {
+            return self.refuse(item, error);
+        }
+        if !std::mem::take(&mut item.is_counted) {
+            item.attempts += 1;
+        }
+        if item.attempts > self.around.config.retries {
+            self.accepted_late(&item);
+            return self.bury_for(id, item, Cause::Failure, error.message());
+        }
+        if !(sabotage::is("X32") && item.row != Row::None) {
+            self.record(id, &mut item);
+        }
+        self.accepted(&mut item);
+        if let Some(sender) = item.sender() {
+            self.block_lane(id, item, sender);
+        }
+    }
+
+    /// A signal that dies in its first turn was accepted all the same: the dead letter says so.
+    fn accepted_late(&mut self, item: &Item) {
+        self.remember(item, Remembered::Accepted);
+        if let Some(ticket) = &item.ticket {
+            self.open.replies.push((ticket.clone(), Ok(Answer::Done)));
+        }
+    }
+
+    /// A deletion from outside, or by an operation that awaited.
+    pub(super) fn settle_deletion(&mut self, id: &EntityId, item: Item) {
+        self.delete_entity(id, item.delayed.as_deref().unwrap_or_default());
+        let unreleased = self.unreleased(id);
+        if let Some(ticket) = item.ticket {
+            self.answer(unreleased, ticket, Ok(Answer::Done));
+        }
+        self.make_ready(id);
+    }
+
+    /// Ends this incarnation. What was delayed, or waited for a retry, dies with it; what waits
+    /// behind applies to the next incarnation.
+    fn delete_entity(&mut self, id: &EntityId, delayed: &[(Slot, ReminderRecord)]) {
+        let number = self.open_number();
+        let fresh = self.type_of(id).map(|known| known.fresh());
+        let Some(activation) = self.table.get_mut(id) else { return };
+        let existed = activation.generation > 0;
+        activation.state = fresh;
+        activation.encoded = None;
+        activation.generation = 0;
+        activation.revision = 0;
+        activation.sent_revision = 0;
+        activation.unreleased = number;
+        let heads = std::mem::take(&mut activation.reminders);
+        let blocked = std::mem::take(&mut activation.blocked);
+        self.dirty.retain(|dirty| dirty != id);
+        if existed {
+            self.open.writes.push(Write::DeleteState(id.clone()));
+        }
+        let partition = self.around.number;
+        for head in heads {
+            let slot = Slot::Named(head.name.into());
+            self.open.writes.push(Write::CancelReminder(partition, id.clone(), slot, head.due));
+        }
+        for (slot, record) in delayed {
+            if self.due.has_fired(id, slot, record.number) {
+                continue;
+            }
+            self.due.drop_pending(id, slot, record);
+            let row = Write::CancelReminder(partition, id.clone(), slot.clone(), record.due);
+            self.open.writes.push(row);
+            self.bury_record(id, record, Cause::Deleted, reason_of_deletion());
+        }
+        for item in blocked.into_iter().flat_map(|lane| lane.items) {
+            self.bury_for(id, item, Cause::Deleted, reason_of_deletion());
+        }
+        // The committer sees these writes after the states of this burst.
+        if self.open.writes.is_empty() {
+            return;
+        }
+        self.after_open(Release::Resume(id.clone()));
+    }
+}

@@ -1,0 +1,269 @@
+//! A store in memory with two images, a live and a durable one, so that a crash can be modelled.
+//!
+//! A commit changes the live image and, when it is flushed, the durable one. [`MemoryDisk::crash`]
+//! throws the live image away, and the next opening sees the durable one, under a new incarnation.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use stead_entities::{BoxFuture, EntityId, Timestamp};
+use tokio::sync::Notify;
+
+use super::{
+    Batch, CommitOutcome, DeadLetterRows, InboxRows, Loaded, Opened, ReadResult,
+    ReminderRows, StateRows, Store,
+    keys::{self, Table},
+    record::{
+        self, DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey, LaneRecord,
+        Settings, StateRecord,
+    },
+    rows::{self, Row, Rows},
+};
+
+type Image = BTreeMap<(Table, Vec<u8>), Vec<u8>>;
+
+/// What the next commit is to do instead of succeeding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing is written; answered unavailable.
+    Refuse,
+    /// Nothing is written; answered full.
+    Full,
+    /// Nothing is written; answered unknown.
+    LoseAndPoison,
+    /// All is written; answered unknown.
+    KeepAndPoison,
+}
+
+/// The disk that a [`MemoryStore`] is opened on. It outlives the store.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryDisk(Arc<Mutex<Disk>>, Arc<Notify>);
+
+#[derive(Debug, Default)]
+struct Disk {
+    live: Image,
+    durable: Image,
+    incarnation: u64,
+    fault: Option<Fault>,
+    commits: u64,
+    stalled: bool,
+}
+
+/// A store without a directory, for tests. It keeps nothing when its [`MemoryDisk`] is dropped.
+#[derive(Debug)]
+pub struct MemoryStore {
+    disk: MemoryDisk,
+    opened: Opened,
+    poisoned: AtomicBool,
+}
+
+impl MemoryDisk {
+    /// An empty disk.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Opens the disk under a new incarnation, which fences every earlier store on it.
+    ///
+    /// # Errors
+    /// Where a stored row is damaged.
+    pub fn open(&self) -> ReadResult<MemoryStore> {
+        let mut disk = self.lock();
+        disk.incarnation += 1;
+        let incarnation = disk.incarnation;
+        let settings = Settings { partitions: 16, seed: (7, 11) };
+        let lane = disk.live.get(&(Table::Meta, keys::LANE.to_vec()));
+        let lane: Option<LaneRecord> = lane.map(|bytes| record::decode(bytes)).transpose()?;
+        let opened = Opened {
+            settings,
+            incarnation,
+            last_batch: lane.as_ref().map_or(0, |lane| lane.number),
+            time: lane.as_ref().map_or(Timestamp::default(), |lane| lane.time),
+            was_unclean: lane.is_some_and(|lane| !lane.is_clean),
+        };
+        drop(disk);
+        Ok(MemoryStore { disk: self.clone(), opened, poisoned: false.into() })
+    }
+
+    /// Throws away what was not flushed.
+    pub fn crash(&self) {
+        let mut disk = self.lock();
+        disk.live = disk.durable.clone();
+        disk.fault = None;
+        disk.stalled = false;
+    }
+
+    /// Lets the next commit end as `fault` says.
+    pub fn inject(&self, fault: Fault) {
+        self.lock().fault = Some(fault);
+    }
+
+    /// Holds every commit between writing and flushing, until [`MemoryDisk::resume`].
+    pub fn stall(&self) {
+        self.lock().stalled = true;
+    }
+
+    /// Flushes again.
+    pub fn resume(&self) {
+        self.lock().stalled = false;
+        self.1.notify_waiters();
+    }
+
+    /// How many batches were committed.
+    pub fn commits(&self) -> u64 {
+        self.lock().commits
+    }
+
+    /// Changes the bytes of an entity's stored state.
+    pub fn damage(&self, id: &EntityId, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut disk = self.lock();
+        let key = (Table::States, id.as_str().as_bytes().to_vec());
+        if let Some(bytes) = disk.live.get_mut(&key) {
+            change(bytes);
+            let bytes = bytes.clone();
+            disk.durable.insert(key, bytes);
+        }
+    }
+
+    /// Every row of a table, for audits.
+    pub fn rows(&self, table: Table) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let disk = self.lock();
+        let in_table = disk.live.iter().filter(|((of, _), _)| *of == table);
+        in_table.map(|((_, key), value)| (key.clone(), value.clone())).collect()
+    }
+
+    /// Makes the live image durable, unless flushes are held.
+    fn flush(&self) -> bool {
+        let mut disk = self.lock();
+        if !disk.stalled {
+            disk.durable = disk.live.clone();
+        }
+        !disk.stalled
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Disk> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl MemoryStore {
+    fn ready<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&dyn Rows) -> T,
+    ) -> BoxFuture<'static, T> {
+        let answer = read(&*self.disk.lock());
+        Box::pin(std::future::ready(answer))
+    }
+
+    /// Writes the live image, or says why not.
+    fn write(&self, batch: &Batch) -> Option<CommitOutcome> {
+        let mut disk = self.disk.lock();
+        if self.poisoned.load(Ordering::SeqCst) {
+            return Some(CommitOutcome::Unknown("poisoned".into()));
+        }
+        let last = disk.live.get(&(Table::Meta, keys::LANE.to_vec()));
+        let last = last.and_then(|bytes| record::decode::<LaneRecord>(bytes).ok());
+        let next = last.map_or(0, |lane| lane.number) + 1;
+        if batch.fence.incarnation != disk.incarnation || batch.fence.number != next {
+            return Some(CommitOutcome::Fenced);
+        }
+        let fault = disk.fault.take();
+        match fault {
+            Some(Fault::Refuse) => return Some(CommitOutcome::Unavailable("injected".into())),
+            Some(Fault::Full) => return Some(CommitOutcome::Full("injected".into())),
+            Some(Fault::LoseAndPoison) => return Some(self.poison()),
+            Some(Fault::KeepAndPoison) | None => {}
+        }
+        let changes = rows::changes(batch);
+        let missing = |change: &&rows::Change| {
+            change.must_exist && !disk.live.contains_key(&(change.table, change.key.clone()))
+        };
+        if let Some(change) = changes.iter().find(missing) {
+            let reason = format!("a consumed row is not there: {:?}", change.key);
+            return Some(CommitOutcome::Unavailable(reason));
+        }
+        for change in changes {
+            match change.value {
+                Some(value) => drop(disk.live.insert((change.table, change.key), value)),
+                None => drop(disk.live.remove(&(change.table, change.key))),
+            }
+        }
+        disk.commits += 1;
+        if fault.is_some() {
+            disk.durable = disk.live.clone();
+            return Some(self.poison());
+        }
+        None
+    }
+
+    fn poison(&self) -> CommitOutcome {
+        self.poisoned.store(true, Ordering::SeqCst);
+        CommitOutcome::Unknown("injected".into())
+    }
+}
+
+impl Rows for Disk {
+    fn get(&self, table: Table, key: &[u8]) -> ReadResult<Option<Vec<u8>>> {
+        Ok(self.live.get(&(table, key.to_vec())).cloned())
+    }
+
+    fn scan(&self, table: Table, from: &[u8], to: &[u8], limit: usize) -> ReadResult<Vec<Row>> {
+        if from >= to {
+            return Ok(Vec::new());
+        }
+        let range = (table, from.to_vec())..(table, to.to_vec());
+        let found = self.live.range(range).take(limit);
+        Ok(found.map(|((_, key), value)| (key.clone(), value.clone())).collect())
+    }
+}
+
+impl Store for MemoryStore {
+    fn opened(&self) -> &Opened {
+        &self.opened
+    }
+
+    fn commit(&self, batch: Batch) -> BoxFuture<'_, CommitOutcome> {
+        Box::pin(async move {
+            if let Some(refused) = self.write(&batch) {
+                return refused;
+            }
+            loop {
+                let mut resumed = std::pin::pin!(self.disk.1.notified());
+                resumed.as_mut().enable();
+                if self.disk.flush() {
+                    return CommitOutcome::Committed;
+                }
+                resumed.await;
+            }
+        })
+    }
+
+    fn has_room(&self) -> bool {
+        true
+    }
+
+    fn forget_before(&self, _time: Timestamp) {}
+
+    fn load_cached(&self, id: &EntityId) -> Option<ReadResult<Option<StateRecord>>> {
+        let found = self.disk.lock().get(Table::States, id.as_str().as_bytes());
+        Some(found.and_then(rows::state))
+    }
+
+    fn remembered_cached(
+        &self,
+        key: &IdempotencyKey,
+    ) -> Option<ReadResult<Option<IdempotencyRecord>>> {
+        Some(rows::remembered(&*self.disk.lock(), key))
+    }
+
+    rows::reads!(ready);
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+}

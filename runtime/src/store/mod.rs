@@ -1,0 +1,232 @@
+//! What a node keeps, behind one trait: a commit that is atomic, flushed and fenced, and reads of
+//! what was committed.
+//!
+//! Only `commit` calls [`Store::commit`]. A store answers how a commit ended and never guesses:
+//! committed, fenced, unavailable (definitely not committed) or unknown.
+
+pub mod conformance;
+pub mod keys;
+pub mod memory;
+pub mod record;
+#[cfg(feature = "rocksdb")]
+pub mod rocks;
+mod rows;
+
+use std::{fmt, sync::Arc};
+
+use siphasher::sip128::{Hasher128, SipHasher24};
+use stead_entities::{BoxFuture, EntityId, Timestamp};
+
+pub use memory::MemoryStore;
+use record::{
+    Damaged, DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey, InboxRecord,
+    ReminderRecord, Settings, Slot, StateRecord,
+};
+#[cfg(feature = "rocksdb")]
+pub use rocks::RocksStore;
+
+/// The right to commit: exactly the next batch of one lane of one incarnation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fence {
+    /// The incarnation of the node; it grows each time the store is opened.
+    pub incarnation: u64,
+    /// The commit lane.
+    pub lane: u16,
+    /// The number of this batch: one more than the last.
+    pub number: u64,
+}
+
+/// One atomic write.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// Checked and moved by the commit.
+    pub fence: Fence,
+    /// The node that owns the partitions.
+    pub owner: Arc<str>,
+    /// The store's time, kept as the high-water mark of its clock.
+    pub time: Timestamp,
+    /// Whether this is the last batch of a node that drained.
+    pub is_clean: bool,
+    /// What to write, in order.
+    pub writes: Vec<Write>,
+}
+
+/// One row to write.
+#[derive(Debug, Clone)]
+pub enum Write {
+    /// An entity's state.
+    PutState(EntityId, StateRecord),
+    /// An entity's end.
+    DeleteState(EntityId),
+    /// An accepted signal, or one whose attempts changed.
+    Accept(InboxKey, InboxRecord),
+    /// An applied signal; its row must be there.
+    Consume(InboxKey),
+    /// A reminder, or one whose attempts changed.
+    Remind(u16, EntityId, Slot, ReminderRecord),
+    /// A reminder that was due at this time.
+    CancelReminder(u16, EntityId, Slot, Timestamp),
+    /// An idempotency key.
+    Remember(IdempotencyKey, IdempotencyRecord),
+    /// A dead letter.
+    Bury(DeadLetterId, DeadLetter),
+    /// The end of a dead letter.
+    Exhume(DeadLetterId),
+    /// The layout of a version of an entity type.
+    PutLayout(String, u32, String),
+}
+
+/// How a commit ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CommitOutcome {
+    /// Durable.
+    Committed,
+    /// Another incarnation, or another batch, has moved the lane. Nothing was written.
+    Fenced,
+    /// Nothing was written, for this reason; it may be tried again.
+    Unavailable(String),
+    /// Nothing was written: there is too little room.
+    Full(String),
+    /// It may or may not be durable. The store is poisoned and takes no more commits.
+    Unknown(String),
+}
+
+/// Why a read failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ReadError {
+    /// The bytes cannot be understood; they are left as they are.
+    #[error("damaged: {0}")]
+    Damaged(#[from] Damaged),
+    /// The store could not read.
+    #[error("the store cannot read: {0}")]
+    Unavailable(String),
+}
+
+/// An answer of the store.
+pub type ReadResult<T> = Result<T, ReadError>;
+/// Inbox rows in key order.
+pub type InboxRows = Vec<(InboxKey, InboxRecord)>;
+/// Reminders with their keys.
+pub type ReminderRows = Vec<(EntityId, Slot, ReminderRecord)>;
+/// Entities with their states.
+pub type StateRows = Vec<(EntityId, StateRecord)>;
+/// Dead letters with their ids.
+pub type DeadLetterRows = Vec<(DeadLetterId, DeadLetter)>;
+
+/// A state and, if asked for, the first inbox rows of one entity.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The state; damage concerns this entity only.
+    pub state: ReadResult<Option<StateRecord>>,
+    /// The first inbox rows, in key order.
+    pub inbox: ReadResult<InboxRows>,
+}
+
+/// What a store knows of itself when it is opened.
+#[derive(Debug, Clone)]
+pub struct Opened {
+    /// Minted once with the store.
+    pub settings: Settings,
+    /// The incarnation that this opening minted.
+    pub incarnation: u64,
+    /// The number of the last batch.
+    pub last_batch: u64,
+    /// The high-water mark of the store's clock.
+    pub time: Timestamp,
+    /// Whether the incarnation before this one ended without draining.
+    pub was_unclean: bool,
+}
+
+/// Durable storage of one node.
+///
+/// An implementor's commit is atomic (all rows or none, also through a crash), is flushed before it
+/// answers `Committed`, and is refused unless the fence names this incarnation and exactly the next
+/// batch number. After `Unknown` every commit answers `Unknown`. Reads see every answered commit.
+/// The conformance suite checks all of it.
+pub trait Store: Send + Sync + fmt::Debug + 'static {
+    /// What the store knew when it was opened.
+    fn opened(&self) -> &Opened;
+    /// Writes a batch. Not cancel safe: the caller waits for the answer.
+    fn commit(&self, batch: Batch) -> BoxFuture<'_, CommitOutcome>;
+    /// Whether there is room for writes.
+    fn has_room(&self) -> bool;
+    /// Tells the store before which time idempotency records are forgotten.
+    fn forget_before(&self, time: Timestamp);
+
+    /// The state of an entity if it is at hand without waiting for a disk; `None` if it is not.
+    fn load_cached(&self, id: &EntityId) -> Option<ReadResult<Option<StateRecord>>>;
+    /// What is remembered, if that is at hand without waiting for a disk; `None` if it is not.
+    fn remembered_cached(
+        &self,
+        key: &IdempotencyKey,
+    ) -> Option<ReadResult<Option<IdempotencyRecord>>>;
+    /// The state of an entity and up to `inbox` of its inbox rows.
+    fn load(&self, partition: u16, id: EntityId, inbox: usize) -> BoxFuture<'static, Loaded>;
+    /// Up to `limit` inbox rows of a receiver after `after`.
+    fn inbox(
+        &self,
+        partition: u16,
+        receiver: EntityId,
+        after: Option<InboxKey>,
+        limit: usize,
+    ) -> BoxFuture<'static, ReadResult<InboxRows>>;
+    /// The entities of a partition that have inbox rows.
+    fn receivers(&self, partition: u16) -> BoxFuture<'static, ReadResult<Vec<EntityId>>>;
+    /// Up to `limit` reminders of a partition that are due at `until` or before, in order.
+    fn due(
+        &self,
+        partition: u16,
+        until: Timestamp,
+        limit: usize,
+    ) -> BoxFuture<'static, ReadResult<ReminderRows>>;
+    /// The reminders and delayed signals of an entity.
+    fn reminders(
+        &self,
+        partition: u16,
+        id: EntityId,
+    ) -> BoxFuture<'static, ReadResult<ReminderRows>>;
+    /// What is remembered under a key.
+    fn remembered(
+        &self,
+        key: IdempotencyKey,
+    ) -> BoxFuture<'static, ReadResult<Option<IdempotencyRecord>>>;
+    /// Up to `limit` entities of a type whose keys begin with `prefix`, after the key `after`.
+    fn list(
+        &self,
+        entity_type: String,
+        prefix: String,
+        after: Option<String>,
+        limit: usize,
+    ) -> BoxFuture<'static, ReadResult<StateRows>>;
+    /// Up to `limit` dead letters after `after`.
+    fn dead_letters(
+        &self,
+        after: Option<DeadLetterId>,
+        limit: usize,
+    ) -> BoxFuture<'static, ReadResult<DeadLetterRows>>;
+    /// One dead letter.
+    fn dead_letter(&self, id: DeadLetterId) -> BoxFuture<'static, ReadResult<Option<DeadLetter>>>;
+    /// The stored layouts of an entity type, by version.
+    fn layouts(&self, entity_type: String) -> BoxFuture<'static, ReadResult<Vec<(u32, String)>>>;
+    /// Ends the store cleanly. Commits after it answer `Unavailable`.
+    fn close(&self) -> BoxFuture<'_, ()>;
+}
+
+impl Settings {
+    /// The partition of an entity: SipHash-2-4 of its id under the store's own key, modulo the
+    /// number of partitions. It is stable for the life of the store.
+    pub fn partition_of(&self, id: &EntityId) -> u16 {
+        let hash = self.fingerprint(&[id.as_str().as_bytes()]) as u64;
+        (hash % u64::from(self.partitions)) as u16
+    }
+
+    /// A stable keyed hash of `parts`, each with its length.
+    pub fn fingerprint(&self, parts: &[&[u8]]) -> u128 {
+        let mut hasher = SipHasher24::new_with_keys(self.seed.0, self.seed.1);
+        for part in parts {
+            std::hash::Hasher::write(&mut hasher, &(part.len() as u64).to_le_bytes());
+            std::hash::Hasher::write(&mut hasher, part);
+        }
+        hasher.finish128().as_u128()
+    }
+}

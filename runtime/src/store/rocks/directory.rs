@@ -1,0 +1,226 @@
+//! The directory around the database: its lock, its commit horizon, its floor of free space.
+
+use std::{
+    fs::{self, File, TryLockError},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        Mutex, PoisonError,
+    },
+    time::{Duration, Instant},
+};
+
+use crate::clock::monotonic;
+
+const HORIZON_INTERVAL: Duration = Duration::from_millis(200);
+const ROOM_INTERVAL: Duration = Duration::from_millis(50);
+const RESERVE_BYTES: u64 = 8 << 20;
+
+/// How a directory is used.
+#[derive(Debug, Clone)]
+pub struct RocksSettings {
+    /// The name of the node, written as the owner.
+    pub node: Arc<str>,
+    /// How many partitions a new store gets; an existing one keeps its own number. 1 to 4,096.
+    pub partitions: u16,
+    /// Bytes of the block cache.
+    pub block_cache_bytes: usize,
+    /// Writes are refused while less than this many bytes of the disk are free.
+    pub free_bytes_min: u64,
+}
+
+impl Default for RocksSettings {
+    fn default() -> Self {
+        Self {
+            node: "node".into(),
+            partitions: 256,
+            block_cache_bytes: 256 << 20,
+            free_bytes_min: 64 << 20,
+        }
+    }
+}
+
+/// Why a directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process uses the directory.
+    #[error("{0} is in use by another process: stop it, or choose another directory with --data")]
+    InUse(String),
+    /// The log ends before what is known to be durable: acknowledged data was lost.
+    #[error(
+        "acknowledged data is missing: {0}. The log was shortened or damaged after it was \
+         flushed; restore the directory from a backup"
+    )]
+    LostTail(String),
+    /// The directory or the database cannot be opened.
+    #[error("the data cannot be opened: {0}")]
+    Unreadable(String),
+}
+
+impl From<io::Error> for OpenError {
+    fn from(error: io::Error) -> Self {
+        Self::Unreadable(error.to_string())
+    }
+}
+
+/// A directory that this process has locked.
+#[derive(Debug)]
+pub(super) struct Directory {
+    path: PathBuf,
+    free_bytes_min: u64,
+    _lock: File,
+    durable: AtomicU64,
+    horizon: Mutex<(File, u64, Instant)>,
+    room: Mutex<(Instant, Result<(), String>)>,
+    reserved: AtomicBool,
+}
+
+impl Directory {
+    pub(super) fn acquire(
+        path: &Path,
+        settings: &super::RocksSettings,
+    ) -> Result<Self, OpenError> {
+        create_private(path)?;
+        let lock = File::options().create(true).append(true).open(path.join("LOCK.stead"))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(OpenError::InUse(path.display().to_string()));
+            }
+            Err(TryLockError::Error(error)) => return Err(error.into()),
+        }
+        let horizon = path.join("HORIZON");
+        let created = !horizon.exists();
+        let file = File::options().create(true).truncate(false).read(true).write(true).open(horizon)?;
+        if created {
+            File::open(path)?.sync_all()?;
+        }
+        let directory = Self {
+            path: path.to_owned(),
+            free_bytes_min: settings.free_bytes_min,
+            _lock: lock,
+            durable: AtomicU64::new(0),
+            horizon: Mutex::new((file, 0, monotonic())),
+            room: Mutex::new((monotonic(), Ok(()))),
+            reserved: AtomicBool::new(false),
+        };
+        directory.keep_reserve();
+        directory.room.lock().unwrap_or_else(PoisonError::into_inner).1 = directory.measure_room();
+        Ok(directory)
+    }
+
+    pub(super) fn database(&self) -> PathBuf {
+        self.path.join("rocksdb")
+    }
+
+    /// Refuses a log that ends before the horizon.
+    pub(super) fn check_horizon(&self, recovered: u64) -> Result<(), OpenError> {
+        let bytes = fs::read(self.path.join("HORIZON"))?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let known = bytes.first_chunk::<8>().map(|number| u64::from_be_bytes(*number));
+        let check = bytes.get(8..16) == bytes.get(..8).map(|_| invert(&bytes)).as_deref();
+        let Some(known) = known.filter(|_| check) else {
+            return Err(OpenError::LostTail("the file HORIZON is damaged".into()));
+        };
+        if recovered < known {
+            let text = format!("the log ends at batch {recovered}, batch {known} was durable");
+            return Err(OpenError::LostTail(text));
+        }
+        Ok(())
+    }
+
+    /// Notes that a batch is durable; written to disk a few times a second.
+    pub(super) fn note_horizon(&self, batch: u64) {
+        self.durable.store(batch, Ordering::Relaxed);
+        let due = {
+            let horizon = self.horizon.lock().unwrap_or_else(PoisonError::into_inner);
+            horizon.2.elapsed() >= HORIZON_INTERVAL
+        };
+        if due {
+            self.flush_horizon();
+        }
+    }
+
+    /// Writes the horizon. An error leaves the horizon behind, which detects less but never wrongly.
+    pub(super) fn flush_horizon(&self) {
+        let batch = self.durable.load(Ordering::Relaxed);
+        let mut horizon = self.horizon.lock().unwrap_or_else(PoisonError::into_inner);
+        horizon.2 = monotonic();
+        if horizon.1 >= batch {
+            return;
+        }
+        let mut bytes = batch.to_be_bytes().to_vec();
+        bytes.extend(invert(&bytes));
+        let written = write_at_start(&mut horizon.0, &bytes);
+        match written {
+            Ok(()) => horizon.1 = batch,
+            Err(error) => tracing::warn!(%error, "the commit horizon cannot be written"),
+        }
+    }
+
+    /// Whether more than the floor is free; measured a few times a second.
+    pub(super) fn check_room(&self) -> Result<(), String> {
+        let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+        if room.0.elapsed() >= ROOM_INTERVAL {
+            let now = self.measure_room();
+            if now.is_ok() != room.1.is_ok() {
+                tracing::warn!(has_room = now.is_ok(), "the disk's free space crossed its floor");
+            }
+            *room = (monotonic(), now);
+        }
+        room.1.clone()
+    }
+
+    fn measure_room(&self) -> Result<(), String> {
+        let free = fs4::available_space(&self.path).unwrap_or(u64::MAX);
+        let floor = self.free_bytes_min;
+        if free < floor {
+            return Err(format!("{free} bytes are free, writes need {floor}: make room on the disk"));
+        }
+        if !self.reserved.load(Ordering::Relaxed) && free > floor + 2 * RESERVE_BYTES {
+            self.keep_reserve();
+        }
+        Ok(())
+    }
+
+    /// Keeps a file that is given back when there is too little room to open the database.
+    fn keep_reserve(&self) {
+        let path = self.path.join("RESERVE");
+        let free = fs4::available_space(&self.path).unwrap_or(0);
+        if free < RESERVE_BYTES {
+            let _nothing_to_give_back = fs::remove_file(path);
+            self.reserved.store(false, Ordering::Relaxed);
+            return;
+        }
+        if fs::metadata(&path).is_ok_and(|file| file.len() == RESERVE_BYTES) {
+            self.reserved.store(true, Ordering::Relaxed);
+        } else if free > 4 * RESERVE_BYTES {
+            let written = File::create(&path)
+                .and_then(|mut file| file.write_all(&vec![0xA5; RESERVE_BYTES as usize]));
+            self.reserved.store(written.is_ok(), Ordering::Relaxed);
+        }
+    }
+}
+
+fn write_at_start(file: &mut File, bytes: &[u8]) -> io::Result<()> {
+    use io::Seek as _;
+    file.seek(io::SeekFrom::Start(0))?;
+    file.write_all(bytes)?;
+    file.sync_data()
+}
+
+fn invert(bytes: &[u8]) -> Vec<u8> {
+    bytes.iter().take(8).map(|byte| !byte).collect()
+}
+
+fn create_private(path: &Path) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path)
+}

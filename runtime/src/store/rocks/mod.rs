@@ -1,0 +1,324 @@
+//! The store of one node on RocksDB. The home of RocksDB.
+//!
+//! One writer thread makes each batch one `WriteBatch` with a synced write-ahead log. Any error of
+//! a write poisons the store: it takes no more commits, and recovery is by opening it again. Below
+//! a floor of free space batches are refused before they are tried.
+//!
+//! Beside the database lie `LOCK.stead` (one process per directory), `HORIZON` (the last batch known
+//! durable, so that a log that was shortened is noticed) and `RESERVE` (room to open a full disk).
+
+mod directory;
+mod options;
+
+use std::{
+    fmt,
+    path::Path,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicI64, Ordering},
+        mpsc,
+    },
+};
+
+use rocksdb::{DB, ReadOptions, ReadTier, WriteBatch, WriteOptions};
+use stead_entities::{BoxFuture, EntityId, Timestamp};
+use tokio::sync::oneshot;
+
+pub use self::directory::{OpenError, RocksSettings};
+use self::directory::Directory;
+use super::{
+    Batch, CommitOutcome, DeadLetterRows, InboxRows, Loaded, Opened, ReadError, ReadResult,
+    ReminderRows, StateRows, Store,
+    keys::{self, Table},
+    record::{
+        self, DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey, LaneRecord,
+        Settings, StateRecord,
+    },
+    rows::{self, Row, Rows},
+};
+use crate::{entropy::Entropy, sabotage};
+
+/// A directory with the data of one node.
+pub struct RocksStore {
+    shared: Arc<Shared>,
+    opened: Opened,
+    writer: Mutex<Option<mpsc::Sender<Job>>>,
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+struct Shared {
+    db: DB,
+    directory: Directory,
+    poisoned: AtomicBool,
+    forget_before: Arc<AtomicI64>,
+}
+
+type Job = (Batch, oneshot::Sender<CommitOutcome>);
+
+impl RocksStore {
+    /// Opens or creates the store in `path` with default settings.
+    ///
+    /// # Errors
+    /// [`OpenError`] by what to do about it.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
+        Self::open_with(path, &RocksSettings::default())
+    }
+
+    /// Opens or creates the store in `path`. Blocks while the write-ahead log is replayed.
+    ///
+    /// # Errors
+    /// [`OpenError`] by what to do about it.
+    pub fn open_with(path: impl AsRef<Path>, settings: &RocksSettings) -> Result<Self, OpenError> {
+        let directory = Directory::acquire(path.as_ref(), settings)?;
+        let forget_before = Arc::new(AtomicI64::new(i64::MIN));
+        let db = options::open(&directory.database(), settings, &forget_before)?;
+        let minted = mint_settings(&db, settings)?;
+        let lane: Option<LaneRecord> = read_meta(&db, keys::LANE)?;
+        let last_batch = lane.as_ref().map_or(0, |lane| lane.number);
+        directory.check_horizon(last_batch)?;
+        let opened = Opened {
+            settings: minted,
+            incarnation: lane.as_ref().map_or(0, |lane| lane.incarnation) + 1,
+            last_batch: last_batch + 1,
+            time: lane.as_ref().map_or(Timestamp::default(), |lane| lane.time),
+            was_unclean: lane.as_ref().is_some_and(|lane| !lane.is_clean),
+        };
+        let shared = Arc::new(Shared { db, directory, poisoned: false.into(), forget_before });
+        let claim = Batch {
+            fence: super::Fence { incarnation: opened.incarnation, lane: 0, number: last_batch + 1 },
+            owner: settings.node.clone(),
+            time: opened.time,
+            is_clean: !opened.was_unclean,
+            writes: Vec::new(),
+        };
+        match shared.write(&claim) {
+            CommitOutcome::Committed => {}
+            CommitOutcome::Full(why) => return Err(OpenError::Unreadable(why)),
+            other => return Err(OpenError::Unreadable(format!("{other:?}"))),
+        }
+        let (writer, thread) = shared.clone().start_writer()?;
+        let (writer, thread) = (Mutex::new(Some(writer)), Mutex::new(Some(thread)));
+        Ok(Self { shared, opened, writer, thread })
+    }
+
+    /// How often RocksDB has flushed its write-ahead log since the store was opened.
+    pub fn log_syncs(&self) -> u64 {
+        let statistics = self.shared.db.property_value("rocksdb.options-statistics").ok().flatten();
+        let text = statistics.unwrap_or_default();
+        let line = text.lines().find(|line| line.starts_with("rocksdb.wal.synced"));
+        let count = line.and_then(|line| line.rsplit(' ').next());
+        count.and_then(|count| count.parse().ok()).unwrap_or(0)
+    }
+
+    fn blocking<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&dyn Rows) -> T + Send + 'static,
+    ) -> BoxFuture<'static, T> {
+        let shared = self.shared.clone();
+        Box::pin(async move {
+            let reading = tokio::task::spawn_blocking(move || read(&shared.db));
+            // A read panics only where the runtime is being torn down; then nobody waits for it.
+            reading.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+        })
+    }
+}
+
+fn mint_settings(db: &DB, settings: &RocksSettings) -> Result<Settings, OpenError> {
+    if let Some(minted) = read_meta(db, keys::SETTINGS)? {
+        return Ok(minted);
+    }
+    let mut entropy = Entropy::system();
+    let minted = Settings { partitions: settings.partitions, seed: (entropy.next(), entropy.next()) };
+    let mut synced = WriteOptions::default();
+    synced.set_sync(true);
+    db.put_opt(keys::SETTINGS, record::encode(&minted), &synced)
+        .map_err(|error| OpenError::Unreadable(error.to_string()))?;
+    Ok(minted)
+}
+
+fn read_meta<T: serde::de::DeserializeOwned>(db: &DB, key: &[u8]) -> Result<Option<T>, OpenError> {
+    let bytes = db.get(key).map_err(|error| OpenError::Unreadable(error.to_string()))?;
+    let decoded = bytes.map(|bytes| record::decode(&bytes)).transpose();
+    decoded.map_err(|error| OpenError::Unreadable(error.to_string()))
+}
+
+impl Shared {
+    #[allow(clippy::disallowed_methods, reason = "the one writer of the database")]
+    fn start_writer(
+        self: Arc<Self>,
+    ) -> Result<(mpsc::Sender<Job>, std::thread::JoinHandle<()>), OpenError> {
+        // Unbounded in type only: the committer waits for each answer.
+        let (tx, rx) = mpsc::channel::<Job>();
+        let builder = std::thread::Builder::new().name("stead-writer".into());
+        let thread = builder.spawn(move || {
+            while let Ok((batch, answer)) = rx.recv() {
+                let outcome = self.write(&batch);
+                if outcome == CommitOutcome::Committed {
+                    self.directory.note_horizon(batch.fence.number);
+                }
+                let _nobody_waits = answer.send(outcome);
+            }
+            self.directory.flush_horizon();
+        });
+        thread.map(|thread| (tx, thread)).map_err(|error| OpenError::Unreadable(error.to_string()))
+    }
+
+    fn write(&self, batch: &Batch) -> CommitOutcome {
+        if self.poisoned.load(Ordering::SeqCst) {
+            return CommitOutcome::Unknown("the store is poisoned by an earlier error".into());
+        }
+        if let Err(why) = self.directory.check_room() {
+            return CommitOutcome::Full(why);
+        }
+        match self.fence(batch) {
+            Ok(()) => {}
+            Err(outcome) => return outcome,
+        }
+        let mut rows = WriteBatch::default();
+        for change in rows::changes(batch) {
+            let table = self.db.cf_handle(change.table.name());
+            let table = table.expect("every table is opened with the database");
+            if change.must_exist && !matches!(self.db.get_pinned_cf(&table, &change.key), Ok(Some(_))) {
+                let reason = format!("a consumed row is not there: {:?}", change.key);
+                return CommitOutcome::Unavailable(reason);
+            }
+            match change.value {
+                Some(value) => rows.put_cf(&table, change.key, value),
+                None => rows.delete_cf(&table, change.key),
+            }
+        }
+        let mut synced = WriteOptions::default();
+        synced.set_sync(!sabotage::is("X1"));
+        let again = sabotage::is("X8").then(|| WriteBatch::from_data(rows.data()));
+        match (self.db.write_opt(rows, &synced), again) {
+            (Ok(()), _) => CommitOutcome::Committed,
+            (Err(_), Some(again)) => {
+                let _retried = self.db.write_opt(again, &synced);
+                CommitOutcome::Committed
+            }
+            (Err(error), None) => {
+                self.poisoned.store(true, Ordering::SeqCst);
+                CommitOutcome::Unknown(error.to_string())
+            }
+        }
+    }
+
+    /// The lane must stand one batch before this one, under this incarnation or, for the batch that
+    /// claims the store, under the one before.
+    fn fence(&self, batch: &Batch) -> Result<(), CommitOutcome> {
+        let bytes = self.db.get(keys::LANE);
+        let bytes = bytes.map_err(|error| CommitOutcome::Unavailable(error.to_string()))?;
+        let Some(bytes) = bytes else { return Ok(()) };
+        let last: LaneRecord = record::decode(&bytes)
+            .map_err(|error| CommitOutcome::Unavailable(error.to_string()))?;
+        let claims = batch.writes.is_empty() && batch.fence.incarnation == last.incarnation + 1;
+        let continues = batch.fence.incarnation == last.incarnation;
+        if (claims || continues) && batch.fence.number == last.number + 1 {
+            return Ok(());
+        }
+        Err(CommitOutcome::Fenced)
+    }
+
+    fn cached<T>(
+        &self,
+        table: Table,
+        key: &[u8],
+        read: impl FnOnce(Option<Vec<u8>>) -> ReadResult<T>,
+    ) -> Option<ReadResult<T>> {
+        let handle = self.db.cf_handle(table.name())?;
+        let mut options = ReadOptions::default();
+        options.set_read_tier(ReadTier::BlockCache);
+        match self.db.get_cf_opt(&handle, key, &options) {
+            Ok(found) => Some(read(found)),
+            Err(_) => None,
+        }
+    }
+}
+
+impl Rows for DB {
+    fn get(&self, table: Table, key: &[u8]) -> ReadResult<Option<Vec<u8>>> {
+        let handle = self.cf_handle(table.name()).expect("every table is opened");
+        self.get_cf(&handle, key).map_err(|error| ReadError::Unavailable(error.to_string()))
+    }
+
+    fn scan(&self, table: Table, from: &[u8], to: &[u8], limit: usize) -> ReadResult<Vec<Row>> {
+        let handle = self.cf_handle(table.name()).expect("every table is opened");
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(to.to_vec());
+        options.set_total_order_seek(true);
+        let mode = rocksdb::IteratorMode::From(from, rocksdb::Direction::Forward);
+        let mut found = Vec::new();
+        for row in self.iterator_cf_opt(&handle, options, mode).take(limit) {
+            let (key, value) = row.map_err(|error| ReadError::Unavailable(error.to_string()))?;
+            found.push((key.into_vec(), value.into_vec()));
+        }
+        Ok(found)
+    }
+}
+
+impl Store for RocksStore {
+    fn opened(&self) -> &Opened {
+        &self.opened
+    }
+
+    fn commit(&self, batch: Batch) -> BoxFuture<'_, CommitOutcome> {
+        let (tx, rx) = oneshot::channel();
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let sent = writer.as_ref().is_some_and(|writer| writer.send((batch, tx)).is_ok());
+        drop(writer);
+        Box::pin(async move {
+            if !sent {
+                return CommitOutcome::Unavailable("the store is closed".into());
+            }
+            rx.await.unwrap_or(CommitOutcome::Unknown("the writer ended".into()))
+        })
+    }
+
+    fn has_room(&self) -> bool {
+        self.shared.directory.check_room().is_ok()
+    }
+
+    fn forget_before(&self, time: Timestamp) {
+        self.shared.forget_before.store(time.as_micros(), Ordering::Relaxed);
+    }
+
+    fn load_cached(&self, id: &EntityId) -> Option<ReadResult<Option<StateRecord>>> {
+        self.shared.cached(Table::States, id.as_str().as_bytes(), rows::state)
+    }
+
+    fn remembered_cached(
+        &self,
+        key: &IdempotencyKey,
+    ) -> Option<ReadResult<Option<IdempotencyRecord>>> {
+        self.shared.cached(Table::Idempotency, &keys::idempotency(key), |found| {
+            Ok(found.map(|bytes| record::decode(&bytes)).transpose()?)
+        })
+    }
+
+    rows::reads!(blocking);
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            drop(self.writer.lock().unwrap_or_else(PoisonError::into_inner).take());
+            let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let ended = tokio::task::spawn_blocking(move || thread.map(|thread| thread.join()));
+            let _ended_either_way = ended.await;
+        })
+    }
+}
+
+impl Drop for RocksStore {
+    fn drop(&mut self) {
+        drop(self.writer.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            let _ended_either_way = thread.join();
+        }
+    }
+}
+
+impl fmt::Debug for RocksStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RocksStore").field("opened", &self.opened).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,90 @@
+//! How RocksDB is set up, and why.
+
+use std::{
+    ffi::CStr,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+};
+
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamilyDescriptor, CompactionDecision, DB, DBRecoveryMode,
+    Options,
+};
+
+use super::{OpenError, RocksSettings};
+use crate::{
+    sabotage,
+    store::{
+        keys::Table,
+        record::{self, IdempotencyRecord},
+    },
+};
+
+pub(super) fn open(
+    path: &Path,
+    settings: &RocksSettings,
+    forget_before: &Arc<AtomicI64>,
+) -> Result<DB, OpenError> {
+    let mut whole = Options::default();
+    whole.create_if_missing(true);
+    whole.create_missing_column_families(true);
+    // A torn tail of the log was never acknowledged and is dropped; damage before it is refused.
+    // What was cut off behind our back is noticed by the commit horizon.
+    whole.set_wal_recovery_mode(if sabotage::is("X18") {
+        DBRecoveryMode::SkipAnyCorruptedRecord
+    } else {
+        DBRecoveryMode::PointInTime
+    });
+    whole.set_track_and_verify_wals_in_manifest(true);
+    whole.set_paranoid_checks(true);
+    whole.set_max_total_wal_size(256 << 20);
+    whole.set_max_background_jobs(2);
+    whole.set_keep_log_file_num(4);
+    whole.enable_statistics();
+    whole.set_statistics_level(rocksdb::statistics::StatsLevel::ExceptHistogramOrTimers);
+    let cache = Cache::new_lru_cache(settings.block_cache_bytes);
+    let tables = Table::ALL.into_iter().map(|table| {
+        let options = table_options(table, &cache, forget_before);
+        ColumnFamilyDescriptor::new(table.name(), options)
+    });
+    DB::open_cf_descriptors(&whole, path, tables).map_err(|error| {
+        let text = error.to_string();
+        if text.contains("Corruption") {
+            OpenError::LostTail(text)
+        } else {
+            OpenError::Unreadable(text)
+        }
+    })
+}
+
+fn table_options(table: Table, cache: &Cache, forget_before: &Arc<AtomicI64>) -> Options {
+    let mut blocks = BlockBasedOptions::default();
+    blocks.set_block_cache(cache);
+    blocks.set_bloom_filter(10.0, false);
+    blocks.set_cache_index_and_filter_blocks(true);
+    blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    let mut options = Options::default();
+    options.set_block_based_table_factory(&blocks);
+    options.set_compression_type(rocksdb::DBCompressionType::Lz4);
+    match table {
+        Table::States | Table::Idempotency => options.set_write_buffer_size(64 << 20),
+        _ => options.set_write_buffer_size(16 << 20),
+    }
+    if matches!(table, Table::Inbox | Table::Due | Table::Reminders) {
+        // Rows here live shortly: compact what has become mostly deletions.
+        options.add_compact_on_deletion_collector_factory(4_096, 1_024, 0.5);
+    }
+    if table == Table::Idempotency {
+        let horizon = forget_before.clone();
+        let name: &CStr = c"stead.forget";
+        options.set_compaction_filter(name, move |_level, _key, value| {
+            let forgotten = record::decode::<IdempotencyRecord>(value)
+                .is_ok_and(|record| record.at.as_micros() < horizon.load(Ordering::Relaxed));
+            if forgotten { CompactionDecision::Remove } else { CompactionDecision::Keep }
+        });
+    }
+    options
+}

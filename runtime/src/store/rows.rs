@@ -1,0 +1,298 @@
+//! The tables as ordered rows of bytes: what `memory` and `rocks` have in common.
+
+use stead_entities::{EntityId, Timestamp};
+
+use super::{
+    Batch, DeadLetterRows, InboxRows, Loaded, ReadError, ReadResult, ReminderRows, StateRows, Write,
+    keys::{self, Table},
+    record::{
+        self, Damaged, DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey,
+        LaneRecord, Slot, StateRecord,
+    },
+};
+
+pub(super) type Row = (Vec<u8>, Vec<u8>);
+
+/// Reads of committed rows.
+pub(super) trait Rows {
+    fn get(&self, table: Table, key: &[u8]) -> ReadResult<Option<Vec<u8>>>;
+    /// Up to `limit` rows with `from <= key < to`, in order.
+    fn scan(&self, table: Table, from: &[u8], to: &[u8], limit: usize) -> ReadResult<Vec<Row>>;
+}
+
+/// One change of one row.
+pub(super) struct Change {
+    pub(super) table: Table,
+    pub(super) key: Vec<u8>,
+    pub(super) value: Option<Vec<u8>>,
+    /// Whether the row must have been there.
+    pub(super) must_exist: bool,
+}
+
+/// The rows that a batch changes, the lane first.
+pub(super) fn changes(batch: &Batch) -> Vec<Change> {
+    let lane = LaneRecord {
+        incarnation: batch.fence.incarnation,
+        lane: batch.fence.lane,
+        number: batch.fence.number,
+        owner: batch.owner.to_string(),
+        time: batch.time,
+        is_clean: batch.is_clean,
+    };
+    let mut changes = Vec::with_capacity(batch.writes.len() + 8);
+    changes.push(put(Table::Meta, keys::LANE.to_vec(), record::encode(&lane)));
+    for write in &batch.writes {
+        push_changes(&mut changes, write);
+    }
+    changes
+}
+
+fn push_changes(changes: &mut Vec<Change>, write: &Write) {
+    match write {
+        Write::PutState(id, state) => {
+            let key = id.as_str().as_bytes().to_vec();
+            changes.push(put(Table::States, key, record::encode(state)));
+        }
+        Write::DeleteState(id) => {
+            changes.push(delete(Table::States, id.as_str().as_bytes().to_vec()));
+        }
+        Write::Accept(key, signal) => {
+            changes.push(put(Table::Inbox, keys::inbox(key), record::encode(signal)));
+        }
+        Write::Consume(key) => {
+            let consumed = delete(Table::Inbox, keys::inbox(key));
+            changes.push(Change { must_exist: true, ..consumed });
+        }
+        Write::Remind(partition, id, slot, reminder) => {
+            let key = keys::reminder(*partition, id, slot);
+            changes.push(put(Table::Reminders, key, record::encode(reminder)));
+            let key = keys::due(*partition, reminder.due, id, slot);
+            changes.push(put(Table::Due, key, Vec::new()));
+        }
+        Write::CancelReminder(partition, id, slot, due) => {
+            changes.push(delete(Table::Reminders, keys::reminder(*partition, id, slot)));
+            changes.push(delete(Table::Due, keys::due(*partition, *due, id, slot)));
+        }
+        Write::Remember(key, what) => {
+            changes.push(put(Table::Idempotency, keys::idempotency(key), record::encode(what)));
+        }
+        Write::Bury(id, letter) => {
+            changes.push(put(Table::DeadLetters, keys::dead_letter(*id), record::encode(letter)));
+        }
+        Write::Exhume(id) => changes.push(delete(Table::DeadLetters, keys::dead_letter(*id))),
+        Write::PutLayout(entity_type, version, text) => {
+            let key = keys::layout(entity_type, *version);
+            changes.push(put(Table::Meta, key, record::encode(text)));
+        }
+    }
+}
+
+fn put(table: Table, key: Vec<u8>, value: Vec<u8>) -> Change {
+    Change { table, key, value: Some(value), must_exist: false }
+}
+
+fn delete(table: Table, key: Vec<u8>) -> Change {
+    Change { table, key, value: None, must_exist: false }
+}
+
+pub(super) fn state(bytes: Option<Vec<u8>>) -> ReadResult<Option<StateRecord>> {
+    Ok(bytes.map(|bytes| record::decode(&bytes)).transpose()?)
+}
+
+pub(super) fn load(rows: &dyn Rows, partition: u16, id: &EntityId, limit: usize) -> Loaded {
+    Loaded {
+        state: rows.get(Table::States, id.as_str().as_bytes()).and_then(state),
+        inbox: if limit == 0 { Ok(Vec::new()) } else { inbox(rows, partition, id, None, limit) },
+    }
+}
+
+pub(super) fn inbox(
+    rows: &dyn Rows,
+    partition: u16,
+    receiver: &EntityId,
+    after: Option<&InboxKey>,
+    limit: usize,
+) -> ReadResult<InboxRows> {
+    let prefix = keys::of_entity(partition, receiver);
+    let from = match after {
+        // The first key after this one: nothing sorts between a key and itself with a zero byte.
+        Some(key) => [keys::inbox(key), vec![0]].concat(),
+        None => prefix.clone(),
+    };
+    let found = rows.scan(Table::Inbox, &from, &keys::after(&prefix), limit)?;
+    let read = |(key, value): &Row| Ok((keys::read_inbox(key)?, record::decode(value)?));
+    found.iter().map(read).collect()
+}
+
+pub(super) fn receivers(rows: &dyn Rows, partition: u16) -> ReadResult<Vec<EntityId>> {
+    let mut from = partition.to_be_bytes().to_vec();
+    let to = keys::after(&from);
+    let mut found = Vec::new();
+    // One seek for each entity, however many rows it has.
+    while let Some((key, _)) = rows.scan(Table::Inbox, &from, &to, 1)?.first() {
+        let receiver = keys::read_inbox(key)?.receiver;
+        from = keys::after(&keys::of_entity(partition, &receiver));
+        found.push(receiver);
+    }
+    Ok(found)
+}
+
+pub(super) fn due(
+    rows: &dyn Rows,
+    partition: u16,
+    until: Timestamp,
+    limit: usize,
+) -> ReadResult<ReminderRows> {
+    let from = keys::due_from(partition, Timestamp::from_micros(i64::MIN));
+    let after = Timestamp::from_micros(until.as_micros().saturating_add(1));
+    let mut found = Vec::new();
+    for (key, _) in rows.scan(Table::Due, &from, &keys::due_from(partition, after), limit)? {
+        let (due, id, slot) = keys::read_due(&key)?;
+        let reminder = rows.get(Table::Reminders, &keys::reminder(partition, &id, &slot))?;
+        let reminder = reminder.ok_or_else(|| lost(&id, due))?;
+        found.push((id, slot, record::decode(&reminder)?));
+    }
+    Ok(found)
+}
+
+fn lost(id: &EntityId, due: Timestamp) -> ReadError {
+    Damaged(format!("the reminder of {id} that is due at {due} is not there")).into()
+}
+
+pub(super) fn reminders(rows: &dyn Rows, partition: u16, id: &EntityId) -> ReadResult<ReminderRows> {
+    let from = keys::of_entity(partition, id);
+    let found = rows.scan(Table::Reminders, &from, &keys::after(&from), usize::MAX)?;
+    let read = |(key, value): &Row| {
+        let (id, slot): (EntityId, Slot) = keys::read_reminder(key)?;
+        Ok((id, slot, record::decode(value)?))
+    };
+    found.iter().map(read).collect()
+}
+
+pub(super) fn remembered(
+    rows: &dyn Rows,
+    key: &IdempotencyKey,
+) -> ReadResult<Option<IdempotencyRecord>> {
+    let found = rows.get(Table::Idempotency, &keys::idempotency(key))?;
+    Ok(found.map(|bytes| record::decode(&bytes)).transpose()?)
+}
+
+pub(super) fn list(
+    rows: &dyn Rows,
+    entity_type: &str,
+    prefix: &str,
+    after: Option<&str>,
+    limit: usize,
+) -> ReadResult<StateRows> {
+    let first = format!("{entity_type}/{prefix}").into_bytes();
+    let to = keys::after(&first);
+    let from = match after {
+        Some(key) => first.max(format!("{entity_type}/{key}\0").into_bytes()),
+        None => first,
+    };
+    let mut found = Vec::new();
+    for (key, value) in rows.scan(Table::States, &from, &to, limit)? {
+        let path = str::from_utf8(&key).map_err(|_| Damaged("an id is not UTF-8".into()))?;
+        let id = EntityId::parse(path).map_err(|error| Damaged(error.to_string()))?;
+        found.push((id, record::decode(&value)?));
+    }
+    Ok(found)
+}
+
+pub(super) fn dead_letters(
+    rows: &dyn Rows,
+    after: Option<DeadLetterId>,
+    limit: usize,
+) -> ReadResult<DeadLetterRows> {
+    let from = after.map_or(Vec::new(), |id| [keys::dead_letter(id), vec![0]].concat());
+    let found = rows.scan(Table::DeadLetters, &from, &[u8::MAX; 12], limit)?;
+    let read = |(key, value): &Row| Ok((keys::read_dead_letter(key)?, record::decode(value)?));
+    found.iter().map(read).collect()
+}
+
+pub(super) fn dead_letter(rows: &dyn Rows, id: DeadLetterId) -> ReadResult<Option<DeadLetter>> {
+    let found = rows.get(Table::DeadLetters, &keys::dead_letter(id))?;
+    Ok(found.map(|bytes| record::decode(&bytes)).transpose()?)
+}
+
+pub(super) fn layouts(rows: &dyn Rows, entity_type: &str) -> ReadResult<Vec<(u32, String)>> {
+    let from = format!("layout/{entity_type}/").into_bytes();
+    let found = rows.scan(Table::Meta, &from, &keys::after(&from), usize::MAX)?;
+    let read = |(key, value): &Row| {
+        let (_, version) = key.split_last_chunk::<4>().ok_or(Damaged("a layout's key".into()))?;
+        Ok((u32::from_be_bytes(*version), record::decode(value)?))
+    };
+    found.iter().map(read).collect()
+}
+
+/// The methods of [`super::Store`] that only read, by way of `$run`, which is handed a closure that
+/// takes the rows.
+macro_rules! reads {
+    ($run:ident) => {
+        fn load(&self, partition: u16, id: EntityId, inbox: usize) -> BoxFuture<'static, Loaded> {
+            self.$run(move |rows| rows::load(rows, partition, &id, inbox))
+        }
+        fn inbox(
+            &self,
+            partition: u16,
+            receiver: EntityId,
+            after: Option<InboxKey>,
+            limit: usize,
+        ) -> BoxFuture<'static, ReadResult<InboxRows>> {
+            self.$run(move |rows| rows::inbox(rows, partition, &receiver, after.as_ref(), limit))
+        }
+        fn receivers(&self, partition: u16) -> BoxFuture<'static, ReadResult<Vec<EntityId>>> {
+            self.$run(move |rows| rows::receivers(rows, partition))
+        }
+        fn due(
+            &self,
+            partition: u16,
+            until: Timestamp,
+            limit: usize,
+        ) -> BoxFuture<'static, ReadResult<ReminderRows>> {
+            self.$run(move |rows| rows::due(rows, partition, until, limit))
+        }
+        fn reminders(
+            &self,
+            partition: u16,
+            id: EntityId,
+        ) -> BoxFuture<'static, ReadResult<ReminderRows>> {
+            self.$run(move |rows| rows::reminders(rows, partition, &id))
+        }
+        fn remembered(
+            &self,
+            key: IdempotencyKey,
+        ) -> BoxFuture<'static, ReadResult<Option<IdempotencyRecord>>> {
+            self.$run(move |rows| rows::remembered(rows, &key))
+        }
+        fn list(
+            &self,
+            entity_type: String,
+            prefix: String,
+            after: Option<String>,
+            limit: usize,
+        ) -> BoxFuture<'static, ReadResult<StateRows>> {
+            self.$run(move |rows| rows::list(rows, &entity_type, &prefix, after.as_deref(), limit))
+        }
+        fn dead_letters(
+            &self,
+            after: Option<DeadLetterId>,
+            limit: usize,
+        ) -> BoxFuture<'static, ReadResult<DeadLetterRows>> {
+            self.$run(move |rows| rows::dead_letters(rows, after, limit))
+        }
+        fn dead_letter(
+            &self,
+            id: DeadLetterId,
+        ) -> BoxFuture<'static, ReadResult<Option<DeadLetter>>> {
+            self.$run(move |rows| rows::dead_letter(rows, id))
+        }
+        fn layouts(
+            &self,
+            entity_type: String,
+        ) -> BoxFuture<'static, ReadResult<Vec<(u32, String)>>> {
+            self.$run(move |rows| rows::layouts(rows, &entity_type))
+        }
+    };
+}
+pub(super) use reads;
