@@ -133,12 +133,13 @@ impl Committer {
             return self.let_out(bursts);
         }
         let (writes, bursts) = merge(bursts);
-        self.remember_revisions(&writes);
+        let revisions = revisions(&writes);
         let batch = self.batch(writes, false);
         let outcome = self.store.commit(batch).await;
         match outcome {
             CommitOutcome::Committed => {
                 self.number += 1;
+                self.last = revisions;
                 self.let_out(bursts);
             }
             CommitOutcome::Unknown(_) if sabotage::is("X15") => {
@@ -199,15 +200,6 @@ impl Committer {
         })
     }
 
-    fn remember_revisions(&mut self, writes: &[Write]) {
-        self.last.clear();
-        for write in writes {
-            if let Write::PutState(id, record) = write {
-                self.last.insert(id.clone(), (record.generation, record.revision));
-            }
-        }
-    }
-
     fn let_out(&self, bursts: Vec<Burst>) {
         let mut settled = Vec::with_capacity(bursts.len());
         for burst in bursts {
@@ -248,6 +240,15 @@ impl Committer {
             is_first
         });
     }
+}
+
+/// The generation and revision of each state that is written.
+fn revisions(writes: &[Write]) -> HashMap<EntityId, (u64, u64)> {
+    let states = writes.iter().filter_map(|write| match write {
+        Write::PutState(id, record) => Some((id.clone(), (record.generation, record.revision))),
+        _ => None,
+    });
+    states.collect()
 }
 
 fn refuse(burst: Burst, error: &Error) {

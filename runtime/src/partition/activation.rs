@@ -62,8 +62,8 @@ pub(super) struct Item {
     pub(super) key: Option<Keyed>,
     pub(super) due: Option<Timestamp>,
     pub(super) attempts: u32,
-    /// Whether the attempt that is about to begin is counted already.
-    pub(super) is_counted: bool,
+    /// The burst that counts the attempt that is about to begin; 0 where none does yet.
+    pub(super) counted: u64,
     pub(super) accepted_at: Timestamp,
     pub(super) deadline: Option<Timestamp>,
     pub(super) exhume: Option<DeadLetterId>,

@@ -59,7 +59,7 @@ impl Partition {
             key: request.key,
             due: request.due,
             attempts: 0,
-            is_counted: false,
+            counted: 0,
             accepted_at: self.now,
             deadline: Some(request.deadline),
             exhume: request.exhume,

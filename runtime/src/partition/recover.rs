@@ -218,7 +218,7 @@ impl Partition {
         if let Some(activation) = self.table.get_mut(&id) {
             activation.unreleased = number;
             if let Some(item) = activation.mailbox.back_mut() {
-                item.is_counted = true;
+                item.counted = number;
             }
         }
         self.after_open(super::Release::Resume(id));
@@ -250,7 +250,7 @@ impl Partition {
             key: keyed,
             due: None,
             attempts: record.attempts,
-            is_counted: false,
+            counted: 0,
             accepted_at: record.accepted_at,
             deadline: record.deadline,
             exhume: None,

@@ -108,7 +108,7 @@ impl Partition {
         if !self.is_current(id, &item) {
             return Next::Goes;
         }
-        if item.is_counted && self.unreleased(id) > self.released {
+        if item.counted > self.released {
             return self.put_back(id, item);
         }
         match item.work {
@@ -347,7 +347,7 @@ impl Partition {
             key: None,
             due: None,
             attempts: 0,
-            is_counted: false,
+            counted: 0,
             accepted_at: self.now,
             deadline: None,
             exhume: None,

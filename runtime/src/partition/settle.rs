@@ -283,7 +283,7 @@ impl Partition {
         if !item.is_signal() {
             return self.refuse(item, error);
         }
-        if !std::mem::take(&mut item.is_counted) {
+        if std::mem::take(&mut item.counted) == 0 {
             item.attempts += 1;
         }
         if item.attempts > self.around.config.retries {

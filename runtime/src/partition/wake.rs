@@ -181,7 +181,7 @@ impl Partition {
             key: None,
             due: None,
             attempts: record.attempts,
-            is_counted: false,
+            counted: 0,
             accepted_at: record.accepted_at,
             deadline: None,
             exhume: None,
@@ -210,11 +210,11 @@ impl Partition {
         if item.attempts > self.around.config.retries + 1 {
             return self.bury(id, item, super::bury::ENDED_THE_PROCESS);
         }
-        item.is_counted = true;
+        let number = self.open_number();
+        item.counted = number;
         if !sabotage::is("X32") {
             self.record(id, &mut item);
         }
-        let number = self.open_number();
         let activation = self.activate(id);
         activation.mailbox.push_back(item);
         activation.unreleased = activation.unreleased.max(number);

@@ -1,0 +1,170 @@
+//! What the test tiers share: a real server process, and a directory for its data.
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use reqwest::{Client, RequestBuilder, Response};
+
+/// A `stead serve` process. Dropping it kills it.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    address: SocketAddr,
+    client: Client,
+}
+
+/// The binary under test.
+fn binary() -> Result<std::path::PathBuf> {
+    // Test binaries lie in `<target>/release/deps`, the program in `<target>/release`.
+    let this = std::env::current_exe()?;
+    let directory = this.parent().and_then(Path::parent).context("a target directory")?;
+    let binary = directory.join("stead");
+    if !binary.exists() {
+        bail!("{} is missing: run `make build` first", binary.display());
+    }
+    Ok(binary)
+}
+
+/// A port of this machine that nobody uses at present.
+///
+/// # Errors
+/// Where the operating system gives none.
+pub fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+}
+
+/// The command that serves `data` at `address`, with further arguments.
+///
+/// # Errors
+/// Where the binary is missing.
+pub fn command(data: &Path, address: SocketAddr, arguments: &[&str]) -> Result<Command> {
+    let mut command = Command::new(binary()?);
+    command.arg("serve").arg("--data").arg(data);
+    command.arg("--listen").arg(address.to_string()).args(arguments);
+    command.stdin(Stdio::null());
+    Ok(command)
+}
+
+impl Server {
+    /// Starts a server and waits until it is alive.
+    ///
+    /// # Errors
+    /// Where it exits instead; its exit code is in the text.
+    pub async fn start(data: &Path, arguments: &[&str]) -> Result<Self> {
+        let address = free_address()?;
+        let child = command(data, address, arguments)?.stderr(Stdio::null()).spawn()?;
+        let client = Client::builder().timeout(Duration::from_secs(20)).build()?;
+        let mut server = Self { child, address, client };
+        server.wait_alive().await?;
+        Ok(server)
+    }
+
+    async fn wait_alive(&mut self) -> Result<()> {
+        for _ in 0..1_500 {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("the server exited: {status}");
+            }
+            if self.get("/livez").send().await.is_ok() {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        bail!("the server does not answer within 30 s")
+    }
+
+    /// Where the server listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// A GET of `path`.
+    pub fn get(&self, path: &str) -> RequestBuilder {
+        self.client.get(format!("http://{}{path}", self.address))
+    }
+
+    /// A POST of `body` to `path`, without a content type.
+    pub fn post(&self, path: &str, body: impl Into<reqwest::Body>) -> RequestBuilder {
+        self.client.post(format!("http://{}{path}", self.address)).body(body)
+    }
+
+    /// A DELETE of `path`.
+    pub fn delete(&self, path: &str) -> RequestBuilder {
+        self.client.delete(format!("http://{}{path}", self.address))
+    }
+
+    /// A call's result.
+    ///
+    /// # Errors
+    /// Where the answer is not 200 or not JSON.
+    pub async fn call(&self, path: &str, body: &str) -> Result<serde_json::Value> {
+        let response = self.post(path, body.to_owned()).send().await?;
+        let status = response.status();
+        let text = response.text().await?;
+        if status != 200 {
+            bail!("{status}: {text}");
+        }
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// Kills the process as a power cut of the process would: no handler runs.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Asks the process to end and waits for it.
+    ///
+    /// # Errors
+    /// Where it does not end within 15 s.
+    pub async fn terminate(mut self) -> Result<ExitStatus> {
+        let id = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(id, rustix::process::Signal::TERM)?;
+        self.wait_exit().await
+    }
+
+    /// Waits until the process ends by itself.
+    ///
+    /// # Errors
+    /// Where it does not end within 15 s.
+    pub async fn wait_exit(&mut self) -> Result<ExitStatus> {
+        for _ in 0..750 {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        bail!("the server does not end within 15 s")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ended_already = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+/// The `type` of a problem document without its prefix, and its status.
+///
+/// # Errors
+/// Where the answer is no problem document.
+pub async fn problem(response: Response) -> Result<(u16, String, String)> {
+    let status = response.status().as_u16();
+    let kind = response.headers().get("content-type").cloned();
+    if kind.is_none_or(|kind| kind != "application/problem+json") {
+        bail!("{status} is not a problem document");
+    }
+    let body: serde_json::Value = response.json().await?;
+    let slug = body["type"].as_str().unwrap_or_default();
+    let slug = slug.strip_prefix("urn:stead:problem:").context("a stable type")?.to_owned();
+    Ok((status, slug, body["detail"].as_str().unwrap_or_default().to_owned()))
+}
