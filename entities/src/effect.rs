@@ -88,7 +88,9 @@ impl Schedule {
     /// The due time of the occurrence after the one that was due at `due`, when that one is
     /// settled at `now`: the first later point of the rhythm that has not passed.
     pub fn next(self, due: Timestamp, now: Timestamp) -> Option<Timestamp> {
-        let Self::Every(interval) = self else { return None };
+        let Self::Every(interval) = self else {
+            return None;
+        };
         let interval = interval.as_duration().max(INTERVAL_MIN);
         let missed = now.since(due).as_micros() / interval.as_micros();
         let steps = u32::try_from(missed + 1).unwrap_or(u32::MAX);

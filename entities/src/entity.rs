@@ -167,8 +167,7 @@ impl<T: Serialize + JsonSchema> Answer<Rejectable> for Result<T, Rejection> {
 type Schemas = fn(&mut SchemaGenerator) -> Schema;
 type Running<E> = BoxFuture<'static, (E, Context, Outcome)>;
 type OperationBody<E> = Box<dyn Fn(&mut E, &mut Context, &[u8]) -> Outcome + Send + Sync>;
-type AsyncBody<E> =
-    Box<dyn Fn(E, Context, &[u8]) -> Result<Running<E>, InputError> + Send + Sync>;
+type AsyncBody<E> = Box<dyn Fn(E, Context, &[u8]) -> Result<Running<E>, InputError> + Send + Sync>;
 type QueryBody<E> = Box<dyn Fn(&E, &Context, &[u8]) -> Outcome + Send + Sync>;
 
 /// The code behind an operation. For runtimes and test drivers.

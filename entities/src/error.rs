@@ -41,7 +41,11 @@ pub struct Error {
 impl Error {
     /// A failure of `kind` that says `message`.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), source: None }
+        Self {
+            kind,
+            message: message.into(),
+            source: None,
+        }
     }
 
     /// The same failure with its cause.
@@ -64,7 +68,9 @@ impl Error {
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}: {}", self.kind, self.message)?;
-        self.source.as_ref().map_or(Ok(()), |source| write!(f, ": {source:?}"))
+        self.source
+            .as_ref()
+            .map_or(Ok(()), |source| write!(f, ": {source:?}"))
     }
 }
 impl fmt::Display for Error {
@@ -102,7 +108,9 @@ pub struct Rejection {
 impl Rejection {
     /// Refuses for `reason`.
     pub fn new(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into() }
+        Self {
+            reason: reason.into(),
+        }
     }
 
     /// Why the operation was refused.

@@ -45,7 +45,10 @@ impl EntityId {
         path.push_str(entity_type);
         path.push('/');
         path.push_str(key);
-        Ok(Self { path: path.into(), type_length: entity_type.len() as u16 })
+        Ok(Self {
+            path: path.into(),
+            type_length: entity_type.len() as u16,
+        })
     }
 
     /// Reads the `type/key` form that [`fmt::Display`] writes.
@@ -80,7 +83,8 @@ impl EntityId {
 /// # Errors
 /// [`ErrorKind::Invalid`] states the rule.
 pub fn check_type(name: &str) -> Result<(), Error> {
-    let tail = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte);
+    let tail =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte);
     let bytes = name.as_bytes();
     if bytes.first().is_some_and(u8::is_ascii_lowercase)
         && bytes.len() <= TYPE_BYTES_MAX
@@ -152,7 +156,16 @@ mod tests {
 
     #[test]
     fn a_key_is_any_utf8_without_control_characters() {
-        for key in ["a", "/", "a/b", "ü", "e\u{301}", "...", " ", &"k".repeat(256)] {
+        for key in [
+            "a",
+            "/",
+            "a/b",
+            "ü",
+            "e\u{301}",
+            "...",
+            " ",
+            &"k".repeat(256),
+        ] {
             let id = EntityId::new("counter", key).expect("a valid key");
             assert_eq!(id.key(), key);
             assert_eq!(EntityId::parse(id.as_str()).expect("its own text"), id);

@@ -7,9 +7,7 @@ use std::{borrow::Cow, fmt, future::Future, future::IntoFuture, marker::PhantomD
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{
-    CallError, Delay, EntityId, Error, ErrorKind, Rejection, Timeout, Timestamp,
-};
+use crate::{CallError, Delay, EntityId, Error, ErrorKind, Rejection, Timeout, Timestamp};
 
 /// A boxed future, as [`Caller`] returns it.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -59,7 +57,10 @@ impl Reference<Unbound> {
     /// A reference to `type/key`. A key that breaks the rules of [`EntityId::new`] surfaces when an
     /// operation made by this reference is used.
     pub fn new(entity_type: &str, key: &str) -> Self {
-        Self { id: EntityId::new(entity_type, key), bound: Unbound }
+        Self {
+            id: EntityId::new(entity_type, key),
+            bound: Unbound,
+        }
     }
 }
 
@@ -75,7 +76,11 @@ impl<B: Clone> Reference<B> {
         name: impl Into<Cow<'static, str>>,
         input: Option<&dyn Argument>,
     ) -> Operation<R, B> {
-        Operation { request: self.request(name.into(), input), bound: self.bound.clone(), result: PhantomData }
+        Operation {
+            request: self.request(name.into(), input),
+            bound: self.bound.clone(),
+            result: PhantomData,
+        }
     }
 
     /// A query of this entity; `input` is `None` where it takes no argument.
@@ -84,7 +89,11 @@ impl<B: Clone> Reference<B> {
         name: impl Into<Cow<'static, str>>,
         input: Option<&dyn Argument>,
     ) -> Query<R, B> {
-        Query { request: self.request(name.into(), input), bound: self.bound.clone(), result: PhantomData }
+        Query {
+            request: self.request(name.into(), input),
+            bound: self.bound.clone(),
+            result: PhantomData,
+        }
     }
 
     fn request(
@@ -231,7 +240,9 @@ fn read<R: DeserializeOwned>(reply: Reply) -> Result<R, CallError> {
     let json = reply.map_err(CallError::Rejected)?;
     serde_json::from_slice(&json).map_err(|error| {
         let message = "the result does not have the type that this reference expects";
-        Error::new(ErrorKind::Internal, message).with_source(error).into()
+        Error::new(ErrorKind::Internal, message)
+            .with_source(error)
+            .into()
     })
 }
 

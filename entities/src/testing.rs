@@ -78,7 +78,11 @@ impl<E: Entity> Driver<E> {
         let Body::Query(body) = self.find(&table, &request)? else {
             return Err(Error::new(ErrorKind::Invalid, "this is not a query").into());
         };
-        result(&json_of(body(&self.state, &Context::new(self.turn()?), &request.input))?)
+        result(&json_of(body(
+            &self.state,
+            &Context::new(self.turn()?),
+            &request.input,
+        ))?)
     }
 
     /// Moves the clock and applies every reminder that becomes due, in the order of due times.
@@ -89,10 +93,14 @@ impl<E: Entity> Driver<E> {
         let end = self.now + length;
         loop {
             let next = self.reminders.values().map(|(due, _)| *due).min();
-            let Some(due) = next.filter(|due| *due <= end) else { break };
+            let Some(due) = next.filter(|due| *due <= end) else {
+                break;
+            };
             self.now = self.now.max(due);
             let first = self.reminders.iter().find(|(_, (at, _))| *at == due);
-            let Some(name) = first.map(|(name, _)| name.clone()) else { break };
+            let Some(name) = first.map(|(name, _)| name.clone()) else {
+                break;
+            };
             self.fire(&name)?;
         }
         self.now = end;
@@ -125,11 +133,15 @@ impl<E: Entity> Driver<E> {
     }
 
     fn fire(&mut self, name: &str) -> Result<(), CallError> {
-        let Some((due, reminder)) = self.reminders.remove(name) else { return Ok(()) };
+        let Some((due, reminder)) = self.reminders.remove(name) else {
+            return Ok(());
+        };
         if let Some(next) = reminder.schedule.next(due, self.now) {
             self.reminders.insert(name.into(), (next, reminder.clone()));
         }
-        let Some(id) = self.id.clone() else { return Ok(()) };
+        let Some(id) = self.id.clone() else {
+            return Ok(());
+        };
         let request = Request {
             id,
             operation: reminder.operation,
@@ -142,9 +154,18 @@ impl<E: Entity> Driver<E> {
     }
 
     fn turn(&self) -> Result<Turn, Error> {
-        let id = self.id.clone().ok_or_else(|| Error::new(ErrorKind::Invalid, "the key is invalid"))?;
+        let id = self
+            .id
+            .clone()
+            .ok_or_else(|| Error::new(ErrorKind::Invalid, "the key is invalid"))?;
         let (revision, seed) = (self.revision, self.turns);
-        Ok(Turn { id, now: self.now, revision, seed, token: u128::from(self.turns) })
+        Ok(Turn {
+            id,
+            now: self.now,
+            revision,
+            seed,
+            token: u128::from(self.turns),
+        })
     }
 
     fn find<'t>(
@@ -158,7 +179,10 @@ impl<E: Entity> Driver<E> {
         }
         let found = table.iter().find(|row| row.name() == request.operation);
         found.map(crate::OperationType::body).ok_or_else(|| {
-            Error::new(ErrorKind::NotFound, format!("no operation {}", request.operation))
+            Error::new(
+                ErrorKind::NotFound,
+                format!("no operation {}", request.operation),
+            )
         })
     }
 
@@ -187,7 +211,8 @@ impl<E: Entity> Driver<E> {
                 Effect::Signal(signal) => self.signals.push(signal),
                 Effect::Remind(reminder) => {
                     let due = reminder.schedule.first(self.now);
-                    self.reminders.insert(reminder.name.clone(), (due, reminder));
+                    self.reminders
+                        .insert(reminder.name.clone(), (due, reminder));
                 }
                 Effect::CancelReminder(name) => drop(self.reminders.remove(&name)),
             }

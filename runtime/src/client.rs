@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// The longest idempotency key, in bytes.
-pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
+const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
 
 /// How much a node holds at present; bounds what is admitted.
 #[derive(Debug, Default)]
@@ -47,7 +47,10 @@ impl Load {
     fn admit(self: &Arc<Self>, bytes: usize, limits: &crate::Config) -> Option<Permit> {
         let requests = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
         let held = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let permit = Permit { load: self.clone(), bytes };
+        let permit = Permit {
+            load: self.clone(),
+            bytes,
+        };
         (requests <= limits.requests_max && held <= limits.request_bytes_max).then_some(permit)
     }
 }
@@ -88,9 +91,10 @@ fn reply(answer: Answer) -> Result<Reply, Error> {
     match answer {
         Answer::Replied(json) => Ok(Ok(json)),
         Answer::Rejected(rejection) => Ok(Err(rejection)),
-        Answer::Done | Answer::State(_) => {
-            Err(Error::new(ErrorKind::Conflict, "this idempotency key was used for a signal"))
-        }
+        Answer::Done | Answer::State(_) => Err(Error::new(
+            ErrorKind::Conflict,
+            "this idempotency key was used for a signal",
+        )),
     }
 }
 
@@ -103,9 +107,15 @@ impl Node {
     /// cannot be read, and what can befall any request.
     pub async fn state(&self, id: &EntityId) -> Result<Option<StateView>, Error> {
         self.entity_type(id)?;
-        match self.send(self.message(id.clone(), Work::State, Vec::new())).await? {
+        match self
+            .send(self.message(id.clone(), Work::State, Vec::new()))
+            .await?
+        {
             Answer::State(view) => Ok(view),
-            _ => Err(Error::new(ErrorKind::Internal, "another answer than a state")),
+            _ => Err(Error::new(
+                ErrorKind::Internal,
+                "another answer than a state",
+            )),
         }
     }
 
@@ -117,7 +127,9 @@ impl Node {
     pub async fn delete(&self, id: &EntityId) -> Result<(), Error> {
         self.entity_type(id)?;
         self.check_room()?;
-        self.send(self.message(id.clone(), Work::Delete, Vec::new())).await.map(drop)
+        self.send(self.message(id.clone(), Work::Delete, Vec::new()))
+            .await
+            .map(drop)
     }
 
     /// Sends the operation of a dead letter again, behind everything that its entity has accepted.
@@ -129,7 +141,8 @@ impl Node {
     pub async fn replay(&self, letter: DeadLetterId) -> Result<(), Error> {
         let stored = self.store().dead_letter(letter).await;
         let stored = stored.map_err(|e| Error::new(ErrorKind::Unavailable, e.to_string()))?;
-        let stored = stored.ok_or_else(|| Error::new(ErrorKind::NotFound, "no such dead letter"))?;
+        let stored =
+            stored.ok_or_else(|| Error::new(ErrorKind::NotFound, "no such dead letter"))?;
         let id = EntityId::parse(&stored.entity)?;
         let found = self.find(&id, &stored.operation)?;
         self.check_room()?;
@@ -149,7 +162,9 @@ impl Node {
         let handle = self.partition(letter.partition)?;
         let (ticket, answered) = Ticket::new(None);
         handle.push(Input::Exhume(letter, ticket.clone()));
-        self.wait(ticket, answered, self.config().call_deadline).await.map(drop)
+        self.wait(ticket, answered, self.config().call_deadline)
+            .await
+            .map(drop)
     }
 
     async fn request(&self, request: Request, used: Use) -> Result<Answer, Error> {
@@ -173,19 +188,23 @@ impl Node {
         message.key = key;
         message.due = due;
         let deadline = request.deadline.map(|deadline| deadline.as_duration());
-        self.send_within(message, deadline.unwrap_or(self.config().call_deadline)).await
+        self.send_within(message, deadline.unwrap_or(self.config().call_deadline))
+            .await
     }
 
     fn check_input(&self, id: &EntityId, found: Found, input: &[u8]) -> Result<(), Error> {
         let limit = self.config().body_bytes_max;
         if input.len() > limit {
-            let message = format!("the argument has {} bytes, the limit is {limit}", input.len());
+            let message = format!(
+                "the argument has {} bytes, the limit is {limit}",
+                input.len()
+            );
             return Err(Error::new(ErrorKind::Invalid, message));
         }
         let known = self.entity_type(id)?;
-        known.check(found.index, input).map_err(|error| {
-            Error::new(ErrorKind::Invalid, error.to_string()).with_source(error)
-        })
+        known
+            .check(found.index, input)
+            .map_err(|error| Error::new(ErrorKind::Invalid, error.to_string()).with_source(error))
     }
 
     fn check_room(&self) -> Result<(), Error> {
@@ -223,7 +242,11 @@ impl Node {
         };
         let settings = &self.store().opened().settings;
         let fingerprint = settings.fingerprint(&[
-            if used == Use::Call { b"call" } else { b"signal" },
+            if used == Use::Call {
+                b"call"
+            } else {
+                b"signal"
+            },
             request.operation.as_bytes(),
             &request.input,
             delay.as_bytes(),
@@ -234,7 +257,10 @@ impl Node {
             caller: "".into(),
             key: key.into(),
         };
-        Ok(Keyed { key: Arc::new(key), fingerprint })
+        Ok(Keyed {
+            key: Arc::new(key),
+            fingerprint,
+        })
     }
 
     fn message(&self, id: EntityId, work: Work, input: Vec<u8>) -> Message {
@@ -260,13 +286,17 @@ impl Node {
     /// Hands a request to its partition and waits. Dropping the future cancels nothing.
     async fn send_within(&self, mut message: Message, deadline: Duration) -> Result<Answer, Error> {
         let Some(permit) = self.load().admit(message.input.len(), self.config()) else {
-            return Err(Error::new(ErrorKind::Overloaded, "the node holds all it can: back off"));
+            return Err(Error::new(
+                ErrorKind::Overloaded,
+                "the node holds all it can: back off",
+            ));
         };
         let (ticket, answered) = Ticket::new(Some(permit));
         message.ticket = ticket.clone();
         message.deadline = self.clock().now() + deadline;
         let number = self.store().opened().settings.partition_of(&message.id);
-        self.partition(number)?.push(Input::Request(Box::new(message)));
+        self.partition(number)?
+            .push(Input::Request(Box::new(message)));
         self.wait(ticket, answered, deadline).await
     }
 
@@ -296,7 +326,10 @@ impl Node {
     }
 
     fn no_operation(&self, id: &EntityId, operation: &str) -> Error {
-        let names = self.entity_type(id).map(|known| known.names().join(", ")).unwrap_or_default();
+        let names = self
+            .entity_type(id)
+            .map(|known| known.names().join(", "))
+            .unwrap_or_default();
         let entity_type = id.entity_type();
         let message = format!("{entity_type} has no {operation}; it has: {names}");
         Error::new(ErrorKind::NotFound, message)
@@ -313,8 +346,14 @@ impl Drop for Cancel {
 
 fn work_of(found: Found) -> Work {
     match found.kind {
-        OperationKind::Operation => Work::Operation { index: found.index, awaits: false },
-        OperationKind::Async => Work::Operation { index: found.index, awaits: true },
+        OperationKind::Operation => Work::Operation {
+            index: found.index,
+            awaits: false,
+        },
+        OperationKind::Async => Work::Operation {
+            index: found.index,
+            awaits: true,
+        },
         OperationKind::Query => Work::Query { index: found.index },
     }
 }
@@ -335,7 +374,9 @@ fn check_use(found: Found, used: Use) -> Result<(), Error> {
 
 /// When a key was made, if it is a UUID of version 7 and so carries its time.
 fn birth(key: &str) -> Option<Timestamp> {
-    let id = uuid::Uuid::try_parse(key).ok().filter(|id| id.get_version_num() == 7)?;
+    let id = uuid::Uuid::try_parse(key)
+        .ok()
+        .filter(|id| id.get_version_num() == 7)?;
     let (seconds, nanos) = id.get_timestamp()?.to_unix();
     let micros = i64::try_from(seconds).ok()?.checked_mul(1_000_000)?;
     Some(Timestamp::from_micros(micros + i64::from(nanos / 1_000)))

@@ -1,15 +1,10 @@
-//! The only source of randomness: a sequence that one seed determines.
+//! The only source of randomness: a sequence from one seed.
 
-/// SplitMix64 (Steele, Lea and Flood, 2014), seeded by the operating system or by a test.
+/// SplitMix64 (Steele, Lea and Flood, 2014), seeded by the operating system.
 #[derive(Debug, Clone)]
 pub(crate) struct Entropy(u64);
 
 impl Entropy {
-    /// The sequence that `seed` determines.
-    pub(crate) fn seeded(seed: u64) -> Self {
-        Self(seed)
-    }
-
     /// A sequence that nobody can predict.
     #[allow(clippy::disallowed_methods, reason = "this is the home of randomness")]
     pub(crate) fn system() -> Self {

@@ -57,11 +57,23 @@ pub(crate) async fn guard(
     }
     let opened = store.opened();
     let number = opened.last_batch + 1;
-    let fence = Fence { incarnation: opened.incarnation, lane: 0, number };
-    let batch = Batch { fence, owner: owner.clone(), time: now, is_clean: false, writes };
+    let fence = Fence {
+        incarnation: opened.incarnation,
+        lane: 0,
+        number,
+    };
+    let batch = Batch {
+        fence,
+        owner: owner.clone(),
+        time: now,
+        is_clean: false,
+        writes,
+    };
     match store.commit(batch).await {
         CommitOutcome::Committed => Ok(1),
-        other => Err(StartError::Unavailable(format!("the layouts cannot be stored: {other:?}"))),
+        other => Err(StartError::Unavailable(format!(
+            "the layouts cannot be stored: {other:?}"
+        ))),
     }
 }
 
@@ -85,7 +97,10 @@ mod tests {
 
     #[test]
     fn the_first_difference_is_named() {
-        assert_eq!(difference("a: i64\nb: u8\n", "a: i64\nb: u16\n"), "stored `b: u8`, now `b: u16`");
+        assert_eq!(
+            difference("a: i64\nb: u8\n", "a: i64\nb: u16\n"),
+            "stored `b: u8`, now `b: u16`"
+        );
         assert_eq!(difference("a\n", "a\nb\n"), "stored nothing, now `b`");
     }
 }

@@ -108,7 +108,12 @@ impl Node {
 
     /// The entity types of this node, by name.
     pub fn descriptions(&self) -> Vec<EntityDescription> {
-        let mut all: Vec<_> = self.0.types.values().map(|known| known.description()).collect();
+        let mut all: Vec<_> = self
+            .0
+            .types
+            .values()
+            .map(|known| known.description())
+            .collect();
         all.sort_by_key(|description| description.name);
         all
     }
@@ -140,27 +145,45 @@ impl Node {
         if let Some(fatal) = &*self.0.fatal.borrow() {
             return Err(format!("the node cannot go on: {fatal:?}"));
         }
-        let spinning = self.0.spinning.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let spinning = self
+            .0
+            .spinning
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         if let Some(name) = spinning {
             return Err(format!("an operation spins: {name}"));
         }
         let now = self.0.clock.now();
-        let probed_at = *self.0.probed_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let probed_at = *self
+            .0
+            .probed_at
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         // Commits of a second ago are young enough not to ask again.
         if probed_at.is_some_and(|at| at + READY_AGE / 5 > now) {
             return Ok(());
         }
         self.probe().await?;
-        *self.0.probed_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+        *self
+            .0
+            .probed_at
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(now);
         Ok(())
     }
 
     async fn probe(&self) -> Result<(), String> {
-        let waiting: Vec<_> = self.0.partitions.iter().map(|handle| {
-            let (ticket, answered) = Ticket::new(None);
-            handle.push(Input::Probe(ticket.clone()));
-            (ticket, answered)
-        }).collect();
+        let waiting: Vec<_> = self
+            .0
+            .partitions
+            .iter()
+            .map(|handle| {
+                let (ticket, answered) = Ticket::new(None);
+                handle.push(Input::Probe(ticket.clone()));
+                (ticket, answered)
+            })
+            .collect();
         let mut stuck = Vec::new();
         let deadline = clock::monotonic() + PROBE_DEADLINE;
         for (number, (ticket, answered)) in waiting.into_iter().enumerate() {
@@ -173,7 +196,11 @@ impl Node {
             return Ok(());
         }
         let first: Vec<_> = stuck.iter().take(3).map(String::as_str).collect();
-        Err(format!("{} partitions do not commit, among them {}", stuck.len(), first.join(", ")))
+        Err(format!(
+            "{} partitions do not commit, among them {}",
+            stuck.len(),
+            first.join(", ")
+        ))
     }
 
     /// Waits until the node cannot go on, and says why. Never ends for a healthy node.
@@ -199,11 +226,16 @@ impl Node {
     pub async fn drain(&self) -> Result<(), Error> {
         self.0.is_closing.store(true, Ordering::SeqCst);
         let deadline = clock::monotonic() + self.0.config.drain_deadline;
-        let waiting: Vec<_> = self.0.partitions.iter().map(|handle| {
-            let (ticket, answered) = Ticket::new(None);
-            handle.push(Input::Drain(ticket.clone()));
-            (ticket, answered)
-        }).collect();
+        let waiting: Vec<_> = self
+            .0
+            .partitions
+            .iter()
+            .map(|handle| {
+                let (ticket, answered) = Ticket::new(None);
+                handle.push(Input::Drain(ticket.clone()));
+                (ticket, answered)
+            })
+            .collect();
         let mut is_clean = true;
         for (ticket, answered) in waiting {
             let left = deadline.saturating_duration_since(clock::monotonic());
@@ -217,7 +249,9 @@ impl Node {
         if is_clean {
             let (tx, rx) = tokio::sync::oneshot::channel();
             if self.0.committer.send(Work::Close(tx)).await.is_ok() {
-                outcome = clock::within(Duration::from_secs(2), rx).await.and_then(Result::ok);
+                outcome = clock::within(Duration::from_secs(2), rx)
+                    .await
+                    .and_then(Result::ok);
             }
         }
         for handle in self.0.partitions.iter() {
@@ -229,14 +263,6 @@ impl Node {
         }
         let message = "not everything ended within the drain deadline; what was accepted is kept";
         Err(Error::new(ErrorKind::Unavailable, message))
-    }
-
-    /// The HTTP surface of this node, for any axum application: nest it where it suits.
-
-    /// The HTTP surface of this node, for any axum application: nest it where it suits.
-    #[cfg(feature = "http")]
-    pub fn router<S: Clone + Send + Sync + 'static>(&self) -> axum::Router<S> {
-        crate::http::router(self)
     }
 
     pub(crate) fn entity_type(&self, id: &EntityId) -> Result<Arc<dyn EntityType>, Error> {
@@ -270,7 +296,11 @@ impl Node {
         &self.0.load
     }
     pub(crate) fn mint_token(&self) -> u128 {
-        self.0.entropy.lock().unwrap_or_else(PoisonError::into_inner).next_wide()
+        self.0
+            .entropy
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .next_wide()
     }
 }
 
@@ -322,15 +352,20 @@ impl NodeBuilder {
             types.insert(known.description().name, known.clone());
         }
         let Some(store) = self.store.filter(|_| problems.is_empty()) else {
-            problems.extend(problems.is_empty().then(|| "a node needs a store".to_owned()));
+            problems.extend(
+                problems
+                    .is_empty()
+                    .then(|| "a node needs a store".to_owned()),
+            );
             return Err(StartError::Invalid(problems));
         };
         let opened = store.opened().clone();
         self.clock.advance_to(opened.time);
         let owner: Arc<str> = self.name.into();
         let batches = layout::guard(&*store, &types, &owner, self.clock.now()).await?;
-        let partitions: Arc<[Handle]> =
-            (0..opened.settings.partitions).map(|_| Handle::new()).collect();
+        let partitions: Arc<[Handle]> = (0..opened.settings.partitions)
+            .map(|_| Handle::new())
+            .collect();
         let (fatal_tx, fatal) = watch::channel(None);
         let (committer, queue) = commit::queue();
         let service = Committer::new(
@@ -356,8 +391,11 @@ impl NodeBuilder {
             probed_at: Mutex::new(None),
             is_closing: AtomicBool::new(false),
         }));
-        node.start_partitions().await.map_err(|e| StartError::Unavailable(e.to_string()))?;
-        node.start_watchdog(fatal_tx).map_err(|e| StartError::Unavailable(e.to_string()))?;
+        node.start_partitions()
+            .await
+            .map_err(|e| StartError::Unavailable(e.to_string()))?;
+        node.start_watchdog(fatal_tx)
+            .map_err(|e| StartError::Unavailable(e.to_string()))?;
         Ok(node)
     }
 }
@@ -415,7 +453,9 @@ impl Inner {
         self.store.forget_before(Timestamp::from_micros(forgotten));
         let mut spinning = None;
         for watch in &self.watches {
-            let Some((name, length)) = watch.check(self.config.turn_deadline) else { continue };
+            let Some((name, length)) = watch.check(self.config.turn_deadline) else {
+                continue;
+            };
             if length >= self.config.spin_limit {
                 fatal.send_if_modified(|known| {
                     let is_first = known.is_none();
@@ -449,12 +489,16 @@ fn spawn(task: impl Future<Output = ()> + Send + 'static) {
 impl fmt::Debug for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let types: Vec<_> = self.0.types.keys().collect();
-        f.debug_struct("Node").field("types", &types).finish_non_exhaustive()
+        f.debug_struct("Node")
+            .field("types", &types)
+            .finish_non_exhaustive()
     }
 }
 impl fmt::Debug for NodeBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NodeBuilder").field("config", &self.config).finish_non_exhaustive()
+        f.debug_struct("NodeBuilder")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
     }
 }
 

@@ -59,14 +59,22 @@ impl Parse for Settings {
             let rule = format!("version {version} cannot upgrade from version {from}");
             return Err(Error::new_spanned(ty, rule));
         }
-        Ok(Self { name, version, upgrades })
+        Ok(Self {
+            name,
+            version,
+            upgrades,
+        })
     }
 }
 
 fn check_name(name: &LitStr) -> Result<()> {
     let text = name.value();
-    let tail = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte);
-    let first = text.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase());
+    let tail =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte);
+    let first = text
+        .bytes()
+        .next()
+        .is_some_and(|byte| byte.is_ascii_lowercase());
     if first && text.len() <= 64 && text.bytes().all(tail) {
         return Ok(());
     }
@@ -88,7 +96,10 @@ struct Method {
 
 pub(crate) fn expand(settings: &Settings, block: &ItemImpl) -> Result<TokenStream> {
     if let Some((path, _)) = &block.trait_ {
-        return Err(Error::new_spanned(path, "#[entity] goes on an inherent `impl` block"));
+        return Err(Error::new_spanned(
+            path,
+            "#[entity] goes on an inherent `impl` block",
+        ));
     }
     if !block.generics.params.is_empty() {
         let rule = "an entity is not generic: name the concrete type";
@@ -119,7 +130,9 @@ fn read(entity: &Type, item: &ImplItemFn) -> Result<Option<Method>> {
         let rule = "the name `of` is taken by the typed reference: rename this function";
         return Err(Error::new_spanned(&signature.ident, rule));
     }
-    let Some(receiver) = signature.receiver() else { return Ok(None) };
+    let Some(receiver) = signature.receiver() else {
+        return Ok(None);
+    };
     if matches!(item.vis, Visibility::Inherited) {
         return Ok(None);
     }
@@ -132,7 +145,8 @@ fn read(entity: &Type, item: &ImplItemFn) -> Result<Option<Method>> {
         return Ok(None);
     }
     if !signature.generics.params.is_empty() {
-        let rule = "an operation is not generic: it is called by name, with JSON; use concrete types";
+        let rule =
+            "an operation is not generic: it is called by name, with JSON; use concrete types";
         return Err(Error::new_spanned(&signature.generics, rule));
     }
     if is_query && signature.asyncness.is_some() {
@@ -200,18 +214,25 @@ fn is_context(ty: &Type) -> bool {
 fn check_result(result: &Type) -> Result<()> {
     let refuse = |what: &dyn quote::ToTokens, rule: &str| Err(Error::new_spanned(what, rule));
     match result {
-        Type::Reference(reference) => {
-            refuse(reference, "a result leaves as JSON and is owned: return the value itself")
-        }
+        Type::Reference(reference) => refuse(
+            reference,
+            "a result leaves as JSON and is owned: return the value itself",
+        ),
         Type::ImplTrait(ty) => refuse(ty, "a result has a concrete type"),
         Type::Path(path) => {
             let Some(last) = path.path.segments.last().filter(|s| s.ident == "Result") else {
                 return Ok(());
             };
-            let syn::PathArguments::AngleBracketed(inside) = &last.arguments else { return Ok(()) };
+            let syn::PathArguments::AngleBracketed(inside) = &last.arguments else {
+                return Ok(());
+            };
             match inside.args.iter().nth(1) {
                 Some(syn::GenericArgument::Type(Type::Path(error)))
-                    if error.path.segments.last().is_some_and(|s| s.ident == "Rejection") =>
+                    if error
+                        .path
+                        .segments
+                        .last()
+                        .is_some_and(|s| s.ident == "Rejection") =>
                 {
                     Ok(())
                 }
@@ -229,9 +250,17 @@ fn check_result(result: &Type) -> Result<()> {
 
 /// The `T` of `Result<T, Rejection>`.
 fn value_of(result: &Type) -> Option<Type> {
-    let Type::Path(path) = result else { return None };
-    let last = path.path.segments.last().filter(|segment| segment.ident == "Result")?;
-    let syn::PathArguments::AngleBracketed(inside) = &last.arguments else { return None };
+    let Type::Path(path) = result else {
+        return None;
+    };
+    let last = path
+        .path
+        .segments
+        .last()
+        .filter(|segment| segment.ident == "Result")?;
+    let syn::PathArguments::AngleBracketed(inside) = &last.arguments else {
+        return None;
+    };
     match inside.args.first()? {
         syn::GenericArgument::Type(value) => Some(value.clone()),
         _ => None,
@@ -239,7 +268,11 @@ fn value_of(result: &Type) -> Option<Type> {
 }
 
 fn docs(attributes: &[Attribute]) -> Vec<Attribute> {
-    attributes.iter().filter(|attribute| attribute.path().is_ident("doc")).cloned().collect()
+    attributes
+        .iter()
+        .filter(|attribute| attribute.path().is_ident("doc"))
+        .cloned()
+        .collect()
 }
 
 fn doc_text(attributes: &[Attribute]) -> String {
@@ -247,7 +280,10 @@ fn doc_text(attributes: &[Attribute]) -> String {
     for attribute in attributes {
         if let Meta::NameValue(pair) = &attribute.meta
             && attribute.path().is_ident("doc")
-            && let Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) = &pair.value
+            && let Expr::Lit(ExprLit {
+                lit: Lit::Str(text),
+                ..
+            }) = &pair.value
         {
             lines.push(text.value().trim().to_owned());
         }
@@ -278,7 +314,8 @@ impl Method {
         }
         let (bundle, serde) = (self.bundle(), format!("{model}::serde").replace(' ', ""));
         let schemars = format!("{model}::schemars").replace(' ', "");
-        let (names, types): (Vec<&Ident>, Vec<&Type>) = inputs.iter().map(|(name, ty)| (name, ty)).unzip();
+        let (names, types): (Vec<&Ident>, Vec<&Type>) =
+            inputs.iter().map(|(name, ty)| (name, ty)).unzip();
         Some(quote! {
             #[derive(#model::serde::Serialize, #model::serde::Deserialize, #model::JsonSchema)]
             #[serde(crate = #serde)]
@@ -297,7 +334,10 @@ impl Method {
             [(name, ty)] => (quote!(#ty), quote!(let #name = input;)),
             _ => {
                 let (bundle, names) = (self.bundle(), inputs.iter().map(|(name, _)| name));
-                (quote!(#bundle), quote!(let #bundle { #(#names),* } = input;))
+                (
+                    quote!(#bundle),
+                    quote!(let #bundle { #(#names),* } = input;),
+                )
             }
         };
         let pass = self.arguments.iter().map(|argument| match argument {
@@ -339,7 +379,8 @@ impl Method {
         let (name, text, result) = (&self.name, self.name.to_string(), &self.result);
         let (attributes, visibility) = (&self.attributes, &self.visibility);
         let inputs = self.inputs();
-        let (names, types): (Vec<&Ident>, Vec<&Type>) = inputs.iter().map(|(name, ty)| (name, ty)).unzip();
+        let (names, types): (Vec<&Ident>, Vec<&Type>) =
+            inputs.iter().map(|(name, ty)| (name, ty)).unzip();
         let input = match &inputs[..] {
             [] => quote!(::core::option::Option::None),
             [(name, _)] => quote!(::core::option::Option::Some(&#name)),
@@ -366,13 +407,20 @@ impl Method {
 
 fn implementation(settings: &Settings, block: &ItemImpl, methods: &[Method]) -> TokenStream {
     let (model, entity) = (crate::model(), &block.self_ty);
-    let Settings { name, version, upgrades } = settings;
+    let Settings {
+        name,
+        version,
+        upgrades,
+    } = settings;
     let description = doc_text(&block.attrs);
-    let bundles = methods.iter().filter_map(|method| method.bundle_definition(&model));
+    let bundles = methods
+        .iter()
+        .filter_map(|method| method.bundle_definition(&model));
     let rows = methods.iter().map(|method| method.row(&model, entity));
     let makers = methods.iter().map(|method| method.maker(&model));
     let reference = reference_name(entity);
-    let (from, types): (Vec<u32>, Vec<&Type>) = upgrades.iter().map(|(from, ty)| (*from, ty)).unzip();
+    let (from, types): (Vec<u32>, Vec<&Type>) =
+        upgrades.iter().map(|(from, ty)| (*from, ty)).unzip();
     let upgrade = (!upgrades.is_empty()).then(|| {
         quote! {
             fn upgrade<D: #model::entity::StateDecoder>(

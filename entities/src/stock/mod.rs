@@ -3,5 +3,5 @@
 mod approval;
 mod counter;
 
-pub use approval::{Approval, ApprovalRef, Request, Status, Target};
+pub use approval::{Approval, ApprovalRef, Request as ApprovalRequest, Status, Target};
 pub use counter::{Counter, CounterRef};

@@ -4,7 +4,10 @@ use std::{collections::VecDeque, sync::Arc};
 
 use stead_entities::{EntityId, Timestamp};
 
-use super::{message::{Keyed, Work}, ticket::Ticket};
+use super::{
+    message::{Keyed, Work},
+    ticket::Ticket,
+};
 use crate::{
     store::record::{DeadLetterId, InboxKey, ReminderHead, Slot},
     types::State,
@@ -162,7 +165,10 @@ impl Activation {
             _ => None,
         };
         let blocked = self.blocked.into_iter().flat_map(|lane| lane.items);
-        busy.into_iter().chain(self.mailbox).chain(self.behind).chain(blocked)
+        busy.into_iter()
+            .chain(self.mailbox)
+            .chain(self.behind)
+            .chain(blocked)
     }
 }
 

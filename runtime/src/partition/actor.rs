@@ -16,8 +16,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use stead_entities::{EntityId, Error, ErrorKind, Timestamp};
 
 use super::{
-    Partition,
-    INBOX_PAGE,
+    INBOX_PAGE, Partition,
     message::{Input, Output, Returned, Start},
     ticket::Ticket,
     turn::panicked,
@@ -51,7 +50,9 @@ struct Inputs {
 
 impl std::fmt::Debug for Inputs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Inputs").field("waiting", &self.waiting.len()).finish()
+        f.debug_struct("Inputs")
+            .field("waiting", &self.waiting.len())
+            .finish()
     }
 }
 
@@ -61,7 +62,10 @@ pub(crate) struct Wake;
 
 impl Handle {
     pub(crate) fn new() -> Self {
-        Self(Arc::new(Queue { inputs: Mutex::default(), actor: OnceLock::new() }))
+        Self(Arc::new(Queue {
+            inputs: Mutex::default(),
+            actor: OnceLock::new(),
+        }))
     }
 
     /// Gives the partition an input. Inputs are taken in the order in which they are pushed.
@@ -117,8 +121,13 @@ struct Running {
 impl Watch {
     pub(crate) fn begin(&self, id: &EntityId, operation: &'static str, ticket: Option<&Ticket>) {
         let ticket = ticket.cloned();
-        let running =
-            Running { id: id.clone(), operation, since: monotonic(), ticket, is_late: false };
+        let running = Running {
+            id: id.clone(),
+            operation,
+            since: monotonic(),
+            ticket,
+            is_late: false,
+        };
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(running);
     }
 
@@ -216,7 +225,9 @@ impl Shell {
         let mut has_more = false;
         loop {
             let now = self.clock.now();
-            let step = catch_unwind(AssertUnwindSafe(|| self.partition.step(now, inputs.drain(..))));
+            let step = catch_unwind(AssertUnwindSafe(|| {
+                self.partition.step(now, inputs.drain(..))
+            }));
             let outputs = step.unwrap_or_else(|panic| {
                 let error = panicked(&*panic);
                 tracing::error!(partition = self.partition.number(), %error, "a partition failed");
@@ -248,7 +259,10 @@ impl Shell {
             Output::Recover => self.recover(generation, number),
             Output::Load(id, inbox) => match self.store.load_cached(&id) {
                 Some(state) if inbox == 0 => {
-                    let loaded = Loaded { state, inbox: Ok(Vec::new()) };
+                    let loaded = Loaded {
+                        state,
+                        inbox: Ok(Vec::new()),
+                    };
                     return Some(Input::Loaded(generation, id, loaded));
                 }
                 _ => {
@@ -297,8 +311,15 @@ impl Shell {
         let (store, handle) = (self.store.clone(), self.handle.clone());
         let (receivers, max) = (store.receivers(number), self.config.rejections_max);
         spawn(async move {
-            let start = DeadLetterId { partition: number, is_rejection: true, number: 0 };
-            let known = store.dead_letters(Some(start), max).await.unwrap_or_default();
+            let start = DeadLetterId {
+                partition: number,
+                is_rejection: true,
+                number: 0,
+            };
+            let known = store
+                .dead_letters(Some(start), max)
+                .await
+                .unwrap_or_default();
             let known = known
                 .into_iter()
                 .filter(|(id, _)| id.partition == number && id.is_rejection)
@@ -310,7 +331,14 @@ impl Shell {
 
     /// Runs an operation that awaits in a task of its own, at most until its deadline.
     fn start(&self, generation: u64, start: Start) {
-        let Start { id, run, index, state, ctx, input } = start;
+        let Start {
+            id,
+            run,
+            index,
+            state,
+            ctx,
+            input,
+        } = start;
         let (handle, deadline) = (self.handle.clone(), self.config.turn_deadline);
         let known = self.types.get(id.entity_type()).cloned();
         let work = async move {

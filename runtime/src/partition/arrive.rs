@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use stead_entities::{
-    EntityId, Error, ErrorKind, Rejection, Timestamp, entity::OperationKind,
-};
+use stead_entities::{EntityId, Error, ErrorKind, Rejection, Timestamp, entity::OperationKind};
 
 use super::{
     Activation, Item, Output, Partition, Pending, Release, Row, Stage,
@@ -31,9 +29,15 @@ impl Partition {
         }
         let id = request.id.clone();
         let limit = self.around.config.mailbox_max;
-        if self.table.get(&id).is_some_and(|entry| entry.waiting() >= limit) {
+        if self
+            .table
+            .get(&id)
+            .is_some_and(|entry| entry.waiting() >= limit)
+        {
             if sabotage::is("X13") {
-                self.table.get_mut(&id).and_then(|entry| entry.mailbox.pop_front());
+                self.table
+                    .get_mut(&id)
+                    .and_then(|entry| entry.mailbox.pop_front());
             } else {
                 let message = format!("{limit} operations wait for {id}: back off");
                 let error = Error::new(ErrorKind::Overloaded, message);
@@ -44,7 +48,9 @@ impl Partition {
             && let Some(pending) = self.keys.get_mut(&keyed.key)
         {
             if pending.fingerprint != keyed.fingerprint {
-                return self.outputs.push(Output::Reply(request.ticket, Err(conflict())));
+                return self
+                    .outputs
+                    .push(Output::Reply(request.ticket, Err(conflict())));
             }
             return pending.waiters.push(request.ticket);
         }
@@ -72,8 +78,11 @@ impl Partition {
     fn look_up(&mut self, item: &Item) {
         let Some(keyed) = &item.key else { return };
         let is_looking = !sabotage::is("X4");
-        let pending =
-            Pending { fingerprint: keyed.fingerprint, is_looking, waiters: Vec::new() };
+        let pending = Pending {
+            fingerprint: keyed.fingerprint,
+            is_looking,
+            waiters: Vec::new(),
+        };
         self.keys.insert(keyed.key.clone(), pending);
         if is_looking {
             self.outputs.push(Output::LookUp(keyed.key.clone()));
@@ -126,7 +135,9 @@ impl Partition {
         key: &Arc<IdempotencyKey>,
         found: ReadResult<Option<IdempotencyRecord>>,
     ) {
-        let Some(pending) = self.keys.get_mut(key) else { return };
+        let Some(pending) = self.keys.get_mut(key) else {
+            return;
+        };
         pending.is_looking = false;
         let fingerprint = pending.fingerprint;
         let horizon = self.around.config.retention;
@@ -136,9 +147,7 @@ impl Partition {
             Ok(Some(record)) => match record.outcome {
                 Remembered::Accepted => Some(Ok(Answer::Done)),
                 Remembered::Replied(json) => Some(Ok(Answer::Replied(json))),
-                Remembered::Rejected(reason) => {
-                    Some(Ok(Answer::Rejected(Rejection::new(reason))))
-                }
+                Remembered::Rejected(reason) => Some(Ok(Answer::Rejected(Rejection::new(reason)))),
                 // It waits in the inbox: this caller joins the one who sent it.
                 Remembered::Pending => return self.join(key),
             },
@@ -167,7 +176,9 @@ impl Partition {
     /// Answers everybody who waits under a key, from the store.
     fn answer_key(&mut self, key: &Arc<IdempotencyKey>, response: &Response) {
         let item = self.take_keyed(key);
-        let Some(pending) = self.keys.remove(key) else { return };
+        let Some(pending) = self.keys.remove(key) else {
+            return;
+        };
         let first = item.and_then(|item| item.ticket);
         for ticket in first.into_iter().chain(pending.waiters) {
             self.outputs.push(Output::Reply(ticket, response.clone()));
@@ -177,8 +188,11 @@ impl Partition {
 
     fn take_keyed(&mut self, key: &Arc<IdempotencyKey>) -> Option<Item> {
         let activation = self.table.get_mut(&key.id)?;
-        let is_it =
-            |item: &Item| item.key.as_ref().is_some_and(|keyed| Arc::ptr_eq(&keyed.key, key));
+        let is_it = |item: &Item| {
+            item.key
+                .as_ref()
+                .is_some_and(|keyed| Arc::ptr_eq(&keyed.key, key))
+        };
         let mailbox = &mut activation.mailbox;
         if let Some(index) = mailbox.iter().position(is_it) {
             return mailbox.remove(index);
@@ -195,9 +209,10 @@ impl Partition {
                     return;
                 }
                 let id = key.receiver.clone();
-                let crowded = self.table.get(&id).is_some_and(|entry| {
-                    entry.waiting() >= self.around.config.mailbox_max
-                });
+                let crowded = self
+                    .table
+                    .get(&id)
+                    .is_some_and(|entry| entry.waiting() >= self.around.config.mailbox_max);
                 if crowded || self.backlog.contains_key(&id) {
                     let backlog = self.backlog.entry(id.clone()).or_default();
                     backlog.again = true;
@@ -205,8 +220,13 @@ impl Partition {
                     self.make_ready(&id);
                 } else {
                     self.admit_row(key, record);
-                    if matches!(self.table.get(&id), Some(Activation { stage: Stage::Busy(..), .. }))
-                    {
+                    if matches!(
+                        self.table.get(&id),
+                        Some(Activation {
+                            stage: Stage::Busy(..),
+                            ..
+                        })
+                    ) {
                         self.record_waiting(&id);
                     }
                 }
@@ -218,10 +238,18 @@ impl Partition {
     /// The operation of a name, for rows and reminders; internal ones included.
     pub(super) fn work_of(&self, id: &EntityId, operation: &str) -> Result<Work, String> {
         let known = self.type_of(id).ok_or("the entity type is not served")?;
-        let found = known.find(operation).ok_or_else(|| format!("no operation {operation}"))?;
+        let found = known
+            .find(operation)
+            .ok_or_else(|| format!("no operation {operation}"))?;
         match found.kind {
-            OperationKind::Operation => Ok(Work::Operation { index: found.index, awaits: false }),
-            OperationKind::Async => Ok(Work::Operation { index: found.index, awaits: true }),
+            OperationKind::Operation => Ok(Work::Operation {
+                index: found.index,
+                awaits: false,
+            }),
+            OperationKind::Async => Ok(Work::Operation {
+                index: found.index,
+                awaits: true,
+            }),
             OperationKind::Query => Err(format!("{operation} is a query")),
         }
     }
@@ -230,7 +258,8 @@ impl Partition {
         let (Work::Operation { index, .. } | Work::Query { index }) = work else {
             return String::new();
         };
-        self.type_of(id).map_or(String::new(), |known| known.name_of(index).to_owned())
+        self.type_of(id)
+            .map_or(String::new(), |known| known.name_of(index).to_owned())
     }
 
     /// A key that a stored row carries, in use until the row is settled.
@@ -247,9 +276,16 @@ impl Partition {
         });
         let fingerprint = *fingerprint;
         if let Some((key, _)) = self.keys.get_key_value(&key) {
-            return Keyed { key: key.clone(), fingerprint };
+            return Keyed {
+                key: key.clone(),
+                fingerprint,
+            };
         }
-        let pending = Pending { fingerprint, is_looking: false, waiters: Vec::new() };
+        let pending = Pending {
+            fingerprint,
+            is_looking: false,
+            waiters: Vec::new(),
+        };
         self.keys.insert(key.clone(), pending);
         Keyed { key, fingerprint }
     }
@@ -336,10 +372,15 @@ impl Partition {
             Remembered::Replied(json) => Some(Ok(Answer::Replied(json.clone()))),
             Remembered::Rejected(reason) => Some(Ok(Answer::Rejected(Rejection::new(reason)))),
         };
-        let record =
-            IdempotencyRecord { fingerprint: keyed.fingerprint, at: self.now, outcome };
+        let record = IdempotencyRecord {
+            fingerprint: keyed.fingerprint,
+            at: self.now,
+            outcome,
+        };
         if !sabotage::is("X4") {
-            self.open.writes.push(Write::Remember((*keyed.key).clone(), record));
+            self.open
+                .writes
+                .push(Write::Remember((*keyed.key).clone(), record));
         }
         if let Some(response) = response {
             self.after_open(Release::Key(keyed.key.clone(), response));
@@ -348,7 +389,9 @@ impl Partition {
 
     /// Records the signals that wait behind something slow, and tells their callers.
     pub(super) fn record_waiting(&mut self, id: &EntityId) {
-        let Some(activation) = self.table.get_mut(id) else { return };
+        let Some(activation) = self.table.get_mut(id) else {
+            return;
+        };
         let mut mailbox = std::mem::take(&mut activation.mailbox);
         let mut kept = std::collections::VecDeque::with_capacity(mailbox.len());
         for mut item in mailbox.drain(..) {
@@ -380,7 +423,10 @@ impl Partition {
     }
 
     pub(super) fn is_looking(&self, item: &Item) -> bool {
-        let pending = item.key.as_ref().and_then(|keyed| self.keys.get(&keyed.key));
+        let pending = item
+            .key
+            .as_ref()
+            .and_then(|keyed| self.keys.get(&keyed.key));
         pending.is_some_and(|pending| pending.is_looking)
     }
 
@@ -403,5 +449,8 @@ fn conflict() -> Error {
 
 /// What those hear whose operation was given up before it began.
 pub(super) fn withdrawn() -> Error {
-    Error::new(ErrorKind::Unavailable, "the caller gave up before the operation began")
+    Error::new(
+        ErrorKind::Unavailable,
+        "the caller gave up before the operation began",
+    )
 }

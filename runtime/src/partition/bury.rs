@@ -85,10 +85,18 @@ impl Partition {
     fn bury_letter(&mut self, letter: DeadLetter) {
         let is_rejection = letter.cause == Cause::Rejection;
         let (partition, number) = (self.around.number, self.mint());
-        let id = DeadLetterId { partition, is_rejection, number };
+        let id = DeadLetterId {
+            partition,
+            is_rejection,
+            number,
+        };
         if !is_rejection {
-            tracing::warn!(entity = letter.entity, operation = letter.operation,
-                reason = letter.reason, "an operation became a dead letter");
+            tracing::warn!(
+                entity = letter.entity,
+                operation = letter.operation,
+                reason = letter.reason,
+                "an operation became a dead letter"
+            );
         }
         self.open.writes.push(Write::Bury(id, letter));
         if is_rejection {

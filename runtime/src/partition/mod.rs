@@ -36,12 +36,12 @@ use std::{
 
 use stead_entities::{EntityId, Error, ErrorKind, Timestamp};
 
+pub(crate) use self::actor::{Handle, Shell, Watch, start};
 use self::{
     activation::{Activation, Item, Retry, Row, Stage},
     message::{Burst, Input, Output},
     ticket::{Response, Ticket},
 };
-pub(crate) use self::actor::{Handle, Shell, Watch, start};
 use crate::{
     config::Config,
     entropy::Entropy,
@@ -322,8 +322,12 @@ impl Partition {
     fn write_state(&mut self, id: &EntityId) {
         let incarnation = self.around.incarnation;
         let version = self.type_of(id).map_or(0, |known| known.version());
-        let Some(activation) = self.table.get_mut(id) else { return };
-        let Some(state) = activation.encoded.take() else { return };
+        let Some(activation) = self.table.get_mut(id) else {
+            return;
+        };
+        let Some(state) = activation.encoded.take() else {
+            return;
+        };
         let record = crate::store::record::StateRecord {
             version,
             generation: activation.generation,
@@ -343,7 +347,11 @@ impl Partition {
             return;
         }
         self.released = self.released.max(number);
-        while self.on_release.front().is_some_and(|(burst, _)| *burst <= self.released) {
+        while self
+            .on_release
+            .front()
+            .is_some_and(|(burst, _)| *burst <= self.released)
+        {
             match self.on_release.pop_front() {
                 Some((_, Release::Row(key))) => drop(self.known.remove(&key)),
                 Some((_, Release::Key(key, response))) => {
@@ -373,7 +381,10 @@ impl Partition {
     /// counter, partition.
     fn mint(&mut self) -> u64 {
         self.minted += 1;
-        assert!(self.minted < 1 << 30, "a partition minted all numbers of its incarnation");
+        assert!(
+            self.minted < 1 << 30,
+            "a partition minted all numbers of its incarnation"
+        );
         (self.around.incarnation << 42) | (self.minted << 12) | u64::from(self.around.number)
     }
 
@@ -394,7 +405,8 @@ impl Partition {
             && self.open.replies.is_empty()
             && !self.table.values().any(Activation::is_awaited);
         if is_done && let Some(ticket) = self.draining.take() {
-            self.outputs.push(Output::Reply(ticket, Ok(ticket::Answer::Done)));
+            self.outputs
+                .push(Output::Reply(ticket, Ok(ticket::Answer::Done)));
         }
     }
 }
@@ -405,6 +417,3 @@ fn unavailable(message: &str) -> Error {
 
 /// A stored reminder by entity and slot.
 type Reminder = (EntityId, Slot, ReminderRecord);
-
-
-

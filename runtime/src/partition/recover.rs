@@ -3,8 +3,7 @@
 use stead_entities::{EntityId, Error};
 
 use super::{
-    Activation, Backlog, INBOX_PAGE, Item, Output, Partition, Phase, Row, Stage,
-    ticket::Response,
+    Activation, Backlog, INBOX_PAGE, Item, Output, Partition, Phase, Row, Stage, ticket::Response,
 };
 use crate::{
     sabotage,
@@ -40,7 +39,8 @@ impl Partition {
         }
         for activation in std::mem::take(&mut self.table).into_values() {
             for item in activation.items() {
-                self.outputs.extend(item.ticket.map(|t| Output::Reply(t, refused.clone())));
+                self.outputs
+                    .extend(item.ticket.map(|t| Output::Reply(t, refused.clone())));
             }
         }
         for pending in std::mem::take(&mut self.keys).into_values() {
@@ -82,7 +82,10 @@ impl Partition {
                 tracing::warn!(entity = %id, "signals wait for an entity type that is not served");
                 continue;
             }
-            let backlog = Backlog { is_recovered, ..Backlog::default() };
+            let backlog = Backlog {
+                is_recovered,
+                ..Backlog::default()
+            };
             self.backlog.insert(id.clone(), backlog);
             self.recovering.push_back(id);
         }
@@ -114,8 +117,12 @@ impl Partition {
     }
 
     pub(super) fn loaded(&mut self, id: &EntityId, loaded: Loaded) {
-        let Some(known) = self.type_of(id) else { return };
-        let Some(activation) = self.table.get_mut(id) else { return };
+        let Some(known) = self.type_of(id) else {
+            return;
+        };
+        let Some(activation) = self.table.get_mut(id) else {
+            return;
+        };
         let read = match loaded.state {
             Err(error) => Err(error.to_string()),
             Ok(None) => Ok((known.fresh(), None)),
@@ -147,17 +154,29 @@ impl Partition {
 
     /// Reads the next inbox rows of an entity, if there are any and it has room.
     pub(super) fn page(&mut self, id: &EntityId) {
-        let Some(backlog) = self.backlog.get_mut(id) else { return };
-        let has_room = self.table.get(id).is_some_and(|entry| entry.mailbox.is_empty());
+        let Some(backlog) = self.backlog.get_mut(id) else {
+            return;
+        };
+        let has_room = self
+            .table
+            .get(id)
+            .is_some_and(|entry| entry.mailbox.is_empty());
         if backlog.is_loading || !has_room || backlog.since > self.released {
             return;
         }
         backlog.is_loading = true;
-        self.outputs.push(Output::Inbox(id.clone(), backlog.after.clone()));
+        self.outputs
+            .push(Output::Inbox(id.clone(), backlog.after.clone()));
     }
 
-    pub(super) fn page_read(&mut self, id: &EntityId, rows: ReadResult<Vec<(InboxKey, InboxRecord)>>) {
-        let Some(backlog) = self.backlog.get_mut(id) else { return };
+    pub(super) fn page_read(
+        &mut self,
+        id: &EntityId,
+        rows: ReadResult<Vec<(InboxKey, InboxRecord)>>,
+    ) {
+        let Some(backlog) = self.backlog.get_mut(id) else {
+            return;
+        };
         backlog.is_loading = false;
         let rows = match rows {
             Ok(rows) => rows,
@@ -206,12 +225,16 @@ impl Partition {
         let id = key.receiver.clone();
         if record.attempts > self.around.config.retries + 1 {
             self.known.insert(key.clone());
-            let Some(mut item) = self.item_of(key, &record) else { return };
+            let Some(mut item) = self.item_of(key, &record) else {
+                return;
+            };
             item.attempts = record.attempts - 1;
             return self.bury(&id, item, super::bury::ENDED_THE_PROCESS);
         }
         if !sabotage::is("X32") {
-            self.open.writes.push(crate::store::Write::Accept(key.clone(), record.clone()));
+            self.open
+                .writes
+                .push(crate::store::Write::Accept(key.clone(), record.clone()));
         }
         self.admit_row(key, record);
         let number = self.open_number();
@@ -228,7 +251,9 @@ impl Partition {
     pub(super) fn admit_row(&mut self, key: InboxKey, record: InboxRecord) {
         let id = key.receiver.clone();
         self.known.insert(key.clone());
-        let Some(item) = self.item_of(key, &record) else { return };
+        let Some(item) = self.item_of(key, &record) else {
+            return;
+        };
         self.activate(&id).mailbox.push_back(item);
         self.make_ready(&id);
     }

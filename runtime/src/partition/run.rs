@@ -5,8 +5,7 @@ use std::collections::VecDeque;
 use stead_entities::{Context, EntityId, Error, ErrorKind, context::Turn};
 
 use super::{
-    Item, Output, Partition, Release, Row, Stage, TURNS_PER_ENTITY_MAX,
-    TURNS_PER_STEP_MAX,
+    Item, Output, Partition, Release, Row, Stage, TURNS_PER_ENTITY_MAX, TURNS_PER_STEP_MAX,
     activation::{Lane, Sender},
     arrive::withdrawn,
     message::{Returned, Start, Work},
@@ -29,7 +28,9 @@ impl Partition {
             && !self.is_full()
             && let Some(id) = self.ready.pop_front()
         {
-            let Some(activation) = self.table.get_mut(&id) else { continue };
+            let Some(activation) = self.table.get_mut(&id) else {
+                continue;
+            };
             activation.is_queued = false;
             if self.draining.is_some() && !activation.is_awaited() {
                 continue;
@@ -50,7 +51,9 @@ impl Partition {
 
     fn run_entity(&mut self, id: &EntityId, turns: usize) -> usize {
         for used in 0..turns {
-            let Some(activation) = self.table.get_mut(id) else { return used };
+            let Some(activation) = self.table.get_mut(id) else {
+                return used;
+            };
             match &activation.stage {
                 Stage::Ready => {}
                 Stage::Corrupt(reason) => {
@@ -73,7 +76,9 @@ impl Partition {
 
     /// Nothing can be done with this entity; what is stored of it stays.
     fn refuse_corrupt(&mut self, id: &EntityId, reason: &str) -> usize {
-        let Some(activation) = self.table.get_mut(id) else { return 0 };
+        let Some(activation) = self.table.get_mut(id) else {
+            return 0;
+        };
         let mailbox = std::mem::take(&mut activation.mailbox);
         let behind = std::mem::take(&mut activation.behind);
         let error = Error::new(ErrorKind::Corrupt, format!("{id} cannot be read: {reason}"));
@@ -92,7 +97,10 @@ impl Partition {
         }
         if let Some(sender) = item.sender()
             && !sabotage::is("X31")
-            && self.table.get_mut(id).is_some_and(|entry| entry.lane(&sender).is_some())
+            && self
+                .table
+                .get_mut(id)
+                .is_some_and(|entry| entry.lane(&sender).is_some())
         {
             return self.block(id, item, &sender);
         }
@@ -116,7 +124,10 @@ impl Partition {
             Work::Query { index } => self.run_query(id, index, item),
             Work::Delete => return self.run_delete(id, item),
             Work::Operation { awaits: true, .. } => return self.start(id, item),
-            Work::Operation { index, awaits: false } => return self.run_turn(id, index, item),
+            Work::Operation {
+                index,
+                awaits: false,
+            } => return self.run_turn(id, index, item),
         }
         Next::Goes
     }
@@ -134,12 +145,14 @@ impl Partition {
 
     /// A reminder that was cancelled or set again since it fired is nothing to run.
     fn is_current(&mut self, id: &EntityId, item: &Item) -> bool {
-        let Row::Reminder(Slot::Named(name), _, number) = &item.row else { return true };
+        let Row::Reminder(Slot::Named(name), _, number) = &item.row else {
+            return true;
+        };
         let heads = self.table.get(id).map(|entry| &entry.reminders);
         let is_current = heads.is_some_and(|heads| {
-            heads.iter().any(|head| {
-                *head.name == **name && (head.number == *number || sabotage::is("X10"))
-            })
+            heads
+                .iter()
+                .any(|head| *head.name == **name && (head.number == *number || sabotage::is("X10")))
         });
         if !is_current {
             self.due.forget(id, &Slot::Named(name.clone()), *number);
@@ -172,11 +185,19 @@ impl Partition {
         let entry = self.table.get(id);
         let (revision, last) =
             entry.map_or((0, self.now), |entry| (entry.revision, entry.committed_at));
-        Context::new(Turn { id: id.clone(), now: self.now.max(last), revision, seed, token })
+        Context::new(Turn {
+            id: id.clone(),
+            now: self.now.max(last),
+            revision,
+            seed,
+            token,
+        })
     }
 
     fn show_state(&mut self, id: &EntityId, item: Item) {
-        let Some(entry) = self.table.get(id) else { return };
+        let Some(entry) = self.table.get(id) else {
+            return;
+        };
         let unreleased = entry.unreleased;
         let view = match &entry.state {
             Some(state) if entry.generation > 0 => state.json().map(|json| {
@@ -197,11 +218,19 @@ impl Partition {
     }
 
     fn run_query(&mut self, id: &EntityId, index: usize, item: Item) {
-        let (Some(known), Some(ticket)) = (self.type_of(id), item.ticket.clone()) else { return };
+        let (Some(known), Some(ticket)) = (self.type_of(id), item.ticket.clone()) else {
+            return;
+        };
         let ctx = self.new_context(id, item.token);
-        let Some(entry) = self.table.get(id) else { return };
-        let (unreleased, Some(state)) = (entry.unreleased, &entry.state) else { return };
-        self.around.watch.begin(id, known.name_of(index), item.ticket.as_ref());
+        let Some(entry) = self.table.get(id) else {
+            return;
+        };
+        let (unreleased, Some(state)) = (entry.unreleased, &entry.state) else {
+            return;
+        };
+        self.around
+            .watch
+            .begin(id, known.name_of(index), item.ticket.as_ref());
         let turned = turn::run(&*known, index, state, ctx, &item.input, usize::MAX);
         self.around.watch.end();
         let response = match turned {
@@ -216,13 +245,17 @@ impl Partition {
     }
 
     fn run_turn(&mut self, id: &EntityId, index: usize, item: Item) -> Next {
-        let Some(known) = self.type_of(id) else { return Next::Goes };
+        let Some(known) = self.type_of(id) else {
+            return Next::Goes;
+        };
         let ctx = self.new_context(id, item.token);
         let limit = self.around.config.state_bytes_max;
         let Some(state) = self.table.get(id).and_then(|entry| entry.state.as_ref()) else {
             return Next::Goes;
         };
-        self.around.watch.begin(id, known.name_of(index), item.ticket.as_ref());
+        self.around
+            .watch
+            .begin(id, known.name_of(index), item.ticket.as_ref());
         let turned = turn::run(&*known, index, state, ctx, &item.input, limit);
         let turned = match self.around.watch.end() {
             false => turned,
@@ -233,7 +266,10 @@ impl Partition {
 
     pub(super) fn late(&self) -> Error {
         let limit = self.around.config.turn_deadline;
-        Error::new(ErrorKind::Deadline, format!("the turn took longer than {limit:?}"))
+        Error::new(
+            ErrorKind::Deadline,
+            format!("the turn took longer than {limit:?}"),
+        )
     }
 
     /// Settles a turn; one that deletes its entity first needs to know what is delayed.
@@ -260,7 +296,8 @@ impl Partition {
     fn list_delayed(&mut self, id: &EntityId, item: Item) -> Next {
         let unreleased = self.unreleased(id);
         if unreleased > self.released {
-            self.on_release.push_back((unreleased, Release::Resume(id.clone())));
+            self.on_release
+                .push_back((unreleased, Release::Resume(id.clone())));
             self.sort_releases();
         } else if let Some(activation) = self.table.get_mut(id) {
             activation.stage = Stage::Listing;
@@ -270,7 +307,9 @@ impl Partition {
     }
 
     fn sort_releases(&mut self) {
-        self.on_release.make_contiguous().sort_by_key(|(burst, _)| *burst);
+        self.on_release
+            .make_contiguous()
+            .sort_by_key(|(burst, _)| *burst);
     }
 
     /// Starts an operation that awaits, once its inbox row and all earlier turns are durable.
@@ -287,22 +326,34 @@ impl Partition {
         }
         let unreleased = self.unreleased(id);
         if unreleased > self.released {
-            self.on_release.push_back((unreleased, Release::Resume(id.clone())));
+            self.on_release
+                .push_back((unreleased, Release::Resume(id.clone())));
             self.sort_releases();
             self.put_back(id, item);
             self.record_waiting(id);
             return Next::Waits;
         }
-        let Work::Operation { index, .. } = item.work else { return Next::Goes };
+        let Work::Operation { index, .. } = item.work else {
+            return Next::Goes;
+        };
         self.runs += 1;
         let (run, input) = (self.runs, item.input.clone());
         let ctx = self.new_context(id, item.token);
-        let Some(activation) = self.table.get_mut(id) else { return Next::Goes };
+        let Some(activation) = self.table.get_mut(id) else {
+            return Next::Goes;
+        };
         let Some(state) = activation.state.as_ref().map(|state| state.clone_state()) else {
             return Next::Goes;
         };
         activation.stage = Stage::Busy(run, Box::new(item));
-        let start = Start { id: id.clone(), run, index, state, ctx, input };
+        let start = Start {
+            id: id.clone(),
+            run,
+            index,
+            state,
+            ctx,
+            input,
+        };
         self.outputs.push(Output::Start(Box::new(start)));
         self.record_waiting(id);
         Next::Waits
@@ -312,8 +363,12 @@ impl Partition {
     pub(super) fn returned(&mut self, returned: Returned) {
         let id = returned.id;
         let limit = self.around.config.state_bytes_max;
-        let Some(activation) = self.table.get_mut(&id) else { return };
-        let Stage::Busy(run, _) = &activation.stage else { return };
+        let Some(activation) = self.table.get_mut(&id) else {
+            return;
+        };
+        let Stage::Busy(run, _) = &activation.stage else {
+            return;
+        };
         if *run != returned.run {
             return;
         }
@@ -361,7 +416,11 @@ impl Partition {
     /// The signals of a sender wait until the first of them may be tried again.
     pub(super) fn block_lane(&mut self, id: &EntityId, item: Item, sender: Sender) {
         let retry_at = self.now + self.around.config.retry_after(item.attempts);
-        let lane = Lane { sender, retry_at, items: VecDeque::from([item]) };
+        let lane = Lane {
+            sender,
+            retry_at,
+            items: VecDeque::from([item]),
+        };
         if let Some(activation) = self.table.get_mut(id) {
             activation.blocked.push(lane);
         }
@@ -371,7 +430,9 @@ impl Partition {
     /// Lets the lanes whose time has come go first.
     pub(super) fn unblock(&mut self, id: &EntityId) {
         let now = self.now;
-        let Some(activation) = self.table.get_mut(id) else { return };
+        let Some(activation) = self.table.get_mut(id) else {
+            return;
+        };
         let lanes = std::mem::take(&mut activation.blocked);
         let (due, waiting): (Vec<Lane>, Vec<Lane>) =
             lanes.into_iter().partition(|lane| lane.retry_at <= now);

@@ -9,10 +9,7 @@ use stead_entities::{
 };
 
 use super::{
-    Item, Partition, Release, Row,
-    bury::reason_of_deletion,
-    message::Delivery,
-    ticket::Answer,
+    Item, Partition, Release, Row, bury::reason_of_deletion, message::Delivery, ticket::Answer,
     turn::Turned,
 };
 use crate::{
@@ -20,7 +17,7 @@ use crate::{
     store::{
         Write,
         record::{
-            Cause, InboxKey, InboxRecord, ReminderHead, ReminderRecord, Remembered, Slot,
+            Cause, InboxKey, InboxRecord, Remembered, ReminderHead, ReminderRecord, Slot,
             StoredSchedule,
         },
     },
@@ -30,7 +27,12 @@ use crate::{
 impl Partition {
     pub(super) fn settle_turn(&mut self, id: &EntityId, item: Item, turned: Turned) {
         match turned {
-            Turned::Applied { state, encoded, effects, json } => {
+            Turned::Applied {
+                state,
+                encoded,
+                effects,
+                json,
+            } => {
                 self.apply(id, item, state, encoded, effects, json);
             }
             Turned::Rejected(rejection) => self.reject(id, item, rejection),
@@ -56,9 +58,15 @@ impl Partition {
     ) {
         let number = self.open_number();
         let generation = self.table.get(id).map_or(0, |entry| entry.generation);
-        let generation = if generation == 0 { self.mint() } else { generation };
+        let generation = if generation == 0 {
+            self.mint()
+        } else {
+            generation
+        };
         let now = self.now;
-        let Some(activation) = self.table.get_mut(id) else { return };
+        let Some(activation) = self.table.get_mut(id) else {
+            return;
+        };
         if activation.encoded.is_none() {
             self.dirty.push(id.clone());
         }
@@ -89,7 +97,10 @@ impl Partition {
         let (remembered, answer) = match result {
             _ if !item.is_call => (Remembered::Accepted, Answer::Done),
             Ok(json) => (Remembered::Replied(json.clone()), Answer::Replied(json)),
-            Err(no) => (Remembered::Rejected(no.reason().to_owned()), Answer::Rejected(no)),
+            Err(no) => (
+                Remembered::Rejected(no.reason().to_owned()),
+                Answer::Rejected(no),
+            ),
         };
         self.remember(&item, remembered);
         if let Some(ticket) = item.ticket {
@@ -121,22 +132,42 @@ impl Partition {
         number: u64,
     ) {
         let partition = self.around.number;
-        self.open.writes.push(Write::CancelReminder(partition, id.clone(), slot.clone(), due));
+        self.open.writes.push(Write::CancelReminder(
+            partition,
+            id.clone(),
+            slot.clone(),
+            due,
+        ));
         self.after_open(Release::Fired(id.clone(), slot.clone(), number));
-        let Some(record) = self.due.fired(id, slot, number) else { return };
+        let Some(record) = self.due.fired(id, slot, number) else {
+            return;
+        };
         let Slot::Named(name) = slot else { return };
-        let next = record.schedule.and_then(|schedule| schedule.next(due, self.now));
-        let head = next.map(|due| ReminderHead { name: name.to_string(), due, number: self.mint() });
+        let next = record
+            .schedule
+            .and_then(|schedule| schedule.next(due, self.now));
+        let head = next.map(|due| ReminderHead {
+            name: name.to_string(),
+            due,
+            number: self.mint(),
+        });
         self.replace_head(id, name, head.clone());
         if let Some(head) = head {
-            let next = ReminderRecord { due: head.due, number: head.number, attempts: 0, ..record };
+            let next = ReminderRecord {
+                due: head.due,
+                number: head.number,
+                attempts: 0,
+                ..record
+            };
             self.set_reminder(id, slot.clone(), next);
         }
     }
 
     fn replace_head(&mut self, id: &EntityId, name: &str, head: Option<ReminderHead>) {
         let number = self.open_number();
-        let Some(activation) = self.table.get_mut(id) else { return };
+        let Some(activation) = self.table.get_mut(id) else {
+            return;
+        };
         activation.reminders.retain(|known| known.name != name);
         activation.reminders.extend(head);
         if activation.encoded.is_none()
@@ -168,7 +199,12 @@ impl Partition {
                 accepted_at: self.now,
             };
             let slot = Slot::Delayed(number);
-            let row = Write::Remind(partition, signal.target.clone(), slot.clone(), record.clone());
+            let row = Write::Remind(
+                partition,
+                signal.target.clone(),
+                slot.clone(),
+                record.clone(),
+            );
             self.open.writes.push(row);
             let delivery = Delivery::Delayed(signal.target, slot, record);
             return self.open.deliveries.push((partition, delivery));
@@ -194,9 +230,13 @@ impl Partition {
             trace: None,
         };
         if !sabotage::is("X3") {
-            self.open.writes.push(Write::Accept(key.clone(), record.clone()));
+            self.open
+                .writes
+                .push(Write::Accept(key.clone(), record.clone()));
         }
-        self.open.deliveries.push((partition, Delivery::Signal(key, record)));
+        self.open
+            .deliveries
+            .push((partition, Delivery::Signal(key, record)));
     }
 
     fn remind(&mut self, id: &EntityId, reminder: Reminder) {
@@ -221,12 +261,20 @@ impl Partition {
     }
 
     fn cancel(&mut self, id: &EntityId, name: &str) {
-        let Some(activation) = self.table.get(id) else { return };
-        let head = activation.reminders.iter().find(|head| head.name == name).cloned();
+        let Some(activation) = self.table.get(id) else {
+            return;
+        };
+        let head = activation
+            .reminders
+            .iter()
+            .find(|head| head.name == name)
+            .cloned();
         if let Some(head) = head {
             let slot = Slot::Named(name.into());
             let partition = self.around.number;
-            self.open.writes.push(Write::CancelReminder(partition, id.clone(), slot, head.due));
+            self.open
+                .writes
+                .push(Write::CancelReminder(partition, id.clone(), slot, head.due));
             self.replace_head(id, name, None);
         }
     }
@@ -322,7 +370,9 @@ impl Partition {
     fn delete_entity(&mut self, id: &EntityId, delayed: &[(Slot, ReminderRecord)]) {
         let number = self.open_number();
         let fresh = self.type_of(id).map(|known| known.fresh());
-        let Some(activation) = self.table.get_mut(id) else { return };
+        let Some(activation) = self.table.get_mut(id) else {
+            return;
+        };
         let existed = activation.generation > 0;
         activation.state = fresh;
         activation.encoded = None;
@@ -339,7 +389,9 @@ impl Partition {
         let partition = self.around.number;
         for head in heads {
             let slot = Slot::Named(head.name.into());
-            self.open.writes.push(Write::CancelReminder(partition, id.clone(), slot, head.due));
+            self.open
+                .writes
+                .push(Write::CancelReminder(partition, id.clone(), slot, head.due));
         }
         for (slot, record) in delayed {
             if self.due.has_fired(id, slot, record.number) {

@@ -15,8 +15,8 @@ use stead_entities::{BoxFuture, EntityId, Timestamp};
 use tokio::sync::Notify;
 
 use super::{
-    Batch, CommitOutcome, DeadLetterRows, InboxRows, Loaded, Opened, ReadResult,
-    ReminderRows, StateRows, Store,
+    Batch, CommitOutcome, DeadLetterRows, InboxRows, Loaded, Opened, ReadResult, ReminderRows,
+    StateRows, Store,
     keys::{self, Table},
     record::{
         self, DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey, LaneRecord,
@@ -76,7 +76,10 @@ impl MemoryDisk {
         let mut disk = self.lock();
         disk.incarnation += 1;
         let incarnation = disk.incarnation;
-        let settings = Settings { partitions: 16, seed: (7, 11) };
+        let settings = Settings {
+            partitions: 16,
+            seed: (7, 11),
+        };
         let lane = disk.live.get(&(Table::Meta, keys::LANE.to_vec()));
         let lane: Option<LaneRecord> = lane.map(|bytes| record::decode(bytes)).transpose()?;
         let opened = Opened {
@@ -87,7 +90,11 @@ impl MemoryDisk {
             was_unclean: lane.is_some_and(|lane| !lane.is_clean),
         };
         drop(disk);
-        Ok(MemoryStore { disk: self.clone(), opened, poisoned: false.into() })
+        Ok(MemoryStore {
+            disk: self.clone(),
+            opened,
+            poisoned: false.into(),
+        })
     }
 
     /// Throws away what was not flushed.
@@ -134,7 +141,9 @@ impl MemoryDisk {
     pub fn rows(&self, table: Table) -> Vec<(Vec<u8>, Vec<u8>)> {
         let disk = self.lock();
         let in_table = disk.live.iter().filter(|((of, _), _)| *of == table);
-        in_table.map(|((_, key), value)| (key.clone(), value.clone())).collect()
+        in_table
+            .map(|((_, key), value)| (key.clone(), value.clone()))
+            .collect()
     }
 
     /// Makes the live image durable, unless flushes are held.
@@ -152,10 +161,7 @@ impl MemoryDisk {
 }
 
 impl MemoryStore {
-    fn ready<T: Send + 'static>(
-        &self,
-        read: impl FnOnce(&dyn Rows) -> T,
-    ) -> BoxFuture<'static, T> {
+    fn ready<T: Send + 'static>(&self, read: impl FnOnce(&dyn Rows) -> T) -> BoxFuture<'static, T> {
         let answer = read(&*self.disk.lock());
         Box::pin(std::future::ready(answer))
     }
@@ -218,7 +224,9 @@ impl Rows for Disk {
         }
         let range = (table, from.to_vec())..(table, to.to_vec());
         let found = self.live.range(range).take(limit);
-        Ok(found.map(|((_, key), value)| (key.clone(), value.clone())).collect())
+        Ok(found
+            .map(|((_, key), value)| (key.clone(), value.clone()))
+            .collect())
     }
 }
 

@@ -5,9 +5,8 @@ use std::{
     io::{self, Write as _},
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
-        Mutex, PoisonError,
     },
     time::{Duration, Instant},
 };
@@ -78,12 +77,12 @@ pub(super) struct Directory {
 }
 
 impl Directory {
-    pub(super) fn acquire(
-        path: &Path,
-        settings: &super::RocksSettings,
-    ) -> Result<Self, OpenError> {
+    pub(super) fn acquire(path: &Path, settings: &super::RocksSettings) -> Result<Self, OpenError> {
         create_private(path)?;
-        let lock = File::options().create(true).append(true).open(path.join("LOCK.stead"))?;
+        let lock = File::options()
+            .create(true)
+            .append(true)
+            .open(path.join("LOCK.stead"))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -93,7 +92,12 @@ impl Directory {
         }
         let horizon = path.join("HORIZON");
         let created = !horizon.exists();
-        let file = File::options().create(true).truncate(false).read(true).write(true).open(horizon)?;
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(horizon)?;
         if created {
             File::open(path)?.sync_all()?;
         }
@@ -107,7 +111,11 @@ impl Directory {
             reserved: AtomicBool::new(false),
         };
         directory.keep_reserve();
-        directory.room.lock().unwrap_or_else(PoisonError::into_inner).1 = directory.measure_room();
+        directory
+            .room
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .1 = directory.measure_room();
         Ok(directory)
     }
 
@@ -121,7 +129,9 @@ impl Directory {
         if bytes.is_empty() {
             return Ok(());
         }
-        let known = bytes.first_chunk::<8>().map(|number| u64::from_be_bytes(*number));
+        let known = bytes
+            .first_chunk::<8>()
+            .map(|number| u64::from_be_bytes(*number));
         let check = bytes.get(8..16) == bytes.get(..8).map(|_| invert(&bytes)).as_deref();
         let Some(known) = known.filter(|_| check) else {
             return Err(OpenError::LostTail("the file HORIZON is damaged".into()));
@@ -168,7 +178,10 @@ impl Directory {
         if room.0.elapsed() >= ROOM_INTERVAL {
             let now = self.measure_room();
             if now.is_ok() != room.1.is_ok() {
-                tracing::warn!(has_room = now.is_ok(), "the disk's free space crossed its floor");
+                tracing::warn!(
+                    has_room = now.is_ok(),
+                    "the disk's free space crossed its floor"
+                );
             }
             *room = (monotonic(), now);
         }
@@ -179,7 +192,9 @@ impl Directory {
         let free = fs4::available_space(&self.path).unwrap_or(u64::MAX);
         let floor = self.free_bytes_min;
         if free < floor {
-            return Err(format!("{free} bytes are free, writes need {floor}: make room on the disk"));
+            return Err(format!(
+                "{free} bytes are free, writes need {floor}: make room on the disk"
+            ));
         }
         if !self.reserved.load(Ordering::Relaxed) && free > floor + 2 * RESERVE_BYTES {
             self.keep_reserve();

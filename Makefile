@@ -1,0 +1,33 @@
+# The two commands of the README, and the gate.
+
+CARGO ?= cargo
+KILLS ?= 20
+SEED ?= 1
+
+# RocksDB's C++ takes minutes to compile: with CI set it is kept outside the clone.
+ifdef CI
+export CARGO_TARGET_DIR ?= $(HOME)/.cache/stead/target
+endif
+
+.PHONY: setup build serve test check fmt permits
+
+setup:
+	@bash examples/setup.sh
+
+build: setup
+	$(CARGO) build --release --locked --workspace --bins
+
+serve: build
+	$${CARGO_TARGET_DIR:-target}/release/stead serve --data ./data --listen 127.0.0.1:8080
+
+test: build
+	$(CARGO) test --release --locked --workspace
+
+check: setup
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --release --locked -p stead --features sabotage -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --no-deps -p stead-entities -p stead-macros -p stead
+
+permits: build
+	$${CARGO_TARGET_DIR:-target}/release/permits drive --kills $(KILLS) --seed $(SEED)

@@ -1,0 +1,38 @@
+//! A counter in the process: define nothing, embed the ready-made entity, lose nothing.
+//!
+//! `cargo run --release --bin counter` prints
+//!
+//! ```text
+//! 1
+//! 3
+//! the state survives: 3
+//! ```
+
+use anyhow::Result;
+use stead::{Node, RocksStore, stock::Counter};
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let node = Node::builder()
+        .store(RocksStore::open(directory.path())?)
+        .entity::<Counter>()
+        .start()
+        .await?;
+    let visits = node.entity::<Counter>("visits");
+    println!("{}", visits.add(1).await?);
+    println!("{}", visits.add(2).await?);
+    node.drain().await?;
+
+    let node = Node::builder()
+        .store(RocksStore::open(directory.path())?)
+        .entity::<Counter>()
+        .start()
+        .await?;
+    println!(
+        "the state survives: {}",
+        node.entity::<Counter>("visits").value().await?
+    );
+    node.drain().await?;
+    Ok(())
+}

@@ -1,0 +1,96 @@
+//! The client: one task per permit, its events in order, each under its own idempotency key.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs::{self, OpenOptions},
+    io::Write as _,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use reqwest::Client;
+use tokio::{sync::Semaphore, task::JoinSet};
+
+use crate::entities::Event;
+
+const EVENTS: &str = include_str!("events.csv");
+const PERMITS_AT_ONCE: usize = 64;
+
+/// One line of the file.
+#[derive(Debug, Clone)]
+pub struct Line {
+    /// Names the event; unique.
+    pub instance: String,
+    /// What happened.
+    pub event: Event,
+}
+
+/// The events of every permit, in order.
+pub fn events() -> Result<BTreeMap<String, Vec<Line>>> {
+    let mut permits: BTreeMap<String, Vec<Line>> = BTreeMap::new();
+    for row in csv::Reader::from_reader(EVENTS.as_bytes()).records() {
+        let row = row?;
+        let column = |index: usize| row.get(index).map(str::to_owned).context("five columns");
+        let event = Event {
+            activity: column(2)?,
+            resource: column(3)?,
+        };
+        permits.entry(column(0)?).or_default().push(Line {
+            instance: column(1)?,
+            event,
+        });
+    }
+    Ok(permits)
+}
+
+/// Sends what was not yet accepted. Notes each accepted event; what is accepted and not noted when
+/// the process is killed is sent again, under the same key.
+pub async fn send(server: SocketAddr, progress: PathBuf) -> Result<()> {
+    let noted = fs::read_to_string(&progress).unwrap_or_default();
+    let noted: Arc<HashSet<String>> = Arc::new(noted.lines().map(str::to_owned).collect());
+    let file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(progress)?;
+    let notes = Arc::new(Mutex::new(file));
+    let client = Client::builder().timeout(Duration::from_secs(5)).build()?;
+    let room = Arc::new(Semaphore::new(PERMITS_AT_ONCE));
+    let mut tasks = JoinSet::new();
+    for (permit, lines) in events()? {
+        let (client, notes, noted) = (client.clone(), notes.clone(), noted.clone());
+        let room = room.clone();
+        tasks.spawn(async move {
+            let _room = room.acquire().await?;
+            for line in lines.iter().filter(|line| !noted.contains(&line.instance)) {
+                send_one(&client, server, &permit, line).await?;
+                let mut notes = notes.lock().unwrap_or_else(PoisonError::into_inner);
+                notes.write_all(format!("{}\n", line.instance).as_bytes())?;
+            }
+            anyhow::Ok(())
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done??;
+    }
+    Ok(())
+}
+
+/// Sends one event until it is accepted.
+async fn send_one(client: &Client, server: SocketAddr, permit: &str, line: &Line) -> Result<()> {
+    let url = format!("http://{server}/v1/entities/permit/{permit}/signals/record");
+    for _ in 0..3_000 {
+        let request = client.post(&url).header("idempotency-key", &line.instance);
+        match request.json(&line.event).send().await {
+            Ok(answer) if answer.status() == 202 => return Ok(()),
+            Ok(answer) if answer.status().is_client_error() && answer.status() != 429 => {
+                bail!("{} refused: {}", line.instance, answer.text().await?);
+            }
+            // Not accepted, or not known to be: the key makes it safe to ask again.
+            Ok(_) | Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+    bail!("{} was not accepted within a minute", line.instance)
+}

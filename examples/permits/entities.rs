@@ -1,0 +1,58 @@
+//! The entities: a permit records what happened and tells its clerk and its activity.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use stead::{Context, Layout, entity};
+
+/// What happened to one application, in order.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema, Layout)]
+pub struct Permit {
+    pub events: Vec<Event>,
+}
+
+/// One thing that happened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Layout)]
+pub struct Event {
+    pub activity: String,
+    pub resource: String,
+}
+
+#[entity(name = "permit")]
+impl Permit {
+    /// Records an event and tells the clerk and the activity.
+    pub fn record(&mut self, ctx: &mut Context, event: Event) {
+        ctx.signal(Clerk::of(&event.resource).handled(event.activity.clone()));
+        ctx.signal(Activity::of(&event.activity).done_by(event.resource.clone()));
+        self.events.push(event);
+    }
+}
+
+/// What one person did, by activity.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema, Layout)]
+pub struct Clerk {
+    pub handled: BTreeMap<String, u64>,
+}
+
+#[entity(name = "clerk")]
+impl Clerk {
+    /// Counts an activity.
+    pub(crate) fn handled(&mut self, activity: String) {
+        *self.handled.entry(activity).or_default() += 1;
+    }
+}
+
+/// Who did one activity, by person.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema, Layout)]
+pub struct Activity {
+    pub done_by: BTreeMap<String, u64>,
+}
+
+#[entity(name = "activity")]
+impl Activity {
+    /// Counts a person.
+    pub(crate) fn done_by(&mut self, resource: String) {
+        *self.done_by.entry(resource).or_default() += 1;
+    }
+}
