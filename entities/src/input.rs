@@ -6,7 +6,7 @@
 
 use std::{any::TypeId, fmt};
 
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 
 /// How deep JSON may be nested.
 pub const JSON_DEPTH_MAX: usize = 64;
@@ -79,6 +79,9 @@ fn explain<A: DeserializeOwned>(input: &[u8]) -> InputError {
     match serde_path_to_error::deserialize::<_, A>(&mut deserializer) {
         Ok(_) => InputError::malformed("the input changed its meaning while it was read"),
         Err(error) => {
+            if let Err(error) = serde_json::from_slice::<IgnoredAny>(input) {
+                return InputError::malformed(error);
+            }
             let path = error.path().to_string();
             let inner = error.into_inner();
             InputError {

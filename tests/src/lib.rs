@@ -135,6 +135,18 @@ impl Server {
         Ok(())
     }
 
+    /// Kills the process while others still use it.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn kill_now(&self) -> Result<()> {
+        let id = rustix::process::Pid::from_child(&self.child);
+        Ok(rustix::process::kill_process(
+            id,
+            rustix::process::Signal::KILL,
+        )?)
+    }
+
     /// Asks the process to end and waits for it.
     ///
     /// # Errors

@@ -336,7 +336,7 @@ mod tests {
             is_clean: true,
         };
         let bytes = encode(&lane);
-        assert_eq!(bytes, [1, 3, 0, 251, 44, 1, b'a', 2, 1]);
+        assert_eq!(bytes, [1, 3, 0, 251, 44, 1, 1, b'a', 2, 1]);
         assert_eq!(decode::<LaneRecord>(&bytes), Ok(lane));
         for length in 0..bytes.len() {
             assert!(decode::<LaneRecord>(&bytes[..length]).is_err(), "{length}");

@@ -1,0 +1,123 @@
+//! A real process, killed with SIGKILL under load: nothing that was acknowledged is missing, and
+//! nothing is applied twice.
+
+use std::{collections::BTreeMap, process::Command, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use stead_tests::Server;
+
+const SENDERS: usize = 8;
+const KILLS: usize = 8;
+
+/// What one sender knows of its counter.
+#[derive(Debug, Default, Clone, Copy)]
+struct Known {
+    acknowledged: i64,
+    /// Sent without an answer: applied once or not at all.
+    open: i64,
+}
+
+async fn send_until_gone(server: Arc<Server>, sender: usize, mut known: Known) -> Known {
+    loop {
+        let verb = if known.acknowledged % 2 == 0 {
+            "calls"
+        } else {
+            "signals"
+        };
+        let path = format!("/v1/entities/counter/s{sender}/{verb}/add");
+        match server.post(&path, "1").send().await {
+            Ok(answer) if answer.status().is_success() => known.acknowledged += 1,
+            Ok(_) => {}
+            Err(_) => {
+                known.open += 1;
+                return known;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_acknowledged_survives_every_kill() -> Result<()> {
+    let data = tempfile::tempdir()?;
+    let mut known = [Known::default(); SENDERS];
+    for kill in 0..KILLS {
+        let server = Arc::new(Server::start(data.path(), &[]).await?);
+        let tasks: Vec<_> = known
+            .iter()
+            .enumerate()
+            .map(|(sender, known)| tokio::spawn(send_until_gone(server.clone(), sender, *known)))
+            .collect();
+        tokio::time::sleep(Duration::from_millis(40 + 37 * kill as u64)).await;
+        server.kill_now()?;
+        for (known, task) in known.iter_mut().zip(tasks) {
+            *known = task.await?;
+        }
+    }
+    let server = Server::start(data.path(), &[]).await?;
+    for (sender, known) in known.iter().enumerate() {
+        let path = format!("/v1/entities/counter/s{sender}/queries/value");
+        let value: i64 = server.get(&path).send().await?.json().await?;
+        let possible = known.acknowledged..=known.acknowledged + known.open;
+        ensure!(
+            possible.contains(&value),
+            "sender {sender}: {value}, expected {possible:?}"
+        );
+        ensure!(known.acknowledged > 0, "sender {sender} did nothing");
+    }
+    Ok(())
+}
+
+/// The permits replay ends without a difference, for fixed seeds.
+#[test]
+fn the_permits_replay_ends_without_a_difference() -> Result<()> {
+    let this = std::env::current_exe()?;
+    let directory = this
+        .parent()
+        .and_then(std::path::Path::parent)
+        .context("a directory")?;
+    for seed in ["7", "8"] {
+        let mut command = Command::new(directory.join("permits"));
+        let output = command
+            .args(["drive", "--kills", "12", "--seed", seed])
+            .output()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(output.status.success(), "seed {seed}: {said}");
+        ensure!(
+            said.contains("no difference: 8577 events"),
+            "seed {seed}: {said}"
+        );
+    }
+    Ok(())
+}
+
+/// The outcomes of repeated keys, across kills: each key is applied exactly once.
+#[tokio::test]
+async fn a_key_that_is_repeated_across_kills_is_applied_once() -> Result<()> {
+    let data = tempfile::tempdir()?;
+    let mut answers: BTreeMap<usize, String> = BTreeMap::new();
+    for round in 0..4 {
+        let server = Server::start(data.path(), &[]).await?;
+        for key in 0..20 {
+            let path = "/v1/entities/counter/k/calls/add";
+            let request = server
+                .post(path, "1")
+                .header("idempotency-key", format!("key-{key}"));
+            let answer = request.send().await?.text().await?;
+            let first = answers.entry(key).or_insert_with(|| answer.clone());
+            ensure!(
+                *first == answer,
+                "round {round}, key {key}: {answer}, first {first}"
+            );
+        }
+        server.kill()?;
+    }
+    let server = Server::start(data.path(), &[]).await?;
+    let value = server
+        .get("/v1/entities/counter/k/queries/value")
+        .send()
+        .await?
+        .text()
+        .await?;
+    ensure!(value == "20", "{value}");
+    Ok(())
+}

@@ -1,0 +1,152 @@
+//! The rules of the house that a machine can check.
+
+use std::{fs, path::Path, path::PathBuf};
+
+const FILE_LINES_MAX: usize = 400;
+const FUNCTION_LINES_MAX: usize = 70;
+
+/// Every Rust file of the workspace, with its text.
+fn sources() -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the workspace");
+    let mut files = Vec::new();
+    for folder in ["entities", "runtime", "examples", "tests"] {
+        collect(&root.join(folder), &mut files);
+    }
+    let read = |path: PathBuf| {
+        let text = fs::read_to_string(&path).expect("readable");
+        (
+            path.strip_prefix(root).expect("below the root").to_owned(),
+            text,
+        )
+    };
+    files.into_iter().map(read).collect()
+}
+
+fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            collect(&path, files);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+}
+
+#[test]
+fn files_hold_one_thought() {
+    let long: Vec<_> = sources()
+        .into_iter()
+        // The tests of one tier are a list; their length is no sign of mixed concerns.
+        .filter(|(path, _)| !path.starts_with("tests/tests"))
+        .filter(|(_, text)| text.lines().count() > FILE_LINES_MAX)
+        .map(|(path, text)| format!("{}: {}", path.display(), text.lines().count()))
+        .collect();
+    assert!(long.is_empty(), "over {FILE_LINES_MAX} lines: {long:#?}");
+}
+
+#[test]
+fn functions_hold_one_thought() {
+    let mut long = Vec::new();
+    for (path, text) in sources() {
+        let mut start: Option<(usize, usize, String)> = None;
+        for (number, line) in text.lines().enumerate() {
+            let indent = line.len() - line.trim_start().len();
+            let is_start = line.trim_start().split("fn ").next().is_some_and(|before| {
+                line.contains("fn ")
+                    && before.split_whitespace().all(|word| {
+                        ["pub", "async", "const"].contains(&word) || word.starts_with("pub(")
+                    })
+            });
+            if start.is_none() && is_start && !line.trim_end().ends_with(';') {
+                start = Some((number, indent, line.trim().to_owned()));
+            }
+            if let Some((first, depth, name)) = &start
+                && indent == *depth
+                && (line.trim() == "}" || line.trim_end().ends_with('}') && number == *first)
+            {
+                if number - first + 1 > FUNCTION_LINES_MAX {
+                    long.push(format!("{}:{}: {name}", path.display(), first + 1));
+                }
+                start = None;
+            }
+        }
+    }
+    assert!(
+        long.is_empty(),
+        "over {FUNCTION_LINES_MAX} lines: {long:#?}"
+    );
+}
+
+#[test]
+fn every_foreign_crate_has_one_home() {
+    let homes = [
+        ("ractor::", "runtime/src/partition/actor.rs"),
+        ("rocksdb::", "runtime/src/store/rocks"),
+        ("axum::", "runtime/src/http"),
+        ("hyper::", "runtime/src/http"),
+        ("bincode::", "runtime/src/store/record.rs"),
+    ];
+    let mut strays = Vec::new();
+    for (path, text) in sources() {
+        if !path.starts_with("runtime/src") {
+            continue;
+        }
+        for (name, home) in homes {
+            if text.contains(name) && !path.starts_with(home) {
+                strays.push(format!("{name} in {}", path.display()));
+            }
+        }
+    }
+    assert!(strays.is_empty(), "{strays:#?}");
+}
+
+#[test]
+fn nothing_is_ignored_or_left_open() {
+    // Spelled in two parts, so that this file does not find itself.
+    let marks = [
+        ["#[ig", "nore"],
+        ["to", "do!("],
+        ["FIX", "ME"],
+        ["unimple", "mented!("],
+    ];
+    let marks: Vec<String> = marks.iter().map(|parts| parts.concat()).collect();
+    for (path, text) in sources() {
+        for mark in &marks {
+            assert!(!text.contains(mark), "{mark} in {}", path.display());
+        }
+    }
+}
+
+#[test]
+fn every_invariant_names_a_test_that_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the workspace");
+    let text = fs::read_to_string(root.join("runtime/src/docs/invariants.md")).expect("readable");
+    let all: String = sources().into_iter().map(|(_, text)| text).collect();
+    let mut named = 0;
+    for line in text.lines().filter(|line| line.starts_with("| ")).skip(1) {
+        let tests = line.rsplit('|').nth(1).unwrap_or_default();
+        for name in tests.split('`').skip(1).step_by(2) {
+            let name = name.rsplit("::").next().unwrap_or_default();
+            assert!(
+                all.contains(&format!("fn {name}(")),
+                "{name} does not exist"
+            );
+            named += 1;
+        }
+    }
+    assert!(named > 20);
+}
+
+#[test]
+fn the_readme_is_short() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the workspace");
+    let readme = fs::read_to_string(root.join("README.md")).expect("readable");
+    assert!(readme.lines().count() <= 150);
+}
