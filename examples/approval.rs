@@ -20,18 +20,10 @@ use stead::{
 async fn main() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let store = RocksStore::open(directory.path())?;
-    let node = Node::builder()
-        .store(store)
-        .entity::<Approval>()
-        .start()
-        .await?;
+    let node = Node::builder().store(store).entity::<Approval>().start().await?;
     let holiday = node.entity::<Approval>("holiday-7");
     let timeout = Duration::from_secs(1).into();
-    let request = ApprovalRequest {
-        approver: "kim".into(),
-        timeout,
-        escalate_to: None,
-    };
+    let request = ApprovalRequest { approver: "kim".into(), timeout, escalate_to: None };
     holiday.request(request).await?;
     println!("requested: {}", holiday.status().await?);
     tokio::time::sleep(Duration::from_secs(2)).await;

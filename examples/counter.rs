@@ -29,10 +29,7 @@ async fn main() -> Result<()> {
         .entity::<Counter>()
         .start()
         .await?;
-    println!(
-        "the state survives: {}",
-        node.entity::<Counter>("visits").value().await?
-    );
+    println!("the state survives: {}", node.entity::<Counter>("visits").value().await?);
     node.drain().await?;
     Ok(())
 }

@@ -31,25 +31,13 @@ async fn home(State(shop): State<Arc<Shop>>) -> Result<String, StatusCode> {
 async fn main() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let store = RocksStore::open(directory.path())?;
-    let node = Node::builder()
-        .store(store)
-        .entity::<Counter>()
-        .start()
-        .await?;
-    let shop = Arc::new(Shop {
-        greeting: "welcome",
-        node: node.clone(),
-    });
-    let app = Router::new()
-        .route("/", get(home))
-        .nest("/stead", node.router())
-        .with_state(shop);
+    let node = Node::builder().store(store).entity::<Counter>().start().await?;
+    let shop = Arc::new(Shop { greeting: "welcome", node: node.clone() });
+    let app = Router::new().route("/", get(home)).nest("/stead", node.router()).with_state(shop);
     let server = Server::bind("127.0.0.1:8081".parse()?).await?;
     println!("listening on http://{}", server.address()?);
     let interrupted = async { drop(tokio::signal::ctrl_c().await) };
-    server
-        .serve(app, interrupted, std::time::Duration::from_secs(1))
-        .await;
+    server.serve(app, interrupted, std::time::Duration::from_secs(1)).await;
     node.drain().await?;
     Ok(())
 }

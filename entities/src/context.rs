@@ -55,14 +55,7 @@ pub struct Effects {
 impl Context {
     /// Starts a turn. For runtimes and test drivers.
     pub fn new(turn: Turn) -> Self {
-        Self {
-            turn,
-            draws: 0,
-            effects: Vec::new(),
-            effect_bytes: 0,
-            deleted: false,
-            fault: None,
-        }
+        Self { turn, draws: 0, effects: Vec::new(), effect_bytes: 0, deleted: false, fault: None }
     }
 
     /// Ends a turn. For runtimes and test drivers.
@@ -72,10 +65,7 @@ impl Context {
     pub fn finish(self) -> Result<Effects, Error> {
         match self.fault {
             Some(fault) => Err(fault),
-            None => Ok(Effects {
-                list: self.effects,
-                deleted: self.deleted,
-            }),
+            None => Ok(Effects { list: self.effects, deleted: self.deleted }),
         }
     }
 
@@ -105,10 +95,7 @@ impl Context {
     pub fn entropy(&mut self) -> u64 {
         // SplitMix64 (Steele, Lea and Flood, 2014): one step of the sequence that `seed` starts.
         self.draws += 1;
-        let mut mixed = self
-            .turn
-            .seed
-            .wrapping_add(self.draws.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+        let mut mixed = self.turn.seed.wrapping_add(self.draws.wrapping_mul(0x9E37_79B9_7F4A_7C15));
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         mixed ^ (mixed >> 31)
@@ -205,9 +192,6 @@ impl Context {
 
 impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Context")
-            .field("turn", &self.turn)
-            .field("effects", &self.effects)
-            .finish()
+        f.debug_struct("Context").field("turn", &self.turn).field("effects", &self.effects).finish()
     }
 }

@@ -41,11 +41,7 @@ pub struct Error {
 impl Error {
     /// A failure of `kind` that says `message`.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self {
-            kind,
-            message: message.into(),
-            source: None,
-        }
+        Self { kind, message: message.into(), source: None }
     }
 
     /// The same failure with its cause.
@@ -68,9 +64,7 @@ impl Error {
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?}: {}", self.kind, self.message)?;
-        self.source
-            .as_ref()
-            .map_or(Ok(()), |source| write!(f, ": {source:?}"))
+        self.source.as_ref().map_or(Ok(()), |source| write!(f, ": {source:?}"))
     }
 }
 impl fmt::Display for Error {
@@ -108,9 +102,7 @@ pub struct Rejection {
 impl Rejection {
     /// Refuses for `reason`.
     pub fn new(reason: impl Into<String>) -> Self {
-        Self {
-            reason: reason.into(),
-        }
+        Self { reason: reason.into() }
     }
 
     /// Why the operation was refused.

@@ -45,10 +45,7 @@ impl EntityId {
         path.push_str(entity_type);
         path.push('/');
         path.push_str(key);
-        Ok(Self {
-            path: path.into(),
-            type_length: entity_type.len() as u16,
-        })
+        Ok(Self { path: path.into(), type_length: entity_type.len() as u16 })
     }
 
     /// Reads the `type/key` form that [`fmt::Display`] writes.
@@ -156,16 +153,7 @@ mod tests {
 
     #[test]
     fn a_key_is_any_utf8_without_control_characters() {
-        for key in [
-            "a",
-            "/",
-            "a/b",
-            "ü",
-            "e\u{301}",
-            "...",
-            " ",
-            &"k".repeat(256),
-        ] {
+        for key in ["a", "/", "a/b", "ü", "e\u{301}", "...", " ", &"k".repeat(256)] {
             let id = EntityId::new("counter", key).expect("a valid key");
             assert_eq!(id.key(), key);
             assert_eq!(EntityId::parse(id.as_str()).expect("its own text"), id);

@@ -25,11 +25,7 @@ pub struct InputError {
 
 impl InputError {
     fn malformed(message: impl fmt::Display) -> Self {
-        Self {
-            path: "$".into(),
-            message: message.to_string(),
-            malformed: true,
-        }
+        Self { path: "$".into(), message: message.to_string(), malformed: true }
     }
 }
 
@@ -42,9 +38,7 @@ pub fn decode<A: DeserializeOwned + 'static>(input: &[u8]) -> Result<A, InputErr
     let input: &[u8] = match input.trim_ascii() {
         b"" | b"{}" if is_unit => b"null",
         b"" => {
-            return Err(InputError::malformed(
-                "the argument is missing; send it as JSON",
-            ));
+            return Err(InputError::malformed("the argument is missing; send it as JSON"));
         }
         other => other,
     };
@@ -59,9 +53,7 @@ pub fn decode<A: DeserializeOwned + 'static>(input: &[u8]) -> Result<A, InputErr
         Err(_) => return Err(explain::<A>(input)),
     };
     if deserializer.end().is_err() {
-        return Err(InputError::malformed(
-            "there is more after the end of the JSON value",
-        ));
+        return Err(InputError::malformed("there is more after the end of the JSON value"));
     }
     match unknown {
         None => Ok(value),
@@ -85,11 +77,7 @@ fn explain<A: DeserializeOwned>(input: &[u8]) -> InputError {
             let path = error.path().to_string();
             let inner = error.into_inner();
             InputError {
-                path: if path == "." {
-                    "$".into()
-                } else {
-                    format!("$.{path}")
-                },
+                path: if path == "." { "$".into() } else { format!("$.{path}") },
                 malformed: !inner.is_data(),
                 message: inner.to_string(),
             }
@@ -146,10 +134,7 @@ mod tests {
             error_of::<Outer>(br#"{"inner":[{"n":1,"m":2}]}"#),
             ("$.inner.0.m".into(), false)
         );
-        assert_eq!(
-            error_of::<Outer>(br#"{"inner":[{}]}"#),
-            ("$.inner[0]".into(), false)
-        );
+        assert_eq!(error_of::<Outer>(br#"{"inner":[{}]}"#), ("$.inner[0]".into(), false));
         assert_eq!(error_of::<i64>(b"1.5"), ("$".into(), false));
         assert_eq!(error_of::<i64>(b""), ("$".into(), true));
         assert_eq!(error_of::<i64>(b"1 2"), ("$".into(), true));

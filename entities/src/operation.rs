@@ -57,10 +57,7 @@ impl Reference<Unbound> {
     /// A reference to `type/key`. A key that breaks the rules of [`EntityId::new`] surfaces when an
     /// operation made by this reference is used.
     pub fn new(entity_type: &str, key: &str) -> Self {
-        Self {
-            id: EntityId::new(entity_type, key),
-            bound: Unbound,
-        }
+        Self { id: EntityId::new(entity_type, key), bound: Unbound }
     }
 }
 
@@ -103,14 +100,7 @@ impl<B: Clone> Reference<B> {
     ) -> Result<Request, Error> {
         let id = self.id.clone()?;
         let input = input.map_or(Ok(Vec::new()), |input| input.to_json())?;
-        Ok(Request {
-            id,
-            operation,
-            input,
-            delay: None,
-            idempotency_key: None,
-            deadline: None,
-        })
+        Ok(Request { id, operation, input, delay: None, idempotency_key: None, deadline: None })
     }
 }
 
@@ -240,9 +230,7 @@ fn read<R: DeserializeOwned>(reply: Reply) -> Result<R, CallError> {
     let json = reply.map_err(CallError::Rejected)?;
     serde_json::from_slice(&json).map_err(|error| {
         let message = "the result does not have the type that this reference expects";
-        Error::new(ErrorKind::Internal, message)
-            .with_source(error)
-            .into()
+        Error::new(ErrorKind::Internal, message).with_source(error).into()
     })
 }
 

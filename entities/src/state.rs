@@ -37,10 +37,7 @@ pub struct LayoutText {
 impl LayoutText {
     /// The text for `T`.
     pub fn of<T: Layout>() -> String {
-        let mut layout = Self {
-            path: "state".into(),
-            ..Self::default()
-        };
+        let mut layout = Self { path: "state".into(), ..Self::default() };
         T::describe(&mut layout);
         layout.lines
     }

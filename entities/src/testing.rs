@@ -78,11 +78,7 @@ impl<E: Entity> Driver<E> {
         let Body::Query(body) = self.find(&table, &request)? else {
             return Err(Error::new(ErrorKind::Invalid, "this is not a query").into());
         };
-        result(&json_of(body(
-            &self.state,
-            &Context::new(self.turn()?),
-            &request.input,
-        ))?)
+        result(&json_of(body(&self.state, &Context::new(self.turn()?), &request.input))?)
     }
 
     /// Moves the clock and applies every reminder that becomes due, in the order of due times.
@@ -154,18 +150,10 @@ impl<E: Entity> Driver<E> {
     }
 
     fn turn(&self) -> Result<Turn, Error> {
-        let id = self
-            .id
-            .clone()
-            .ok_or_else(|| Error::new(ErrorKind::Invalid, "the key is invalid"))?;
+        let id =
+            self.id.clone().ok_or_else(|| Error::new(ErrorKind::Invalid, "the key is invalid"))?;
         let (revision, seed) = (self.revision, self.turns);
-        Ok(Turn {
-            id,
-            now: self.now,
-            revision,
-            seed,
-            token: u128::from(self.turns),
-        })
+        Ok(Turn { id, now: self.now, revision, seed, token: u128::from(self.turns) })
     }
 
     fn find<'t>(
@@ -179,10 +167,7 @@ impl<E: Entity> Driver<E> {
         }
         let found = table.iter().find(|row| row.name() == request.operation);
         found.map(crate::OperationType::body).ok_or_else(|| {
-            Error::new(
-                ErrorKind::NotFound,
-                format!("no operation {}", request.operation),
-            )
+            Error::new(ErrorKind::NotFound, format!("no operation {}", request.operation))
         })
     }
 
@@ -211,8 +196,7 @@ impl<E: Entity> Driver<E> {
                 Effect::Signal(signal) => self.signals.push(signal),
                 Effect::Remind(reminder) => {
                     let due = reminder.schedule.first(self.now);
-                    self.reminders
-                        .insert(reminder.name.clone(), (due, reminder));
+                    self.reminders.insert(reminder.name.clone(), (due, reminder));
                 }
                 Effect::CancelReminder(name) => drop(self.reminders.remove(&name)),
             }

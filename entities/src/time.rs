@@ -70,10 +70,7 @@ impl From<Duration> for Timeout {
 impl Add<Duration> for Timestamp {
     type Output = Self;
     fn add(self, length: Duration) -> Self {
-        Self(
-            self.0
-                .saturating_add(i64::try_from(length.as_micros()).unwrap_or(i64::MAX)),
-        )
+        Self(self.0.saturating_add(i64::try_from(length.as_micros()).unwrap_or(i64::MAX)))
     }
 }
 
@@ -98,13 +95,10 @@ impl FromStr for Timeout {
         if !text.starts_with('P') {
             return Err(refuse("it begins with P".into()));
         }
-        let span: jiff::Span = text
-            .parse()
-            .map_err(|error: jiff::Error| refuse(error.to_string()))?;
+        let span: jiff::Span =
+            text.parse().map_err(|error: jiff::Error| refuse(error.to_string()))?;
         if span.get_years() != 0 || span.get_months() != 0 {
-            return Err(refuse(
-                "the length of years and months depends on the date".into(),
-            ));
+            return Err(refuse("the length of years and months depends on the date".into()));
         }
         let length = span
             .to_duration(jiff::SpanRelativeTo::days_are_24_hours())
@@ -185,15 +179,7 @@ mod tests {
 
     #[test]
     fn a_timeout_reads_what_it_writes() {
-        for text in [
-            "PT0S",
-            "PT1S",
-            "PT1H",
-            "PT1H30M",
-            "PT0.5S",
-            "PT25H0.000001S",
-            "PT2M3.25S",
-        ] {
+        for text in ["PT0S", "PT1S", "PT1H", "PT1H30M", "PT0.5S", "PT25H0.000001S", "PT2M3.25S"] {
             assert_eq!(text.parse::<Timeout>().expect(text).to_string(), text);
         }
         for text in ["", "1H", "P1Y", "P1M", "-PT1S", "PT", "1 hour", "P1D1H"] {

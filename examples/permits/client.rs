@@ -34,14 +34,8 @@ pub fn events() -> Result<BTreeMap<String, Vec<Line>>> {
     for row in csv::Reader::from_reader(EVENTS.as_bytes()).records() {
         let row = row?;
         let column = |index: usize| row.get(index).map(str::to_owned).context("five columns");
-        let event = Event {
-            activity: column(2)?,
-            resource: column(3)?,
-        };
-        permits.entry(column(0)?).or_default().push(Line {
-            instance: column(1)?,
-            event,
-        });
+        let event = Event { activity: column(2)?, resource: column(3)? };
+        permits.entry(column(0)?).or_default().push(Line { instance: column(1)?, event });
     }
     Ok(permits)
 }
@@ -51,10 +45,7 @@ pub fn events() -> Result<BTreeMap<String, Vec<Line>>> {
 pub async fn send(server: SocketAddr, progress: PathBuf) -> Result<()> {
     let noted = fs::read_to_string(&progress).unwrap_or_default();
     let noted: Arc<HashSet<String>> = Arc::new(noted.lines().map(str::to_owned).collect());
-    let file = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(progress)?;
+    let file = OpenOptions::new().create(true).append(true).open(progress)?;
     let notes = Arc::new(Mutex::new(file));
     let client = Client::builder().timeout(Duration::from_secs(5)).build()?;
     let room = Arc::new(Semaphore::new(PERMITS_AT_ONCE));

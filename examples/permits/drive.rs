@@ -94,40 +94,24 @@ async fn compare(server: SocketAddr) -> Result<()> {
     for (permit, lines) in &permits {
         for line in lines {
             let (activity, resource) = (&line.event.activity, &line.event.resource);
-            *clerks
-                .entry(resource.clone())
-                .or_default()
-                .entry(activity.clone())
-                .or_default() += 1;
+            *clerks.entry(resource.clone()).or_default().entry(activity.clone()).or_default() += 1;
             let by = activities.entry(activity.clone()).or_default();
             *by.entry(resource.clone()).or_default() += 1;
             total += 1;
         }
         let state: Permit = state(server, "permit", permit).await?;
         let expected: Vec<_> = lines.iter().map(|line| line.event.clone()).collect();
-        ensure!(
-            state.events == expected,
-            "{permit} differs: {:?}",
-            state.events
-        );
+        ensure!(state.events == expected, "{permit} differs: {:?}", state.events);
     }
     for (name, expected) in &clerks {
-        settled(server, "clerk", name, |clerk: Clerk| {
-            clerk.handled == *expected
-        })
-        .await?;
+        settled(server, "clerk", name, |clerk: Clerk| clerk.handled == *expected).await?;
     }
     for (name, expected) in &activities {
-        settled(server, "activity", name, |activity: Activity| {
-            activity.done_by == *expected
-        })
-        .await?;
+        settled(server, "activity", name, |activity: Activity| activity.done_by == *expected)
+            .await?;
     }
     let letters: Value = get(server, "/v1/dead-letters").await?;
-    ensure!(
-        letters["dead_letters"] == serde_json::json!([]),
-        "dead letters: {letters}"
-    );
+    ensure!(letters["dead_letters"] == serde_json::json!([]), "dead letters: {letters}");
     print_busiest("clerks", &clerks);
     print_busiest("activities", &activities);
     println!(
@@ -175,18 +159,13 @@ async fn get(server: SocketAddr, path: &str) -> Result<Value> {
             Ok(_) | Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }
-    reqwest::get(&url)
-        .await
-        .context(path.to_owned())?
-        .error_for_status()?;
+    reqwest::get(&url).await.context(path.to_owned())?.error_for_status()?;
     bail!("{path} did not answer")
 }
 
 fn print_busiest(what: &str, counts: &Counts) {
-    let mut totals: Vec<_> = counts
-        .iter()
-        .map(|(name, by)| (by.values().sum::<u64>(), name))
-        .collect();
+    let mut totals: Vec<_> =
+        counts.iter().map(|(name, by)| (by.values().sum::<u64>(), name)).collect();
     totals.sort_unstable_by(|a, b| b.cmp(a));
     println!("the busiest {what}:");
     for (total, name) in totals.into_iter().take(5) {

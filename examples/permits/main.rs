@@ -64,9 +64,7 @@ async fn serve(data: PathBuf, listen: SocketAddr) -> Result<()> {
         .await?;
     let server = Server::bind(listen).await?;
     let interrupted = async { drop(tokio::signal::ctrl_c().await) };
-    server
-        .serve(node.router(), interrupted, Duration::from_secs(1))
-        .await;
+    server.serve(node.router(), interrupted, Duration::from_secs(1)).await;
     node.drain().await?;
     Ok(())
 }

@@ -47,10 +47,7 @@ impl Load {
     fn admit(self: &Arc<Self>, bytes: usize, limits: &crate::Config) -> Option<Permit> {
         let requests = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
         let held = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let permit = Permit {
-            load: self.clone(),
-            bytes,
-        };
+        let permit = Permit { load: self.clone(), bytes };
         (requests <= limits.requests_max && held <= limits.request_bytes_max).then_some(permit)
     }
 }
@@ -91,10 +88,9 @@ fn reply(answer: Answer) -> Result<Reply, Error> {
     match answer {
         Answer::Replied(json) => Ok(Ok(json)),
         Answer::Rejected(rejection) => Ok(Err(rejection)),
-        Answer::Done | Answer::State(_) => Err(Error::new(
-            ErrorKind::Conflict,
-            "this idempotency key was used for a signal",
-        )),
+        Answer::Done | Answer::State(_) => {
+            Err(Error::new(ErrorKind::Conflict, "this idempotency key was used for a signal"))
+        }
     }
 }
 
@@ -107,15 +103,9 @@ impl Node {
     /// cannot be read, and what can befall any request.
     pub async fn state(&self, id: &EntityId) -> Result<Option<StateView>, Error> {
         self.entity_type(id)?;
-        match self
-            .send(self.message(id.clone(), Work::State, Vec::new()))
-            .await?
-        {
+        match self.send(self.message(id.clone(), Work::State, Vec::new())).await? {
             Answer::State(view) => Ok(view),
-            _ => Err(Error::new(
-                ErrorKind::Internal,
-                "another answer than a state",
-            )),
+            _ => Err(Error::new(ErrorKind::Internal, "another answer than a state")),
         }
     }
 
@@ -127,9 +117,7 @@ impl Node {
     pub async fn delete(&self, id: &EntityId) -> Result<(), Error> {
         self.entity_type(id)?;
         self.check_room()?;
-        self.send(self.message(id.clone(), Work::Delete, Vec::new()))
-            .await
-            .map(drop)
+        self.send(self.message(id.clone(), Work::Delete, Vec::new())).await.map(drop)
     }
 
     /// Sends the operation of a dead letter again, behind everything that its entity has accepted.
@@ -162,9 +150,7 @@ impl Node {
         let handle = self.partition(letter.partition)?;
         let (ticket, answered) = Ticket::new(None);
         handle.push(Input::Exhume(letter, ticket.clone()));
-        self.wait(ticket, answered, self.config().call_deadline)
-            .await
-            .map(drop)
+        self.wait(ticket, answered, self.config().call_deadline).await.map(drop)
     }
 
     async fn request(&self, request: Request, used: Use) -> Result<Answer, Error> {
@@ -188,17 +174,13 @@ impl Node {
         message.key = key;
         message.due = due;
         let deadline = request.deadline.map(|deadline| deadline.as_duration());
-        self.send_within(message, deadline.unwrap_or(self.config().call_deadline))
-            .await
+        self.send_within(message, deadline.unwrap_or(self.config().call_deadline)).await
     }
 
     fn check_input(&self, id: &EntityId, found: Found, input: &[u8]) -> Result<(), Error> {
         let limit = self.config().body_bytes_max;
         if input.len() > limit {
-            let message = format!(
-                "the argument has {} bytes, the limit is {limit}",
-                input.len()
-            );
+            let message = format!("the argument has {} bytes, the limit is {limit}", input.len());
             return Err(Error::new(ErrorKind::Invalid, message));
         }
         let known = self.entity_type(id)?;
@@ -242,11 +224,7 @@ impl Node {
         };
         let settings = &self.store().opened().settings;
         let fingerprint = settings.fingerprint(&[
-            if used == Use::Call {
-                b"call"
-            } else {
-                b"signal"
-            },
+            if used == Use::Call { b"call" } else { b"signal" },
             request.operation.as_bytes(),
             &request.input,
             delay.as_bytes(),
@@ -257,10 +235,7 @@ impl Node {
             caller: "".into(),
             key: key.into(),
         };
-        Ok(Keyed {
-            key: Arc::new(key),
-            fingerprint,
-        })
+        Ok(Keyed { key: Arc::new(key), fingerprint })
     }
 
     fn message(&self, id: EntityId, work: Work, input: Vec<u8>) -> Message {
@@ -286,17 +261,13 @@ impl Node {
     /// Hands a request to its partition and waits. Dropping the future cancels nothing.
     async fn send_within(&self, mut message: Message, deadline: Duration) -> Result<Answer, Error> {
         let Some(permit) = self.load().admit(message.input.len(), self.config()) else {
-            return Err(Error::new(
-                ErrorKind::Overloaded,
-                "the node holds all it can: back off",
-            ));
+            return Err(Error::new(ErrorKind::Overloaded, "the node holds all it can: back off"));
         };
         let (ticket, answered) = Ticket::new(Some(permit));
         message.ticket = ticket.clone();
         message.deadline = self.clock().now() + deadline;
         let number = self.store().opened().settings.partition_of(&message.id);
-        self.partition(number)?
-            .push(Input::Request(Box::new(message)));
+        self.partition(number)?.push(Input::Request(Box::new(message)));
         self.wait(ticket, answered, deadline).await
     }
 
@@ -326,10 +297,7 @@ impl Node {
     }
 
     fn no_operation(&self, id: &EntityId, operation: &str) -> Error {
-        let names = self
-            .entity_type(id)
-            .map(|known| known.names().join(", "))
-            .unwrap_or_default();
+        let names = self.entity_type(id).map(|known| known.names().join(", ")).unwrap_or_default();
         let entity_type = id.entity_type();
         let message = format!("{entity_type} has no {operation}; it has: {names}");
         Error::new(ErrorKind::NotFound, message)
@@ -346,14 +314,8 @@ impl Drop for Cancel {
 
 fn work_of(found: Found) -> Work {
     match found.kind {
-        OperationKind::Operation => Work::Operation {
-            index: found.index,
-            awaits: false,
-        },
-        OperationKind::Async => Work::Operation {
-            index: found.index,
-            awaits: true,
-        },
+        OperationKind::Operation => Work::Operation { index: found.index, awaits: false },
+        OperationKind::Async => Work::Operation { index: found.index, awaits: true },
         OperationKind::Query => Work::Query { index: found.index },
     }
 }
@@ -374,9 +336,7 @@ fn check_use(found: Found, used: Use) -> Result<(), Error> {
 
 /// When a key was made, if it is a UUID of version 7 and so carries its time.
 fn birth(key: &str) -> Option<Timestamp> {
-    let id = uuid::Uuid::try_parse(key)
-        .ok()
-        .filter(|id| id.get_version_num() == 7)?;
+    let id = uuid::Uuid::try_parse(key).ok().filter(|id| id.get_version_num() == 7)?;
     let (seconds, nanos) = id.get_timestamp()?.to_unix();
     let micros = i64::try_from(seconds).ok()?.checked_mul(1_000_000)?;
     Some(Timestamp::from_micros(micros + i64::from(nanos / 1_000)))

@@ -33,11 +33,7 @@ impl HighWaterClock {
     /// A clock that starts at the wall clock's time.
     pub fn new() -> Self {
         let wall = wall_micros();
-        Self {
-            started: monotonic(),
-            base: AtomicI64::new(wall),
-            last: AtomicI64::new(wall),
-        }
+        Self { started: monotonic(), base: AtomicI64::new(wall), last: AtomicI64::new(wall) }
     }
 
     fn elapsed(&self) -> i64 {
@@ -53,10 +49,7 @@ impl Default for HighWaterClock {
 
 impl Clock for HighWaterClock {
     fn now(&self) -> Timestamp {
-        let ticked = self
-            .base
-            .load(Ordering::Relaxed)
-            .saturating_add(self.elapsed());
+        let ticked = self.base.load(Ordering::Relaxed).saturating_add(self.elapsed());
         let present = ticked.max(wall_micros());
         Timestamp::from_micros(self.last.fetch_max(present, Ordering::Relaxed).max(present))
     }
@@ -87,22 +80,14 @@ impl Clock for ManualClock {
     }
 }
 
-#[allow(
-    clippy::disallowed_methods,
-    reason = "this is the home of the wall clock"
-)]
+#[allow(clippy::disallowed_methods, reason = "this is the home of the wall clock")]
 fn wall_micros() -> i64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or(Duration::ZERO);
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }
 
 /// A point on the monotonic clock.
-#[allow(
-    clippy::disallowed_methods,
-    reason = "this is the home of the monotonic clock"
-)]
+#[allow(clippy::disallowed_methods, reason = "this is the home of the monotonic clock")]
 pub(crate) fn monotonic() -> Instant {
     Instant::now()
 }

@@ -87,17 +87,7 @@ impl Committer {
         let number = store.opened().last_batch;
         let generations = vec![0; partitions.len()];
         let (last, has_failed) = (HashMap::new(), AtomicBool::new(false));
-        Self {
-            store,
-            clock,
-            owner,
-            partitions,
-            number,
-            generations,
-            last,
-            fatal,
-            has_failed,
-        }
+        Self { store, clock, owner, partitions, number, generations, last, fatal, has_failed }
     }
 
     /// Continues behind batches that were committed before it.
@@ -138,9 +128,7 @@ impl Committer {
         if bursts.is_empty() {
             return;
         }
-        let needs_flush = bursts
-            .iter()
-            .any(|burst| burst.is_probe || !burst.writes.is_empty());
+        let needs_flush = bursts.iter().any(|burst| burst.is_probe || !burst.writes.is_empty());
         if !needs_flush {
             return self.let_out(bursts);
         }
@@ -155,10 +143,7 @@ impl Committer {
                 self.let_out(bursts);
             }
             CommitOutcome::Unknown(_) if sabotage::is("X15") => {
-                self.fail(
-                    bursts,
-                    &Error::new(ErrorKind::Unavailable, "the commit failed"),
-                );
+                self.fail(bursts, &Error::new(ErrorKind::Unavailable, "the commit failed"));
             }
             CommitOutcome::Unknown(why) => {
                 self.give_up(Fatal::Poisoned(why.clone()));
@@ -167,10 +152,7 @@ impl Committer {
             }
             CommitOutcome::Fenced => {
                 self.give_up(Fatal::Fenced);
-                self.fail(
-                    bursts,
-                    &Error::new(ErrorKind::Fenced, "another process owns the store"),
-                );
+                self.fail(bursts, &Error::new(ErrorKind::Fenced, "another process owns the store"));
             }
             CommitOutcome::Full(why) => self.fail(bursts, &Error::new(ErrorKind::Full, why)),
             CommitOutcome::Unavailable(why) => {
@@ -182,19 +164,9 @@ impl Committer {
 
     fn batch(&self, writes: Vec<Write>, is_clean: bool) -> Batch {
         let incarnation = self.store.opened().incarnation;
-        let fence = Fence {
-            incarnation,
-            lane: 0,
-            number: self.number + 1,
-        };
+        let fence = Fence { incarnation, lane: 0, number: self.number + 1 };
         let (owner, time) = (self.owner.clone(), self.clock.now());
-        Batch {
-            fence,
-            owner,
-            time,
-            is_clean,
-            writes,
-        }
+        Batch { fence, owner, time, is_clean, writes }
     }
 
     /// Drops bursts of generations that have ended, and refuses those that do not follow what was
@@ -205,10 +177,7 @@ impl Committer {
             if burst.generation < self.generations[usize::from(burst.partition)]
                 && !sabotage::is("X26")
             {
-                refuse(
-                    burst,
-                    &Error::new(ErrorKind::Unavailable, "an earlier commit failed"),
-                );
+                refuse(burst, &Error::new(ErrorKind::Unavailable, "an earlier commit failed"));
             } else if self.has_failed.load(Ordering::SeqCst) {
                 let error = Error::new(ErrorKind::Unavailable, "the store takes no more commits");
                 self.fail(vec![burst], &error);

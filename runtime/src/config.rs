@@ -72,27 +72,12 @@ impl Config {
                 problems.push(problem.to_owned());
             }
         };
-        check(
-            !self.turn_deadline.is_zero(),
-            "the turn deadline must not be zero",
-        );
-        check(
-            !self.call_deadline.is_zero(),
-            "the call deadline must not be zero",
-        );
-        check(
-            self.spin_limit > self.turn_deadline,
-            "the spin limit is above the turn deadline",
-        );
-        check(
-            self.mailbox_max > 0,
-            "a mailbox holds at least one operation",
-        );
+        check(!self.turn_deadline.is_zero(), "the turn deadline must not be zero");
+        check(!self.call_deadline.is_zero(), "the call deadline must not be zero");
+        check(self.spin_limit > self.turn_deadline, "the spin limit is above the turn deadline");
+        check(self.mailbox_max > 0, "a mailbox holds at least one operation");
         check(self.requests_max > 0, "a node holds at least one request");
-        check(
-            self.retention >= Duration::from_secs(1),
-            "the retention is at least one second",
-        );
+        check(self.retention >= Duration::from_secs(1), "the retention is at least one second");
         check(!self.idle.is_zero(), "the idle time must not be zero");
         problems
     }
@@ -100,8 +85,6 @@ impl Config {
     /// The wait before attempt `attempts + 1`: doubled each time, at most a minute.
     pub(crate) fn retry_after(&self, attempts: u32) -> Duration {
         let doubled = 2_u32.saturating_pow(attempts.saturating_sub(1).min(16));
-        self.retry_delay
-            .saturating_mul(doubled)
-            .min(Duration::from_secs(60))
+        self.retry_delay.saturating_mul(doubled).min(Duration::from_secs(60))
     }
 }

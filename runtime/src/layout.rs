@@ -57,23 +57,11 @@ pub(crate) async fn guard(
     }
     let opened = store.opened();
     let number = opened.last_batch + 1;
-    let fence = Fence {
-        incarnation: opened.incarnation,
-        lane: 0,
-        number,
-    };
-    let batch = Batch {
-        fence,
-        owner: owner.clone(),
-        time: now,
-        is_clean: false,
-        writes,
-    };
+    let fence = Fence { incarnation: opened.incarnation, lane: 0, number };
+    let batch = Batch { fence, owner: owner.clone(), time: now, is_clean: false, writes };
     match store.commit(batch).await {
         CommitOutcome::Committed => Ok(1),
-        other => Err(StartError::Unavailable(format!(
-            "the layouts cannot be stored: {other:?}"
-        ))),
+        other => Err(StartError::Unavailable(format!("the layouts cannot be stored: {other:?}"))),
     }
 }
 

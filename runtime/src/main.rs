@@ -67,9 +67,7 @@ enum LogFormat {
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text
-        .parse()
-        .map_err(|_| "expected a number of seconds".to_owned())?;
+    let seconds: f64 = text.parse().map_err(|_| "expected a number of seconds".to_owned())?;
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
@@ -85,9 +83,7 @@ mod exit {
 }
 
 fn main() -> ExitCode {
-    let Command {
-        verb: Verb::Serve(settings),
-    } = Command::parse();
+    let Command { verb: Verb::Serve(settings) } = Command::parse();
     start_logs(settings.log);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // An operation that spins takes one of them; the others go on.
@@ -107,9 +103,7 @@ fn main() -> ExitCode {
 fn start_logs(format: LogFormat) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,ractor=warn"));
-    let logs = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => logs.init(),
         LogFormat::Json => logs.json().init(),
@@ -148,16 +142,8 @@ async fn serve(settings: Serve) -> ExitCode {
         body_bytes_max: settings.body_bytes_max,
         ..Config::default()
     };
-    let builder = Node::builder()
-        .store(store)
-        .config(config)
-        .name(settings.node_id);
-    let node = match builder
-        .entity::<Counter>()
-        .entity::<Approval>()
-        .start()
-        .await
-    {
+    let builder = Node::builder().store(store).config(config).name(settings.node_id);
+    let node = match builder.entity::<Counter>().entity::<Approval>().start().await {
         Ok(node) => node,
         Err(error @ StartError::Invalid(_)) => return fail(exit::USAGE, &error.to_string()),
         Err(error @ StartError::Layout(_)) => return fail(exit::LAYOUT, &error.to_string()),
@@ -184,9 +170,7 @@ async fn run(node: Node, server: Server) -> ExitCode {
     let router = node.router();
     let serving = async move {
         let stopped = async move { drop(stopped.await) };
-        server
-            .serve(router, stopped, Duration::from_millis(500))
-            .await;
+        server.serve(router, stopped, Duration::from_millis(500)).await;
     };
     let mut serving = tokio::task::JoinSet::from_iter([serving]);
     tokio::select! {

@@ -6,10 +6,7 @@
 pub(crate) fn is(name: &str) -> bool {
     use std::sync::OnceLock;
     static CHOSEN: OnceLock<Option<String>> = OnceLock::new();
-    CHOSEN
-        .get_or_init(|| std::env::var("STEAD_SABOTAGE").ok())
-        .as_deref()
-        == Some(name)
+    CHOSEN.get_or_init(|| std::env::var("STEAD_SABOTAGE").ok()).as_deref() == Some(name)
 }
 
 /// Never, in a build without the feature `sabotage`.

@@ -69,10 +69,7 @@ pub(crate) trait EntityType: Send + Sync {
 pub(crate) type EntityTypes = HashMap<&'static str, Arc<dyn EntityType>>;
 
 pub(crate) fn entity_type<E: Entity>() -> Arc<dyn EntityType> {
-    Arc::new(Typed::<E> {
-        operations: E::operations(),
-        entity: PhantomData,
-    })
+    Arc::new(Typed::<E> { operations: E::operations(), entity: PhantomData })
 }
 
 struct Typed<E> {
@@ -102,25 +99,15 @@ impl<E: Entity> EntityType for Typed<E> {
     }
 
     fn find(&self, operation: &str) -> Option<Found> {
-        let index = self
-            .operations
-            .iter()
-            .position(|known| known.name() == operation)?;
+        let index = self.operations.iter().position(|known| known.name() == operation)?;
         let known = &self.operations[index];
         let is_public = known.visibility() == Visibility::Public;
-        Some(Found {
-            index,
-            name: known.name(),
-            kind: known.kind(),
-            is_public,
-        })
+        Some(Found { index, name: known.name(), kind: known.kind(), is_public })
     }
 
     fn names(&self) -> Vec<&'static str> {
-        let public = self
-            .operations
-            .iter()
-            .filter(|known| known.visibility() == Visibility::Public);
+        let public =
+            self.operations.iter().filter(|known| known.visibility() == Visibility::Public);
         public.map(OperationType::name).collect()
     }
 

@@ -22,10 +22,7 @@ pub struct Server {
 fn binary() -> Result<std::path::PathBuf> {
     // Test binaries lie in `<target>/release/deps`, the program in `<target>/release`.
     let this = std::env::current_exe()?;
-    let directory = this
-        .parent()
-        .and_then(Path::parent)
-        .context("a target directory")?;
+    let directory = this.parent().and_then(Path::parent).context("a target directory")?;
     let binary = directory.join("stead");
     if !binary.exists() {
         bail!("{} is missing: run `make build` first", binary.display());
@@ -48,10 +45,7 @@ pub fn free_address() -> Result<SocketAddr> {
 pub fn command(data: &Path, address: SocketAddr, arguments: &[&str]) -> Result<Command> {
     let mut command = Command::new(binary()?);
     command.arg("serve").arg("--data").arg(data);
-    command
-        .arg("--listen")
-        .arg(address.to_string())
-        .args(arguments);
+    command.arg("--listen").arg(address.to_string()).args(arguments);
     command.stdin(Stdio::null());
     Ok(command)
 }
@@ -63,15 +57,9 @@ impl Server {
     /// Where it exits instead; its exit code is in the text.
     pub async fn start(data: &Path, arguments: &[&str]) -> Result<Self> {
         let address = free_address()?;
-        let child = command(data, address, arguments)?
-            .stderr(Stdio::null())
-            .spawn()?;
+        let child = command(data, address, arguments)?.stderr(Stdio::null()).spawn()?;
         let client = Client::builder().timeout(Duration::from_secs(20)).build()?;
-        let mut server = Self {
-            child,
-            address,
-            client,
-        };
+        let mut server = Self { child, address, client };
         server.wait_alive().await?;
         Ok(server)
     }
@@ -101,9 +89,7 @@ impl Server {
 
     /// A POST of `body` to `path`, without a content type.
     pub fn post(&self, path: &str, body: impl Into<reqwest::Body>) -> RequestBuilder {
-        self.client
-            .post(format!("http://{}{path}", self.address))
-            .body(body)
+        self.client.post(format!("http://{}{path}", self.address)).body(body)
     }
 
     /// A DELETE of `path`.
@@ -141,10 +127,7 @@ impl Server {
     /// What the operating system says.
     pub fn kill_now(&self) -> Result<()> {
         let id = rustix::process::Pid::from_child(&self.child);
-        Ok(rustix::process::kill_process(
-            id,
-            rustix::process::Signal::KILL,
-        )?)
+        Ok(rustix::process::kill_process(id, rustix::process::Signal::KILL)?)
     }
 
     /// Asks the process to end and waits for it.
@@ -191,13 +174,6 @@ pub async fn problem(response: Response) -> Result<(u16, String, String)> {
     }
     let body: serde_json::Value = response.json().await?;
     let slug = body["type"].as_str().unwrap_or_default();
-    let slug = slug
-        .strip_prefix("urn:stead:problem:")
-        .context("a stable type")?
-        .to_owned();
-    Ok((
-        status,
-        slug,
-        body["detail"].as_str().unwrap_or_default().to_owned(),
-    ))
+    let slug = slug.strip_prefix("urn:stead:problem:").context("a stable type")?.to_owned();
+    Ok((status, slug, body["detail"].as_str().unwrap_or_default().to_owned()))
 }

@@ -19,11 +19,7 @@ struct Known {
 
 async fn send_until_gone(server: Arc<Server>, sender: usize, mut known: Known) -> Known {
     loop {
-        let verb = if known.acknowledged % 2 == 0 {
-            "calls"
-        } else {
-            "signals"
-        };
+        let verb = if known.acknowledged % 2 == 0 { "calls" } else { "signals" };
         let path = format!("/v1/entities/counter/s{sender}/{verb}/add");
         match server.post(&path, "1").send().await {
             Ok(answer) if answer.status().is_success() => known.acknowledged += 1,
@@ -58,10 +54,7 @@ async fn what_was_acknowledged_survives_every_kill() -> Result<()> {
         let path = format!("/v1/entities/counter/s{sender}/queries/value");
         let value: i64 = server.get(&path).send().await?.json().await?;
         let possible = known.acknowledged..=known.acknowledged + known.open;
-        ensure!(
-            possible.contains(&value),
-            "sender {sender}: {value}, expected {possible:?}"
-        );
+        ensure!(possible.contains(&value), "sender {sender}: {value}, expected {possible:?}");
         ensure!(known.acknowledged > 0, "sender {sender} did nothing");
     }
     Ok(())
@@ -71,21 +64,13 @@ async fn what_was_acknowledged_survives_every_kill() -> Result<()> {
 #[test]
 fn the_permits_replay_ends_without_a_difference() -> Result<()> {
     let this = std::env::current_exe()?;
-    let directory = this
-        .parent()
-        .and_then(std::path::Path::parent)
-        .context("a directory")?;
+    let directory = this.parent().and_then(std::path::Path::parent).context("a directory")?;
     for seed in ["7", "8"] {
         let mut command = Command::new(directory.join("permits"));
-        let output = command
-            .args(["drive", "--kills", "12", "--seed", seed])
-            .output()?;
+        let output = command.args(["drive", "--kills", "12", "--seed", seed]).output()?;
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         ensure!(output.status.success(), "seed {seed}: {said}");
-        ensure!(
-            said.contains("no difference: 8577 events"),
-            "seed {seed}: {said}"
-        );
+        ensure!(said.contains("no difference: 8577 events"), "seed {seed}: {said}");
     }
     Ok(())
 }
@@ -99,25 +84,15 @@ async fn a_key_that_is_repeated_across_kills_is_applied_once() -> Result<()> {
         let server = Server::start(data.path(), &[]).await?;
         for key in 0..20 {
             let path = "/v1/entities/counter/k/calls/add";
-            let request = server
-                .post(path, "1")
-                .header("idempotency-key", format!("key-{key}"));
+            let request = server.post(path, "1").header("idempotency-key", format!("key-{key}"));
             let answer = request.send().await?.text().await?;
             let first = answers.entry(key).or_insert_with(|| answer.clone());
-            ensure!(
-                *first == answer,
-                "round {round}, key {key}: {answer}, first {first}"
-            );
+            ensure!(*first == answer, "round {round}, key {key}: {answer}, first {first}");
         }
         server.kill()?;
     }
     let server = Server::start(data.path(), &[]).await?;
-    let value = server
-        .get("/v1/entities/counter/k/queries/value")
-        .send()
-        .await?
-        .text()
-        .await?;
+    let value = server.get("/v1/entities/counter/k/queries/value").send().await?.text().await?;
     ensure!(value == "20", "{value}");
     Ok(())
 }

@@ -16,54 +16,24 @@ async fn a_counter_answers_as_the_readme_says() -> Result<()> {
     let data = tempfile::tempdir()?;
     let server = Server::start(data.path(), &[]).await?;
     assert_eq!(server.call(ADD, "5").await?, 5);
-    let accepted = server
-        .post("/v1/entities/counter/c/signals/add", "7")
-        .send()
-        .await?;
+    let accepted = server.post("/v1/entities/counter/c/signals/add", "7").send().await?;
     assert_eq!(accepted.status(), 202);
-    let value = server
-        .get("/v1/entities/counter/c/queries/value")
-        .send()
-        .await?;
+    let value = server.get("/v1/entities/counter/c/queries/value").send().await?;
     assert_eq!(value.text().await?, "12");
     let shown = server.get("/v1/entities/counter/c").send().await?;
     let tag = shown.headers()["etag"].to_str()?.to_owned();
     let shown: serde_json::Value = shown.json().await?;
-    assert_eq!(
-        (&shown["state"]["value"], &shown["revision"]),
-        (&12.into(), &2.into())
-    );
-    let again = server
-        .get("/v1/entities/counter/c")
-        .header("if-none-match", tag)
-        .send()
-        .await?;
+    assert_eq!((&shown["state"]["value"], &shown["revision"]), (&12.into(), &2.into()));
+    let again = server.get("/v1/entities/counter/c").header("if-none-match", tag).send().await?;
     assert_eq!(again.status(), 304);
-    let listed: serde_json::Value = server
-        .get("/v1/entities/counter?prefix=c")
-        .send()
-        .await?
-        .json()
-        .await?;
+    let listed: serde_json::Value =
+        server.get("/v1/entities/counter?prefix=c").send().await?.json().await?;
     assert_eq!(listed["entities"][0]["key"], "c");
     let types: serde_json::Value = server.get("/v1/entities").send().await?.json().await?;
-    assert_eq!(
-        types["types"][1]["operations"][0]["input"]["type"],
-        "integer"
-    );
+    assert_eq!(types["types"][1]["operations"][0]["input"]["type"], "integer");
     assert_eq!(server.get("/readyz").send().await?.status(), 200);
-    assert_eq!(
-        server
-            .delete("/v1/entities/counter/c")
-            .send()
-            .await?
-            .status(),
-        204
-    );
-    assert_eq!(
-        server.get("/v1/entities/counter/c").send().await?.status(),
-        404
-    );
+    assert_eq!(server.delete("/v1/entities/counter/c").send().await?.status(), 204);
+    assert_eq!(server.get("/v1/entities/counter/c").send().await?.status(), 404);
     assert_eq!(server.terminate().await?.code(), Some(0));
     Ok(())
 }
@@ -74,14 +44,8 @@ async fn what_does_not_exist_lists_what_does() -> Result<()> {
     let server = Server::start(data.path(), &[]).await?;
     for (path, named) in [
         ("/v1/entities/nothing/c/calls/add", "approval, counter"),
-        (
-            "/v1/entities/counter/c/calls/frob",
-            "add, subtract, set, reset, value",
-        ),
-        (
-            "/v1/entities/approval/a/signals/escalate",
-            "request, approve",
-        ),
+        ("/v1/entities/counter/c/calls/frob", "add, subtract, set, reset, value"),
+        ("/v1/entities/approval/a/signals/escalate", "request, approve"),
         ("/v1/entities/counter/c/calls/value", "queries/value"),
         ("/v2/somewhere", "/v1/entities"),
     ] {
@@ -109,18 +73,8 @@ async fn a_bad_argument_is_refused_with_its_path() -> Result<()> {
         (ADD, b"1 2", 400, "after the end"),
         (ADD, b"\"\xff\"", 400, "$"),
         (ADD, deep.as_bytes(), 400, "nested deeper"),
-        (
-            request,
-            br#"{"approver":"k","timeout":"soon"}"#,
-            422,
-            "$.timeout",
-        ),
-        (
-            request,
-            br#"{"approver":"k","timeout":"PT1S","tomeout":1}"#,
-            422,
-            "$.tomeout",
-        ),
+        (request, br#"{"approver":"k","timeout":"soon"}"#, 422, "$.timeout"),
+        (request, br#"{"approver":"k","timeout":"PT1S","tomeout":1}"#, 422, "$.tomeout"),
         (ADD, long.as_bytes(), 413, "at most 1000 bytes"),
     ];
     for (path, body, expected, text) in rows {
@@ -130,11 +84,7 @@ async fn a_bad_argument_is_refused_with_its_path() -> Result<()> {
         assert_eq!(status, expected, "{body}: {detail}");
         assert!(detail.contains(text), "{body}: {detail}");
     }
-    let form = server
-        .post(ADD, "1")
-        .header("content-type", "text/plain")
-        .send()
-        .await?;
+    let form = server.post(ADD, "1").header("content-type", "text/plain").send().await?;
     assert_eq!(problem(form).await?.0, 415);
     let state = server.get("/v1/entities/counter/c").send().await?;
     assert_eq!(state.status(), 404, "nothing of it was accepted");
@@ -145,10 +95,7 @@ async fn a_bad_argument_is_refused_with_its_path() -> Result<()> {
 async fn keys_are_bytes() -> Result<()> {
     let data = tempfile::tempdir()?;
     let server = Server::start(data.path(), &[]).await?;
-    for (number, key) in ["a%2Fb", "a", "%C3%A9", "e%CC%81", "...", "%25"]
-        .iter()
-        .enumerate()
-    {
+    for (number, key) in ["a%2Fb", "a", "%C3%A9", "e%CC%81", "...", "%25"].iter().enumerate() {
         let path = format!("/v1/entities/counter/{key}/calls/add");
         assert_eq!(server.call(&path, &number.to_string()).await?, number);
     }
@@ -161,10 +108,7 @@ async fn keys_are_bytes() -> Result<()> {
         );
         let answer = raw(&server, request.as_bytes()).await?;
         assert!(answer.starts_with("HTTP/1.1 400"), "{key}: {answer}");
-        assert!(
-            answer.contains("urn:stead:problem:invalid"),
-            "{key}: {answer}"
-        );
+        assert!(answer.contains("urn:stead:problem:invalid"), "{key}: {answer}");
     }
     Ok(())
 }
@@ -194,20 +138,13 @@ async fn an_endless_body_is_cut_off_and_a_half_one_changes_nothing() -> Result<(
     let mut answer = vec![0; 64];
     let length = stream.read(&mut answer).await.unwrap_or(0);
     let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
-    assert!(
-        answer.is_empty() || answer.starts_with("HTTP/1.1 413"),
-        "{answer}"
-    );
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 413"), "{answer}");
     let mut stream = TcpStream::connect(server.address()).await?;
     let half = format!("{head}Content-Length: 10\r\n\r\n1");
     stream.write_all(half.as_bytes()).await?;
     drop(stream);
     let both = format!("{head}Content-Length: x\r\nConnection: close\r\n\r\n1");
-    assert!(
-        raw(&server, both.as_bytes())
-            .await?
-            .starts_with("HTTP/1.1 400")
-    );
+    assert!(raw(&server, both.as_bytes()).await?.starts_with("HTTP/1.1 400"));
     assert_eq!(server.call(ADD, "1").await?, 1);
     Ok(())
 }
@@ -220,14 +157,9 @@ async fn an_idempotency_key_gives_the_same_answer_or_a_conflict() -> Result<()> 
     assert_eq!(call("5").await?.text().await?, "5");
     assert_eq!(call("5").await?.text().await?, "5");
     assert_eq!(problem(call("6").await?).await?.0, 409);
-    let old = server
-        .post(ADD, "5")
-        .header("idempotency-key", "01860000-0000-7000-8000-000000000000");
-    assert_eq!(
-        problem(old.send().await?).await?.0,
-        400,
-        "a key that is older than the retention"
-    );
+    let old =
+        server.post(ADD, "5").header("idempotency-key", "01860000-0000-7000-8000-000000000000");
+    assert_eq!(problem(old.send().await?).await?.0, 400, "a key that is older than the retention");
     assert_eq!(server.call(ADD, "0").await?, 5);
     Ok(())
 }
@@ -236,19 +168,10 @@ async fn an_idempotency_key_gives_the_same_answer_or_a_conflict() -> Result<()> 
 async fn a_rejection_is_an_answer_and_a_dead_letter() -> Result<()> {
     let data = tempfile::tempdir()?;
     let server = Server::start(data.path(), &[]).await?;
-    let approve = server
-        .post("/v1/entities/approval/a/calls/approve", "\"kim\"")
-        .send()
-        .await?;
+    let approve = server.post("/v1/entities/approval/a/calls/approve", "\"kim\"").send().await?;
     let (status, slug, detail) = problem(approve).await?;
-    assert_eq!(
-        (status, slug.as_str(), detail.as_str()),
-        (422, "rejected", "the approval is new")
-    );
-    let signal = server
-        .post("/v1/entities/approval/a/signals/approve", "\"kim\"")
-        .send()
-        .await?;
+    assert_eq!((status, slug.as_str(), detail.as_str()), (422, "rejected", "the approval is new"));
+    let signal = server.post("/v1/entities/approval/a/signals/approve", "\"kim\"").send().await?;
     assert_eq!(signal.status(), 202);
     let letters: serde_json::Value = server.get("/v1/dead-letters").send().await?.json().await?;
     let letter = &letters["dead_letters"][0];
@@ -258,31 +181,14 @@ async fn a_rejection_is_an_answer_and_a_dead_letter() -> Result<()> {
     );
     let id = letter["id"].as_str().unwrap_or_default();
     let request = r#"{"approver":"kim","timeout":"PT1H"}"#;
-    server
-        .call("/v1/entities/approval/a/calls/request", request)
-        .await?;
-    let replay = server
-        .post(&format!("/v1/dead-letters/{id}/replay"), "")
-        .send()
-        .await?;
+    server.call("/v1/entities/approval/a/calls/request", request).await?;
+    let replay = server.post(&format!("/v1/dead-letters/{id}/replay"), "").send().await?;
     assert_eq!(replay.status(), 202);
-    let status = server
-        .get("/v1/entities/approval/a/queries/status")
-        .send()
-        .await?;
+    let status = server.get("/v1/entities/approval/a/queries/status").send().await?;
     assert_eq!(status.text().await?, "\"approved\"");
     let letters: serde_json::Value = server.get("/v1/dead-letters").send().await?.json().await?;
-    assert_eq!(
-        letters["dead_letters"],
-        serde_json::json!([]),
-        "a replayed letter is gone"
-    );
-    assert_eq!(
-        problem(server.delete("/v1/dead-letters/x").send().await?)
-            .await?
-            .0,
-        400
-    );
+    assert_eq!(letters["dead_letters"], serde_json::json!([]), "a replayed letter is gone");
+    assert_eq!(problem(server.delete("/v1/dead-letters/x").send().await?).await?.0, 400);
     Ok(())
 }
 
@@ -311,15 +217,9 @@ async fn a_full_disk_refuses_writes_and_goes_on_reading() -> Result<()> {
     let server = Server::start(data.path(), &floor).await?;
     let (status, slug, _) = problem(server.post(ADD, "1").send().await?).await?;
     assert_eq!((status, slug.as_str()), (507, "full"));
-    let signal = server
-        .post("/v1/entities/counter/c/signals/add", "1")
-        .send()
-        .await?;
+    let signal = server.post("/v1/entities/counter/c/signals/add", "1").send().await?;
     assert_eq!(problem(signal).await?.0, 507);
-    let value = server
-        .get("/v1/entities/counter/c/queries/value")
-        .send()
-        .await?;
+    let value = server.get("/v1/entities/counter/c/queries/value").send().await?;
     assert_eq!(value.text().await?, "1");
     assert_eq!(server.terminate().await?.code(), Some(0));
     let server = Server::start(data.path(), &[]).await?;
@@ -333,14 +233,10 @@ async fn a_stop_is_clean_and_quick_with_connections_open() -> Result<()> {
     let server = Server::start(data.path(), &[]).await?;
     let _idle = TcpStream::connect(server.address()).await?;
     let mut half = TcpStream::connect(server.address()).await?;
-    half.write_all(b"POST /v1/entities/counter/c/calls/add HTTP/1.1\r\nHost")
-        .await?;
+    half.write_all(b"POST /v1/entities/counter/c/calls/add HTTP/1.1\r\nHost").await?;
     let mut accepted = 0;
     for _ in 0..50 {
-        let answer = server
-            .post("/v1/entities/counter/c/signals/add", "1")
-            .send()
-            .await?;
+        let answer = server.post("/v1/entities/counter/c/signals/add", "1").send().await?;
         accepted += i64::from(answer.status() == 202);
     }
     let before = std::time::Instant::now();

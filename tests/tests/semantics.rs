@@ -1,6 +1,13 @@
 //! What one node promises, over a store in memory whose flushes can be held, refused or lost.
 
-use std::{future::IntoFuture, sync::Arc, time::Duration};
+use std::{
+    future::IntoFuture,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use stead::{
@@ -82,12 +89,25 @@ impl Journal {
         std::future::pending::<()>().await;
     }
 
+    /// Spins until the test lets it go.
+    pub fn spin(&mut self) {
+        while !LET_GO.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+    }
+
+    pub fn send_spin(&mut self, ctx: &mut Context, to: String) {
+        ctx.signal(Self::of(&to).spin());
+    }
+
     pub(crate) fn hidden(&mut self) {}
 
     pub fn entries(&self) -> Vec<u32> {
         self.entries.clone()
     }
 }
+
+static LET_GO: AtomicBool = AtomicBool::new(false);
 
 struct World {
     disk: MemoryDisk,
@@ -104,27 +124,19 @@ impl World {
             ..Config::default()
         };
         let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_000_000_000)));
-        Self {
-            disk: MemoryDisk::new(),
-            clock,
-            config,
-        }
+        Self { disk: MemoryDisk::new(), clock, config }
     }
 
     async fn start(&self) -> Node {
         let store = self.disk.open().expect("readable");
         let builder = Node::builder().store(store).config(self.config.clone());
-        let builder = builder
-            .clock(self.clock.clone())
-            .entity::<Journal>()
-            .entity::<Counter>();
+        let builder = builder.clock(self.clock.clone()).entity::<Journal>().entity::<Counter>();
         builder.start().await.expect("starts")
     }
 
     /// Moves the clock and lets the node look at it: ticks are real, times are not.
     fn advance(&self, seconds: u64) {
-        self.clock
-            .advance_to(self.clock.now() + Duration::from_secs(seconds));
+        self.clock.advance_to(self.clock.now() + Duration::from_secs(seconds));
     }
 }
 
@@ -174,10 +186,7 @@ async fn nothing_is_answered_before_it_is_durable() {
     let rejected = tokio::spawn(journal.refuse(3).into_future());
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(!call.is_finished(), "a reply left before its commit");
-    assert!(
-        !rejected.is_finished(),
-        "a rejection left before the turn it rests on"
-    );
+    assert!(!rejected.is_finished(), "a rejection left before the turn it rests on");
     assert!(!query.is_finished(), "a query showed what was not durable");
     world.disk.resume();
     assert_eq!(call.await.expect("joined").expect("a call"), 2);
@@ -215,10 +224,7 @@ async fn a_failed_batch_discards_everything_built_on_it() {
     for fault in [Fault::Refuse, Fault::Full] {
         world.disk.inject(fault);
         let error = journal.append(2).await.expect_err("refused");
-        assert!(matches!(
-            kind(&error),
-            Some(ErrorKind::Unavailable | ErrorKind::Full)
-        ));
+        assert!(matches!(kind(&error), Some(ErrorKind::Unavailable | ErrorKind::Full)));
     }
     assert_eq!(journal.append(3).await.expect("the node goes on"), 2);
     expect_entries(&node, "a", &[1, 3]).await;
@@ -230,9 +236,7 @@ async fn an_unknown_outcome_is_called_unknown_and_the_key_settles_it() {
         let world = World::new();
         let node = world.start().await;
         let append = |node: &Node, key: &str| {
-            node.entity::<Journal>("a")
-                .append(1)
-                .idempotency_key(key.to_owned())
+            node.entity::<Journal>("a").append(1).idempotency_key(key.to_owned())
         };
         append(&node, "first").await.expect("a call");
         world.disk.inject(fault);
@@ -240,18 +244,11 @@ async fn an_unknown_outcome_is_called_unknown_and_the_key_settles_it() {
         assert_eq!(kind(&error), Some(ErrorKind::Unknown));
         assert!(matches!(node.failed().await, stead::Fatal::Poisoned(_)));
         assert!(node.ready().await.is_err());
-        assert!(
-            append(&node, "third").await.is_err(),
-            "a poisoned node acknowledges nothing"
-        );
+        assert!(append(&node, "third").await.is_err(), "a poisoned node acknowledges nothing");
         world.disk.crash();
         let node = world.start().await;
         assert_eq!(
-            node.entity::<Journal>("a")
-                .entries()
-                .await
-                .expect("read")
-                .len(),
+            node.entity::<Journal>("a").entries().await.expect("read").len(),
             1 + usize::from(is_kept)
         );
         assert_eq!(append(&node, "second").await.expect("settled"), 2);
@@ -267,64 +264,22 @@ async fn a_repeated_key_gets_the_stored_answer_and_another_body_is_refused() {
     let journal = node.entity::<Journal>("a");
     let other = node.entity::<Journal>("b");
     for _ in 0..3 {
-        assert_eq!(
-            journal
-                .append(5)
-                .idempotency_key("k")
-                .await
-                .expect("a call"),
-            1
-        );
-        journal
-            .append(6)
-            .idempotency_key("s")
-            .signal()
-            .await
-            .expect("a signal");
-        journal
-            .refuse(0)
-            .idempotency_key("r")
-            .await
-            .expect_err("rejected");
+        assert_eq!(journal.append(5).idempotency_key("k").await.expect("a call"), 1);
+        journal.append(6).idempotency_key("s").signal().await.expect("a signal");
+        journal.refuse(0).idempotency_key("r").await.expect_err("rejected");
     }
-    assert_eq!(
-        other
-            .append(9)
-            .idempotency_key("k")
-            .await
-            .expect("another entity"),
-        1
-    );
-    let error = journal
-        .append(7)
-        .idempotency_key("k")
-        .await
-        .expect_err("another body");
+    assert_eq!(other.append(9).idempotency_key("k").await.expect("another entity"), 1);
+    let error = journal.append(7).idempotency_key("k").await.expect_err("another body");
     assert_eq!(kind(&error), Some(ErrorKind::Conflict));
-    let late = journal
-        .append(6)
-        .idempotency_key("s")
-        .after(Duration::from_secs(9));
+    let late = journal.append(6).idempotency_key("s").after(Duration::from_secs(9));
     let error = late.signal().await.expect_err("another delay");
     assert_eq!(error.kind(), ErrorKind::Conflict);
     expect_entries(&node, "a", &[5, 6]).await;
     world.disk.crash();
     let node = world.start().await;
     let journal = node.entity::<Journal>("a");
-    assert_eq!(
-        journal
-            .append(5)
-            .idempotency_key("k")
-            .await
-            .expect("after a crash"),
-        1
-    );
-    journal
-        .append(6)
-        .idempotency_key("s")
-        .signal()
-        .await
-        .expect("after a crash");
+    assert_eq!(journal.append(5).idempotency_key("k").await.expect("after a crash"), 1);
+    journal.append(6).idempotency_key("s").signal().await.expect("after a crash");
     expect_entries(&node, "a", &[5, 6]).await;
 }
 
@@ -355,10 +310,7 @@ async fn signals_between_entities_are_applied_once_and_in_order() {
     expect_entries(&node, "to", &all).await;
     node.drain().await.expect("drained");
     world.disk.crash();
-    assert!(
-        world.disk.rows(Table::Inbox).is_empty(),
-        "applied signals leave the inbox"
-    );
+    assert!(world.disk.rows(Table::Inbox).is_empty(), "applied signals leave the inbox");
     let node = world.start().await;
     expect_entries(&node, "to", &all).await;
 }
@@ -367,10 +319,7 @@ async fn signals_between_entities_are_applied_once_and_in_order() {
 async fn signals_of_a_committed_turn_survive_a_crash_before_delivery() {
     let world = World::new();
     let node = world.start().await;
-    node.entity::<Journal>("from")
-        .scatter("to".into(), 3)
-        .await
-        .expect("a call");
+    node.entity::<Journal>("from").scatter("to".into(), 3).await.expect("a call");
     // Nothing of the receiver is durable from here on; the rows of the inbox are.
     world.disk.stall();
     world.disk.crash();
@@ -382,10 +331,7 @@ async fn signals_of_a_committed_turn_survive_a_crash_before_delivery() {
 async fn a_failing_signal_keeps_its_place_and_ends_as_a_dead_letter() {
     let world = World::new();
     let node = world.start().await;
-    node.entity::<Journal>("from")
-        .send_trouble("to".into())
-        .await
-        .expect("a call");
+    node.entity::<Journal>("from").send_trouble("to".into()).await.expect("a call");
     let to = node.entity::<Journal>("to");
     assert_eq!(to.append(9).await.expect("others pass"), 1);
     for _ in 0..100 {
@@ -424,24 +370,14 @@ async fn reminders_fire_once_never_early_and_after_downtime() {
 async fn a_missed_recurrence_is_caught_up_once() {
     let world = World::new();
     let node = world.start().await;
-    node.entity::<Journal>("a")
-        .remind_every(10)
-        .await
-        .expect("a call");
+    node.entity::<Journal>("a").remind_every(10).await.expect("a call");
     world.disk.crash();
     world.advance(95);
     let node = world.start().await;
     expect_entries(&node, "a", &[7]).await;
-    assert_eq!(
-        world.disk.rows(Table::Due).len(),
-        1,
-        "the next occurrence is scheduled"
-    );
+    assert_eq!(world.disk.rows(Table::Due).len(), 1, "the next occurrence is scheduled");
     node.entity::<Journal>("a").cancel().await.expect("a call");
-    assert!(
-        world.disk.rows(Table::Due).is_empty(),
-        "cancelled in the same commit"
-    );
+    assert!(world.disk.rows(Table::Due).is_empty(), "cancelled in the same commit");
 }
 
 #[tokio::test]
@@ -470,23 +406,14 @@ async fn a_deletion_takes_reminders_and_delayed_signals_along() {
     let journal = node.entity::<Journal>("a");
     journal.append(1).await.expect("a call");
     journal.remind_once(60, 5).await.expect("a call");
-    journal
-        .append(6)
-        .after(Duration::from_secs(60))
-        .signal()
-        .await
-        .expect("a signal");
+    journal.append(6).after(Duration::from_secs(60)).signal().await.expect("a signal");
     let id = EntityId::new("journal", "a").expect("valid");
     let before = node.state(&id).await.expect("readable").expect("a state");
     node.delete(&id).await.expect("deleted");
     assert_eq!(node.state(&id).await.expect("readable"), None);
     assert!(world.disk.rows(Table::States).is_empty());
     assert!(world.disk.rows(Table::Due).is_empty());
-    assert_eq!(
-        world.disk.rows(Table::DeadLetters).len(),
-        1,
-        "the delayed signal"
-    );
+    assert_eq!(world.disk.rows(Table::DeadLetters).len(), 1, "the delayed signal");
     assert_eq!(journal.append(2).await.expect("a new incarnation"), 1);
     let after = node.state(&id).await.expect("readable").expect("a state");
     assert!(after.generation > before.generation);
@@ -517,29 +444,13 @@ async fn damaged_state_is_never_replaced() {
     node.entity::<Journal>("b").append(1).await.expect("a call");
     node.drain().await.expect("drained");
     let id = EntityId::new("journal", "a").expect("valid");
-    world
-        .disk
-        .damage(&id, |bytes| bytes.truncate(bytes.len() - 1));
+    world.disk.damage(&id, |bytes| bytes.truncate(bytes.len() - 1));
     let before = world.disk.rows(Table::States);
     let node = world.start().await;
-    let error = node
-        .entity::<Journal>("a")
-        .append(2)
-        .await
-        .expect_err("damaged");
+    let error = node.entity::<Journal>("a").append(2).await.expect_err("damaged");
     assert_eq!(kind(&error), Some(ErrorKind::Corrupt));
-    assert_eq!(
-        world.disk.rows(Table::States),
-        before,
-        "its bytes stay as they are"
-    );
-    assert_eq!(
-        node.entity::<Journal>("b")
-            .append(2)
-            .await
-            .expect("others go on"),
-        2
-    );
+    assert_eq!(world.disk.rows(Table::States), before, "its bytes stay as they are");
+    assert_eq!(node.entity::<Journal>("b").append(2).await.expect("others go on"), 2);
 }
 
 #[tokio::test]
@@ -584,11 +495,7 @@ async fn a_caller_that_goes_away_cancels_nothing() {
 async fn an_internal_operation_is_not_for_callers_outside() {
     let world = World::new();
     let node = world.start().await;
-    let error = node
-        .entity::<Journal>("a")
-        .hidden()
-        .await
-        .expect_err("hidden");
+    let error = node.entity::<Journal>("a").hidden().await.expect_err("hidden");
     assert_eq!(kind(&error), Some(ErrorKind::NotFound));
 }
 
@@ -597,9 +504,7 @@ async fn a_thousand_callers_of_one_entity_lose_nothing() {
     let world = World::new();
     let node = world.start().await;
     let counter = node.entity::<Counter>("hot");
-    let calls: Vec<_> = (0..1_000)
-        .map(|_| tokio::spawn(counter.add(1).into_future()))
-        .collect();
+    let calls: Vec<_> = (0..1_000).map(|_| tokio::spawn(counter.add(1).into_future())).collect();
     let mut seen = Vec::new();
     for call in calls {
         seen.push(call.await.expect("joined").expect("a call"));
@@ -607,4 +512,42 @@ async fn a_thousand_callers_of_one_entity_lose_nothing() {
     seen.sort_unstable();
     assert_eq!(seen, (1..=1_000).collect::<Vec<i64>>());
     assert!(world.disk.commits() < 1_000, "turns share commits");
+}
+
+/// Ends what spins also when the test fails.
+struct LetGo;
+
+impl Drop for LetGo {
+    fn drop(&mut self) {
+        LET_GO.store(true, Ordering::SeqCst);
+    }
+}
+
+/// One test for everything about spinning, because what spins holds a thread until it is let go.
+#[tokio::test(flavor = "multi_thread", worker_threads = 6)]
+async fn an_operation_that_spins_is_named_and_retired() {
+    let _let_go = LetGo;
+    let mut world = World::new();
+    world.config.spin_limit = Duration::from_secs(2);
+    let node = world.start().await;
+    node.entity::<Journal>("to").append(1).await.expect("a call");
+    assert!(node.ready().await.is_ok());
+    let error = node.entity::<Journal>("direct").spin().await.expect_err("spins");
+    assert_eq!(kind(&error), Some(ErrorKind::Unknown), "told at the turn's deadline");
+    assert!(node.ready().await.expect_err("not ready").contains("spin of journal/direct"));
+    let (world, node) = (World { disk: MemoryDisk::new(), ..world }, node);
+    assert!(matches!(node.failed().await, stead::Fatal::Spinning(_)));
+
+    let node = world.start().await;
+    node.entity::<Journal>("to").append(1).await.expect("a call");
+    node.entity::<Journal>("from").send_spin("to".into()).await.expect("a call");
+    let stead::Fatal::Spinning(name) = node.failed().await else { panic!("another reason") };
+    assert_eq!(name, "spin of journal/to");
+    world.disk.crash();
+    let node = world.start().await;
+    expect_entries(&node, "to", &[1]).await;
+    // Its commit is behind the one that retires the operation.
+    assert_eq!(node.entity::<Journal>("to").append(2).await.expect("it goes on"), 2);
+    assert_eq!(world.disk.rows(Table::DeadLetters).len(), 1, "retired after the restart");
+    assert!(world.disk.rows(Table::Inbox).is_empty());
 }

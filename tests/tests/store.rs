@@ -22,19 +22,9 @@ async fn the_rocksdb_store_conforms() {
 }
 
 async fn commit_empty(store: &RocksStore, number: u64) {
-    let fence = Fence {
-        incarnation: store.opened().incarnation,
-        lane: 0,
-        number,
-    };
+    let fence = Fence { incarnation: store.opened().incarnation, lane: 0, number };
     let time = store.opened().time;
-    let batch = Batch {
-        fence,
-        owner: "test".into(),
-        time,
-        is_clean: false,
-        writes: Vec::new(),
-    };
+    let batch = Batch { fence, owner: "test".into(), time, is_clean: false, writes: Vec::new() };
     assert_eq!(store.commit(batch).await, CommitOutcome::Committed);
 }
 

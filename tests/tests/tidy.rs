@@ -7,19 +7,14 @@ const FUNCTION_LINES_MAX: usize = 70;
 
 /// Every Rust file of the workspace, with its text.
 fn sources() -> Vec<(PathBuf, String)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("the workspace");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
     let mut files = Vec::new();
     for folder in ["entities", "runtime", "examples", "tests"] {
         collect(&root.join(folder), &mut files);
     }
     let read = |path: PathBuf| {
         let text = fs::read_to_string(&path).expect("readable");
-        (
-            path.strip_prefix(root).expect("below the root").to_owned(),
-            text,
-        )
+        (path.strip_prefix(root).expect("below the root").to_owned(), text)
     };
     files.into_iter().map(read).collect()
 }
@@ -74,10 +69,7 @@ fn functions_hold_one_thought() {
             }
         }
     }
-    assert!(
-        long.is_empty(),
-        "over {FUNCTION_LINES_MAX} lines: {long:#?}"
-    );
+    assert!(long.is_empty(), "over {FUNCTION_LINES_MAX} lines: {long:#?}");
 }
 
 #[test]
@@ -106,12 +98,7 @@ fn every_foreign_crate_has_one_home() {
 #[test]
 fn nothing_is_ignored_or_left_open() {
     // Spelled in two parts, so that this file does not find itself.
-    let marks = [
-        ["#[ig", "nore"],
-        ["to", "do!("],
-        ["FIX", "ME"],
-        ["unimple", "mented!("],
-    ];
+    let marks = [["#[ig", "nore"], ["to", "do!("], ["FIX", "ME"], ["unimple", "mented!("]];
     let marks: Vec<String> = marks.iter().map(|parts| parts.concat()).collect();
     for (path, text) in sources() {
         for mark in &marks {
@@ -122,9 +109,7 @@ fn nothing_is_ignored_or_left_open() {
 
 #[test]
 fn every_invariant_names_a_test_that_exists() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("the workspace");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
     let text = fs::read_to_string(root.join("runtime/src/docs/invariants.md")).expect("readable");
     let all: String = sources().into_iter().map(|(_, text)| text).collect();
     let mut named = 0;
@@ -132,10 +117,7 @@ fn every_invariant_names_a_test_that_exists() {
         let tests = line.rsplit('|').nth(1).unwrap_or_default();
         for name in tests.split('`').skip(1).step_by(2) {
             let name = name.rsplit("::").next().unwrap_or_default();
-            assert!(
-                all.contains(&format!("fn {name}(")),
-                "{name} does not exist"
-            );
+            assert!(all.contains(&format!("fn {name}(")), "{name} does not exist");
             named += 1;
         }
     }
@@ -144,9 +126,7 @@ fn every_invariant_names_a_test_that_exists() {
 
 #[test]
 fn the_readme_is_short() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("the workspace");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
     let readme = fs::read_to_string(root.join("README.md")).expect("readable");
     assert!(readme.lines().count() <= 150);
 }

@@ -14,22 +14,10 @@ const REFUSED: [(&str, &str); 9] = [
     ("untagged", "let the enum be tagged"),
     ("tag", "use the default enum representation"),
     ("content", "use the default enum representation"),
-    (
-        "skip_serializing",
-        "use `skip`, which leaves the field out both ways",
-    ),
-    (
-        "skip_deserializing",
-        "use `skip`, which leaves the field out both ways",
-    ),
-    (
-        "from",
-        "declare the field that holds this type `#[layout(opaque = \"name/v1\")]`",
-    ),
-    (
-        "try_from",
-        "declare the field that holds this type `#[layout(opaque = \"name/v1\")]`",
-    ),
+    ("skip_serializing", "use `skip`, which leaves the field out both ways"),
+    ("skip_deserializing", "use `skip`, which leaves the field out both ways"),
+    ("from", "declare the field that holds this type `#[layout(opaque = \"name/v1\")]`"),
+    ("try_from", "declare the field that holds this type `#[layout(opaque = \"name/v1\")]`"),
 ];
 
 pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
@@ -57,11 +45,7 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
         parameter.bounds.push(syn::parse_quote!(#model::Layout));
     }
     let (impl_generics, type_generics, bounds) = generics.split_for_impl();
-    let kind = if matches!(input.data, Data::Enum(_)) {
-        "enum"
-    } else {
-        "struct"
-    };
+    let kind = if matches!(input.data, Data::Enum(_)) { "enum" } else { "struct" };
     let what = format!("{kind} {name}");
     Ok(quote! {
         #[automatically_derived]
@@ -80,10 +64,7 @@ fn fields(model: &TokenStream, fields: &Fields) -> Result<TokenStream> {
         if words.iter().any(|word| word == "skip") {
             continue;
         }
-        let name = field
-            .ident
-            .clone()
-            .unwrap_or_else(|| format_ident!("_{index}"));
+        let name = field.ident.clone().unwrap_or_else(|| format_ident!("_{index}"));
         let place = format!(".{name}");
         let own_codec = ["with", "serialize_with", "deserialize_with"];
         parts.push(match opaque(field)? {
@@ -104,11 +85,7 @@ fn fields(model: &TokenStream, fields: &Fields) -> Result<TokenStream> {
 
 fn opaque(field: &Field) -> Result<Option<String>> {
     let mut found = None;
-    for attribute in field
-        .attrs
-        .iter()
-        .filter(|attribute| attribute.path().is_ident("layout"))
-    {
+    for attribute in field.attrs.iter().filter(|attribute| attribute.path().is_ident("layout")) {
         attribute.parse_nested_meta(|meta| {
             if !meta.path.is_ident("opaque") {
                 return Err(meta.error("expected `opaque = \"name/v1\"`"));
@@ -123,16 +100,9 @@ fn opaque(field: &Field) -> Result<Option<String>> {
 /// The names of the serde attributes, none of which is a refused one.
 fn serde_words(attributes: &[Attribute]) -> Result<Vec<String>> {
     let mut words = Vec::new();
-    for attribute in attributes
-        .iter()
-        .filter(|attribute| attribute.path().is_ident("serde"))
-    {
+    for attribute in attributes.iter().filter(|attribute| attribute.path().is_ident("serde")) {
         attribute.parse_nested_meta(|meta| {
-            let word = meta
-                .path
-                .require_ident()
-                .map(ToString::to_string)
-                .unwrap_or_default();
+            let word = meta.path.require_ident().map(ToString::to_string).unwrap_or_default();
             if let Some((_, fix)) = REFUSED.iter().find(|(refused, _)| *refused == word) {
                 let message = format!("`{word}` cannot be stored by position: {fix}");
                 return Err(meta.error(message));

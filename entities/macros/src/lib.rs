@@ -34,9 +34,7 @@ pub fn entity(attribute: TokenStream, item: TokenStream) -> TokenStream {
 #[proc_macro_derive(Layout, attributes(layout, serde))]
 pub fn layout(item: TokenStream) -> TokenStream {
     let input = parse_macro_input!(item as syn::DeriveInput);
-    layout::expand(&input)
-        .unwrap_or_else(|error| error.to_compile_error())
-        .into()
+    layout::expand(&input).unwrap_or_else(|error| error.to_compile_error()).into()
 }
 
 /// The crate that the author depends on, as a path.

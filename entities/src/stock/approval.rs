@@ -75,11 +75,7 @@ impl Approval {
             EntityId::new(&target.entity_type, &target.key)
                 .map_err(|error| Rejection::new(format!("escalate_to: {error}")))?;
         }
-        ctx.remind(
-            TIMEOUT,
-            After(request.timeout),
-            Self::of(ctx.key()).escalate(),
-        );
+        ctx.remind(TIMEOUT, After(request.timeout), Self::of(ctx.key()).escalate());
         self.status = Status::Pending;
         self.requested_at = Some(ctx.now());
         self.request = Some(request);
@@ -111,10 +107,7 @@ impl Approval {
         self.require(Status::Pending)?;
         self.status = Status::Escalated;
         self.settled_at = Some(ctx.now());
-        let target = self
-            .request
-            .as_ref()
-            .and_then(|request| request.escalate_to.as_ref());
+        let target = self.request.as_ref().and_then(|request| request.escalate_to.as_ref());
         if let Some(target) = target {
             let id = ctx.id().to_string();
             let reference = Reference::new(&target.entity_type, &target.key);
@@ -179,28 +172,17 @@ mod tests {
             key: "boss".into(),
             operation: "notify".into(),
         });
-        Request {
-            approver: "kim".into(),
-            timeout: Duration::from_secs(60).into(),
-            escalate_to,
-        }
+        Request { approver: "kim".into(), timeout: Duration::from_secs(60).into(), escalate_to }
     }
 
     fn pending() -> Driver<Approval> {
         let mut driver = Driver::new("a");
-        driver
-            .apply(Approval::of("a").request(question()))
-            .expect("a first request");
+        driver.apply(Approval::of("a").request(question())).expect("a first request");
         driver
     }
 
     fn reason(result: Result<(), CallError>) -> String {
-        result
-            .expect_err("refused")
-            .rejection()
-            .expect("a rejection")
-            .reason()
-            .to_owned()
+        result.expect_err("refused").rejection().expect("a rejection").reason().to_owned()
     }
 
     #[test]
@@ -231,25 +213,14 @@ mod tests {
     fn every_illegal_transition_names_the_present_status() {
         let approval = Approval::of("a");
         let mut fresh = Driver::<Approval>::new("a");
-        assert_eq!(
-            reason(fresh.apply(approval.approve("x".into()))),
-            "the approval is new"
-        );
+        assert_eq!(reason(fresh.apply(approval.approve("x".into()))), "the approval is new");
         let mut settled = pending();
-        settled
-            .apply(approval.approve("x".into()))
-            .expect("pending");
-        assert_eq!(
-            reason(settled.apply(approval.request(question()))),
-            "the approval is approved"
-        );
+        settled.apply(approval.approve("x".into())).expect("pending");
+        assert_eq!(reason(settled.apply(approval.request(question()))), "the approval is approved");
         assert_eq!(
             reason(settled.apply(approval.withdraw("x".into()))),
             "the approval is approved"
         );
-        assert_eq!(
-            reason(settled.apply(approval.escalate())),
-            "the approval is approved"
-        );
+        assert_eq!(reason(settled.apply(approval.escalate())), "the approval is approved");
     }
 }

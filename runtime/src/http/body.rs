@@ -25,32 +25,18 @@ pub(super) async fn read(
     limit: usize,
 ) -> Result<Vec<u8>, Problem> {
     if let Some(kind) = headers.get(header::CONTENT_TYPE) {
-        let kind = kind
-            .to_str()
-            .unwrap_or_default()
-            .trim()
-            .to_ascii_lowercase();
+        let kind = kind.to_str().unwrap_or_default().trim().to_ascii_lowercase();
         let kind = kind.split(';').next().unwrap_or_default().trim();
         if kind != "application/json"
             && !(kind.starts_with("application/") && kind.ends_with("+json"))
         {
             let detail = format!("a body is application/json, not {kind}");
             let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-            return Err(Problem::new(
-                status,
-                "media-type",
-                "Another type than JSON",
-                detail,
-            ));
+            return Err(Problem::new(status, "media-type", "Another type than JSON", detail));
         }
     }
-    let announced = headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|text| text.to_str().ok());
-    if announced
-        .and_then(|text| text.parse::<usize>().ok())
-        .is_some_and(|length| length > limit)
-    {
+    let announced = headers.get(header::CONTENT_LENGTH).and_then(|text| text.to_str().ok());
+    if announced.and_then(|text| text.parse::<usize>().ok()).is_some_and(|length| length > limit) {
         return Err(too_large(limit));
     }
     let reading = clock::within(BODY_DEADLINE, Limited::new(body, limit).collect());
@@ -68,10 +54,5 @@ pub(super) async fn read(
 
 fn too_large(limit: usize) -> Problem {
     let detail = format!("a body has at most {limit} bytes");
-    Problem::new(
-        StatusCode::PAYLOAD_TOO_LARGE,
-        "too-large",
-        "The body is too large",
-        detail,
-    )
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The body is too large", detail)
 }

@@ -31,26 +31,11 @@ fn router<S: Clone + Send + Sync + 'static>(node: &Node) -> Router<S> {
     Router::new()
         .route("/v1/entities", get(routes::types))
         .route("/v1/entities/{type}", get(routes::list))
-        .route(
-            "/v1/entities/{type}/{key}",
-            get(routes::state).delete(routes::delete),
-        )
-        .route(
-            "/v1/entities/{type}/{key}/signals/{operation}",
-            post(routes::signal),
-        )
-        .route(
-            "/v1/entities/{type}/{key}/calls/{operation}",
-            post(routes::call),
-        )
-        .route(
-            "/v1/entities/{type}/{key}/queries/{query}",
-            get(routes::query),
-        )
-        .route(
-            "/v1/entities/{type}/{key}/reminders",
-            get(routes::reminders),
-        )
+        .route("/v1/entities/{type}/{key}", get(routes::state).delete(routes::delete))
+        .route("/v1/entities/{type}/{key}/signals/{operation}", post(routes::signal))
+        .route("/v1/entities/{type}/{key}/calls/{operation}", post(routes::call))
+        .route("/v1/entities/{type}/{key}/queries/{query}", get(routes::query))
+        .route("/v1/entities/{type}/{key}/reminders", get(routes::reminders))
         .route("/v1/dead-letters", get(routes::dead_letters))
         .route("/v1/dead-letters/{id}", delete(routes::drop_dead_letter))
         .route("/v1/dead-letters/{id}/replay", post(routes::replay))

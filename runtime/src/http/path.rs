@@ -20,13 +20,8 @@ fn decode(segment: &str) -> Result<String, Problem> {
     let bytes = segment.as_bytes();
     let is_hex = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_hexdigit);
     let escapes = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'%');
-    if escapes
-        .into_iter()
-        .any(|(at, _)| !(is_hex(at + 1) && is_hex(at + 2)))
-    {
-        return Err(Problem::invalid(format!(
-            "{segment:?} has a malformed percent escape"
-        )));
+    if escapes.into_iter().any(|(at, _)| !(is_hex(at + 1) && is_hex(at + 2))) {
+        return Err(Problem::invalid(format!("{segment:?} has a malformed percent escape")));
     }
     let decoded = percent_decode_str(segment).decode_utf8();
     let decoded = decoded.map_err(|_| Problem::invalid(format!("{segment:?} is not UTF-8")))?;
@@ -55,27 +50,12 @@ mod tests {
 
     #[test]
     fn a_key_is_decoded_once() {
-        assert_eq!(
-            key("/v1/entities/counter/a%2Fb").ok().as_deref(),
-            Some("a/b")
-        );
-        assert_eq!(
-            key("/v1/entities/counter/a%252Fb").ok().as_deref(),
-            Some("a%2Fb")
-        );
-        assert_eq!(
-            key("/stead/v1/entities/counter/x").ok().as_deref(),
-            Some("x")
-        );
-        assert_eq!(
-            key("/v1/entities/counter/%C3%BC").ok().as_deref(),
-            Some("\u{fc}")
-        );
+        assert_eq!(key("/v1/entities/counter/a%2Fb").ok().as_deref(), Some("a/b"));
+        assert_eq!(key("/v1/entities/counter/a%252Fb").ok().as_deref(), Some("a%2Fb"));
+        assert_eq!(key("/stead/v1/entities/counter/x").ok().as_deref(), Some("x"));
+        assert_eq!(key("/v1/entities/counter/%C3%BC").ok().as_deref(), Some("\u{fc}"));
         for bad in ["%", "%2", "%zz", "%ff", "%00", "%0A", "%2E", "..", ".", ""] {
-            assert!(
-                key(&format!("/v1/entities/counter/{bad}")).is_err(),
-                "{bad}"
-            );
+            assert!(key(&format!("/v1/entities/counter/{bad}")).is_err(), "{bad}");
         }
     }
 }

@@ -23,21 +23,11 @@ impl Problem {
         title: &'static str,
         detail: impl Into<String>,
     ) -> Self {
-        Self {
-            status,
-            slug,
-            title,
-            detail: detail.into(),
-        }
+        Self { status, slug, title, detail: detail.into() }
     }
 
     pub(crate) fn invalid(detail: impl Into<String>) -> Self {
-        Self::new(
-            StatusCode::BAD_REQUEST,
-            "invalid",
-            "The request is wrong",
-            detail,
-        )
+        Self::new(StatusCode::BAD_REQUEST, "invalid", "The request is wrong", detail)
     }
 }
 
@@ -48,38 +38,22 @@ fn describe(kind: ErrorKind) -> (StatusCode, &'static str, &'static str) {
         ErrorKind::Invalid => (S::BAD_REQUEST, "invalid", "The request is wrong"),
         ErrorKind::NotFound => (S::NOT_FOUND, "not-found", "It does not exist"),
         ErrorKind::Overloaded => (S::TOO_MANY_REQUESTS, "overloaded", "Too much at one time"),
-        ErrorKind::Unavailable => (
-            S::SERVICE_UNAVAILABLE,
-            "unavailable",
-            "Not possible at the moment; not applied",
-        ),
+        ErrorKind::Unavailable => {
+            (S::SERVICE_UNAVAILABLE, "unavailable", "Not possible at the moment; not applied")
+        }
         ErrorKind::Full => (S::INSUFFICIENT_STORAGE, "full", "The disk is nearly full"),
-        ErrorKind::Deadline => (
-            S::GATEWAY_TIMEOUT,
-            "deadline",
-            "The operation took too long and was discarded",
-        ),
-        ErrorKind::Unknown => (
-            S::GATEWAY_TIMEOUT,
-            "unknown",
-            "It may or may not have been applied",
-        ),
-        ErrorKind::Conflict => (
-            S::CONFLICT,
-            "conflict",
-            "The idempotency key was used before",
-        ),
-        ErrorKind::Fenced => (
-            S::SERVICE_UNAVAILABLE,
-            "fenced",
-            "This node is no longer the owner",
-        ),
+        ErrorKind::Deadline => {
+            (S::GATEWAY_TIMEOUT, "deadline", "The operation took too long and was discarded")
+        }
+        ErrorKind::Unknown => {
+            (S::GATEWAY_TIMEOUT, "unknown", "It may or may not have been applied")
+        }
+        ErrorKind::Conflict => (S::CONFLICT, "conflict", "The idempotency key was used before"),
+        ErrorKind::Fenced => (S::SERVICE_UNAVAILABLE, "fenced", "This node is no longer the owner"),
         ErrorKind::Closed => (S::SERVICE_UNAVAILABLE, "closed", "The node is stopping"),
-        ErrorKind::Corrupt => (
-            S::INTERNAL_SERVER_ERROR,
-            "corrupt",
-            "The stored data cannot be read",
-        ),
+        ErrorKind::Corrupt => {
+            (S::INTERNAL_SERVER_ERROR, "corrupt", "The stored data cannot be read")
+        }
         ErrorKind::Internal => (S::INTERNAL_SERVER_ERROR, "internal", "The operation failed"),
     }
 }
@@ -99,12 +73,7 @@ impl From<Error> for Problem {
 impl From<Rejection> for Problem {
     fn from(rejection: Rejection) -> Self {
         let status = StatusCode::UNPROCESSABLE_ENTITY;
-        Self::new(
-            status,
-            "rejected",
-            "The entity rejected the operation",
-            rejection.reason(),
-        )
+        Self::new(status, "rejected", "The entity rejected the operation", rejection.reason())
     }
 }
 
@@ -153,11 +122,7 @@ mod tests {
             (ErrorKind::Internal, 500),
         ];
         for (kind, status) in rows {
-            assert_eq!(
-                Problem::from(Error::new(kind, "")).status.as_u16(),
-                status,
-                "{kind:?}"
-            );
+            assert_eq!(Problem::from(Error::new(kind, "")).status.as_u16(), status, "{kind:?}");
         }
     }
 }

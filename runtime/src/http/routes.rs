@@ -54,14 +54,8 @@ pub(super) async fn query(State(node): State<Node>, OriginalUri(uri): OriginalUr
     let (id, rest) = path::entity(&uri)?;
     let input = parameters.remove("input").unwrap_or_default().into_bytes();
     let operation = rest.into_iter().nth(1).unwrap_or_default().into();
-    let request = Request {
-        id,
-        operation,
-        input,
-        delay: None,
-        idempotency_key: None,
-        deadline: None,
-    };
+    let request =
+        Request { id, operation, input, delay: None, idempotency_key: None, deadline: None };
     result(node.query(request).await?)
 }
 
@@ -78,22 +72,12 @@ async fn request(
         None => None,
         Some(key) => {
             let key = str::from_utf8(key.as_bytes());
-            Some(
-                key.map_err(|_| Problem::invalid("Idempotency-Key is not UTF-8"))?
-                    .to_owned(),
-            )
+            Some(key.map_err(|_| Problem::invalid("Idempotency-Key is not UTF-8"))?.to_owned())
         }
     };
     let input = body::read(headers, http_body, node.config().body_bytes_max).await?;
     let operation = operation.into();
-    Ok(Request {
-        id,
-        operation,
-        input,
-        delay: None,
-        idempotency_key,
-        deadline: None,
-    })
+    Ok(Request { id, operation, input, delay: None, idempotency_key, deadline: None })
 }
 
 fn result(reply: Reply) -> Answer {
@@ -118,19 +102,12 @@ pub(super) async fn state(
     parameters(&uri, &[])?;
     let (id, _) = path::entity(&uri)?;
     let view = node.state(&id).await?.ok_or_else(|| {
-        Problem::from(Error::new(
-            ErrorKind::NotFound,
-            format!("{id} has no state yet"),
-        ))
+        Problem::from(Error::new(ErrorKind::NotFound, format!("{id} has no state yet")))
     })?;
     let tag = format!("\"{:x}-{}\"", view.generation, view.revision);
     let known = headers.get_all(header::IF_NONE_MATCH).iter();
-    let tags = known
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|text| text.split(','));
-    let is_known = tags
-        .map(str::trim)
-        .any(|known| known == "*" || known == tag);
+    let tags = known.filter_map(|value| value.to_str().ok()).flat_map(|text| text.split(','));
+    let is_known = tags.map(str::trim).any(|known| known == "*" || known == tag);
     let tag = HeaderValue::from_str(&tag).map_err(|_| Problem::invalid("the tag"))?;
     if is_known {
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response());
@@ -166,28 +143,24 @@ pub(super) async fn delete(State(node): State<Node>, OriginalUri(uri): OriginalU
 pub(super) async fn reminders(State(node): State<Node>, OriginalUri(uri): OriginalUri) -> Answer {
     parameters(&uri, &[])?;
     let (id, _) = path::entity(&uri)?;
-    let rows = node
-        .reminders(&id)
-        .await?
-        .into_iter()
-        .map(|(_, slot, record)| {
-            let (name, is_signal) = match slot {
-                Slot::Named(name) => (Some(name.to_string()), false),
-                Slot::Delayed(_) => (None, true),
-            };
-            let every = match record.schedule {
-                Some(StoredSchedule::Every(micros)) => Some(Timeout::from_micros(micros)),
-                Some(StoredSchedule::Once) | None => None,
-            };
-            json!({
-                "name": name,
-                "is_delayed_signal": is_signal,
-                "due": record.due,
-                "every": every,
-                "operation": record.operation,
-                "attempts": record.attempts,
-            })
-        });
+    let rows = node.reminders(&id).await?.into_iter().map(|(_, slot, record)| {
+        let (name, is_signal) = match slot {
+            Slot::Named(name) => (Some(name.to_string()), false),
+            Slot::Delayed(_) => (None, true),
+        };
+        let every = match record.schedule {
+            Some(StoredSchedule::Every(micros)) => Some(Timeout::from_micros(micros)),
+            Some(StoredSchedule::Once) | None => None,
+        };
+        json!({
+            "name": name,
+            "is_delayed_signal": is_signal,
+            "due": record.due,
+            "every": every,
+            "operation": record.operation,
+            "attempts": record.attempts,
+        })
+    });
     Ok(show(&json!({ "reminders": rows.collect::<Vec<_>>() })))
 }
 
@@ -206,10 +179,7 @@ pub(super) async fn list(State(node): State<Node>, OriginalUri(uri): OriginalUri
     let after = parameters.get("after").cloned();
     let rows = node.store().list(entity_type, prefix, after, limit).await;
     let rows = rows.map_err(|e| Error::new(ErrorKind::Unavailable, e.to_string()))?;
-    let next = rows
-        .last()
-        .filter(|_| rows.len() == limit)
-        .map(|(id, _)| id.key().to_owned());
+    let next = rows.last().filter(|_| rows.len() == limit).map(|(id, _)| id.key().to_owned());
     let entities: Vec<_> = rows
         .iter()
         .map(|(id, record)| {
@@ -230,16 +200,10 @@ pub(super) async fn dead_letters(
 ) -> Answer {
     let parameters = parameters(&uri, &["after", "limit"])?;
     let limit = limit(&parameters)?;
-    let after = parameters
-        .get("after")
-        .map(|text| letter(text))
-        .transpose()?;
+    let after = parameters.get("after").map(|text| letter(text)).transpose()?;
     let rows = node.store().dead_letters(after, limit).await;
     let rows = rows.map_err(|e| Error::new(ErrorKind::Unavailable, e.to_string()))?;
-    let next = rows
-        .last()
-        .filter(|_| rows.len() == limit)
-        .map(|(id, _)| id.to_string());
+    let next = rows.last().filter(|_| rows.len() == limit).map(|(id, _)| id.to_string());
     let letters = rows.into_iter().map(|(id, letter)| {
         let input = match serde_json::from_slice::<Box<RawValue>>(&letter.input) {
             Ok(input) => serde_json::from_str(input.get()).unwrap_or(Value::Null),
@@ -258,9 +222,7 @@ pub(super) async fn dead_letters(
             "buried_at": letter.buried_at,
         })
     });
-    Ok(show(
-        &json!({ "dead_letters": letters.collect::<Vec<_>>(), "next": next }),
-    ))
+    Ok(show(&json!({ "dead_letters": letters.collect::<Vec<_>>(), "next": next })))
 }
 
 pub(super) async fn replay(State(node): State<Node>, OriginalUri(uri): OriginalUri) -> Answer {
@@ -283,15 +245,11 @@ fn letter_of(uri: &Uri) -> Result<DeadLetterId, Problem> {
 fn letter(text: &str) -> Result<DeadLetterId, Problem> {
     let parts: Vec<_> = text.split('-').collect();
     let parsed = match parts[..] {
-        [partition, class @ ("f" | "r"), number] => partition
-            .parse()
-            .ok()
-            .zip(number.parse().ok())
-            .map(|(partition, number)| DeadLetterId {
-                partition,
-                is_rejection: class == "r",
-                number,
-            }),
+        [partition, class @ ("f" | "r"), number] => {
+            partition.parse().ok().zip(number.parse().ok()).map(|(partition, number)| {
+                DeadLetterId { partition, is_rejection: class == "r", number }
+            })
+        }
         _ => None,
     };
     parsed.ok_or_else(|| Problem::invalid(format!("{text:?} is not the id of a dead letter")))
@@ -309,10 +267,7 @@ pub(super) async fn readyz(State(node): State<Node>) -> Answer {
 }
 
 pub(super) async fn not_found(request: HttpRequest) -> Problem {
-    let detail = format!(
-        "there is no {}; GET /v1/entities lists the types",
-        request.uri().path()
-    );
+    let detail = format!("there is no {}; GET /v1/entities lists the types", request.uri().path());
     Error::new(ErrorKind::NotFound, detail).into()
 }
 
@@ -325,25 +280,15 @@ pub(super) async fn method_not_allowed(method: Method, uri: Uri) -> Problem {
 /// The query parameters, each known and given once.
 fn parameters(uri: &Uri, known: &[&str]) -> Result<HashMap<String, String>, Problem> {
     let pairs = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(uri);
-    let pairs = pairs
-        .map_err(|error| Problem::invalid(error.body_text()))?
-        .0;
+    let pairs = pairs.map_err(|error| Problem::invalid(error.body_text()))?.0;
     let mut found = HashMap::new();
     for (name, value) in pairs {
         if !known.contains(&name.as_str()) {
-            let names = if known.is_empty() {
-                "none".into()
-            } else {
-                known.join(", ")
-            };
-            return Err(Problem::invalid(format!(
-                "unknown parameter {name}; known: {names}"
-            )));
+            let names = if known.is_empty() { "none".into() } else { known.join(", ") };
+            return Err(Problem::invalid(format!("unknown parameter {name}; known: {names}")));
         }
         if found.insert(name.clone(), value).is_some() {
-            return Err(Problem::invalid(format!(
-                "the parameter {name} is given twice"
-            )));
+            return Err(Problem::invalid(format!("the parameter {name} is given twice")));
         }
     }
     Ok(found)
@@ -353,9 +298,7 @@ fn limit(parameters: &HashMap<String, String>) -> Result<usize, Problem> {
     let Some(text) = parameters.get("limit") else {
         return Ok(PAGE);
     };
-    let limit = usize::from_str(text)
-        .ok()
-        .filter(|limit| (1..=PAGE_MAX).contains(limit));
+    let limit = usize::from_str(text).ok().filter(|limit| (1..=PAGE_MAX).contains(limit));
     limit.ok_or_else(|| Problem::invalid(format!("limit is 1 to {PAGE_MAX}, not {text:?}")))
 }
 
@@ -363,9 +306,7 @@ fn delay(parameters: &HashMap<String, String>) -> Result<Option<Delay>, Problem>
     let wrong = |error: Error| Problem::invalid(error.message());
     match (parameters.get("delay"), parameters.get("at")) {
         (None, None) => Ok(None),
-        (Some(length), None) => Ok(Some(Delay::After(
-            length.parse::<Timeout>().map_err(wrong)?,
-        ))),
+        (Some(length), None) => Ok(Some(Delay::After(length.parse::<Timeout>().map_err(wrong)?))),
         (None, Some(moment)) => Ok(Some(Delay::At(moment.parse::<Timestamp>().map_err(wrong)?))),
         (Some(_), Some(_)) => Err(Problem::invalid("give either delay or at")),
     }

@@ -35,9 +35,7 @@ impl Server {
     /// # Errors
     /// What the operating system says.
     pub async fn bind(address: SocketAddr) -> io::Result<Self> {
-        Ok(Self {
-            listener: TcpListener::bind(address).await?,
-        })
+        Ok(Self { listener: TcpListener::bind(address).await? })
     }
 
     /// Where it listens.

@@ -76,7 +76,7 @@ pub(super) struct Item {
 
 /// Where an operation is kept on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Row {
+pub(crate) enum Row {
     None,
     Inbox(InboxKey),
     Reminder(Slot, Timestamp, u64),
@@ -165,10 +165,7 @@ impl Activation {
             _ => None,
         };
         let blocked = self.blocked.into_iter().flat_map(|lane| lane.items);
-        busy.into_iter()
-            .chain(self.mailbox)
-            .chain(self.behind)
-            .chain(blocked)
+        busy.into_iter().chain(self.mailbox).chain(self.behind).chain(blocked)
     }
 }
 

@@ -9,20 +9,19 @@ use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, OnceLock, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use stead_entities::{EntityId, Error, ErrorKind, Timestamp};
+use stead_entities::{Error, ErrorKind, Timestamp};
 
 use super::{
     INBOX_PAGE, Partition,
     message::{Input, Output, Returned, Start},
-    ticket::Ticket,
     turn::panicked,
 };
 use crate::{
-    clock::{self, Clock, monotonic},
+    clock::{self, Clock},
     commit::{self, Work},
     config::Config,
     store::{Loaded, Store, record::DeadLetterId},
@@ -50,9 +49,7 @@ struct Inputs {
 
 impl std::fmt::Debug for Inputs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Inputs")
-            .field("waiting", &self.waiting.len())
-            .finish()
+        f.debug_struct("Inputs").field("waiting", &self.waiting.len()).finish()
     }
 }
 
@@ -62,10 +59,7 @@ pub(crate) struct Wake;
 
 impl Handle {
     pub(crate) fn new() -> Self {
-        Self(Arc::new(Queue {
-            inputs: Mutex::default(),
-            actor: OnceLock::new(),
-        }))
+        Self(Arc::new(Queue { inputs: Mutex::default(), actor: OnceLock::new() }))
     }
 
     /// Gives the partition an input. Inputs are taken in the order in which they are pushed.
@@ -102,60 +96,6 @@ impl Handle {
         if let Some(actor) = self.0.actor.get() {
             actor.stop(None);
         }
-    }
-}
-
-/// What runs at present in one partition, for the watchdog.
-#[derive(Debug, Default)]
-pub(crate) struct Watch(Mutex<Option<Running>>);
-
-#[derive(Debug)]
-struct Running {
-    id: EntityId,
-    operation: &'static str,
-    since: Instant,
-    ticket: Option<Ticket>,
-    is_late: bool,
-}
-
-impl Watch {
-    pub(crate) fn begin(&self, id: &EntityId, operation: &'static str, ticket: Option<&Ticket>) {
-        let ticket = ticket.cloned();
-        let running = Running {
-            id: id.clone(),
-            operation,
-            since: monotonic(),
-            ticket,
-            is_late: false,
-        };
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(running);
-    }
-
-    /// Ends the turn; says whether it took too long and its caller was told so.
-    pub(crate) fn end(&self) -> bool {
-        let running = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        running.is_some_and(|running| running.is_late)
-    }
-
-    /// Tells the caller of a turn that takes too long. Returns what runs and for how long, if it
-    /// has run for longer than `deadline`.
-    pub(crate) fn check(&self, deadline: Duration) -> Option<(String, Duration)> {
-        let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let running = running.as_mut()?;
-        let elapsed = running.since.elapsed();
-        if elapsed < deadline {
-            return None;
-        }
-        let name = format!("{} of {}", running.operation, running.id);
-        if !std::mem::replace(&mut running.is_late, true) {
-            tracing::error!(entity = %running.id, operation = running.operation, ?elapsed,
-                "an operation spins");
-            if let Some(ticket) = &running.ticket {
-                let message = "the operation runs past its deadline and cannot be stopped";
-                ticket.answer(Err(Error::new(ErrorKind::Unknown, message)));
-            }
-        }
-        Some((name, elapsed))
     }
 }
 
@@ -225,9 +165,8 @@ impl Shell {
         let mut has_more = false;
         loop {
             let now = self.clock.now();
-            let step = catch_unwind(AssertUnwindSafe(|| {
-                self.partition.step(now, inputs.drain(..))
-            }));
+            let step =
+                catch_unwind(AssertUnwindSafe(|| self.partition.step(now, inputs.drain(..))));
             let outputs = step.unwrap_or_else(|panic| {
                 let error = panicked(&*panic);
                 tracing::error!(partition = self.partition.number(), %error, "a partition failed");
@@ -235,11 +174,17 @@ impl Shell {
                 self.partition.restart(&error);
                 self.partition.step(now, [])
             });
+            let wakes_others = !outputs.is_empty();
             for output in outputs {
                 match output {
                     Output::Again => has_more = true,
                     output => inputs.extend(self.perform(output).await),
                 }
+            }
+            if wakes_others {
+                // A task that was just woken may be bound to this thread until it is idle, and the
+                // next turn may spin: whoever was woken goes first.
+                tokio::task::yield_now().await;
             }
             if inputs.is_empty() {
                 return has_more;
@@ -259,10 +204,7 @@ impl Shell {
             Output::Recover => self.recover(generation, number),
             Output::Load(id, inbox) => match self.store.load_cached(&id) {
                 Some(state) if inbox == 0 => {
-                    let loaded = Loaded {
-                        state,
-                        inbox: Ok(Vec::new()),
-                    };
+                    let loaded = Loaded { state, inbox: Ok(Vec::new()) };
                     return Some(Input::Loaded(generation, id, loaded));
                 }
                 _ => {
@@ -311,15 +253,8 @@ impl Shell {
         let (store, handle) = (self.store.clone(), self.handle.clone());
         let (receivers, max) = (store.receivers(number), self.config.rejections_max);
         spawn(async move {
-            let start = DeadLetterId {
-                partition: number,
-                is_rejection: true,
-                number: 0,
-            };
-            let known = store
-                .dead_letters(Some(start), max)
-                .await
-                .unwrap_or_default();
+            let start = DeadLetterId { partition: number, is_rejection: true, number: 0 };
+            let known = store.dead_letters(Some(start), max).await.unwrap_or_default();
             let known = known
                 .into_iter()
                 .filter(|(id, _)| id.partition == number && id.is_rejection)
@@ -331,14 +266,7 @@ impl Shell {
 
     /// Runs an operation that awaits in a task of its own, at most until its deadline.
     fn start(&self, generation: u64, start: Start) {
-        let Start {
-            id,
-            run,
-            index,
-            state,
-            ctx,
-            input,
-        } = start;
+        let Start { id, run, index, state, ctx, input } = start;
         let (handle, deadline) = (self.handle.clone(), self.config.turn_deadline);
         let known = self.types.get(id.entity_type()).cloned();
         let work = async move {

@@ -85,11 +85,7 @@ impl Partition {
     fn bury_letter(&mut self, letter: DeadLetter) {
         let is_rejection = letter.cause == Cause::Rejection;
         let (partition, number) = (self.around.number, self.mint());
-        let id = DeadLetterId {
-            partition,
-            is_rejection,
-            number,
-        };
+        let id = DeadLetterId { partition, is_rejection, number };
         if !is_rejection {
             tracing::warn!(
                 entity = letter.entity,

@@ -82,11 +82,7 @@ pub(crate) enum Input {
     Recovered(u64, ReadResult<Vec<EntityId>>),
     Loaded(u64, EntityId, Loaded),
     Inbox(u64, EntityId, ReadResult<Vec<(InboxKey, InboxRecord)>>),
-    LookedUp(
-        u64,
-        Arc<IdempotencyKey>,
-        ReadResult<Option<IdempotencyRecord>>,
-    ),
+    LookedUp(u64, Arc<IdempotencyKey>, ReadResult<Option<IdempotencyRecord>>),
     Due(u64, Timestamp, ReadResult<ReminderRows>),
     Reminders(u64, EntityId, ReadResult<ReminderRows>),
     Returned(u64, Returned),

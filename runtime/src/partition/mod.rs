@@ -17,10 +17,15 @@
 //! - a reminder that was cancelled or set again causes a turn: it fires only if the entity still
 //!   knows its number.
 
+mod accept;
 mod activation;
 mod actor;
 mod arrive;
+mod awaiting;
+mod burst;
 mod bury;
+mod delete;
+mod idempotency;
 pub(crate) mod message;
 mod recover;
 mod run;
@@ -28,6 +33,7 @@ mod settle;
 pub(crate) mod ticket;
 pub(crate) mod turn;
 mod wake;
+mod watch;
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
@@ -36,16 +42,19 @@ use std::{
 
 use stead_entities::{EntityId, Error, ErrorKind, Timestamp};
 
-pub(crate) use self::actor::{Handle, Shell, Watch, start};
+pub(crate) use self::{
+    activation::Row,
+    actor::{Handle, Shell, start},
+    watch::{Late, Watch},
+};
 use self::{
-    activation::{Activation, Item, Retry, Row, Stage},
+    activation::{Activation, Item, Retry, Stage},
     message::{Burst, Input, Output},
     ticket::{Response, Ticket},
 };
 use crate::{
     config::Config,
     entropy::Entropy,
-    sabotage,
     store::{
         Write,
         record::{DeadLetterId, IdempotencyKey, InboxKey, ReminderRecord, Settings, Slot},
@@ -282,95 +291,8 @@ impl Partition {
         }
     }
 
-    /// Answers `ticket` once everything that this entity has done so far is durable.
-    fn answer(&mut self, unreleased: u64, ticket: Ticket, response: Response) {
-        if unreleased <= self.released || sabotage::is("X27") {
-            self.outputs.push(Output::Reply(ticket, response));
-        } else {
-            self.open.replies.push((ticket, response));
-        }
-    }
-
-    /// The number that the open burst will have.
-    fn open_number(&self) -> u64 {
-        self.sent + 1
-    }
-
     fn is_full(&self) -> bool {
         self.open.writes.len() + self.dirty.len() >= WRITES_PER_BURST_MAX
-    }
-
-    /// Hands the open burst to the committer if there is room for it.
-    fn seal(&mut self) {
-        let is_empty =
-            self.dirty.is_empty() && self.open.writes.is_empty() && self.open.replies.is_empty();
-        if is_empty || self.sent - self.released >= BURSTS_IN_FLIGHT_MAX {
-            return;
-        }
-        for id in std::mem::take(&mut self.dirty) {
-            self.write_state(&id);
-        }
-        let mut burst = std::mem::take(&mut self.open);
-        self.sent += 1;
-        burst.partition = self.around.number;
-        burst.generation = self.generation;
-        burst.number = self.sent;
-        self.outputs.push(Output::Burst(burst));
-    }
-
-    /// Writes the last state of an entity; the turns between were never seen outside.
-    fn write_state(&mut self, id: &EntityId) {
-        let incarnation = self.around.incarnation;
-        let version = self.type_of(id).map_or(0, |known| known.version());
-        let Some(activation) = self.table.get_mut(id) else {
-            return;
-        };
-        let Some(state) = activation.encoded.take() else {
-            return;
-        };
-        let record = crate::store::record::StateRecord {
-            version,
-            generation: activation.generation,
-            revision: activation.revision,
-            follows: activation.sent_revision,
-            incarnation,
-            committed_at: activation.committed_at,
-            reminders: activation.reminders.clone(),
-            state,
-        };
-        activation.sent_revision = activation.revision;
-        self.open.writes.push(Write::PutState(id.clone(), record));
-    }
-
-    fn release(&mut self, generation: u64, number: u64) {
-        if generation != self.generation {
-            return;
-        }
-        self.released = self.released.max(number);
-        while self
-            .on_release
-            .front()
-            .is_some_and(|(burst, _)| *burst <= self.released)
-        {
-            match self.on_release.pop_front() {
-                Some((_, Release::Row(key))) => drop(self.known.remove(&key)),
-                Some((_, Release::Key(key, response))) => {
-                    for ticket in self.keys.remove(&key).map_or(Vec::new(), |key| key.waiters) {
-                        self.outputs.push(Output::Reply(ticket, response.clone()));
-                    }
-                }
-                Some((_, Release::Fired(id, slot, number))) => self.due.forget(&id, &slot, number),
-                Some((_, Release::Resume(id))) => self.make_ready(&id),
-                None => {}
-            }
-        }
-        self.due.settle(self.released);
-    }
-
-    /// Does `release` when the open burst is durable.
-    fn after_open(&mut self, release: Release) {
-        let number = self.open_number();
-        self.on_release.push_back((number, release));
     }
 
     fn type_of(&self, id: &EntityId) -> Option<Arc<dyn EntityType>> {
@@ -381,10 +303,7 @@ impl Partition {
     /// counter, partition.
     fn mint(&mut self) -> u64 {
         self.minted += 1;
-        assert!(
-            self.minted < 1 << 30,
-            "a partition minted all numbers of its incarnation"
-        );
+        assert!(self.minted < 1 << 30, "a partition minted all numbers of its incarnation");
         (self.around.incarnation << 42) | (self.minted << 12) | u64::from(self.around.number)
     }
 
@@ -405,8 +324,7 @@ impl Partition {
             && self.open.replies.is_empty()
             && !self.table.values().any(Activation::is_awaited);
         if is_done && let Some(ticket) = self.draining.take() {
-            self.outputs
-                .push(Output::Reply(ticket, Ok(ticket::Answer::Done)));
+            self.outputs.push(Output::Reply(ticket, Ok(ticket::Answer::Done)));
         }
     }
 }

@@ -39,8 +39,7 @@ impl Partition {
         }
         for activation in std::mem::take(&mut self.table).into_values() {
             for item in activation.items() {
-                self.outputs
-                    .extend(item.ticket.map(|t| Output::Reply(t, refused.clone())));
+                self.outputs.extend(item.ticket.map(|t| Output::Reply(t, refused.clone())));
             }
         }
         for pending in std::mem::take(&mut self.keys).into_values() {
@@ -82,10 +81,7 @@ impl Partition {
                 tracing::warn!(entity = %id, "signals wait for an entity type that is not served");
                 continue;
             }
-            let backlog = Backlog {
-                is_recovered,
-                ..Backlog::default()
-            };
+            let backlog = Backlog { is_recovered, ..Backlog::default() };
             self.backlog.insert(id.clone(), backlog);
             self.recovering.push_back(id);
         }
@@ -157,16 +153,12 @@ impl Partition {
         let Some(backlog) = self.backlog.get_mut(id) else {
             return;
         };
-        let has_room = self
-            .table
-            .get(id)
-            .is_some_and(|entry| entry.mailbox.is_empty());
+        let has_room = self.table.get(id).is_some_and(|entry| entry.mailbox.is_empty());
         if backlog.is_loading || !has_room || backlog.since > self.released {
             return;
         }
         backlog.is_loading = true;
-        self.outputs
-            .push(Output::Inbox(id.clone(), backlog.after.clone()));
+        self.outputs.push(Output::Inbox(id.clone(), backlog.after.clone()));
     }
 
     pub(super) fn page_read(
@@ -232,9 +224,7 @@ impl Partition {
             return self.bury(&id, item, super::bury::ENDED_THE_PROCESS);
         }
         if !sabotage::is("X32") {
-            self.open
-                .writes
-                .push(crate::store::Write::Accept(key.clone(), record.clone()));
+            self.open.writes.push(crate::store::Write::Accept(key.clone(), record.clone()));
         }
         self.admit_row(key, record);
         let number = self.open_number();

@@ -5,17 +5,17 @@ use std::collections::VecDeque;
 use stead_entities::{Context, EntityId, Error, ErrorKind, context::Turn};
 
 use super::{
-    Item, Output, Partition, Release, Row, Stage, TURNS_PER_ENTITY_MAX, TURNS_PER_STEP_MAX,
+    Item, Output, Partition, Row, Stage, TURNS_PER_ENTITY_MAX, TURNS_PER_STEP_MAX,
     activation::{Lane, Sender},
     arrive::withdrawn,
-    message::{Returned, Start, Work},
+    message::Work,
     ticket::{Answer, StateView},
     turn,
 };
 use crate::{sabotage, store::record::Slot};
 
 /// Whether the next item of a mailbox can follow.
-enum Next {
+pub(super) enum Next {
     Goes,
     Waits,
 }
@@ -97,10 +97,7 @@ impl Partition {
         }
         if let Some(sender) = item.sender()
             && !sabotage::is("X31")
-            && self
-                .table
-                .get_mut(id)
-                .is_some_and(|entry| entry.lane(&sender).is_some())
+            && self.table.get_mut(id).is_some_and(|entry| entry.lane(&sender).is_some())
         {
             return self.block(id, item, &sender);
         }
@@ -124,15 +121,12 @@ impl Partition {
             Work::Query { index } => self.run_query(id, index, item),
             Work::Delete => return self.run_delete(id, item),
             Work::Operation { awaits: true, .. } => return self.start(id, item),
-            Work::Operation {
-                index,
-                awaits: false,
-            } => return self.run_turn(id, index, item),
+            Work::Operation { index, awaits: false } => return self.run_turn(id, index, item),
         }
         Next::Goes
     }
 
-    fn put_back(&mut self, id: &EntityId, item: Item) -> Next {
+    pub(super) fn put_back(&mut self, id: &EntityId, item: Item) -> Next {
         if let Some(activation) = self.table.get_mut(id) {
             activation.mailbox.push_front(item);
         }
@@ -185,13 +179,7 @@ impl Partition {
         let entry = self.table.get(id);
         let (revision, last) =
             entry.map_or((0, self.now), |entry| (entry.revision, entry.committed_at));
-        Context::new(Turn {
-            id: id.clone(),
-            now: self.now.max(last),
-            revision,
-            seed,
-            token,
-        })
+        Context::new(Turn { id: id.clone(), now: self.now.max(last), revision, seed, token })
     }
 
     fn show_state(&mut self, id: &EntityId, item: Item) {
@@ -228,9 +216,7 @@ impl Partition {
         let (unreleased, Some(state)) = (entry.unreleased, &entry.state) else {
             return;
         };
-        self.around
-            .watch
-            .begin(id, known.name_of(index), item.ticket.as_ref());
+        self.around.watch.begin(id, known.name_of(index), item.ticket.as_ref(), &item.row);
         let turned = turn::run(&*known, index, state, ctx, &item.input, usize::MAX);
         self.around.watch.end();
         let response = match turned {
@@ -253,9 +239,7 @@ impl Partition {
         let Some(state) = self.table.get(id).and_then(|entry| entry.state.as_ref()) else {
             return Next::Goes;
         };
-        self.around
-            .watch
-            .begin(id, known.name_of(index), item.ticket.as_ref());
+        self.around.watch.begin(id, known.name_of(index), item.ticket.as_ref(), &item.row);
         let turned = turn::run(&*known, index, state, ctx, &item.input, limit);
         let turned = match self.around.watch.end() {
             false => turned,
@@ -266,14 +250,11 @@ impl Partition {
 
     pub(super) fn late(&self) -> Error {
         let limit = self.around.config.turn_deadline;
-        Error::new(
-            ErrorKind::Deadline,
-            format!("the turn took longer than {limit:?}"),
-        )
+        Error::new(ErrorKind::Deadline, format!("the turn took longer than {limit:?}"))
     }
 
     /// Settles a turn; one that deletes its entity first needs to know what is delayed.
-    fn settle(&mut self, id: &EntityId, item: Item, turned: turn::Turned) -> Next {
+    pub(super) fn settle(&mut self, id: &EntityId, item: Item, turned: turn::Turned) -> Next {
         if matches!(&turned, turn::Turned::Applied { effects, .. } if effects.deleted)
             && item.delayed.is_none()
         {
@@ -283,144 +264,14 @@ impl Partition {
         Next::Goes
     }
 
-    fn run_delete(&mut self, id: &EntityId, item: Item) -> Next {
-        if item.delayed.is_none() {
-            return self.list_delayed(id, item);
-        }
-        self.settle_deletion(id, item);
-        Next::Goes
-    }
-
-    /// Asks for the delayed signals of an entity that is about to be deleted, once the store shows
-    /// everything that was accepted.
-    fn list_delayed(&mut self, id: &EntityId, item: Item) -> Next {
-        let unreleased = self.unreleased(id);
-        if unreleased > self.released {
-            self.on_release
-                .push_back((unreleased, Release::Resume(id.clone())));
-            self.sort_releases();
-        } else if let Some(activation) = self.table.get_mut(id) {
-            activation.stage = Stage::Listing;
-            self.outputs.push(Output::Reminders(id.clone()));
-        }
-        self.put_back(id, item)
-    }
-
-    fn sort_releases(&mut self) {
-        self.on_release
-            .make_contiguous()
-            .sort_by_key(|(burst, _)| *burst);
-    }
-
-    /// Starts an operation that awaits, once its inbox row and all earlier turns are durable.
-    fn start(&mut self, id: &EntityId, mut item: Item) -> Next {
-        if item.row == Row::None {
-            self.record(id, &mut item);
-            if !item.is_call {
-                self.accepted(&mut item);
-            }
-            let number = self.open_number();
-            if let Some(activation) = self.table.get_mut(id) {
-                activation.unreleased = number;
-            }
-        }
-        let unreleased = self.unreleased(id);
-        if unreleased > self.released {
-            self.on_release
-                .push_back((unreleased, Release::Resume(id.clone())));
-            self.sort_releases();
-            self.put_back(id, item);
-            self.record_waiting(id);
-            return Next::Waits;
-        }
-        let Work::Operation { index, .. } = item.work else {
-            return Next::Goes;
-        };
-        self.runs += 1;
-        let (run, input) = (self.runs, item.input.clone());
-        let ctx = self.new_context(id, item.token);
-        let Some(activation) = self.table.get_mut(id) else {
-            return Next::Goes;
-        };
-        let Some(state) = activation.state.as_ref().map(|state| state.clone_state()) else {
-            return Next::Goes;
-        };
-        activation.stage = Stage::Busy(run, Box::new(item));
-        let start = Start {
-            id: id.clone(),
-            run,
-            index,
-            state,
-            ctx,
-            input,
-        };
-        self.outputs.push(Output::Start(Box::new(start)));
-        self.record_waiting(id);
-        Next::Waits
-    }
-
-    /// An operation that awaited is back; what it did becomes a turn, or nothing.
-    pub(super) fn returned(&mut self, returned: Returned) {
-        let id = returned.id;
-        let limit = self.around.config.state_bytes_max;
-        let Some(activation) = self.table.get_mut(&id) else {
-            return;
-        };
-        let Stage::Busy(run, _) = &activation.stage else {
-            return;
-        };
-        if *run != returned.run {
-            return;
-        }
-        let Stage::Busy(_, item) = std::mem::replace(&mut activation.stage, Stage::Ready) else {
-            return;
-        };
-        let turned = match returned.result {
-            Ok((state, ctx, outcome)) => turn::settle(state, ctx, outcome, limit),
-            Err(error) => turn::Turned::Failed(error),
-        };
-        let deletes = matches!(&turned, turn::Turned::Applied { effects, .. } if effects.deleted);
-        // What it awaited cannot be awaited again for the sake of a list: the entity is deleted by
-        // an operation of its own, right behind.
-        self.settle_turn(&id, *item, turned);
-        if deletes {
-            self.delete_next(&id);
-        }
-        self.make_ready(&id);
-    }
-
-    /// Puts a deletion in front of everything that waits.
-    fn delete_next(&mut self, id: &EntityId) {
-        let item = Item {
-            work: Work::Delete,
-            input: Vec::new(),
-            token: 0,
-            is_call: true,
-            sender: None,
-            row: Row::None,
-            ticket: None,
-            key: None,
-            due: None,
-            attempts: 0,
-            counted: 0,
-            accepted_at: self.now,
-            deadline: None,
-            exhume: None,
-            delayed: None,
-        };
-        if let Some(activation) = self.table.get_mut(id) {
-            activation.mailbox.push_front(item);
-        }
+    pub(super) fn sort_releases(&mut self) {
+        self.on_release.make_contiguous().sort_by_key(|(burst, _)| *burst);
     }
 
     /// The signals of a sender wait until the first of them may be tried again.
     pub(super) fn block_lane(&mut self, id: &EntityId, item: Item, sender: Sender) {
         let retry_at = self.now + self.around.config.retry_after(item.attempts);
-        let lane = Lane {
-            sender,
-            retry_at,
-            items: VecDeque::from([item]),
-        };
+        let lane = Lane { sender, retry_at, items: VecDeque::from([item]) };
         if let Some(activation) = self.table.get_mut(id) {
             activation.blocked.push(lane);
         }

@@ -8,10 +8,7 @@ use stead_entities::{
     effect::{Effect, Reminder, Signal},
 };
 
-use super::{
-    Item, Partition, Release, Row, bury::reason_of_deletion, message::Delivery, ticket::Answer,
-    turn::Turned,
-};
+use super::{Item, Partition, Release, Row, message::Delivery, ticket::Answer, turn::Turned};
 use crate::{
     sabotage,
     store::{
@@ -27,12 +24,7 @@ use crate::{
 impl Partition {
     pub(super) fn settle_turn(&mut self, id: &EntityId, item: Item, turned: Turned) {
         match turned {
-            Turned::Applied {
-                state,
-                encoded,
-                effects,
-                json,
-            } => {
+            Turned::Applied { state, encoded, effects, json } => {
                 self.apply(id, item, state, encoded, effects, json);
             }
             Turned::Rejected(rejection) => self.reject(id, item, rejection),
@@ -58,11 +50,7 @@ impl Partition {
     ) {
         let number = self.open_number();
         let generation = self.table.get(id).map_or(0, |entry| entry.generation);
-        let generation = if generation == 0 {
-            self.mint()
-        } else {
-            generation
-        };
+        let generation = if generation == 0 { self.mint() } else { generation };
         let now = self.now;
         let Some(activation) = self.table.get_mut(id) else {
             return;
@@ -97,10 +85,7 @@ impl Partition {
         let (remembered, answer) = match result {
             _ if !item.is_call => (Remembered::Accepted, Answer::Done),
             Ok(json) => (Remembered::Replied(json.clone()), Answer::Replied(json)),
-            Err(no) => (
-                Remembered::Rejected(no.reason().to_owned()),
-                Answer::Rejected(no),
-            ),
+            Err(no) => (Remembered::Rejected(no.reason().to_owned()), Answer::Rejected(no)),
         };
         self.remember(&item, remembered);
         if let Some(ticket) = item.ticket {
@@ -132,33 +117,18 @@ impl Partition {
         number: u64,
     ) {
         let partition = self.around.number;
-        self.open.writes.push(Write::CancelReminder(
-            partition,
-            id.clone(),
-            slot.clone(),
-            due,
-        ));
+        self.open.writes.push(Write::CancelReminder(partition, id.clone(), slot.clone(), due));
         self.after_open(Release::Fired(id.clone(), slot.clone(), number));
         let Some(record) = self.due.fired(id, slot, number) else {
             return;
         };
         let Slot::Named(name) = slot else { return };
-        let next = record
-            .schedule
-            .and_then(|schedule| schedule.next(due, self.now));
-        let head = next.map(|due| ReminderHead {
-            name: name.to_string(),
-            due,
-            number: self.mint(),
-        });
+        let next = record.schedule.and_then(|schedule| schedule.next(due, self.now));
+        let head =
+            next.map(|due| ReminderHead { name: name.to_string(), due, number: self.mint() });
         self.replace_head(id, name, head.clone());
         if let Some(head) = head {
-            let next = ReminderRecord {
-                due: head.due,
-                number: head.number,
-                attempts: 0,
-                ..record
-            };
+            let next = ReminderRecord { due: head.due, number: head.number, attempts: 0, ..record };
             self.set_reminder(id, slot.clone(), next);
         }
     }
@@ -199,12 +169,7 @@ impl Partition {
                 accepted_at: self.now,
             };
             let slot = Slot::Delayed(number);
-            let row = Write::Remind(
-                partition,
-                signal.target.clone(),
-                slot.clone(),
-                record.clone(),
-            );
+            let row = Write::Remind(partition, signal.target.clone(), slot.clone(), record.clone());
             self.open.writes.push(row);
             let delivery = Delivery::Delayed(signal.target, slot, record);
             return self.open.deliveries.push((partition, delivery));
@@ -230,13 +195,9 @@ impl Partition {
             trace: None,
         };
         if !sabotage::is("X3") {
-            self.open
-                .writes
-                .push(Write::Accept(key.clone(), record.clone()));
+            self.open.writes.push(Write::Accept(key.clone(), record.clone()));
         }
-        self.open
-            .deliveries
-            .push((partition, Delivery::Signal(key, record)));
+        self.open.deliveries.push((partition, Delivery::Signal(key, record)));
     }
 
     fn remind(&mut self, id: &EntityId, reminder: Reminder) {
@@ -264,17 +225,11 @@ impl Partition {
         let Some(activation) = self.table.get(id) else {
             return;
         };
-        let head = activation
-            .reminders
-            .iter()
-            .find(|head| head.name == name)
-            .cloned();
+        let head = activation.reminders.iter().find(|head| head.name == name).cloned();
         if let Some(head) = head {
             let slot = Slot::Named(name.into());
             let partition = self.around.number;
-            self.open
-                .writes
-                .push(Write::CancelReminder(partition, id.clone(), slot, head.due));
+            self.open.writes.push(Write::CancelReminder(partition, id.clone(), slot, head.due));
             self.replace_head(id, name, None);
         }
     }
@@ -353,62 +308,5 @@ impl Partition {
         if let Some(ticket) = &item.ticket {
             self.open.replies.push((ticket.clone(), Ok(Answer::Done)));
         }
-    }
-
-    /// A deletion from outside, or by an operation that awaited.
-    pub(super) fn settle_deletion(&mut self, id: &EntityId, item: Item) {
-        self.delete_entity(id, item.delayed.as_deref().unwrap_or_default());
-        let unreleased = self.unreleased(id);
-        if let Some(ticket) = item.ticket {
-            self.answer(unreleased, ticket, Ok(Answer::Done));
-        }
-        self.make_ready(id);
-    }
-
-    /// Ends this incarnation. What was delayed, or waited for a retry, dies with it; what waits
-    /// behind applies to the next incarnation.
-    fn delete_entity(&mut self, id: &EntityId, delayed: &[(Slot, ReminderRecord)]) {
-        let number = self.open_number();
-        let fresh = self.type_of(id).map(|known| known.fresh());
-        let Some(activation) = self.table.get_mut(id) else {
-            return;
-        };
-        let existed = activation.generation > 0;
-        activation.state = fresh;
-        activation.encoded = None;
-        activation.generation = 0;
-        activation.revision = 0;
-        activation.sent_revision = 0;
-        activation.unreleased = number;
-        let heads = std::mem::take(&mut activation.reminders);
-        let blocked = std::mem::take(&mut activation.blocked);
-        self.dirty.retain(|dirty| dirty != id);
-        if existed {
-            self.open.writes.push(Write::DeleteState(id.clone()));
-        }
-        let partition = self.around.number;
-        for head in heads {
-            let slot = Slot::Named(head.name.into());
-            self.open
-                .writes
-                .push(Write::CancelReminder(partition, id.clone(), slot, head.due));
-        }
-        for (slot, record) in delayed {
-            if self.due.has_fired(id, slot, record.number) {
-                continue;
-            }
-            self.due.drop_pending(id, slot, record);
-            let row = Write::CancelReminder(partition, id.clone(), slot.clone(), record.due);
-            self.open.writes.push(row);
-            self.bury_record(id, record, Cause::Deleted, reason_of_deletion());
-        }
-        for item in blocked.into_iter().flat_map(|lane| lane.items) {
-            self.bury_for(id, item, Cause::Deleted, reason_of_deletion());
-        }
-        // The committer sees these writes after the states of this burst.
-        if self.open.writes.is_empty() {
-            return;
-        }
-        self.after_open(Release::Resume(id.clone()));
     }
 }

@@ -60,11 +60,8 @@ struct Inner {
 impl Ticket {
     pub(crate) fn new(permit: Option<Permit>) -> (Self, oneshot::Receiver<Response>) {
         let (tx, rx) = oneshot::channel();
-        let inner = Inner {
-            stage: AtomicU8::new(WAITING),
-            reply: Mutex::new(Some(tx)),
-            _permit: permit,
-        };
+        let inner =
+            Inner { stage: AtomicU8::new(WAITING), reply: Mutex::new(Some(tx)), _permit: permit };
         (Self(Arc::new(inner)), rx)
     }
 
@@ -79,20 +76,12 @@ impl Ticket {
     }
 
     fn advance(&self, to: u8) -> bool {
-        self.0
-            .stage
-            .compare_exchange(WAITING, to, Ordering::SeqCst, Ordering::SeqCst)
-            .is_ok()
+        self.0.stage.compare_exchange(WAITING, to, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
     /// Tells the caller; the first answer counts.
     pub(crate) fn answer(&self, response: Response) {
-        let reply = self
-            .0
-            .reply
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let reply = self.0.reply.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(reply) = reply {
             let _nobody_waits = reply.send(response);
         }

@@ -10,12 +10,7 @@ use crate::types::{EntityType, State};
 
 /// How a turn ended. Only `Applied` carries anything of it further.
 pub(super) enum Turned {
-    Applied {
-        state: State,
-        encoded: Vec<u8>,
-        effects: Effects,
-        json: Vec<u8>,
-    },
+    Applied { state: State, encoded: Vec<u8>, effects: Effects, json: Vec<u8> },
     Rejected(Rejection),
     Undecodable(InputError),
     Failed(Error),
@@ -58,16 +53,10 @@ pub(super) fn settle(
         Err(error) => return failed(format!("an effect was refused: {error}")),
     };
     match catch_unwind(AssertUnwindSafe(|| state.encode())) {
-        Ok(Ok(encoded)) if encoded.len() > state_bytes_max => failed(format!(
-            "the state has {} bytes, the limit is {state_bytes_max}",
-            encoded.len()
-        )),
-        Ok(Ok(encoded)) => Turned::Applied {
-            state,
-            encoded,
-            effects,
-            json,
-        },
+        Ok(Ok(encoded)) if encoded.len() > state_bytes_max => {
+            failed(format!("the state has {} bytes, the limit is {state_bytes_max}", encoded.len()))
+        }
+        Ok(Ok(encoded)) => Turned::Applied { state, encoded, effects, json },
         Ok(Err(error)) => failed(format!("the state cannot be stored: {error}")),
         Err(panic) => Turned::Failed(panicked(&*panic)),
     }
@@ -80,11 +69,6 @@ fn failed(message: String) -> Turned {
 /// A panic of an author's code, as an error.
 pub(crate) fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
     let text = panic.downcast_ref::<String>().map(String::as_str);
-    let text = text
-        .or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("no message");
-    Error::new(
-        ErrorKind::Internal,
-        format!("the operation panicked: {text}"),
-    )
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+    Error::new(ErrorKind::Internal, format!("the operation panicked: {text}"))
 }

@@ -43,10 +43,7 @@ impl Window {
     }
 
     fn add(&mut self, id: EntityId, slot: Slot, record: ReminderRecord) {
-        if !self
-            .fired
-            .contains_key(&(id.clone(), slot.clone(), record.number))
-        {
+        if !self.fired.contains_key(&(id.clone(), slot.clone(), record.number)) {
             self.pending.insert((record.due, id, slot), record);
         }
     }
@@ -66,8 +63,7 @@ impl Window {
 
     pub(super) fn drop_pending(&mut self, id: &EntityId, slot: &Slot, record: &ReminderRecord) {
         self.pending.remove(&(record.due, id.clone(), slot.clone()));
-        self.beyond
-            .retain(|(_, (of, at, _))| of != id || at != slot);
+        self.beyond.retain(|(_, (of, at, _))| of != id || at != slot);
     }
 
     /// What is durable will be found by the next scan.
@@ -106,9 +102,7 @@ impl Partition {
             Ok(rows) => rows,
             Err(error) => {
                 tracing::error!(partition = self.number(), %error, "reminders cannot be read");
-                return self
-                    .outputs
-                    .push(Output::WakeAt(self.now + Duration::from_secs(1)));
+                return self.outputs.push(Output::WakeAt(self.now + Duration::from_secs(1)));
             }
         };
         let is_all = rows.len() < WINDOW_ROWS;
@@ -150,20 +144,13 @@ impl Partition {
         }
         self.sweep();
         let is_drained = self.due.pending.is_empty();
-        if self
-            .due
-            .until
-            .is_some_and(|until| until <= self.now + WINDOW / 2 && is_drained)
-        {
+        if self.due.until.is_some_and(|until| until <= self.now + WINDOW / 2 && is_drained) {
             self.scan_due();
         }
         let next_due = self.due.pending.keys().next().map(|(due, ..)| *due);
         let next_retry = self.retries.first().map(|(at, _): &Retry| *at);
         let next_scan = self.due.until.map(|until| until.max(self.now + WINDOW / 4));
-        let next = [next_due, next_retry, next_scan]
-            .into_iter()
-            .flatten()
-            .min();
+        let next = [next_due, next_retry, next_scan].into_iter().flatten().min();
         self.outputs.extend(next.map(Output::WakeAt));
     }
 
@@ -178,9 +165,7 @@ impl Partition {
             let row = Write::CancelReminder(partition, id.clone(), slot.clone(), record.due);
             self.open.writes.push(row);
         }
-        self.due
-            .fired
-            .insert((id.clone(), slot.clone(), record.number), record.clone());
+        self.due.fired.insert((id.clone(), slot.clone(), record.number), record.clone());
         let row = Row::Reminder(slot, record.due, record.number);
         let mut item = Item {
             work: super::message::Work::State,
@@ -243,44 +228,10 @@ impl Partition {
         let Some(record) = self.due.fired(id, &slot, number) else {
             return;
         };
-        let record = ReminderRecord {
-            due,
-            attempts: item.attempts,
-            ..record
-        };
-        self.due
-            .fired
-            .insert((id.clone(), slot.clone(), number), record.clone());
+        let record = ReminderRecord { due, attempts: item.attempts, ..record };
+        self.due.fired.insert((id.clone(), slot.clone(), number), record.clone());
         let partition = self.around.number;
-        self.open
-            .writes
-            .push(Write::Remind(partition, id.clone(), slot, record));
-    }
-
-    /// What a deletion asked for: everything of the entity that is delayed.
-    pub(super) fn listed(&mut self, id: &EntityId, rows: ReadResult<ReminderRows>) {
-        let Some(activation) = self.table.get_mut(id) else {
-            return;
-        };
-        activation.stage = super::Stage::Ready;
-        let Some(item) = activation.mailbox.front_mut() else {
-            return;
-        };
-        match rows {
-            Ok(rows) => {
-                let delayed = rows.into_iter().filter(|(_, slot, record)| {
-                    matches!(slot, Slot::Delayed(_)) && record.accepted_at <= item.accepted_at
-                });
-                item.delayed = Some(delayed.map(|(_, slot, record)| (slot, record)).collect());
-            }
-            Err(error) => {
-                let error = super::unavailable(&format!("reminders cannot be read: {error}"));
-                if let Some(item) = activation.mailbox.pop_front() {
-                    self.fail(id, item, error);
-                }
-            }
-        }
-        self.make_ready(id);
+        self.open.writes.push(Write::Remind(partition, id.clone(), slot, record));
     }
 
     fn sweep(&mut self) {
@@ -294,8 +245,7 @@ impl Partition {
             self.now.as_micros() - i64::try_from(idle.as_micros()).unwrap_or(i64::MAX / 2),
         );
         let (released, backlog) = (self.released, &self.backlog);
-        self.table
-            .retain(|id, entry| !entry.is_idle(released, since) || backlog.contains_key(id));
+        self.table.retain(|id, entry| !entry.is_idle(released, since) || backlog.contains_key(id));
         if !self.table.is_empty() {
             self.outputs.push(Output::WakeAt(self.now + idle / 4));
         }

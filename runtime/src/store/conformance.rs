@@ -41,28 +41,14 @@ impl Writer {
 
     fn batch(&self, writes: Vec<Write>) -> Batch {
         let incarnation = self.store.opened().incarnation;
-        let fence = Fence {
-            incarnation,
-            lane: 0,
-            number: self.number + 1,
-        };
+        let fence = Fence { incarnation, lane: 0, number: self.number + 1 };
         let time = Timestamp::from_micros(5);
-        Batch {
-            fence,
-            owner: "suite".into(),
-            time,
-            is_clean: false,
-            writes,
-        }
+        Batch { fence, owner: "suite".into(), time, is_clean: false, writes }
     }
 
     async fn write(&mut self, writes: Vec<Write>) {
         let outcome = self.store.commit(self.batch(writes)).await;
-        assert_eq!(
-            outcome,
-            CommitOutcome::Committed,
-            "a batch in order is committed"
-        );
+        assert_eq!(outcome, CommitOutcome::Committed, "a batch in order is committed");
         self.number += 1;
     }
 }
@@ -108,22 +94,13 @@ fn row(sender: &str, revision: u64) -> (InboxKey, InboxRecord) {
 }
 
 async fn a_batch_is_read_back_after_opening_again(open: &impl Fn() -> Arc<dyn Store>) {
-    let key = IdempotencyKey {
-        partition: 3,
-        id: id("a"),
-        caller: "".into(),
-        key: "k".into(),
-    };
+    let key = IdempotencyKey { partition: 3, id: id("a"), caller: "".into(), key: "k".into() };
     let kept = IdempotencyRecord {
         fingerprint: 5,
         at: Timestamp::from_micros(1),
         outcome: Remembered::Replied(b"5".to_vec()),
     };
-    let letter_id = DeadLetterId {
-        partition: 3,
-        is_rejection: false,
-        number: 1,
-    };
+    let letter_id = DeadLetterId { partition: 3, is_rejection: false, number: 1 };
     let letter = DeadLetter {
         entity: "suite/a".into(),
         sender: String::new(),
@@ -150,55 +127,30 @@ async fn a_batch_is_read_back_after_opening_again(open: &impl Fn() -> Arc<dyn St
         first
     };
     let store = open();
-    assert!(
-        store.opened().incarnation > first,
-        "an opening mints an incarnation"
-    );
-    assert!(
-        store.opened().time >= Timestamp::from_micros(5),
-        "the clock's mark is kept"
-    );
+    assert!(store.opened().incarnation > first, "an opening mints an incarnation");
+    assert!(store.opened().time >= Timestamp::from_micros(5), "the clock's mark is kept");
     let loaded = store.load(3, id("a"), 0).await;
-    assert_eq!(
-        loaded.state.expect("readable"),
-        Some(state(1)),
-        "a state is read back"
-    );
+    assert_eq!(loaded.state.expect("readable"), Some(state(1)), "a state is read back");
     let found = store.remembered(key).await.expect("readable");
     assert_eq!(found, Some(kept), "an idempotency record is read back");
     let found = store.dead_letter(letter_id).await.expect("readable");
     assert_eq!(found, Some(letter), "a dead letter is read back");
     let found = store.layouts("suite".into()).await.expect("readable");
-    assert_eq!(
-        found,
-        [(1, "state: unit\n".to_owned())],
-        "a layout is read back"
-    );
+    assert_eq!(found, [(1, "state: unit\n".to_owned())], "a layout is read back");
     store.close().await;
 }
 
 async fn a_wrong_fence_writes_nothing(open: &impl Fn() -> Arc<dyn Store>) {
     let store = open();
     let writer = Writer::new(store.clone());
-    let wrong: [fn(&mut Fence); 3] = [
-        |fence| fence.number += 1,
-        |fence| fence.number -= 1,
-        |fence| fence.incarnation -= 1,
-    ];
+    let wrong: [fn(&mut Fence); 3] =
+        [|fence| fence.number += 1, |fence| fence.number -= 1, |fence| fence.incarnation -= 1];
     for change in wrong {
         let mut batch = writer.batch(vec![Write::PutState(id("fenced"), state(1))]);
         change(&mut batch.fence);
-        assert_eq!(
-            store.commit(batch).await,
-            CommitOutcome::Fenced,
-            "a wrong fence is refused"
-        );
+        assert_eq!(store.commit(batch).await, CommitOutcome::Fenced, "a wrong fence is refused");
     }
-    let loaded = store
-        .load(3, id("fenced"), 0)
-        .await
-        .state
-        .expect("readable");
+    let loaded = store.load(3, id("fenced"), 0).await.state.expect("readable");
     assert_eq!(loaded, None, "a fenced batch writes nothing");
     store.close().await;
 }
@@ -214,12 +166,7 @@ async fn a_missing_row_refuses_the_whole_batch(open: &impl Fn() -> Arc<dyn Store
         matches!(outcome, CommitOutcome::Unavailable(_)),
         "a row is consumed once, not {outcome:?}"
     );
-    let loaded = writer
-        .store
-        .load(3, id("twice"), 0)
-        .await
-        .state
-        .expect("readable");
+    let loaded = writer.store.load(3, id("twice"), 0).await.state.expect("readable");
     assert_eq!(loaded, None, "a refused batch writes nothing");
     writer.write(Vec::new()).await;
     writer.store.close().await;
@@ -227,24 +174,16 @@ async fn a_missing_row_refuses_the_whole_batch(open: &impl Fn() -> Arc<dyn Store
 
 async fn pages_follow_each_other(open: &impl Fn() -> Arc<dyn Store>) {
     let mut writer = Writer::new(open());
-    let rows: Vec<_> = (1..=5)
-        .map(|revision| row("suite/pager", revision))
-        .collect();
-    let mut writes: Vec<_> = rows
-        .iter()
-        .cloned()
-        .map(|(key, record)| Write::Accept(key, record))
-        .collect();
+    let rows: Vec<_> = (1..=5).map(|revision| row("suite/pager", revision)).collect();
+    let mut writes: Vec<_> =
+        rows.iter().cloned().map(|(key, record)| Write::Accept(key, record)).collect();
     let keys = ["p/1", "p/2", "p/3", "q"];
     writes.extend(keys.iter().map(|key| Write::PutState(id(key), state(1))));
     writer.write(writes).await;
     let store = &writer.store;
     let (mut after, mut seen) = (None, Vec::new());
     loop {
-        let page = store
-            .inbox(3, id("receiver"), after, 2)
-            .await
-            .expect("readable");
+        let page = store.inbox(3, id("receiver"), after, 2).await.expect("readable");
         let Some((last, _)) = page.last() else { break };
         after = Some(last.clone());
         seen.extend(page);
@@ -257,11 +196,7 @@ async fn pages_follow_each_other(open: &impl Fn() -> Arc<dyn Store>) {
     let page = list(None).await.expect("readable");
     assert_eq!(page.len(), 2, "a page is as long as asked for");
     let rest = list(Some("p/2")).await.expect("readable");
-    assert_eq!(
-        rest.len(),
-        1,
-        "the last page holds the rest, and only the prefix"
-    );
+    assert_eq!(rest.len(), 1, "the last page holds the rest, and only the prefix");
     assert_eq!(rest[0].0, id("p/3"), "pages follow each other");
     writer.store.clone().close().await;
 }
@@ -280,13 +215,7 @@ async fn reminders_are_found_by_due_time(open: &impl Fn() -> Arc<dyn Store>) {
     };
     let slot = |name: &str| Slot::Named(name.into());
     let set = |name: &str, due| Write::Remind(4, id("r"), slot(name), reminder(due));
-    writer
-        .write(vec![
-            set("late", 300),
-            set("early", 100),
-            set("cancelled", 200),
-        ])
-        .await;
+    writer.write(vec![set("late", 300), set("early", 100), set("cancelled", 200)]).await;
     let cancel = Write::CancelReminder(4, id("r"), slot("cancelled"), Timestamp::from_micros(200));
     writer.write(vec![cancel]).await;
     let store = &writer.store;
@@ -294,22 +223,11 @@ async fn reminders_are_found_by_due_time(open: &impl Fn() -> Arc<dyn Store>) {
     let found = due(99, 9).await.expect("readable");
     assert!(found.is_empty(), "nothing is due early");
     let found = due(300, 9).await.expect("readable");
-    let names: Vec<_> = found
-        .into_iter()
-        .map(|(_, slot, record)| (slot, record.due))
-        .collect();
+    let names: Vec<_> = found.into_iter().map(|(_, slot, record)| (slot, record.due)).collect();
     let early = (slot("early"), Timestamp::from_micros(100));
     let late = (slot("late"), Timestamp::from_micros(300));
-    assert_eq!(
-        names,
-        [early, late],
-        "what is due comes in order, without the cancelled"
-    );
-    assert_eq!(
-        due(300, 1).await.expect("readable").len(),
-        1,
-        "a scan is bounded"
-    );
+    assert_eq!(names, [early, late], "what is due comes in order, without the cancelled");
+    assert_eq!(due(300, 1).await.expect("readable").len(), 1, "a scan is bounded");
     let all = store.reminders(4, id("r")).await.expect("readable");
     assert_eq!(all.len(), 2, "an entity's reminders are found");
     writer.store.clone().close().await;

@@ -95,14 +95,7 @@ pub fn read_inbox(key: &[u8]) -> Result<InboxKey, Damaged> {
     let generation = u64::from_be_bytes(rest.take()?);
     let revision = u64::from_be_bytes(rest.take()?);
     let index = u32::from_be_bytes(rest.take()?);
-    Ok(InboxKey {
-        partition,
-        receiver,
-        sender: sender.into(),
-        generation,
-        revision,
-        index,
-    })
+    Ok(InboxKey { partition, receiver, sender: sender.into(), generation, revision, index })
 }
 
 /// A reminder's key.
@@ -177,11 +170,7 @@ pub fn read_dead_letter(key: &[u8]) -> Result<DeadLetterId, Damaged> {
     let partition = u16::from_be_bytes(rest.take()?);
     let [class] = rest.take()?;
     let number = u64::from_be_bytes(rest.take()?);
-    Ok(DeadLetterId {
-        partition,
-        is_rejection: class == 1,
-        number,
-    })
+    Ok(DeadLetterId { partition, is_rejection: class == 1, number })
 }
 
 /// The first key after all keys that begin with `prefix`.
@@ -219,11 +208,7 @@ impl Reader<'_> {
     }
 
     fn text(&mut self) -> Result<String, Damaged> {
-        let end = self
-            .0
-            .iter()
-            .position(|byte| *byte == 0)
-            .ok_or_else(short)?;
+        let end = self.0.iter().position(|byte| *byte == 0).ok_or_else(short)?;
         let text = str::from_utf8(&self.0[..end]).map_err(|_| Damaged("not UTF-8".into()))?;
         let text = text.to_owned();
         self.0 = &self.0[end + 1..];
@@ -265,26 +250,13 @@ mod tests {
             revision,
             index: 0,
         };
-        assert_eq!(
-            read_inbox(&inbox(&key("permit/1", 3))),
-            Ok(key("permit/1", 3))
-        );
+        assert_eq!(read_inbox(&inbox(&key("permit/1", 3))), Ok(key("permit/1", 3)));
         assert_eq!(read_inbox(&inbox(&key("", 3))), Ok(key("", 3)));
         assert!(inbox(&key("permit/1", 3)) < inbox(&key("permit/1", 256)));
-        let at = |micros| {
-            due(
-                7,
-                Timestamp::from_micros(micros),
-                &receiver,
-                &Slot::Delayed(1),
-            )
-        };
+        let at = |micros| due(7, Timestamp::from_micros(micros), &receiver, &Slot::Delayed(1));
         assert!(at(-5) < at(3) && at(3) < at(300));
         let (when, id, slot) = read_due(&at(-5)).expect("readable");
-        assert_eq!(
-            (when.as_micros(), id, slot),
-            (-5, receiver.clone(), Slot::Delayed(1))
-        );
+        assert_eq!((when.as_micros(), id, slot), (-5, receiver.clone(), Slot::Delayed(1)));
         assert_eq!(after(&[1, 255]), [2]);
     }
 }

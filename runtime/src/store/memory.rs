@@ -76,10 +76,7 @@ impl MemoryDisk {
         let mut disk = self.lock();
         disk.incarnation += 1;
         let incarnation = disk.incarnation;
-        let settings = Settings {
-            partitions: 16,
-            seed: (7, 11),
-        };
+        let settings = Settings { partitions: 16, seed: (7, 11) };
         let lane = disk.live.get(&(Table::Meta, keys::LANE.to_vec()));
         let lane: Option<LaneRecord> = lane.map(|bytes| record::decode(bytes)).transpose()?;
         let opened = Opened {
@@ -90,11 +87,7 @@ impl MemoryDisk {
             was_unclean: lane.is_some_and(|lane| !lane.is_clean),
         };
         drop(disk);
-        Ok(MemoryStore {
-            disk: self.clone(),
-            opened,
-            poisoned: false.into(),
-        })
+        Ok(MemoryStore { disk: self.clone(), opened, poisoned: false.into() })
     }
 
     /// Throws away what was not flushed.
@@ -141,9 +134,7 @@ impl MemoryDisk {
     pub fn rows(&self, table: Table) -> Vec<(Vec<u8>, Vec<u8>)> {
         let disk = self.lock();
         let in_table = disk.live.iter().filter(|((of, _), _)| *of == table);
-        in_table
-            .map(|((_, key), value)| (key.clone(), value.clone()))
-            .collect()
+        in_table.map(|((_, key), value)| (key.clone(), value.clone())).collect()
     }
 
     /// Makes the live image durable, unless flushes are held.
@@ -224,9 +215,7 @@ impl Rows for Disk {
         }
         let range = (table, from.to_vec())..(table, to.to_vec());
         let found = self.live.range(range).take(limit);
-        Ok(found
-            .map(|((_, key), value)| (key.clone(), value.clone()))
-            .collect())
+        Ok(found.map(|((_, key), value)| (key.clone(), value.clone())).collect())
     }
 }
 

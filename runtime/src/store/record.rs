@@ -288,10 +288,9 @@ fn decode_fields<T: DeserializeOwned>(fields: &[u8]) -> Result<T, Damaged> {
     let config = bincode::config::standard().with_limit::<DECODE_BYTES_MAX>();
     match bincode::serde::decode_from_slice(fields, config) {
         Ok((record, length)) if length == fields.len() => Ok(record),
-        Ok((_, length)) => Err(Damaged(format!(
-            "{} bytes are left over",
-            fields.len().saturating_sub(length)
-        ))),
+        Ok((_, length)) => {
+            Err(Damaged(format!("{} bytes are left over", fields.len().saturating_sub(length))))
+        }
         Err(error) => Err(Damaged(error.to_string())),
     }
 }
@@ -315,9 +314,7 @@ impl StateDecoder for StoredState<'_> {
         decode_fields(self.0)
     }
     fn unknown_version(self, version: u32) -> Damaged {
-        Damaged(format!(
-            "its version {version} is not known here; run a build that knows it"
-        ))
+        Damaged(format!("its version {version} is not known here; run a build that knows it"))
     }
 }
 

@@ -62,10 +62,7 @@ fn push_changes(changes: &mut Vec<Change>, write: &Write) {
         }
         Write::Consume(key) => {
             let consumed = delete(Table::Inbox, keys::inbox(key));
-            changes.push(Change {
-                must_exist: true,
-                ..consumed
-            });
+            changes.push(Change { must_exist: true, ..consumed });
         }
         Write::Remind(partition, id, slot, reminder) => {
             let key = keys::reminder(*partition, id, slot);
@@ -74,25 +71,14 @@ fn push_changes(changes: &mut Vec<Change>, write: &Write) {
             changes.push(put(Table::Due, key, Vec::new()));
         }
         Write::CancelReminder(partition, id, slot, due) => {
-            changes.push(delete(
-                Table::Reminders,
-                keys::reminder(*partition, id, slot),
-            ));
+            changes.push(delete(Table::Reminders, keys::reminder(*partition, id, slot)));
             changes.push(delete(Table::Due, keys::due(*partition, *due, id, slot)));
         }
         Write::Remember(key, what) => {
-            changes.push(put(
-                Table::Idempotency,
-                keys::idempotency(key),
-                record::encode(what),
-            ));
+            changes.push(put(Table::Idempotency, keys::idempotency(key), record::encode(what)));
         }
         Write::Bury(id, letter) => {
-            changes.push(put(
-                Table::DeadLetters,
-                keys::dead_letter(*id),
-                record::encode(letter),
-            ));
+            changes.push(put(Table::DeadLetters, keys::dead_letter(*id), record::encode(letter)));
         }
         Write::Exhume(id) => changes.push(delete(Table::DeadLetters, keys::dead_letter(*id))),
         Write::PutLayout(entity_type, version, text) => {
@@ -103,21 +89,11 @@ fn push_changes(changes: &mut Vec<Change>, write: &Write) {
 }
 
 fn put(table: Table, key: Vec<u8>, value: Vec<u8>) -> Change {
-    Change {
-        table,
-        key,
-        value: Some(value),
-        must_exist: false,
-    }
+    Change { table, key, value: Some(value), must_exist: false }
 }
 
 fn delete(table: Table, key: Vec<u8>) -> Change {
-    Change {
-        table,
-        key,
-        value: None,
-        must_exist: false,
-    }
+    Change { table, key, value: None, must_exist: false }
 }
 
 pub(super) fn state(bytes: Option<Vec<u8>>) -> ReadResult<Option<StateRecord>> {
@@ -126,14 +102,8 @@ pub(super) fn state(bytes: Option<Vec<u8>>) -> ReadResult<Option<StateRecord>> {
 
 pub(super) fn load(rows: &dyn Rows, partition: u16, id: &EntityId, limit: usize) -> Loaded {
     Loaded {
-        state: rows
-            .get(Table::States, id.as_str().as_bytes())
-            .and_then(state),
-        inbox: if limit == 0 {
-            Ok(Vec::new())
-        } else {
-            inbox(rows, partition, id, None, limit)
-        },
+        state: rows.get(Table::States, id.as_str().as_bytes()).and_then(state),
+        inbox: if limit == 0 { Ok(Vec::new()) } else { inbox(rows, partition, id, None, limit) },
     }
 }
 
@@ -187,10 +157,7 @@ pub(super) fn due(
 }
 
 fn lost(id: &EntityId, due: Timestamp) -> ReadError {
-    Damaged(format!(
-        "the reminder of {id} that is due at {due} is not there"
-    ))
-    .into()
+    Damaged(format!("the reminder of {id} that is due at {due} is not there")).into()
 }
 
 pub(super) fn reminders(
@@ -257,9 +224,7 @@ pub(super) fn layouts(rows: &dyn Rows, entity_type: &str) -> ReadResult<Vec<(u32
     let from = format!("layout/{entity_type}/").into_bytes();
     let found = rows.scan(Table::Meta, &from, &keys::after(&from), usize::MAX)?;
     let read = |(key, value): &Row| {
-        let (_, version) = key
-            .split_last_chunk::<4>()
-            .ok_or(Damaged("a layout's key".into()))?;
+        let (_, version) = key.split_last_chunk::<4>().ok_or(Damaged("a layout's key".into()))?;
         Ok((u32::from_be_bytes(*version), record::decode(value)?))
     };
     found.iter().map(read).collect()

@@ -79,10 +79,7 @@ pub(super) struct Directory {
 impl Directory {
     pub(super) fn acquire(path: &Path, settings: &super::RocksSettings) -> Result<Self, OpenError> {
         create_private(path)?;
-        let lock = File::options()
-            .create(true)
-            .append(true)
-            .open(path.join("LOCK.stead"))?;
+        let lock = File::options().create(true).append(true).open(path.join("LOCK.stead"))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -92,12 +89,8 @@ impl Directory {
         }
         let horizon = path.join("HORIZON");
         let created = !horizon.exists();
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(horizon)?;
+        let file =
+            File::options().create(true).truncate(false).read(true).write(true).open(horizon)?;
         if created {
             File::open(path)?.sync_all()?;
         }
@@ -111,11 +104,7 @@ impl Directory {
             reserved: AtomicBool::new(false),
         };
         directory.keep_reserve();
-        directory
-            .room
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .1 = directory.measure_room();
+        directory.room.lock().unwrap_or_else(PoisonError::into_inner).1 = directory.measure_room();
         Ok(directory)
     }
 
@@ -129,9 +118,7 @@ impl Directory {
         if bytes.is_empty() {
             return Ok(());
         }
-        let known = bytes
-            .first_chunk::<8>()
-            .map(|number| u64::from_be_bytes(*number));
+        let known = bytes.first_chunk::<8>().map(|number| u64::from_be_bytes(*number));
         let check = bytes.get(8..16) == bytes.get(..8).map(|_| invert(&bytes)).as_deref();
         let Some(known) = known.filter(|_| check) else {
             return Err(OpenError::LostTail("the file HORIZON is damaged".into()));
@@ -178,10 +165,7 @@ impl Directory {
         if room.0.elapsed() >= ROOM_INTERVAL {
             let now = self.measure_room();
             if now.is_ok() != room.1.is_ok() {
-                tracing::warn!(
-                    has_room = now.is_ok(),
-                    "the disk's free space crossed its floor"
-                );
+                tracing::warn!(has_room = now.is_ok(), "the disk's free space crossed its floor");
             }
             *room = (monotonic(), now);
         }

@@ -83,12 +83,7 @@ impl RocksStore {
             time: lane.as_ref().map_or(Timestamp::default(), |lane| lane.time),
             was_unclean: lane.as_ref().is_some_and(|lane| !lane.is_clean),
         };
-        let shared = Arc::new(Shared {
-            db,
-            directory,
-            poisoned: false.into(),
-            forget_before,
-        });
+        let shared = Arc::new(Shared { db, directory, poisoned: false.into(), forget_before });
         let claim = Batch {
             fence: super::Fence {
                 incarnation: opened.incarnation,
@@ -106,26 +101,14 @@ impl RocksStore {
         }
         let (writer, thread) = shared.clone().start_writer()?;
         let (writer, thread) = (Mutex::new(Some(writer)), Mutex::new(Some(thread)));
-        Ok(Self {
-            shared,
-            opened,
-            writer,
-            thread,
-        })
+        Ok(Self { shared, opened, writer, thread })
     }
 
     /// How often RocksDB has flushed its write-ahead log since the store was opened.
     pub fn log_syncs(&self) -> u64 {
-        let statistics = self
-            .shared
-            .db
-            .property_value("rocksdb.options-statistics")
-            .ok()
-            .flatten();
+        let statistics = self.shared.db.property_value("rocksdb.options-statistics").ok().flatten();
         let text = statistics.unwrap_or_default();
-        let line = text
-            .lines()
-            .find(|line| line.starts_with("rocksdb.wal.synced"));
+        let line = text.lines().find(|line| line.starts_with("rocksdb.wal.synced"));
         let count = line.and_then(|line| line.rsplit(' ').next());
         count.and_then(|count| count.parse().ok()).unwrap_or(0)
     }
@@ -138,9 +121,7 @@ impl RocksStore {
         Box::pin(async move {
             let reading = tokio::task::spawn_blocking(move || read(&shared.db));
             // A read panics only where the runtime is being torn down; then nobody waits for it.
-            reading
-                .await
-                .unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+            reading.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
         })
     }
 }
@@ -150,10 +131,8 @@ fn mint_settings(db: &DB, settings: &RocksSettings) -> Result<Settings, OpenErro
         return Ok(minted);
     }
     let mut entropy = Entropy::system();
-    let minted = Settings {
-        partitions: settings.partitions,
-        seed: (entropy.next(), entropy.next()),
-    };
+    let minted =
+        Settings { partitions: settings.partitions, seed: (entropy.next(), entropy.next()) };
     let mut synced = WriteOptions::default();
     synced.set_sync(true);
     db.put_opt(keys::SETTINGS, record::encode(&minted), &synced)
@@ -162,9 +141,7 @@ fn mint_settings(db: &DB, settings: &RocksSettings) -> Result<Settings, OpenErro
 }
 
 fn read_meta<T: serde::de::DeserializeOwned>(db: &DB, key: &[u8]) -> Result<Option<T>, OpenError> {
-    let bytes = db
-        .get(key)
-        .map_err(|error| OpenError::Unreadable(error.to_string()))?;
+    let bytes = db.get(key).map_err(|error| OpenError::Unreadable(error.to_string()))?;
     let decoded = bytes.map(|bytes| record::decode(&bytes)).transpose();
     decoded.map_err(|error| OpenError::Unreadable(error.to_string()))
 }
@@ -187,9 +164,7 @@ impl Shared {
             }
             self.directory.flush_horizon();
         });
-        thread
-            .map(|thread| (tx, thread))
-            .map_err(|error| OpenError::Unreadable(error.to_string()))
+        thread.map(|thread| (tx, thread)).map_err(|error| OpenError::Unreadable(error.to_string()))
     }
 
     fn write(&self, batch: &Batch) -> CommitOutcome {
@@ -272,8 +247,7 @@ impl Shared {
 impl Rows for DB {
     fn get(&self, table: Table, key: &[u8]) -> ReadResult<Option<Vec<u8>>> {
         let handle = self.cf_handle(table.name()).expect("every table is opened");
-        self.get_cf(&handle, key)
-            .map_err(|error| ReadError::Unavailable(error.to_string()))
+        self.get_cf(&handle, key).map_err(|error| ReadError::Unavailable(error.to_string()))
     }
 
     fn scan(&self, table: Table, from: &[u8], to: &[u8], limit: usize) -> ReadResult<Vec<Row>> {
@@ -299,16 +273,13 @@ impl Store for RocksStore {
     fn commit(&self, batch: Batch) -> BoxFuture<'_, CommitOutcome> {
         let (tx, rx) = oneshot::channel();
         let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let sent = writer
-            .as_ref()
-            .is_some_and(|writer| writer.send((batch, tx)).is_ok());
+        let sent = writer.as_ref().is_some_and(|writer| writer.send((batch, tx)).is_ok());
         drop(writer);
         Box::pin(async move {
             if !sent {
                 return CommitOutcome::Unavailable("the store is closed".into());
             }
-            rx.await
-                .unwrap_or(CommitOutcome::Unknown("the writer ended".into()))
+            rx.await.unwrap_or(CommitOutcome::Unknown("the writer ended".into()))
         })
     }
 
@@ -317,41 +288,28 @@ impl Store for RocksStore {
     }
 
     fn forget_before(&self, time: Timestamp) {
-        self.shared
-            .forget_before
-            .store(time.as_micros(), Ordering::Relaxed);
+        self.shared.forget_before.store(time.as_micros(), Ordering::Relaxed);
     }
 
     fn load_cached(&self, id: &EntityId) -> Option<ReadResult<Option<StateRecord>>> {
-        self.shared
-            .cached(Table::States, id.as_str().as_bytes(), rows::state)
+        self.shared.cached(Table::States, id.as_str().as_bytes(), rows::state)
     }
 
     fn remembered_cached(
         &self,
         key: &IdempotencyKey,
     ) -> Option<ReadResult<Option<IdempotencyRecord>>> {
-        self.shared
-            .cached(Table::Idempotency, &keys::idempotency(key), |found| {
-                Ok(found.map(|bytes| record::decode(&bytes)).transpose()?)
-            })
+        self.shared.cached(Table::Idempotency, &keys::idempotency(key), |found| {
+            Ok(found.map(|bytes| record::decode(&bytes)).transpose()?)
+        })
     }
 
     rows::reads!(blocking);
 
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
-            drop(
-                self.writer
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .take(),
-            );
-            let thread = self
-                .thread
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take();
+            drop(self.writer.lock().unwrap_or_else(PoisonError::into_inner).take());
+            let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
             let ended = tokio::task::spawn_blocking(move || thread.map(|thread| thread.join()));
             let _ended_either_way = ended.await;
         })
@@ -360,17 +318,8 @@ impl Store for RocksStore {
 
 impl Drop for RocksStore {
     fn drop(&mut self) {
-        drop(
-            self.writer
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take(),
-        );
-        let thread = self
-            .thread
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        drop(self.writer.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             let _ended_either_way = thread.join();
         }
@@ -379,8 +328,6 @@ impl Drop for RocksStore {
 
 impl fmt::Debug for RocksStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RocksStore")
-            .field("opened", &self.opened)
-            .finish_non_exhaustive()
+        f.debug_struct("RocksStore").field("opened", &self.opened).finish_non_exhaustive()
     }
 }

@@ -83,11 +83,7 @@ fn table_options(table: Table, cache: &Cache, forget_before: &Arc<AtomicI64>) ->
         options.set_compaction_filter(name, move |_level, _key, value| {
             let forgotten = record::decode::<IdempotencyRecord>(value)
                 .is_ok_and(|record| record.at.as_micros() < horizon.load(Ordering::Relaxed));
-            if forgotten {
-                CompactionDecision::Remove
-            } else {
-                CompactionDecision::Keep
-            }
+            if forgotten { CompactionDecision::Remove } else { CompactionDecision::Keep }
         });
     }
     options

@@ -1,0 +1,108 @@
+//! `#[entity]`: reads the methods of an `impl` block and writes the table of operations and the
+//! typed reference.
+
+mod generate;
+mod method;
+
+use proc_macro2::TokenStream;
+use quote::quote;
+use syn::{
+    Error, Ident, ImplItem, ItemImpl, LitInt, LitStr, Result, Token, Type,
+    parse::{Parse, ParseStream},
+};
+
+use self::{
+    generate::{implementation, reference},
+    method::read,
+};
+
+/// `name = "...", version = N, upgrade_from(1 = Type, ...)`.
+pub(crate) struct Settings {
+    name: LitStr,
+    version: u32,
+    upgrades: Vec<(u32, Type)>,
+}
+
+impl Parse for Settings {
+    fn parse(input: ParseStream<'_>) -> Result<Self> {
+        let (mut name, mut version, mut upgrades) = (None, 1, Vec::new());
+        while !input.is_empty() {
+            let word: Ident = input.parse()?;
+            match word.to_string().as_str() {
+                "name" => {
+                    input.parse::<Token![=]>()?;
+                    name = Some(input.parse::<LitStr>()?);
+                }
+                "version" => {
+                    input.parse::<Token![=]>()?;
+                    version = input.parse::<LitInt>()?.base10_parse()?;
+                }
+                "upgrade_from" => {
+                    let inner;
+                    syn::parenthesized!(inner in input);
+                    while !inner.is_empty() {
+                        let from = inner.parse::<LitInt>()?.base10_parse()?;
+                        inner.parse::<Token![=]>()?;
+                        upgrades.push((from, inner.parse()?));
+                        if !inner.is_empty() {
+                            inner.parse::<Token![,]>()?;
+                        }
+                    }
+                }
+                _ => {
+                    let rule = "expected `name`, `version` or `upgrade_from`";
+                    return Err(Error::new(word.span(), rule));
+                }
+            }
+            if !input.is_empty() {
+                input.parse::<Token![,]>()?;
+            }
+        }
+        let missing = "an entity has a name: `#[entity(name = \"counter\")]`";
+        let name = name.ok_or_else(|| input.error(missing))?;
+        check_name(&name)?;
+        if let Some((from, ty)) = upgrades.iter().find(|(from, _)| *from >= version) {
+            let rule = format!("version {version} cannot upgrade from version {from}");
+            return Err(Error::new_spanned(ty, rule));
+        }
+        Ok(Self { name, version, upgrades })
+    }
+}
+
+fn check_name(name: &LitStr) -> Result<()> {
+    let text = name.value();
+    let tail =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte);
+    let first = text.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase());
+    if first && text.len() <= 64 && text.bytes().all(tail) {
+        return Ok(());
+    }
+    let rule = "an entity's name is a lower-case letter followed by up to 63 of a-z, 0-9, - and _";
+    Err(Error::new_spanned(name, rule))
+}
+
+pub(crate) fn expand(settings: &Settings, block: &ItemImpl) -> Result<TokenStream> {
+    if let Some((path, _)) = &block.trait_ {
+        return Err(Error::new_spanned(path, "#[entity] goes on an inherent `impl` block"));
+    }
+    if !block.generics.params.is_empty() {
+        let rule = "an entity is not generic: name the concrete type";
+        return Err(Error::new_spanned(&block.generics, rule));
+    }
+    let entity = &*block.self_ty;
+    let Type::Path(path) = entity else {
+        return Err(Error::new_spanned(entity, "#[entity] goes on a named type"));
+    };
+    let Some(last) = path.path.segments.last() else {
+        return Err(Error::new_spanned(entity, "#[entity] goes on a named type"));
+    };
+    let mut methods = Vec::new();
+    for item in &block.items {
+        if let ImplItem::Fn(item) = item {
+            methods.extend(read(entity, item)?);
+        }
+    }
+    let implementation = implementation(settings, block, &methods);
+    let reference = reference(settings, entity, &last.ident);
+    Ok(quote!(#implementation #reference))
+}

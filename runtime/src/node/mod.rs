@@ -1,0 +1,262 @@
+//! One node: its parts put together, started, watched, drained.
+
+mod build;
+mod watchdog;
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool, atomic::Ordering},
+    time::Duration,
+};
+
+use stead_entities::{
+    EntityId, Error, ErrorKind, Reference, Timestamp, TypedReference, entity::EntityDescription,
+};
+use tokio::sync::watch;
+
+use crate::{
+    client::Load,
+    clock::{self, Clock},
+    commit::{self, Fatal, Work},
+    config::Config,
+    entropy::Entropy,
+    partition::{Handle, Watch, message::Input, ticket::Ticket},
+    store::{CommitOutcome, ReminderRows, Store, record::DeadLetterId},
+    types::{EntityType, EntityTypes},
+};
+
+pub use build::{NodeBuilder, StartError};
+
+/// How old the last commit of a partition may be for the node to be ready.
+const READY_AGE: Duration = Duration::from_secs(5);
+/// How long readiness waits for the commits it asks for.
+const PROBE_DEADLINE: Duration = Duration::from_secs(3);
+
+/// One process that hosts entities. Cheap to clone; all clones are the same node.
+///
+/// A node is also what typed references are bound to.
+#[derive(Clone)]
+pub struct Node(Arc<Inner>);
+
+struct Inner {
+    store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
+    config: Arc<Config>,
+    types: Arc<EntityTypes>,
+    partitions: Arc<[Handle]>,
+    watches: Vec<Arc<Watch>>,
+    committer: commit::Sender,
+    load: Arc<Load>,
+    entropy: Mutex<Entropy>,
+    fatal: watch::Receiver<Option<Fatal>>,
+    spinning: Mutex<Option<String>>,
+    probed_at: Mutex<Option<Timestamp>>,
+    is_closing: AtomicBool,
+}
+
+impl Node {
+    /// Begins to put a node together.
+    ///
+    /// ```
+    /// # use stead::{Node, stock::Counter, store::memory::MemoryDisk};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let store = MemoryDisk::new().open()?;
+    /// let node = Node::builder().store(store).entity::<Counter>().start().await?;
+    /// let visits = node.entity::<Counter>("visits");
+    /// assert_eq!(visits.add(5).await?, 5);
+    /// # Ok(()) }
+    /// ```
+    pub fn builder() -> NodeBuilder {
+        NodeBuilder::new()
+    }
+
+    /// A typed reference to an entity, bound to this node.
+    pub fn entity<E: TypedReference>(&self, key: impl AsRef<str>) -> E::Reference<Self> {
+        E::reference(Reference::new(E::NAME, key.as_ref()).bind(self.clone()))
+    }
+
+    /// The entity types of this node, by name.
+    pub fn descriptions(&self) -> Vec<EntityDescription> {
+        let mut all: Vec<_> = self.0.types.values().map(|known| known.description()).collect();
+        all.sort_by_key(|description| description.name);
+        all
+    }
+
+    /// The committed reminders and delayed signals of an entity.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] for an unknown type, [`ErrorKind::Unavailable`] where the store
+    /// cannot be read.
+    pub async fn reminders(&self, id: &EntityId) -> Result<ReminderRows, Error> {
+        self.entity_type(id)?;
+        let partition = self.0.store.opened().settings.partition_of(id);
+        let rows = self.0.store.reminders(partition, id.clone()).await;
+        rows.map_err(|error| Error::new(ErrorKind::Unavailable, error.to_string()))
+    }
+
+    /// Whether every partition has committed within the last five seconds; partitions that have not
+    /// are asked to.
+    ///
+    /// # Errors
+    /// What is in the way, in words.
+    pub async fn ready(&self) -> Result<(), String> {
+        if crate::sabotage::is("X21") {
+            return Ok(());
+        }
+        if self.0.is_closing.load(Ordering::SeqCst) {
+            return Err("the node is stopping".into());
+        }
+        if let Some(fatal) = &*self.0.fatal.borrow() {
+            return Err(format!("the node cannot go on: {fatal:?}"));
+        }
+        let spinning = self.0.spinning.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(name) = spinning {
+            return Err(format!("an operation spins: {name}"));
+        }
+        let now = self.0.clock.now();
+        let probed_at = *self.0.probed_at.lock().unwrap_or_else(PoisonError::into_inner);
+        // Commits of a second ago are young enough not to ask again.
+        if probed_at.is_some_and(|at| at + READY_AGE / 5 > now) {
+            return Ok(());
+        }
+        self.probe().await?;
+        *self.0.probed_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+        Ok(())
+    }
+
+    async fn probe(&self) -> Result<(), String> {
+        let waiting: Vec<_> = self
+            .0
+            .partitions
+            .iter()
+            .map(|handle| {
+                let (ticket, answered) = Ticket::new(None);
+                handle.push(Input::Probe(ticket.clone()));
+                (ticket, answered)
+            })
+            .collect();
+        let mut stuck = Vec::new();
+        let deadline = clock::monotonic() + PROBE_DEADLINE;
+        for (number, (ticket, answered)) in waiting.into_iter().enumerate() {
+            let left = deadline.saturating_duration_since(clock::monotonic());
+            if let Err(error) = self.wait(ticket, answered, left).await {
+                stuck.push(format!("{number} ({error})"));
+            }
+        }
+        if stuck.is_empty() {
+            return Ok(());
+        }
+        let first: Vec<_> = stuck.iter().take(3).map(String::as_str).collect();
+        Err(format!("{} partitions do not commit, among them {}", stuck.len(), first.join(", ")))
+    }
+
+    /// Waits until the node cannot go on, and says why. Never ends for a healthy node.
+    pub async fn failed(&self) -> Fatal {
+        let mut fatal = self.0.fatal.clone();
+        loop {
+            let known = fatal.borrow_and_update().clone();
+            if let Some(fatal) = known {
+                return fatal;
+            }
+            if fatal.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Stops cleanly: admits nothing more, finishes what was taken, commits it, closes the store.
+    /// What was accepted and waits is in the store and goes on with the next start.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] where the node could not finish within its drain deadline, or the
+    /// store could not be closed cleanly.
+    pub async fn drain(&self) -> Result<(), Error> {
+        self.0.is_closing.store(true, Ordering::SeqCst);
+        let deadline = clock::monotonic() + self.0.config.drain_deadline;
+        let waiting: Vec<_> = self
+            .0
+            .partitions
+            .iter()
+            .map(|handle| {
+                let (ticket, answered) = Ticket::new(None);
+                handle.push(Input::Drain(ticket.clone()));
+                (ticket, answered)
+            })
+            .collect();
+        let mut is_clean = true;
+        for (ticket, answered) in waiting {
+            let left = deadline.saturating_duration_since(clock::monotonic());
+            is_clean &= self.wait(ticket, answered, left).await.is_ok();
+        }
+        self.close(is_clean).await
+    }
+
+    async fn close(&self, is_clean: bool) -> Result<(), Error> {
+        let mut outcome = None;
+        if is_clean {
+            let (tx, rx) = tokio::sync::oneshot::channel();
+            if self.0.committer.send(Work::Close(tx)).await.is_ok() {
+                outcome = clock::within(Duration::from_secs(2), rx).await.and_then(Result::ok);
+            }
+        }
+        for handle in self.0.partitions.iter() {
+            handle.stop();
+        }
+        self.0.store.close().await;
+        if outcome == Some(CommitOutcome::Committed) {
+            return Ok(());
+        }
+        let message = "not everything ended within the drain deadline; what was accepted is kept";
+        Err(Error::new(ErrorKind::Unavailable, message))
+    }
+
+    pub(crate) fn entity_type(&self, id: &EntityId) -> Result<Arc<dyn EntityType>, Error> {
+        self.0.types.get(id.entity_type()).cloned().ok_or_else(|| {
+            let mut names: Vec<_> = self.0.types.keys().copied().collect();
+            names.sort_unstable();
+            let (wanted, names) = (id.entity_type(), names.join(", "));
+            let message = format!("there is no entity type {wanted}; there are: {names}");
+            Error::new(ErrorKind::NotFound, message)
+        })
+    }
+
+    pub(crate) fn partition(&self, number: u16) -> Result<&Handle, Error> {
+        if self.0.is_closing.load(Ordering::SeqCst) {
+            return Err(Error::new(ErrorKind::Closed, "the node is stopping"));
+        }
+        let found = self.0.partitions.get(usize::from(number));
+        found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no partition {number}")))
+    }
+
+    pub(crate) fn store(&self) -> &Arc<dyn Store> {
+        &self.0.store
+    }
+    pub(crate) fn clock(&self) -> &dyn Clock {
+        &*self.0.clock
+    }
+    pub(crate) fn config(&self) -> &Config {
+        &self.0.config
+    }
+    pub(crate) fn load(&self) -> &Arc<Load> {
+        &self.0.load
+    }
+    pub(crate) fn mint_token(&self) -> u128 {
+        self.0.entropy.lock().unwrap_or_else(PoisonError::into_inner).next_wide()
+    }
+}
+
+/// Names a dead letter in paths.
+impl fmt::Display for DeadLetterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let class = if self.is_rejection { 'r' } else { 'f' };
+        write!(f, "{}-{class}-{}", self.partition, self.number)
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let types: Vec<_> = self.0.types.keys().collect();
+        f.debug_struct("Node").field("types", &types).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,122 @@
+//! The watchdog: a thread of its own that an operation which spins cannot stop.
+//!
+//! It tells the caller of a turn that takes too long, turns readiness false while one does, and past
+//! the hard limit retires the operation and ends the node: what spins is marked in the store as tried
+//! for the last time, so that after the restart it is a dead letter.
+
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use stead_entities::Timestamp;
+use tokio::{runtime::Handle as Runtime, sync::watch};
+
+use super::{Inner, Node};
+use crate::{
+    clock,
+    commit::{Fatal, Work},
+    partition::{Late, Row, message::Burst, ticket::Ticket},
+    store::Write,
+};
+
+/// How often the watchdog looks.
+const INTERVAL: Duration = Duration::from_millis(20);
+/// How long retiring an operation may take.
+const RETIRE_DEADLINE: Duration = Duration::from_secs(2);
+/// The most rows that are read to find the one to retire.
+const ROWS_MAX: usize = 10_000;
+/// The generation of writes that rest on no turn.
+const NO_GENERATION: u64 = u64::MAX - 1;
+
+type Fatals = watch::Sender<Option<Fatal>>;
+
+impl Node {
+    /// Starts the thread; it ends with the node.
+    #[allow(clippy::disallowed_methods, reason = "the home of the watchdog")]
+    pub(super) fn start_watchdog(&self, fatals: Fatals) -> std::io::Result<()> {
+        let (inner, runtime) = (Arc::downgrade(&self.0), Runtime::current());
+        let builder = std::thread::Builder::new().name("stead-watchdog".into());
+        let watch = move || {
+            let mut is_retiring = false;
+            while let Some(inner) = inner.upgrade() {
+                if let Some(late) = inner.look()
+                    && !is_retiring
+                {
+                    is_retiring = true;
+                    let (inner, fatals) = (inner.clone(), fatals.clone());
+                    runtime.spawn(async move { inner.end_with(late, &fatals).await });
+                }
+                drop(inner);
+                std::thread::sleep(INTERVAL);
+            }
+        };
+        builder.spawn(watch).map(drop)
+    }
+}
+
+impl Inner {
+    /// Looks at every partition; returns a turn that has run past the hard limit.
+    fn look(&self) -> Option<Late> {
+        let retention = i64::try_from(self.config.retention.as_micros()).unwrap_or(i64::MAX);
+        let forgotten = self.clock.now().as_micros().saturating_sub(retention);
+        self.store.forget_before(Timestamp::from_micros(forgotten));
+        let late: Vec<Late> = self
+            .watches
+            .iter()
+            .filter_map(|watch| watch.check(self.config.turn_deadline))
+            .collect();
+        *self.spinning.lock().unwrap_or_else(PoisonError::into_inner) =
+            late.first().map(|late| late.name.clone());
+        late.into_iter().find(|late| late.elapsed >= self.config.spin_limit)
+    }
+
+    async fn end_with(&self, late: Late, fatals: &Fatals) {
+        let name = late.name.clone();
+        if clock::within(RETIRE_DEADLINE, self.retire(late)).await.is_none() {
+            tracing::error!(name, "the operation could not be retired; its attempts are counted");
+        }
+        fatals.send_if_modified(|known| {
+            let is_first = known.is_none();
+            known.get_or_insert(Fatal::Spinning(name));
+            is_first
+        });
+    }
+
+    /// Marks a stored operation as tried for the last time. One that is not stored was not accepted.
+    async fn retire(&self, late: Late) {
+        let partition = self.store.opened().settings.partition_of(&late.id);
+        let last = self.config.retries + 1;
+        let write = match late.row {
+            Row::None => None,
+            Row::Inbox(key) => {
+                let rows = self.store.inbox(partition, late.id, None, ROWS_MAX).await;
+                let row = rows.unwrap_or_default().into_iter().find(|(known, _)| *known == key);
+                row.map(|(key, mut record)| {
+                    record.attempts = last;
+                    Write::Accept(key, record)
+                })
+            }
+            Row::Reminder(slot, ..) => {
+                let rows = self.store.reminders(partition, late.id).await.unwrap_or_default();
+                let row = rows.into_iter().find(|(_, known, _)| *known == slot);
+                row.map(|(id, slot, mut record)| {
+                    record.attempts = last;
+                    Write::Remind(partition, id, slot, record)
+                })
+            }
+        };
+        let Some(write) = write else { return };
+        let (ticket, done) = Ticket::new(None);
+        let burst = Burst {
+            partition,
+            generation: NO_GENERATION,
+            writes: vec![write],
+            replies: vec![(ticket, Ok(crate::partition::ticket::Answer::Done))],
+            ..Burst::default()
+        };
+        if self.committer.send(Work::Burst(burst)).await.is_ok() {
+            let _told_in_the_log_otherwise = done.await;
+        }
+    }
+}

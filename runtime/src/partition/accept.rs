@@ -1,0 +1,131 @@
+//! Acceptance: what has to wait for longer than a step is made durable in the open burst, and its
+//! caller is told then.
+
+use stead_entities::{EntityId, Timestamp};
+
+use super::{Item, Partition, Release, Row, arrive::withdrawn, ticket::Answer};
+use crate::store::{
+    Write,
+    record::{InboxKey, InboxRecord, Remembered, ReminderRecord, Slot},
+};
+
+impl Partition {
+    /// Makes durable in the open burst what has to wait for longer than a step.
+    pub(super) fn record(&mut self, id: &EntityId, item: &mut Item) {
+        if let Some(due) = item.due.take() {
+            return self.record_delayed(id, item, due);
+        }
+        let key = match &item.row {
+            Row::Inbox(key) => key.clone(),
+            Row::None => InboxKey {
+                partition: self.around.number,
+                receiver: id.clone(),
+                sender: "".into(),
+                generation: self.around.incarnation,
+                revision: self.mint(),
+                index: 0,
+            },
+            Row::Reminder(slot, due, number) => {
+                let (slot, due, number) = (slot.clone(), *due, *number);
+                return self.record_attempts(id, item, slot, due, number);
+            }
+        };
+        let record = InboxRecord {
+            token: item.token,
+            operation: self.operation_name(id, item.work),
+            input: item.input.clone(),
+            is_call: item.is_call,
+            attempts: item.attempts,
+            accepted_at: item.accepted_at,
+            deadline: item.deadline,
+            idempotency: item.key.as_ref().map(|keyed| {
+                let of = &keyed.key;
+                (of.caller.to_string(), of.key.to_string(), keyed.fingerprint)
+            }),
+            trace: None,
+        };
+        if item.row == Row::None {
+            if item.is_call {
+                self.remember(item, Remembered::Pending);
+            } else {
+                self.remember(item, Remembered::Accepted);
+                item.key = None;
+            }
+            self.known.insert(key.clone());
+            item.row = Row::Inbox(key.clone());
+        }
+        self.exhume(item);
+        self.open.writes.push(Write::Accept(key, record));
+    }
+
+    pub(super) fn record_delayed(&mut self, id: &EntityId, item: &mut Item, due: Timestamp) {
+        let number = self.mint();
+        let slot = Slot::Delayed(number);
+        let record = ReminderRecord {
+            due,
+            number,
+            schedule: None,
+            operation: self.operation_name(id, item.work),
+            input: item.input.clone(),
+            token: item.token,
+            attempts: 0,
+            accepted_at: item.accepted_at,
+        };
+        self.remember(item, Remembered::Accepted);
+        self.exhume(item);
+        self.set_reminder(id, slot, record);
+    }
+
+    pub(super) fn exhume(&mut self, item: &mut Item) {
+        if let Some(letter) = item.exhume.take() {
+            self.open.writes.push(Write::Exhume(letter));
+        }
+    }
+
+    /// Records the signals that wait behind something slow, and tells their callers.
+    pub(super) fn record_waiting(&mut self, id: &EntityId) {
+        let Some(activation) = self.table.get_mut(id) else {
+            return;
+        };
+        let mut mailbox = std::mem::take(&mut activation.mailbox);
+        let mut kept = std::collections::VecDeque::with_capacity(mailbox.len());
+        for mut item in mailbox.drain(..) {
+            let is_looking = self.is_looking(&item);
+            if item.is_signal() && item.row == Row::None && !is_looking {
+                let is_delayed = item.due.is_some();
+                if item.ticket.as_ref().is_some_and(|ticket| !ticket.take()) {
+                    self.forget_key(&item, &withdrawn());
+                    continue;
+                }
+                self.record(id, &mut item);
+                self.accepted(&mut item);
+                if is_delayed {
+                    continue;
+                }
+            }
+            kept.push_back(item);
+        }
+        if let Some(activation) = self.table.get_mut(id) {
+            activation.mailbox = kept;
+        }
+    }
+
+    /// Tells the caller of a signal, once the open burst is durable, that it was accepted.
+    pub(super) fn accepted(&mut self, item: &mut Item) {
+        if let Some(ticket) = item.ticket.take() {
+            self.open.replies.push((ticket, Ok(Answer::Done)));
+        }
+    }
+
+    pub(super) fn leave_on_disk(&mut self, id: &EntityId, item: &Item) {
+        let number = self.open_number();
+        if let Row::Inbox(key) = &item.row {
+            self.known.remove(key);
+        }
+        if let Some(backlog) = self.backlog.get_mut(id) {
+            backlog.again = true;
+            backlog.since = number;
+        }
+        self.after_open(Release::Resume(id.clone()));
+    }
+}

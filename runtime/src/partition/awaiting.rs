@@ -1,0 +1,82 @@
+//! Operations that await: started when everything they rest on is durable, settled as a turn when they
+//! come back.
+
+use stead_entities::EntityId;
+
+use super::{
+    Item, Output, Partition, Release, Row, Stage,
+    message::{Returned, Start, Work},
+    run::Next,
+    turn,
+};
+
+impl Partition {
+    /// Starts an operation that awaits, once its inbox row and all earlier turns are durable.
+    pub(super) fn start(&mut self, id: &EntityId, mut item: Item) -> Next {
+        if item.row == Row::None {
+            self.record(id, &mut item);
+            if !item.is_call {
+                self.accepted(&mut item);
+            }
+            let number = self.open_number();
+            if let Some(activation) = self.table.get_mut(id) {
+                activation.unreleased = number;
+            }
+        }
+        let unreleased = self.unreleased(id);
+        if unreleased > self.released {
+            self.on_release.push_back((unreleased, Release::Resume(id.clone())));
+            self.sort_releases();
+            self.put_back(id, item);
+            self.record_waiting(id);
+            return Next::Waits;
+        }
+        let Work::Operation { index, .. } = item.work else {
+            return Next::Goes;
+        };
+        self.runs += 1;
+        let (run, input) = (self.runs, item.input.clone());
+        let ctx = self.new_context(id, item.token);
+        let Some(activation) = self.table.get_mut(id) else {
+            return Next::Goes;
+        };
+        let Some(state) = activation.state.as_ref().map(|state| state.clone_state()) else {
+            return Next::Goes;
+        };
+        activation.stage = Stage::Busy(run, Box::new(item));
+        let start = Start { id: id.clone(), run, index, state, ctx, input };
+        self.outputs.push(Output::Start(Box::new(start)));
+        self.record_waiting(id);
+        Next::Waits
+    }
+
+    /// An operation that awaited is back; what it did becomes a turn, or nothing.
+    pub(super) fn returned(&mut self, returned: Returned) {
+        let id = returned.id;
+        let limit = self.around.config.state_bytes_max;
+        let Some(activation) = self.table.get_mut(&id) else {
+            return;
+        };
+        let Stage::Busy(run, _) = &activation.stage else {
+            return;
+        };
+        if *run != returned.run {
+            return;
+        }
+        let Stage::Busy(_, item) = std::mem::replace(&mut activation.stage, Stage::Ready) else {
+            return;
+        };
+        let turned = match returned.result {
+            Ok((state, ctx, outcome)) => turn::settle(state, ctx, outcome, limit),
+            Err(error) => turn::Turned::Failed(error),
+        };
+        let deletes = matches!(&turned, turn::Turned::Applied { effects, .. } if effects.deleted);
+        // What it awaited cannot be awaited again for the sake of a list: the entity is deleted by
+        // an operation of its own, right behind.
+        self.settle_turn(&id, *item, turned);
+        if deletes {
+            self.delete_next(&id);
+        }
+        self.make_ready(&id);
+    }
+}

@@ -1,0 +1,94 @@
+//! The open burst: what it gathers, when it is sent, what becomes true when it is durable.
+
+use stead_entities::EntityId;
+
+use super::{
+    BURSTS_IN_FLIGHT_MAX, Output, Partition, Release,
+    ticket::{Response, Ticket},
+};
+use crate::{sabotage, store::Write};
+
+impl Partition {
+    /// Hands the open burst to the committer if there is room for it.
+    pub(super) fn seal(&mut self) {
+        let is_empty =
+            self.dirty.is_empty() && self.open.writes.is_empty() && self.open.replies.is_empty();
+        if is_empty || self.sent - self.released >= BURSTS_IN_FLIGHT_MAX {
+            return;
+        }
+        for id in std::mem::take(&mut self.dirty) {
+            self.write_state(&id);
+        }
+        let mut burst = std::mem::take(&mut self.open);
+        self.sent += 1;
+        burst.partition = self.around.number;
+        burst.generation = self.generation;
+        burst.number = self.sent;
+        self.outputs.push(Output::Burst(burst));
+    }
+
+    /// Writes the last state of an entity; the turns between were never seen outside.
+    pub(super) fn write_state(&mut self, id: &EntityId) {
+        let incarnation = self.around.incarnation;
+        let version = self.type_of(id).map_or(0, |known| known.version());
+        let Some(activation) = self.table.get_mut(id) else {
+            return;
+        };
+        let Some(state) = activation.encoded.take() else {
+            return;
+        };
+        let record = crate::store::record::StateRecord {
+            version,
+            generation: activation.generation,
+            revision: activation.revision,
+            follows: activation.sent_revision,
+            incarnation,
+            committed_at: activation.committed_at,
+            reminders: activation.reminders.clone(),
+            state,
+        };
+        activation.sent_revision = activation.revision;
+        self.open.writes.push(Write::PutState(id.clone(), record));
+    }
+
+    pub(super) fn release(&mut self, generation: u64, number: u64) {
+        if generation != self.generation {
+            return;
+        }
+        self.released = self.released.max(number);
+        while self.on_release.front().is_some_and(|(burst, _)| *burst <= self.released) {
+            match self.on_release.pop_front() {
+                Some((_, Release::Row(key))) => drop(self.known.remove(&key)),
+                Some((_, Release::Key(key, response))) => {
+                    for ticket in self.keys.remove(&key).map_or(Vec::new(), |key| key.waiters) {
+                        self.outputs.push(Output::Reply(ticket, response.clone()));
+                    }
+                }
+                Some((_, Release::Fired(id, slot, number))) => self.due.forget(&id, &slot, number),
+                Some((_, Release::Resume(id))) => self.make_ready(&id),
+                None => {}
+            }
+        }
+        self.due.settle(self.released);
+    }
+
+    /// Does `release` when the open burst is durable.
+    pub(super) fn after_open(&mut self, release: Release) {
+        let number = self.open_number();
+        self.on_release.push_back((number, release));
+    }
+
+    /// Answers `ticket` once everything that this entity has done so far is durable.
+    pub(super) fn answer(&mut self, unreleased: u64, ticket: Ticket, response: Response) {
+        if unreleased <= self.released || sabotage::is("X27") {
+            self.outputs.push(Output::Reply(ticket, response));
+        } else {
+            self.open.replies.push((ticket, response));
+        }
+    }
+
+    /// The number that the open burst will have.
+    pub(super) fn open_number(&self) -> u64 {
+        self.sent + 1
+    }
+}

@@ -1,0 +1,76 @@
+//! What runs at present: the partition says so, the watchdog looks.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use stead_entities::{EntityId, Error, ErrorKind};
+
+use super::{activation::Row, ticket::Ticket};
+use crate::clock::monotonic;
+
+/// What runs at present in one partition, for the watchdog.
+#[derive(Debug, Default)]
+pub(crate) struct Watch(Mutex<Option<Running>>);
+
+#[derive(Debug)]
+struct Running {
+    id: EntityId,
+    operation: &'static str,
+    since: Instant,
+    ticket: Option<Ticket>,
+    row: Row,
+    is_late: bool,
+}
+
+impl Watch {
+    pub(crate) fn begin(
+        &self,
+        id: &EntityId,
+        operation: &'static str,
+        ticket: Option<&Ticket>,
+        row: &Row,
+    ) {
+        let (id, ticket, row) = (id.clone(), ticket.cloned(), row.clone());
+        let running = Running { id, operation, since: monotonic(), ticket, row, is_late: false };
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(running);
+    }
+
+    /// Ends the turn; says whether it took too long and its caller was told so.
+    pub(crate) fn end(&self) -> bool {
+        let running = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        running.is_some_and(|running| running.is_late)
+    }
+
+    /// Tells the caller of a turn that takes too long. Returns what runs, if it has run for longer
+    /// than `deadline`.
+    pub(crate) fn check(&self, deadline: Duration) -> Option<Late> {
+        let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = running.as_mut()?;
+        let elapsed = running.since.elapsed();
+        if elapsed < deadline {
+            return None;
+        }
+        let name = format!("{} of {}", running.operation, running.id);
+        if !std::mem::replace(&mut running.is_late, true) {
+            tracing::error!(entity = %running.id, operation = running.operation, ?elapsed,
+                "an operation spins");
+            if let Some(ticket) = &running.ticket {
+                let message = "the operation runs past its deadline and cannot be stopped";
+                ticket.answer(Err(Error::new(ErrorKind::Unknown, message)));
+            }
+        }
+        Some(Late { id: running.id.clone(), name, elapsed, row: running.row.clone() })
+    }
+}
+
+/// A turn that has run for longer than its deadline.
+#[derive(Debug)]
+pub(crate) struct Late {
+    pub(crate) id: EntityId,
+    /// Operation and entity, for people.
+    pub(crate) name: String,
+    pub(crate) elapsed: Duration,
+    pub(crate) row: Row,
+}
