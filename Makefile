@@ -9,7 +9,7 @@ ifdef CI
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/stead/target
 endif
 
-.PHONY: setup build serve test check fmt permits
+.PHONY: setup build serve test check sabotage permits
 
 setup:
 	@bash examples/setup.sh
@@ -28,6 +28,10 @@ check: setup
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --release --locked -p stead --features sabotage -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --no-deps -p stead-entities -p stead-macros -p stead
+
+# Breaks one protection after the other; each must turn a test red.
+sabotage: setup
+	bash tests/sabotage.sh
 
 permits: build
 	$${CARGO_TARGET_DIR:-target}/release/permits drive --kills $(KILLS) --seed $(SEED)

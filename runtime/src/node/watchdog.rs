@@ -68,6 +68,8 @@ impl Inner {
             .collect();
         *self.spinning.lock().unwrap_or_else(PoisonError::into_inner) =
             late.first().map(|late| late.name.clone());
+        // Readiness is false before the caller hears of it.
+        late.iter().for_each(Late::tell);
         late.into_iter().find(|late| late.elapsed >= self.config.spin_limit)
     }
 

@@ -120,6 +120,7 @@ impl Partition {
             return;
         };
         let read = match loaded.state {
+            Err(_) if sabotage::is("X12") => Ok((known.fresh(), None)),
             Err(error) => Err(error.to_string()),
             Ok(None) => Ok((known.fresh(), None)),
             Ok(Some(record)) => match known.decode(record.version, &record.state) {

@@ -43,8 +43,7 @@ impl Watch {
         running.is_some_and(|running| running.is_late)
     }
 
-    /// Tells the caller of a turn that takes too long. Returns what runs, if it has run for longer
-    /// than `deadline`.
+    /// What runs, if it has run for longer than `deadline`; the turn is then discarded when it ends.
     pub(crate) fn check(&self, deadline: Duration) -> Option<Late> {
         let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let running = running.as_mut()?;
@@ -53,15 +52,10 @@ impl Watch {
             return None;
         }
         let name = format!("{} of {}", running.operation, running.id);
-        if !std::mem::replace(&mut running.is_late, true) {
-            tracing::error!(entity = %running.id, operation = running.operation, ?elapsed,
-                "an operation spins");
-            if let Some(ticket) = &running.ticket {
-                let message = "the operation runs past its deadline and cannot be stopped";
-                ticket.answer(Err(Error::new(ErrorKind::Unknown, message)));
-            }
-        }
-        Some(Late { id: running.id.clone(), name, elapsed, row: running.row.clone() })
+        let is_news = !std::mem::replace(&mut running.is_late, true);
+        let ticket = running.ticket.clone().filter(|_| is_news);
+        let (id, row) = (running.id.clone(), running.row.clone());
+        Some(Late { id, name, elapsed, row, is_news, ticket })
     }
 }
 
@@ -73,4 +67,19 @@ pub(crate) struct Late {
     pub(crate) name: String,
     pub(crate) elapsed: Duration,
     pub(crate) row: Row,
+    is_news: bool,
+    ticket: Option<Ticket>,
+}
+
+impl Late {
+    /// Tells its caller, the first time.
+    pub(crate) fn tell(&self) {
+        if self.is_news {
+            tracing::error!(name = self.name, elapsed = ?self.elapsed, "an operation spins");
+        }
+        if let Some(ticket) = &self.ticket {
+            let message = "the operation runs past its deadline and cannot be stopped";
+            ticket.answer(Err(Error::new(ErrorKind::Unknown, message)));
+        }
+    }
 }
