@@ -19,7 +19,7 @@ use crate::{
     node::Node,
     partition::{
         message::{Input, Keyed, Request as Message, Work},
-        ticket::{Answer, Response, StateView, Ticket},
+        ticket::{Answer, Answered, StateView, Ticket},
     },
     sabotage,
     store::record::{DeadLetterId, IdempotencyKey},
@@ -128,13 +128,13 @@ impl Node {
     /// operation.
     pub async fn replay(&self, letter: DeadLetterId) -> Result<(), Error> {
         let stored = self.store().dead_letter(letter).await;
-        let stored = stored.map_err(|e| Error::new(ErrorKind::Unavailable, e.to_string()))?;
+        let stored = stored?;
         let stored =
             stored.ok_or_else(|| Error::new(ErrorKind::NotFound, "no such dead letter"))?;
         let id = EntityId::parse(&stored.entity)?;
         let found = self.find(&id, &stored.operation)?;
         self.check_room()?;
-        let work = work_of(found);
+        let work = Work::of(found);
         let mut message = self.message(id, work, stored.input);
         message.is_call = false;
         message.token = stored.token;
@@ -169,7 +169,7 @@ impl Node {
             Some(key) if used != Use::Query => Some(self.keyed(&request, key, used, now)?),
             _ => None,
         };
-        let mut message = self.message(request.id, work_of(found), request.input);
+        let mut message = self.message(request.id, Work::of(found), request.input);
         message.is_call = used != Use::Signal;
         message.key = key;
         message.due = due;
@@ -274,7 +274,7 @@ impl Node {
     pub(crate) async fn wait(
         &self,
         ticket: Ticket,
-        answered: tokio::sync::oneshot::Receiver<Response>,
+        answered: Answered,
         deadline: Duration,
     ) -> Result<Answer, Error> {
         let _cancel = sabotage::is("X20").then(|| Cancel(ticket.clone()));
@@ -309,14 +309,6 @@ struct Cancel(Ticket);
 impl Drop for Cancel {
     fn drop(&mut self) {
         self.0.withdraw();
-    }
-}
-
-fn work_of(found: Found) -> Work {
-    match found.kind {
-        OperationKind::Operation => Work::Operation { index: found.index, awaits: false },
-        OperationKind::Async => Work::Operation { index: found.index, awaits: true },
-        OperationKind::Query => Work::Query { index: found.index },
     }
 }
 

@@ -45,6 +45,7 @@ pub(crate) struct Found {
 
 /// What a node knows of an entity type.
 pub(crate) trait EntityType: Send + Sync {
+    fn name(&self) -> &'static str;
     fn description(&self) -> EntityDescription;
     fn version(&self) -> u32;
     /// The layouts by version, the present one first.
@@ -84,6 +85,10 @@ fn typed<E: Entity>(state: &mut State) -> &mut E {
 }
 
 impl<E: Entity> EntityType for Typed<E> {
+    fn name(&self) -> &'static str {
+        E::NAME
+    }
+
     fn description(&self) -> EntityDescription {
         EntityDescription::of::<E>()
     }

@@ -1,6 +1,10 @@
 //! Every store passes the same conformance suite, and RocksDB keeps its own promises beside it.
 
-use std::{fs, sync::Arc};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use stead::{
     RocksStore,
@@ -48,25 +52,27 @@ fn a_directory_has_one_process() {
     assert!(matches!(second, Err(OpenError::InUse(_))));
 }
 
-#[tokio::test]
-async fn a_log_that_was_shortened_is_refused() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let store = RocksStore::open(directory.path()).expect("opens");
+/// The log of a store that committed twenty batches and was closed.
+async fn written_log(directory: &Path) -> PathBuf {
+    let store = RocksStore::open(directory).expect("opens");
     let first = store.opened().last_batch + 1;
     for number in first..first + 20 {
         commit_empty(&store, number).await;
     }
     store.close().await;
     drop(store);
-    let logs = fs::read_dir(directory.path().join("rocksdb")).expect("readable");
-    let mut logs: Vec<_> = logs
-        .filter_map(|file| Some(file.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|extension| extension == "log"))
-        .collect();
-    logs.sort();
-    let last = logs.last().expect("a log");
-    let length = fs::metadata(last).expect("a file").len();
-    let file = fs::File::options().write(true).open(last).expect("opens");
+    let files = fs::read_dir(directory.join("rocksdb")).expect("readable");
+    let files = files.filter_map(|file| Some(file.ok()?.path()));
+    let logs = files.filter(|path| path.extension().is_some_and(|kind| kind == "log"));
+    logs.max().expect("a log")
+}
+
+#[tokio::test]
+async fn a_log_that_was_shortened_is_refused() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let last = written_log(directory.path()).await;
+    let length = fs::metadata(&last).expect("a file").len();
+    let file = fs::File::options().write(true).open(&last).expect("opens");
     file.set_len(length / 2).expect("shortened");
     drop(file);
     let opened = RocksStore::open(directory.path());
@@ -77,19 +83,7 @@ async fn a_log_that_was_shortened_is_refused() {
 #[tokio::test]
 async fn a_log_that_was_damaged_is_refused() {
     let directory = tempfile::tempdir().expect("a directory");
-    let store = RocksStore::open(directory.path()).expect("opens");
-    let first = store.opened().last_batch + 1;
-    for number in first..first + 20 {
-        commit_empty(&store, number).await;
-    }
-    store.close().await;
-    drop(store);
-    let logs = fs::read_dir(directory.path().join("rocksdb")).expect("readable");
-    let logs = logs.filter_map(|file| Some(file.ok()?.path()));
-    let last = logs
-        .filter(|path| path.extension().is_some_and(|extension| extension == "log"))
-        .max()
-        .expect("a log");
+    let last = written_log(directory.path()).await;
     let mut bytes = fs::read(&last).expect("readable");
     let middle = bytes.len() / 2;
     bytes[middle] ^= 0xFF;

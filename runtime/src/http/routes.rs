@@ -178,7 +178,7 @@ pub(super) async fn list(State(node): State<Node>, OriginalUri(uri): OriginalUri
     let prefix = parameters.get("prefix").cloned().unwrap_or_default();
     let after = parameters.get("after").cloned();
     let rows = node.store().list(entity_type, prefix, after, limit).await;
-    let rows = rows.map_err(|e| Error::new(ErrorKind::Unavailable, e.to_string()))?;
+    let rows = rows.map_err(Error::from)?;
     let next = rows.last().filter(|_| rows.len() == limit).map(|(id, _)| id.key().to_owned());
     let entities: Vec<_> = rows
         .iter()
@@ -202,7 +202,7 @@ pub(super) async fn dead_letters(
     let limit = limit(&parameters)?;
     let after = parameters.get("after").map(|text| letter(text)).transpose()?;
     let rows = node.store().dead_letters(after, limit).await;
-    let rows = rows.map_err(|e| Error::new(ErrorKind::Unavailable, e.to_string()))?;
+    let rows = rows.map_err(Error::from)?;
     let next = rows.last().filter(|_| rows.len() == limit).map(|(id, _)| id.to_string());
     let letters = rows.into_iter().map(|(id, letter)| {
         let input = match serde_json::from_slice::<Box<RawValue>>(&letter.input) {

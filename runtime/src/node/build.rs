@@ -99,7 +99,7 @@ impl NodeBuilder {
         let mut types = EntityTypes::new();
         for known in &self.entities {
             problems.extend(problems_of(&**known, &types));
-            types.insert(known.description().name, known.clone());
+            types.insert(known.name(), known.clone());
         }
         let Some(store) = self.store.filter(|_| problems.is_empty()) else {
             problems.extend(problems.is_empty().then(|| "a node needs a store".to_owned()));
@@ -175,7 +175,7 @@ impl Node {
 
 fn problems_of(known: &dyn EntityType, others: &EntityTypes) -> Vec<String> {
     let mut problems = Vec::new();
-    let name = known.description().name;
+    let name = known.name();
     if let Err(error) = stead_entities::id::check_type(name) {
         problems.push(format!("{name:?}: {error}"));
     }

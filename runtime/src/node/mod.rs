@@ -20,7 +20,11 @@ use crate::{
     commit::{self, Fatal, Work},
     config::Config,
     entropy::Entropy,
-    partition::{Handle, Watch, message::Input, ticket::Ticket},
+    partition::{
+        Handle, Watch,
+        message::Input,
+        ticket::{Answered, Ticket},
+    },
     store::{CommitOutcome, ReminderRows, Store, record::DeadLetterId},
     types::{EntityType, EntityTypes},
 };
@@ -91,8 +95,7 @@ impl Node {
     pub async fn reminders(&self, id: &EntityId) -> Result<ReminderRows, Error> {
         self.entity_type(id)?;
         let partition = self.0.store.opened().settings.partition_of(id);
-        let rows = self.0.store.reminders(partition, id.clone()).await;
-        rows.map_err(|error| Error::new(ErrorKind::Unavailable, error.to_string()))
+        Ok(self.0.store.reminders(partition, id.clone()).await?)
     }
 
     /// Whether every partition has committed within the last five seconds; partitions that have not
@@ -125,17 +128,18 @@ impl Node {
         Ok(())
     }
 
+    /// Asks every partition the same.
+    fn ask_all(&self, question: fn(Ticket) -> Input) -> Vec<(Ticket, Answered)> {
+        let ask = |handle: &Handle| {
+            let (ticket, answered) = Ticket::new(None);
+            handle.push(question(ticket.clone()));
+            (ticket, answered)
+        };
+        self.0.partitions.iter().map(ask).collect()
+    }
+
     async fn probe(&self) -> Result<(), String> {
-        let waiting: Vec<_> = self
-            .0
-            .partitions
-            .iter()
-            .map(|handle| {
-                let (ticket, answered) = Ticket::new(None);
-                handle.push(Input::Probe(ticket.clone()));
-                (ticket, answered)
-            })
-            .collect();
+        let waiting = self.ask_all(Input::Probe);
         let mut stuck = Vec::new();
         let deadline = clock::monotonic() + PROBE_DEADLINE;
         for (number, (ticket, answered)) in waiting.into_iter().enumerate() {
@@ -174,16 +178,7 @@ impl Node {
     pub async fn drain(&self) -> Result<(), Error> {
         self.0.is_closing.store(true, Ordering::SeqCst);
         let deadline = clock::monotonic() + self.0.config.drain_deadline;
-        let waiting: Vec<_> = self
-            .0
-            .partitions
-            .iter()
-            .map(|handle| {
-                let (ticket, answered) = Ticket::new(None);
-                handle.push(Input::Drain(ticket.clone()));
-                (ticket, answered)
-            })
-            .collect();
+        let waiting = self.ask_all(Input::Drain);
         let mut is_clean = true;
         for (ticket, answered) in waiting {
             let left = deadline.saturating_duration_since(clock::monotonic());

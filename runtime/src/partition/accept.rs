@@ -89,25 +89,29 @@ impl Partition {
         };
         let mut mailbox = std::mem::take(&mut activation.mailbox);
         let mut kept = std::collections::VecDeque::with_capacity(mailbox.len());
-        for mut item in mailbox.drain(..) {
-            let is_looking = self.is_looking(&item);
-            if item.is_signal() && item.row == Row::None && !is_looking {
-                let is_delayed = item.due.is_some();
-                if item.ticket.as_ref().is_some_and(|ticket| !ticket.take()) {
-                    self.forget_key(&item, &withdrawn());
-                    continue;
-                }
-                self.record(id, &mut item);
-                self.accepted(&mut item);
-                if is_delayed {
-                    continue;
-                }
+        for item in mailbox.drain(..) {
+            if item.is_signal() && item.row == Row::None && !self.is_looking(&item) {
+                kept.extend(self.accept(id, item));
+            } else {
+                kept.push_back(item);
             }
-            kept.push_back(item);
         }
         if let Some(activation) = self.table.get_mut(id) {
             activation.mailbox = kept;
         }
+    }
+
+    /// Records a signal that has no row and tells its caller. What has to wait in memory is returned:
+    /// not a delayed signal, nor one whose caller gave up.
+    pub(super) fn accept(&mut self, id: &EntityId, mut item: Item) -> Option<Item> {
+        if item.ticket.as_ref().is_some_and(|ticket| !ticket.take()) {
+            self.forget_key(&item, &withdrawn());
+            return None;
+        }
+        let is_delayed = item.due.is_some();
+        self.record(id, &mut item);
+        self.accepted(&mut item);
+        (!is_delayed).then_some(item)
     }
 
     /// Tells the caller of a signal, once the open burst is durable, that it was accepted.

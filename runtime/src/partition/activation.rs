@@ -9,7 +9,7 @@ use super::{
     ticket::Ticket,
 };
 use crate::{
-    store::record::{DeadLetterId, InboxKey, ReminderHead, Slot},
+    store::record::{DeadLetterId, InboxKey, ReminderHead, ReminderRecord, Slot},
     types::State,
 };
 
@@ -71,7 +71,7 @@ pub(super) struct Item {
     pub(super) deadline: Option<Timestamp>,
     pub(super) exhume: Option<DeadLetterId>,
     /// What a deletion found delayed.
-    pub(super) delayed: Option<Vec<(Slot, crate::store::record::ReminderRecord)>>,
+    pub(super) delayed: Option<Vec<(Slot, ReminderRecord)>>,
 }
 
 /// Where an operation is kept on disk.
@@ -98,6 +98,36 @@ pub(super) enum Sender {
 }
 
 impl Item {
+    /// Work that waits in memory only, and that nobody waits for.
+    pub(super) fn new(work: Work, input: Vec<u8>, token: u128, accepted_at: Timestamp) -> Self {
+        Self {
+            work,
+            input,
+            token,
+            is_call: false,
+            sender: None,
+            row: Row::None,
+            ticket: None,
+            key: None,
+            due: None,
+            attempts: 0,
+            counted: 0,
+            accepted_at,
+            deadline: None,
+            exhume: None,
+            delayed: None,
+        }
+    }
+
+    /// What a reminder or delayed signal asks for when it is due.
+    pub(super) fn of_reminder(work: Work, slot: Slot, record: &ReminderRecord) -> Self {
+        Self {
+            row: Row::Reminder(slot, record.due, record.number),
+            attempts: record.attempts,
+            ..Self::new(work, record.input.clone(), record.token, record.accepted_at)
+        }
+    }
+
     /// Whose order it keeps while it waits for a retry; calls and queries wait for nobody's.
     pub(super) fn sender(&self) -> Option<Sender> {
         if self.is_call || !matches!(self.work, Work::Operation { .. }) {

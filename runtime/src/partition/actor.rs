@@ -24,7 +24,7 @@ use crate::{
     clock::{self, Clock},
     commit::{self, Work},
     config::Config,
-    store::{Loaded, Store, record::DeadLetterId},
+    store::{Store, record::DeadLetterId},
     types::EntityTypes,
 };
 
@@ -202,13 +202,10 @@ impl Shell {
             Output::Burst(burst) => drop(self.committer.send(Work::Burst(burst)).await),
             Output::Barrier(generation) => self.barrier(number, generation),
             Output::Recover => self.recover(generation, number),
-            Output::Load(id, inbox) => match self.store.load_cached(&id) {
-                Some(state) if inbox == 0 => {
-                    let loaded = Loaded { state, inbox: Ok(Vec::new()) };
-                    return Some(Input::Loaded(generation, id, loaded));
-                }
-                _ => {
-                    let loading = self.store.load(number, id.clone(), inbox);
+            Output::Load(id) => match self.store.load_cached(&id) {
+                Some(loaded) => return Some(Input::Loaded(generation, id, loaded)),
+                None => {
+                    let loading = self.store.load(id.clone());
                     self.later(async move { Input::Loaded(generation, id, loading.await) });
                 }
             },

@@ -1,9 +1,9 @@
 //! Admission: what becomes of an operation when it arrives, before its turn.
 
-use stead_entities::{EntityId, Error, ErrorKind, entity::OperationKind};
+use stead_entities::{EntityId, Error, ErrorKind};
 
 use super::{
-    Activation, Item, Output, Partition, Row, Stage,
+    Activation, Item, Output, Partition, Stage,
     message::{Delivery, Request, Work},
     ticket::Answer,
 };
@@ -36,21 +36,13 @@ impl Partition {
             return pending.waiters.push(request.ticket);
         }
         let item = Item {
-            work: request.work,
-            input: request.input,
-            token: request.token,
             is_call: request.is_call,
-            sender: None,
-            row: Row::None,
             ticket: Some(request.ticket),
             key: request.key,
             due: request.due,
-            attempts: 0,
-            counted: 0,
-            accepted_at: self.now,
             deadline: Some(request.deadline),
             exhume: request.exhume,
-            delayed: None,
+            ..Item::new(request.work, request.input, request.token, self.now)
         };
         self.look_up(&item);
         self.enqueue(&id, item);
@@ -119,10 +111,9 @@ impl Partition {
     pub(super) fn work_of(&self, id: &EntityId, operation: &str) -> Result<Work, String> {
         let known = self.type_of(id).ok_or("the entity type is not served")?;
         let found = known.find(operation).ok_or_else(|| format!("no operation {operation}"))?;
-        match found.kind {
-            OperationKind::Operation => Ok(Work::Operation { index: found.index, awaits: false }),
-            OperationKind::Async => Ok(Work::Operation { index: found.index, awaits: true }),
-            OperationKind::Query => Err(format!("{operation} is a query")),
+        match Work::of(found) {
+            Work::Query { .. } => Err(format!("{operation} is a query")),
+            work => Ok(work),
         }
     }
 

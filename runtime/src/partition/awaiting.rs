@@ -4,7 +4,7 @@
 use stead_entities::EntityId;
 
 use super::{
-    Item, Output, Partition, Release, Row, Stage,
+    Item, Output, Partition, Row, Stage,
     message::{Returned, Start, Work},
     run::Next,
     turn,
@@ -25,8 +25,7 @@ impl Partition {
         }
         let unreleased = self.unreleased(id);
         if unreleased > self.released {
-            self.on_release.push_back((unreleased, Release::Resume(id.clone())));
-            self.sort_releases();
+            self.resume_after(unreleased, id);
             self.put_back(id, item);
             self.record_waiting(id);
             return Next::Waits;

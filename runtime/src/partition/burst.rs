@@ -78,6 +78,12 @@ impl Partition {
         self.on_release.push_back((number, release));
     }
 
+    /// Lets an entity go on when a burst that was sent, or the open one, is durable.
+    pub(super) fn resume_after(&mut self, burst: u64, id: &EntityId) {
+        let place = self.on_release.partition_point(|(other, _)| *other <= burst);
+        self.on_release.insert(place, (burst, Release::Resume(id.clone())));
+    }
+
     /// Answers `ticket` once everything that this entity has done so far is durable.
     pub(super) fn answer(&mut self, unreleased: u64, ticket: Ticket, response: Response) {
         if unreleased <= self.released || sabotage::is("X27") {

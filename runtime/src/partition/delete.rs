@@ -1,11 +1,10 @@
 //! Deletion: a turn that ends an incarnation. It first asks what is delayed, so that this can be
 //! buried in the same commit.
 
-use stead_entities::EntityId;
+use stead_entities::{EntityId, Error, ErrorKind};
 
 use super::{
-    Item, Output, Partition, Release, Row, Stage, bury::reason_of_deletion, message::Work,
-    run::Next, ticket::Answer,
+    Item, Output, Partition, Stage, bury::DELETED, message::Work, run::Next, ticket::Answer,
 };
 use crate::store::{
     ReadResult, ReminderRows, Write,
@@ -26,8 +25,7 @@ impl Partition {
     pub(super) fn list_delayed(&mut self, id: &EntityId, item: Item) -> Next {
         let unreleased = self.unreleased(id);
         if unreleased > self.released {
-            self.on_release.push_back((unreleased, Release::Resume(id.clone())));
-            self.sort_releases();
+            self.resume_after(unreleased, id);
         } else if let Some(activation) = self.table.get_mut(id) {
             activation.stage = Stage::Listing;
             self.outputs.push(Output::Reminders(id.clone()));
@@ -37,23 +35,8 @@ impl Partition {
 
     /// Puts a deletion in front of everything that waits.
     pub(super) fn delete_next(&mut self, id: &EntityId) {
-        let item = Item {
-            work: Work::Delete,
-            input: Vec::new(),
-            token: 0,
-            is_call: true,
-            sender: None,
-            row: Row::None,
-            ticket: None,
-            key: None,
-            due: None,
-            attempts: 0,
-            counted: 0,
-            accepted_at: self.now,
-            deadline: None,
-            exhume: None,
-            delayed: None,
-        };
+        let delete = Item::new(Work::Delete, Vec::new(), 0, self.now);
+        let item = Item { is_call: true, ..delete };
         if let Some(activation) = self.table.get_mut(id) {
             activation.mailbox.push_front(item);
         }
@@ -64,7 +47,7 @@ impl Partition {
         let Some(activation) = self.table.get_mut(id) else {
             return;
         };
-        activation.stage = super::Stage::Ready;
+        activation.stage = Stage::Ready;
         let Some(item) = activation.mailbox.front_mut() else {
             return;
         };
@@ -76,7 +59,8 @@ impl Partition {
                 item.delayed = Some(delayed.map(|(_, slot, record)| (slot, record)).collect());
             }
             Err(error) => {
-                let error = super::unavailable(&format!("reminders cannot be read: {error}"));
+                let message = format!("reminders cannot be read: {error}");
+                let error = Error::new(ErrorKind::Unavailable, message);
                 if let Some(item) = activation.mailbox.pop_front() {
                     self.fail(id, item, error);
                 }
@@ -126,17 +110,11 @@ impl Partition {
                 continue;
             }
             self.due.drop_pending(id, slot, record);
-            let row = Write::CancelReminder(partition, id.clone(), slot.clone(), record.due);
-            self.open.writes.push(row);
-            self.bury_record(id, record, Cause::Deleted, reason_of_deletion());
+            let item = Item::of_reminder(Work::Delete, slot.clone(), record);
+            self.bury_as(id, item, record.operation.clone(), Cause::Deleted, DELETED);
         }
         for item in blocked.into_iter().flat_map(|lane| lane.items) {
-            self.bury_for(id, item, Cause::Deleted, reason_of_deletion());
+            self.bury(id, item, Cause::Deleted, DELETED);
         }
-        // The committer sees these writes after the states of this burst.
-        if self.open.writes.is_empty() {
-            return;
-        }
-        self.after_open(Release::Resume(id.clone()));
     }
 }

@@ -2,18 +2,21 @@
 
 use std::sync::Arc;
 
-use stead_entities::{Context, EntityId, Error, Timestamp, entity::Outcome};
+use stead_entities::{
+    Context, EntityId, Error, Timestamp,
+    entity::{OperationKind, Outcome},
+};
 
 use super::ticket::{Response, Ticket};
 use crate::{
     store::{
-        Loaded, ReadResult, ReminderRows, Write,
+        ReadResult, ReminderRows, Write,
         record::{
             DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey, InboxRecord, ReminderRecord,
-            Slot,
+            Slot, StateRecord,
         },
     },
-    types::State,
+    types::{Found, State},
 };
 
 /// What a caller outside asks of an entity.
@@ -52,6 +55,18 @@ pub(crate) enum Work {
     Delete,
 }
 
+impl Work {
+    /// The work that an entity's type lists.
+    pub(crate) fn of(found: Found) -> Self {
+        let index = found.index;
+        match found.kind {
+            OperationKind::Operation => Self::Operation { index, awaits: false },
+            OperationKind::Async => Self::Operation { index, awaits: true },
+            OperationKind::Query => Self::Query { index },
+        }
+    }
+}
+
 /// What another partition's commit made durable for this one.
 #[derive(Debug)]
 pub(crate) enum Delivery {
@@ -80,7 +95,7 @@ pub(crate) enum Input {
     Barrier(u64),
     /// What a new generation begins with.
     Recovered(u64, ReadResult<Vec<EntityId>>),
-    Loaded(u64, EntityId, Loaded),
+    Loaded(u64, EntityId, ReadResult<Option<StateRecord>>),
     Inbox(u64, EntityId, ReadResult<Vec<(InboxKey, InboxRecord)>>),
     LookedUp(u64, Arc<IdempotencyKey>, ReadResult<Option<IdempotencyRecord>>),
     Due(u64, Timestamp, ReadResult<ReminderRows>),
@@ -105,7 +120,7 @@ pub(crate) enum Output {
     Barrier(u64),
     /// Read what the partition begins with: receivers and rejections.
     Recover,
-    Load(EntityId, usize),
+    Load(EntityId),
     Inbox(EntityId, Option<InboxKey>),
     LookUp(Arc<IdempotencyKey>),
     Due(Timestamp, usize),

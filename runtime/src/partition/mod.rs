@@ -40,7 +40,7 @@ use std::{
     sync::Arc,
 };
 
-use stead_entities::{EntityId, Error, ErrorKind, Timestamp};
+use stead_entities::{EntityId, Timestamp};
 
 pub(crate) use self::{
     activation::Row,
@@ -327,10 +327,6 @@ impl Partition {
             self.outputs.push(Output::Reply(ticket, Ok(ticket::Answer::Done)));
         }
     }
-}
-
-fn unavailable(message: &str) -> Error {
-    Error::new(ErrorKind::Unavailable, message)
 }
 
 /// A stored reminder by entity and slot.

@@ -8,8 +8,8 @@ use super::{
 use crate::{
     sabotage,
     store::{
-        Loaded, ReadResult,
-        record::{InboxKey, InboxRecord},
+        ReadResult,
+        record::{Cause, InboxKey, InboxRecord, StateRecord},
     },
 };
 
@@ -107,19 +107,19 @@ impl Partition {
     pub(super) fn activate(&mut self, id: &EntityId) -> &mut Activation {
         if !self.table.contains_key(id) {
             self.table.insert(id.clone(), Activation::loading(self.now));
-            self.outputs.push(Output::Load(id.clone(), 0));
+            self.outputs.push(Output::Load(id.clone()));
         }
         self.table.get_mut(id).expect("inserted above")
     }
 
-    pub(super) fn loaded(&mut self, id: &EntityId, loaded: Loaded) {
+    pub(super) fn loaded(&mut self, id: &EntityId, loaded: ReadResult<Option<StateRecord>>) {
         let Some(known) = self.type_of(id) else {
             return;
         };
         let Some(activation) = self.table.get_mut(id) else {
             return;
         };
-        let read = match loaded.state {
+        let read = match loaded {
             Err(_) if sabotage::is("X12") => Ok((known.fresh(), None)),
             Err(error) => Err(error.to_string()),
             Ok(None) => Ok((known.fresh(), None)),
@@ -222,7 +222,7 @@ impl Partition {
                 return;
             };
             item.attempts = record.attempts - 1;
-            return self.bury(&id, item, super::bury::ENDED_THE_PROCESS);
+            return self.bury(&id, item, Cause::Failure, super::bury::ENDED_THE_PROCESS);
         }
         if !sabotage::is("X32") {
             self.open.writes.push(crate::store::Write::Accept(key.clone(), record.clone()));
@@ -255,22 +255,15 @@ impl Partition {
         let sender = (!key.sender.is_empty()).then(|| key.sender.clone());
         let keyed = record.idempotency.as_ref().filter(|_| record.is_call);
         let keyed = keyed.map(|key| self.pending_key(&id, key));
+        let (input, at) = (record.input.clone(), record.accepted_at);
         let mut item = Item {
-            work: super::message::Work::State,
-            input: record.input.clone(),
-            token: record.token,
             is_call: record.is_call,
             sender,
             row: Row::Inbox(key),
-            ticket: None,
             key: keyed,
-            due: None,
             attempts: record.attempts,
-            counted: 0,
-            accepted_at: record.accepted_at,
             deadline: record.deadline,
-            exhume: None,
-            delayed: None,
+            ..Item::new(super::message::Work::State, input, record.token, at)
         };
         match self.work_of(&id, &record.operation) {
             Ok(work) => {
@@ -278,7 +271,7 @@ impl Partition {
                 Some(item)
             }
             Err(reason) => {
-                self.bury_unknown(&id, item, &record.operation, &reason);
+                self.bury_as(&id, item, record.operation.clone(), Cause::Undecodable, &reason);
                 None
             }
         }

@@ -155,21 +155,10 @@ impl Partition {
     }
 
     /// A signal that arrived behind one of the same sender that waits for its retry.
-    fn block(&mut self, id: &EntityId, mut item: Item, sender: &Sender) -> Next {
-        if item.row == Row::None {
-            if item.ticket.as_ref().is_some_and(|ticket| !ticket.take()) {
-                self.forget_key(&item, &withdrawn());
-                return Next::Goes;
-            }
-            let is_delayed = item.due.is_some();
-            self.record(id, &mut item);
-            self.accepted(&mut item);
-            if is_delayed {
-                return Next::Goes;
-            }
-        }
+    fn block(&mut self, id: &EntityId, item: Item, sender: &Sender) -> Next {
+        let kept = if item.row == Row::None { self.accept(id, item) } else { Some(item) };
         if let Some(lane) = self.table.get_mut(id).and_then(|entry| entry.lane(sender)) {
-            lane.items.push_back(item);
+            lane.items.extend(kept);
         }
         Next::Goes
     }
@@ -262,10 +251,6 @@ impl Partition {
         }
         self.settle_turn(id, item, turned);
         Next::Goes
-    }
-
-    pub(super) fn sort_releases(&mut self) {
-        self.on_release.make_contiguous().sort_by_key(|(burst, _)| *burst);
     }
 
     /// The signals of a sender wait until the first of them may be tried again.

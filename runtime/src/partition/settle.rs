@@ -30,7 +30,7 @@ impl Partition {
             Turned::Rejected(rejection) => self.reject(id, item, rejection),
             Turned::Undecodable(error) if item.is_signal() => {
                 self.accepted_late(&item);
-                self.bury_for(id, item, Cause::Undecodable, &error.to_string());
+                self.bury(id, item, Cause::Undecodable, &error.to_string());
             }
             Turned::Undecodable(error) => {
                 self.refuse(item, Error::new(ErrorKind::Invalid, error.to_string()));
@@ -251,7 +251,7 @@ impl Partition {
     fn reject(&mut self, id: &EntityId, item: Item, rejection: Rejection) {
         if item.is_signal() {
             self.accepted_late(&item);
-            return self.bury_for(id, item, Cause::Rejection, rejection.reason());
+            return self.bury(id, item, Cause::Rejection, rejection.reason());
         }
         self.consume(id, &item);
         let writes = item.key.is_some() || item.row != Row::None;
@@ -291,7 +291,7 @@ impl Partition {
         }
         if item.attempts > self.around.config.retries {
             self.accepted_late(&item);
-            return self.bury_for(id, item, Cause::Failure, error.message());
+            return self.bury(id, item, Cause::Failure, error.message());
         }
         if !(sabotage::is("X32") && item.row != Row::None) {
             self.record(id, &mut item);

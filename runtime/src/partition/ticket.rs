@@ -16,6 +16,9 @@ use crate::client::Permit;
 /// What a caller is told.
 pub(crate) type Response = Result<Answer, Error>;
 
+/// Where a caller waits.
+pub(crate) type Answered = oneshot::Receiver<Response>;
+
 /// A good answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Answer {
@@ -58,7 +61,7 @@ struct Inner {
 }
 
 impl Ticket {
-    pub(crate) fn new(permit: Option<Permit>) -> (Self, oneshot::Receiver<Response>) {
+    pub(crate) fn new(permit: Option<Permit>) -> (Self, Answered) {
         let (tx, rx) = oneshot::channel();
         let inner =
             Inner { stage: AtomicU8::new(WAITING), reply: Mutex::new(Some(tx)), _permit: permit };

@@ -11,12 +11,12 @@ use std::{
 
 use stead_entities::{EntityId, Timestamp};
 
-use super::{Item, Output, Partition, Reminder, Row, activation::Retry};
+use super::{Item, Output, Partition, Reminder, activation::Retry};
 use crate::{
     sabotage,
     store::{
         ReadResult, ReminderRows, Write,
-        record::{ReminderRecord, Slot},
+        record::{Cause, ReminderRecord, Slot},
     },
 };
 
@@ -156,34 +156,17 @@ impl Partition {
 
     /// Puts a due reminder into its entity's order.
     fn fire(&mut self, id: EntityId, slot: Slot, record: ReminderRecord) {
-        let Some(_known) = self.type_of(&id) else {
+        if self.type_of(&id).is_none() {
             tracing::warn!(entity = %id, "a reminder waits for an entity type that is not served");
             return;
-        };
+        }
         if sabotage::is("X9") {
             let partition = self.around.number;
             let row = Write::CancelReminder(partition, id.clone(), slot.clone(), record.due);
             self.open.writes.push(row);
         }
         self.due.fired.insert((id.clone(), slot.clone(), record.number), record.clone());
-        let row = Row::Reminder(slot, record.due, record.number);
-        let mut item = Item {
-            work: super::message::Work::State,
-            input: record.input.clone(),
-            token: record.token,
-            is_call: false,
-            sender: None,
-            row,
-            ticket: None,
-            key: None,
-            due: None,
-            attempts: record.attempts,
-            counted: 0,
-            accepted_at: record.accepted_at,
-            deadline: None,
-            exhume: None,
-            delayed: None,
-        };
+        let mut item = Item::of_reminder(super::message::Work::State, slot, &record);
         match self.work_of(&id, &record.operation) {
             Ok(work) => {
                 item.work = work;
@@ -194,7 +177,9 @@ impl Partition {
                 self.activate(&id).mailbox.push_back(item);
                 self.make_ready(&id);
             }
-            Err(reason) => self.bury_unknown(&id, item, &record.operation, &reason),
+            Err(reason) => {
+                self.bury_as(&id, item, record.operation.clone(), Cause::Undecodable, &reason)
+            }
         }
     }
 
@@ -203,7 +188,7 @@ impl Partition {
     fn fire_recovered(&mut self, id: &EntityId, mut item: Item) {
         item.attempts += 1;
         if item.attempts > self.around.config.retries + 1 {
-            return self.bury(id, item, super::bury::ENDED_THE_PROCESS);
+            return self.bury(id, item, Cause::Failure, super::bury::ENDED_THE_PROCESS);
         }
         let number = self.open_number();
         item.counted = number;

@@ -129,8 +129,8 @@ async fn a_batch_is_read_back_after_opening_again(open: &impl Fn() -> Arc<dyn St
     let store = open();
     assert!(store.opened().incarnation > first, "an opening mints an incarnation");
     assert!(store.opened().time >= Timestamp::from_micros(5), "the clock's mark is kept");
-    let loaded = store.load(3, id("a"), 0).await;
-    assert_eq!(loaded.state.expect("readable"), Some(state(1)), "a state is read back");
+    let loaded = store.load(id("a")).await;
+    assert_eq!(loaded.expect("readable"), Some(state(1)), "a state is read back");
     let found = store.remembered(key).await.expect("readable");
     assert_eq!(found, Some(kept), "an idempotency record is read back");
     let found = store.dead_letter(letter_id).await.expect("readable");
@@ -150,7 +150,7 @@ async fn a_wrong_fence_writes_nothing(open: &impl Fn() -> Arc<dyn Store>) {
         change(&mut batch.fence);
         assert_eq!(store.commit(batch).await, CommitOutcome::Fenced, "a wrong fence is refused");
     }
-    let loaded = store.load(3, id("fenced"), 0).await.state.expect("readable");
+    let loaded = store.load(id("fenced")).await.expect("readable");
     assert_eq!(loaded, None, "a fenced batch writes nothing");
     store.close().await;
 }
@@ -166,7 +166,7 @@ async fn a_missing_row_refuses_the_whole_batch(open: &impl Fn() -> Arc<dyn Store
         matches!(outcome, CommitOutcome::Unavailable(_)),
         "a row is consumed once, not {outcome:?}"
     );
-    let loaded = writer.store.load(3, id("twice"), 0).await.state.expect("readable");
+    let loaded = writer.store.load(id("twice")).await.expect("readable");
     assert_eq!(loaded, None, "a refused batch writes nothing");
     writer.write(Vec::new()).await;
     writer.store.close().await;

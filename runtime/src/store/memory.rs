@@ -15,8 +15,8 @@ use stead_entities::{BoxFuture, EntityId, Timestamp};
 use tokio::sync::Notify;
 
 use super::{
-    Batch, CommitOutcome, DeadLetterRows, InboxRows, Loaded, Opened, ReadResult, ReminderRows,
-    StateRows, Store,
+    Batch, CommitOutcome, DeadLetterRows, InboxRows, Opened, ReadResult, ReminderRows, StateRows,
+    Store,
     keys::{self, Table},
     record::{
         self, DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey, LaneRecord,
@@ -247,8 +247,7 @@ impl Store for MemoryStore {
     fn forget_before(&self, _time: Timestamp) {}
 
     fn load_cached(&self, id: &EntityId) -> Option<ReadResult<Option<StateRecord>>> {
-        let found = self.disk.lock().get(Table::States, id.as_str().as_bytes());
-        Some(found.and_then(rows::state))
+        Some(rows::load(&*self.disk.lock(), id))
     }
 
     fn remembered_cached(

@@ -15,7 +15,7 @@ mod rows;
 use std::{fmt, sync::Arc};
 
 use siphasher::sip128::{Hasher128, SipHasher24};
-use stead_entities::{BoxFuture, EntityId, Timestamp};
+use stead_entities::{BoxFuture, EntityId, Error, ErrorKind, Timestamp};
 
 pub use memory::MemoryStore;
 use record::{
@@ -102,6 +102,12 @@ pub enum ReadError {
     Unavailable(String),
 }
 
+impl From<ReadError> for Error {
+    fn from(error: ReadError) -> Self {
+        Self::new(ErrorKind::Unavailable, error.to_string()).with_source(error)
+    }
+}
+
 /// An answer of the store.
 pub type ReadResult<T> = Result<T, ReadError>;
 /// Inbox rows in key order.
@@ -112,15 +118,6 @@ pub type ReminderRows = Vec<(EntityId, Slot, ReminderRecord)>;
 pub type StateRows = Vec<(EntityId, StateRecord)>;
 /// Dead letters with their ids.
 pub type DeadLetterRows = Vec<(DeadLetterId, DeadLetter)>;
-
-/// A state and, if asked for, the first inbox rows of one entity.
-#[derive(Debug, Clone)]
-pub struct Loaded {
-    /// The state; damage concerns this entity only.
-    pub state: ReadResult<Option<StateRecord>>,
-    /// The first inbox rows, in key order.
-    pub inbox: ReadResult<InboxRows>,
-}
 
 /// What a store knows of itself when it is opened.
 #[derive(Debug, Clone)]
@@ -160,8 +157,8 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         &self,
         key: &IdempotencyKey,
     ) -> Option<ReadResult<Option<IdempotencyRecord>>>;
-    /// The state of an entity and up to `inbox` of its inbox rows.
-    fn load(&self, partition: u16, id: EntityId, inbox: usize) -> BoxFuture<'static, Loaded>;
+    /// The state of an entity.
+    fn load(&self, id: EntityId) -> BoxFuture<'static, ReadResult<Option<StateRecord>>>;
     /// Up to `limit` inbox rows of a receiver after `after`.
     fn inbox(
         &self,

@@ -3,8 +3,7 @@
 use stead_entities::{EntityId, Timestamp};
 
 use super::{
-    Batch, DeadLetterRows, InboxRows, Loaded, ReadError, ReadResult, ReminderRows, StateRows,
-    Write,
+    Batch, DeadLetterRows, InboxRows, ReadError, ReadResult, ReminderRows, StateRows, Write,
     keys::{self, Table},
     record::{
         self, Damaged, DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey,
@@ -100,11 +99,8 @@ pub(super) fn state(bytes: Option<Vec<u8>>) -> ReadResult<Option<StateRecord>> {
     Ok(bytes.map(|bytes| record::decode(&bytes)).transpose()?)
 }
 
-pub(super) fn load(rows: &dyn Rows, partition: u16, id: &EntityId, limit: usize) -> Loaded {
-    Loaded {
-        state: rows.get(Table::States, id.as_str().as_bytes()).and_then(state),
-        inbox: if limit == 0 { Ok(Vec::new()) } else { inbox(rows, partition, id, None, limit) },
-    }
+pub(super) fn load(rows: &dyn Rows, id: &EntityId) -> ReadResult<Option<StateRecord>> {
+    rows.get(Table::States, id.as_str().as_bytes()).and_then(state)
 }
 
 pub(super) fn inbox(
@@ -234,8 +230,8 @@ pub(super) fn layouts(rows: &dyn Rows, entity_type: &str) -> ReadResult<Vec<(u32
 /// takes the rows.
 macro_rules! reads {
     ($run:ident) => {
-        fn load(&self, partition: u16, id: EntityId, inbox: usize) -> BoxFuture<'static, Loaded> {
-            self.$run(move |rows| rows::load(rows, partition, &id, inbox))
+        fn load(&self, id: EntityId) -> BoxFuture<'static, ReadResult<Option<StateRecord>>> {
+            self.$run(move |rows| rows::load(rows, &id))
         }
         fn inbox(
             &self,

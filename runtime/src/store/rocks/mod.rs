@@ -27,8 +27,8 @@ use tokio::sync::oneshot;
 use self::directory::Directory;
 pub use self::directory::{OpenError, RocksSettings};
 use super::{
-    Batch, CommitOutcome, DeadLetterRows, InboxRows, Loaded, Opened, ReadError, ReadResult,
-    ReminderRows, StateRows, Store,
+    Batch, CommitOutcome, DeadLetterRows, InboxRows, Opened, ReadError, ReadResult, ReminderRows,
+    StateRows, Store,
     keys::{self, Table},
     record::{
         self, DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey, LaneRecord,
