@@ -9,7 +9,7 @@ ifdef CI
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/stead/target
 endif
 
-.PHONY: setup build serve test check sabotage permits
+.PHONY: setup build serve test check bench sabotage permits
 
 setup:
 	@bash examples/setup.sh
@@ -28,6 +28,10 @@ check: setup
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --release --locked -p stead --features sabotage -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --no-deps -p stead-entities -p stead-macros -p stead
+
+# Each figure beside its ceiling, in one run; BENCH="--only hot" for some of them.
+bench: build
+	$${CARGO_TARGET_DIR:-target}/release/bench $(BENCH)
 
 # Breaks one protection after the other; each must turn a test red.
 sabotage: setup

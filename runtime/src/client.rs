@@ -1,13 +1,7 @@
 //! What carries the requests of callers outside to partitions: checks at the door, deadlines, and
 //! the truth about what may have been applied.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use stead_entities::{
     BoxFuture, Caller, Delay, EntityId, Error, ErrorKind, Request, Timestamp,
@@ -15,49 +9,17 @@ use stead_entities::{
 };
 
 use crate::{
-    clock,
     node::Node,
     partition::{
-        message::{Input, Keyed, Request as Message, Work},
-        ticket::{Answer, Answered, StateView, Ticket},
+        message::{Input, Keyed, Request as Message, Submitted, Work},
+        ticket::{Answer, StateView, Ticket, Waiting},
     },
-    sabotage,
     store::record::{DeadLetterId, IdempotencyKey},
-    types::Found,
+    types::{EntityType, Found},
 };
 
 /// The longest idempotency key, in bytes.
 const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
-
-/// How much a node holds at present; bounds what is admitted.
-#[derive(Debug, Default)]
-pub(crate) struct Load {
-    requests: AtomicUsize,
-    bytes: AtomicUsize,
-}
-
-/// Room for one request, given back when its last ticket is gone.
-#[derive(Debug)]
-pub(crate) struct Permit {
-    load: Arc<Load>,
-    bytes: usize,
-}
-
-impl Load {
-    fn admit(self: &Arc<Self>, bytes: usize, limits: &crate::Config) -> Option<Permit> {
-        let requests = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
-        let held = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let permit = Permit { load: self.clone(), bytes };
-        (requests <= limits.requests_max && held <= limits.request_bytes_max).then_some(permit)
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.load.requests.fetch_sub(1, Ordering::Relaxed);
-        self.load.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
 
 /// How an outside caller uses an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,18 +31,18 @@ enum Use {
 
 impl Caller for Node {
     fn call(&self, request: Request) -> BoxFuture<'static, Result<Reply, Error>> {
-        let node = self.clone();
-        Box::pin(async move { reply(node.request(request, Use::Call).await?) })
+        let submitted = self.submit(request, Use::Call);
+        Box::pin(async move { reply(submitted?.await?) })
     }
 
     fn signal(&self, request: Request) -> BoxFuture<'static, Result<(), Error>> {
-        let node = self.clone();
-        Box::pin(async move { node.request(request, Use::Signal).await.map(drop) })
+        let submitted = self.submit(request, Use::Signal);
+        Box::pin(async move { submitted?.await.map(drop) })
     }
 
     fn query(&self, request: Request) -> BoxFuture<'static, Result<Reply, Error>> {
-        let node = self.clone();
-        Box::pin(async move { reply(node.request(request, Use::Query).await?) })
+        let submitted = self.submit(request, Use::Query);
+        Box::pin(async move { reply(submitted?.await?) })
     }
 }
 
@@ -102,8 +64,8 @@ impl Node {
     /// [`ErrorKind::NotFound`] for an unknown type, [`ErrorKind::Corrupt`] where the stored state
     /// cannot be read, and what can befall any request.
     pub async fn state(&self, id: &EntityId) -> Result<Option<StateView>, Error> {
-        self.entity_type(id)?;
-        match self.send(self.message(id.clone(), Work::State, Vec::new())).await? {
+        self.known_type(id)?;
+        match self.send(message(id.clone(), Work::State, Vec::new()))?.await? {
             Answer::State(view) => Ok(view),
             _ => Err(Error::new(ErrorKind::Internal, "another answer than a state")),
         }
@@ -115,9 +77,9 @@ impl Node {
     /// # Errors
     /// As [`Node::state`].
     pub async fn delete(&self, id: &EntityId) -> Result<(), Error> {
-        self.entity_type(id)?;
+        self.known_type(id)?;
         self.check_room()?;
-        self.send(self.message(id.clone(), Work::Delete, Vec::new())).await.map(drop)
+        self.send(message(id.clone(), Work::Delete, Vec::new()))?.await.map(drop)
     }
 
     /// Sends the operation of a dead letter again, behind everything that its entity has accepted.
@@ -135,11 +97,11 @@ impl Node {
         let found = self.find(&id, &stored.operation)?;
         self.check_room()?;
         let work = Work::of(found);
-        let mut message = self.message(id, work, stored.input);
+        let mut message = message(id, work, stored.input);
         message.is_call = false;
-        message.token = stored.token;
+        message.token = Some(stored.token);
         message.exhume = Some(letter);
-        self.send(message).await.map(drop)
+        self.send(message)?.await.map(drop)
     }
 
     /// Drops a dead letter. Dropping one that is gone does nothing.
@@ -147,43 +109,43 @@ impl Node {
     /// # Errors
     /// What can befall any request.
     pub async fn drop_dead_letter(&self, letter: DeadLetterId) -> Result<(), Error> {
-        let handle = self.partition(letter.partition)?;
-        let (ticket, answered) = Ticket::new(None);
-        handle.push(Input::Exhume(letter, ticket.clone()));
-        self.wait(ticket, answered, self.config().call_deadline).await.map(drop)
+        let (ticket, answered) = Ticket::new(self.config().call_deadline, None);
+        self.partition(letter.partition)?.ask(&ticket, |ticket| Input::Exhume(letter, ticket));
+        answered.await.map(drop)
     }
 
-    async fn request(&self, request: Request, used: Use) -> Result<Answer, Error> {
-        let found = self.find(&request.id, &request.operation)?;
-        if !found.is_public {
-            return Err(self.no_operation(&request.id, &request.operation));
-        }
+    /// Checks a request and hands it to its partition; what is returned only waits.
+    fn submit(&self, request: Request, used: Use) -> Result<Waiting, Error> {
+        let known = self.known_type(&request.id)?;
+        let found = known.find(&request.operation);
+        let found = found.filter(|found| found.is_public);
+        let found = found.ok_or_else(|| no_operation(known, &request.operation))?;
         check_use(found, used)?;
-        self.check_input(&request.id, found, &request.input)?;
+        self.check_input(known, found, &request.input)?;
         if used != Use::Query {
             self.check_room()?;
         }
-        let now = self.clock().now();
-        let due = request.delay.map(|delay| delay.due(now));
+        let due = request.delay.map(|delay| delay.due(self.clock().now()));
         let key = match &request.idempotency_key {
-            Some(key) if used != Use::Query => Some(self.keyed(&request, key, used, now)?),
+            Some(key) if used != Use::Query => Some(self.keyed(&request, key, used)?),
             _ => None,
         };
-        let mut message = self.message(request.id, Work::of(found), request.input);
+        let mut message = message(request.id, Work::of(found), request.input);
         message.is_call = used != Use::Signal;
         message.key = key;
         message.due = due;
-        let deadline = request.deadline.map(|deadline| deadline.as_duration());
-        self.send_within(message, deadline.unwrap_or(self.config().call_deadline)).await
+        if let Some(deadline) = request.deadline {
+            return self.send_within(message, deadline.as_duration());
+        }
+        self.send(message)
     }
 
-    fn check_input(&self, id: &EntityId, found: Found, input: &[u8]) -> Result<(), Error> {
+    fn check_input(&self, known: &dyn EntityType, found: Found, input: &[u8]) -> Result<(), Error> {
         let limit = self.config().body_bytes_max;
         if input.len() > limit {
             let message = format!("the argument has {} bytes, the limit is {limit}", input.len());
             return Err(Error::new(ErrorKind::Invalid, message));
         }
-        let known = self.entity_type(id)?;
         known
             .check(found.index, input)
             .map_err(|error| Error::new(ErrorKind::Invalid, error.to_string()).with_source(error))
@@ -197,13 +159,7 @@ impl Node {
         Err(Error::new(ErrorKind::Full, message))
     }
 
-    fn keyed(
-        &self,
-        request: &Request,
-        key: &str,
-        used: Use,
-        now: Timestamp,
-    ) -> Result<Keyed, Error> {
+    fn keyed(&self, request: &Request, key: &str, used: Use) -> Result<Keyed, Error> {
         if key.is_empty()
             || key.len() > IDEMPOTENCY_KEY_BYTES_MAX
             || key.chars().any(char::is_control)
@@ -212,7 +168,7 @@ impl Node {
             return Err(Error::new(ErrorKind::Invalid, rule));
         }
         if let Some(born) = birth(key)
-            && born + self.config().retention <= now
+            && born + self.config().retention <= self.clock().now()
         {
             let message = "the idempotency key is older than keys are remembered";
             return Err(Error::new(ErrorKind::Invalid, message));
@@ -238,78 +194,47 @@ impl Node {
         Ok(Keyed { key: Arc::new(key), fingerprint })
     }
 
-    fn message(&self, id: EntityId, work: Work, input: Vec<u8>) -> Message {
-        let (ticket, _) = Ticket::new(None);
-        Message {
-            id,
-            work,
-            input,
-            token: self.mint_token(),
-            is_call: true,
-            ticket,
-            key: None,
-            due: None,
-            deadline: self.clock().now() + self.config().call_deadline,
-            exhume: None,
-        }
+    fn send(&self, message: Message) -> Result<Waiting, Error> {
+        self.send_within(message, self.config().call_deadline)
     }
 
-    async fn send(&self, message: Message) -> Result<Answer, Error> {
-        self.send_within(message, self.config().call_deadline).await
-    }
-
-    /// Hands a request to its partition and waits. Dropping the future cancels nothing.
-    async fn send_within(&self, mut message: Message, deadline: Duration) -> Result<Answer, Error> {
+    /// Hands a request to its partition, if there is room for it.
+    fn send_within(&self, mut message: Message, patience: Duration) -> Result<Waiting, Error> {
         let Some(permit) = self.load().admit(message.input.len(), self.config()) else {
             return Err(Error::new(ErrorKind::Overloaded, "the node holds all it can: back off"));
         };
-        let (ticket, answered) = Ticket::new(Some(permit));
-        message.ticket = ticket.clone();
-        message.deadline = self.clock().now() + deadline;
         let number = self.store().opened().settings.partition_of(&message.id);
-        self.partition(number)?.push(Input::Request(Box::new(message)));
-        self.wait(ticket, answered, deadline).await
-    }
-
-    pub(crate) async fn wait(
-        &self,
-        ticket: Ticket,
-        answered: Answered,
-        deadline: Duration,
-    ) -> Result<Answer, Error> {
-        let _cancel = sabotage::is("X20").then(|| Cancel(ticket.clone()));
-        match clock::within(deadline, answered).await {
-            Some(Ok(response)) => response,
-            Some(Err(_)) | None if ticket.withdraw() => {
-                let message = "the operation waited until its deadline and was withdrawn";
-                Err(Error::new(ErrorKind::Unavailable, message))
-            }
-            Some(Err(_)) | None => {
-                let message = "the operation began, but its outcome did not arrive in time";
-                Err(Error::new(ErrorKind::Unknown, message))
-            }
-        }
+        let partition = self.partition(number)?;
+        message.patience = patience;
+        let (ticket, answered) = Ticket::new(patience, Some(permit));
+        partition.ask(&ticket, |ticket| Input::Request(Box::new(Submitted { message, ticket })));
+        Ok(answered)
     }
 
     pub(crate) fn find(&self, id: &EntityId, operation: &str) -> Result<Found, Error> {
-        let found = self.entity_type(id)?.find(operation);
-        found.ok_or_else(|| self.no_operation(id, operation))
-    }
-
-    fn no_operation(&self, id: &EntityId, operation: &str) -> Error {
-        let names = self.entity_type(id).map(|known| known.names().join(", ")).unwrap_or_default();
-        let entity_type = id.entity_type();
-        let message = format!("{entity_type} has no {operation}; it has: {names}");
-        Error::new(ErrorKind::NotFound, message)
+        let known = self.known_type(id)?;
+        known.find(operation).ok_or_else(|| no_operation(known, operation))
     }
 }
 
-struct Cancel(Ticket);
-
-impl Drop for Cancel {
-    fn drop(&mut self) {
-        self.0.withdraw();
+fn message(id: EntityId, work: Work, input: Vec<u8>) -> Message {
+    Message {
+        id,
+        work,
+        input,
+        token: None,
+        is_call: true,
+        key: None,
+        due: None,
+        patience: Duration::ZERO,
+        exhume: None,
     }
+}
+
+fn no_operation(known: &dyn EntityType, operation: &str) -> Error {
+    let (entity_type, names) = (known.name(), known.names().join(", "));
+    let message = format!("{entity_type} has no {operation}; it has: {names}");
+    Error::new(ErrorKind::NotFound, message)
 }
 
 fn check_use(found: Found, used: Use) -> Result<(), Error> {

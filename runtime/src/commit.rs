@@ -207,7 +207,7 @@ impl Committer {
         for burst in bursts {
             // Receivers hear of a row before its sender can send the next one.
             for (partition, delivery) in burst.deliveries {
-                self.partitions[usize::from(partition)].push(Input::Deliver(delivery));
+                self.partitions[usize::from(partition)].push(Input::Deliver(Box::new(delivery)));
             }
             for (ticket, response) in burst.replies {
                 ticket.answer(response);

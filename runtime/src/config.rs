@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::admission::{REQUEST_BYTES_MAX, REQUESTS_MAX};
+
 /// The settings of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -76,7 +78,11 @@ impl Config {
         check(!self.call_deadline.is_zero(), "the call deadline must not be zero");
         check(self.spin_limit > self.turn_deadline, "the spin limit is above the turn deadline");
         check(self.mailbox_max > 0, "a mailbox holds at least one operation");
-        check(self.requests_max > 0, "a node holds at least one request");
+        check(
+            (1..=REQUESTS_MAX).contains(&self.requests_max),
+            "a node holds at least one request and at most 8,388,608",
+        );
+        check(self.request_bytes_max <= REQUEST_BYTES_MAX, "a node holds at most 512 GiB");
         check(self.retention >= Duration::from_secs(1), "the retention is at least one second");
         check(!self.idle.is_zero(), "the idle time must not be zero");
         problems

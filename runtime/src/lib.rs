@@ -2,6 +2,7 @@
 
 extern crate self as stead;
 
+mod admission;
 mod client;
 pub mod clock;
 mod commit;

@@ -9,6 +9,10 @@ use stead::{
     store::rocks::{OpenError, RocksSettings},
 };
 
+/// Requests are made on one thread and freed on another, which the system's allocator serialises.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A node that hosts stateful entities.
 #[derive(Debug, Parser)]
 #[command(version, about)]

@@ -9,7 +9,7 @@ const FUNCTION_LINES_MAX: usize = 70;
 fn sources() -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
     let mut files = Vec::new();
-    for folder in ["entities", "runtime", "examples", "tests"] {
+    for folder in ["benches", "entities", "runtime", "examples", "tests"] {
         collect(&root.join(folder), &mut files);
     }
     let read = |path: PathBuf| {

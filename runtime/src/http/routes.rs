@@ -173,7 +173,7 @@ pub(super) async fn list(State(node): State<Node>, OriginalUri(uri): OriginalUri
     let segments = path::segments(&uri)?;
     let entity_type = segments.into_iter().nth(1).unwrap_or_default();
     let probe = stead_entities::EntityId::new(&entity_type, "any")?;
-    node.entity_type(&probe)?;
+    node.known_type(&probe)?;
     let limit = limit(&parameters)?;
     let prefix = parameters.get("prefix").cloned().unwrap_or_default();
     let after = parameters.get("after").cloned();

@@ -130,7 +130,6 @@ impl NodeBuilder {
             partitions,
             committer,
             load: Arc::default(),
-            entropy: Mutex::new(Entropy::system()),
             fatal,
             spinning: Mutex::new(None),
             probed_at: Mutex::new(None),
@@ -166,6 +165,7 @@ impl Node {
                 types: inner.types.clone(),
                 config: inner.config.clone(),
                 wake_at: None,
+                taken: Default::default(),
             };
             partition::start(shell).await?;
         }

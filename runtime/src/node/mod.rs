@@ -15,15 +15,14 @@ use stead_entities::{
 use tokio::sync::watch;
 
 use crate::{
-    client::Load,
+    admission::Load,
     clock::{self, Clock},
     commit::{self, Fatal, Work},
     config::Config,
-    entropy::Entropy,
     partition::{
         Handle, Watch,
         message::Input,
-        ticket::{Answered, Ticket},
+        ticket::{Ticket, Waiting},
     },
     store::{CommitOutcome, ReminderRows, Store, record::DeadLetterId},
     types::{EntityType, EntityTypes},
@@ -51,7 +50,6 @@ struct Inner {
     watches: Vec<Arc<Watch>>,
     committer: commit::Sender,
     load: Arc<Load>,
-    entropy: Mutex<Entropy>,
     fatal: watch::Receiver<Option<Fatal>>,
     spinning: Mutex<Option<String>>,
     probed_at: Mutex<Option<Timestamp>>,
@@ -93,7 +91,7 @@ impl Node {
     /// [`ErrorKind::NotFound`] for an unknown type, [`ErrorKind::Unavailable`] where the store
     /// cannot be read.
     pub async fn reminders(&self, id: &EntityId) -> Result<ReminderRows, Error> {
-        self.entity_type(id)?;
+        self.known_type(id)?;
         let partition = self.0.store.opened().settings.partition_of(id);
         Ok(self.0.store.reminders(partition, id.clone()).await?)
     }
@@ -129,22 +127,20 @@ impl Node {
     }
 
     /// Asks every partition the same.
-    fn ask_all(&self, question: fn(Ticket) -> Input) -> Vec<(Ticket, Answered)> {
+    fn ask_all(&self, question: fn(Ticket) -> Input, patience: Duration) -> Vec<Waiting> {
         let ask = |handle: &Handle| {
-            let (ticket, answered) = Ticket::new(None);
-            handle.push(question(ticket.clone()));
-            (ticket, answered)
+            let (ticket, answered) = Ticket::new(patience, None);
+            handle.ask(&ticket, question);
+            answered
         };
         self.0.partitions.iter().map(ask).collect()
     }
 
     async fn probe(&self) -> Result<(), String> {
-        let waiting = self.ask_all(Input::Probe);
+        let waiting = self.ask_all(Input::Probe, PROBE_DEADLINE);
         let mut stuck = Vec::new();
-        let deadline = clock::monotonic() + PROBE_DEADLINE;
-        for (number, (ticket, answered)) in waiting.into_iter().enumerate() {
-            let left = deadline.saturating_duration_since(clock::monotonic());
-            if let Err(error) = self.wait(ticket, answered, left).await {
+        for (number, answered) in waiting.into_iter().enumerate() {
+            if let Err(error) = answered.await {
                 stuck.push(format!("{number} ({error})"));
             }
         }
@@ -177,12 +173,10 @@ impl Node {
     /// store could not be closed cleanly.
     pub async fn drain(&self) -> Result<(), Error> {
         self.0.is_closing.store(true, Ordering::SeqCst);
-        let deadline = clock::monotonic() + self.0.config.drain_deadline;
-        let waiting = self.ask_all(Input::Drain);
+        let waiting = self.ask_all(Input::Drain, self.0.config.drain_deadline);
         let mut is_clean = true;
-        for (ticket, answered) in waiting {
-            let left = deadline.saturating_duration_since(clock::monotonic());
-            is_clean &= self.wait(ticket, answered, left).await.is_ok();
+        for answered in waiting {
+            is_clean &= answered.await.is_ok();
         }
         self.close(is_clean).await
     }
@@ -197,6 +191,7 @@ impl Node {
         }
         for handle in self.0.partitions.iter() {
             handle.stop();
+            handle.expire(None);
         }
         self.0.store.close().await;
         if outcome == Some(CommitOutcome::Committed) {
@@ -206,8 +201,8 @@ impl Node {
         Err(Error::new(ErrorKind::Unavailable, message))
     }
 
-    pub(crate) fn entity_type(&self, id: &EntityId) -> Result<Arc<dyn EntityType>, Error> {
-        self.0.types.get(id.entity_type()).cloned().ok_or_else(|| {
+    pub(crate) fn known_type(&self, id: &EntityId) -> Result<&dyn EntityType, Error> {
+        self.0.types.get(id.entity_type()).map(|known| &**known).ok_or_else(|| {
             let mut names: Vec<_> = self.0.types.keys().copied().collect();
             names.sort_unstable();
             let (wanted, names) = (id.entity_type(), names.join(", "));
@@ -236,8 +231,14 @@ impl Node {
     pub(crate) fn load(&self) -> &Arc<Load> {
         &self.0.load
     }
-    pub(crate) fn mint_token(&self) -> u128 {
-        self.0.entropy.lock().unwrap_or_else(PoisonError::into_inner).next_wide()
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Nobody watches deadlines any more.
+        for handle in self.partitions.iter() {
+            handle.expire(None);
+        }
     }
 }
 

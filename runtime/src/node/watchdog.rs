@@ -60,7 +60,9 @@ impl Inner {
     fn look(&self) -> Option<Late> {
         let retention = i64::try_from(self.config.retention.as_micros()).unwrap_or(i64::MAX);
         let forgotten = self.clock.now().as_micros().saturating_sub(retention);
-        self.store.forget_before(Timestamp::from_micros(forgotten));
+        self.store.tend(Timestamp::from_micros(forgotten));
+        let now = clock::monotonic();
+        self.partitions.iter().for_each(|partition| partition.expire(Some(now)));
         let late: Vec<Late> = self
             .watches
             .iter()
@@ -109,7 +111,7 @@ impl Inner {
             }
         };
         let Some(write) = write else { return };
-        let (ticket, done) = Ticket::new(None);
+        let (ticket, done) = Ticket::new(RETIRE_DEADLINE, None);
         let burst = Burst {
             partition,
             generation: NO_GENERATION,

@@ -8,8 +8,8 @@
 use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::{Duration, Instant},
 };
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -18,6 +18,7 @@ use stead_entities::{Error, ErrorKind, Timestamp};
 use super::{
     INBOX_PAGE, Partition,
     message::{Input, Output, Returned, Start},
+    ticket::{Ticket, Tickets},
     turn::panicked,
 };
 use crate::{
@@ -45,6 +46,7 @@ struct Queue {
 struct Inputs {
     waiting: VecDeque<Input>,
     is_awake: bool,
+    tickets: Tickets,
 }
 
 impl std::fmt::Debug for Inputs {
@@ -64,7 +66,28 @@ impl Handle {
 
     /// Gives the partition an input. Inputs are taken in the order in which they are pushed.
     pub(crate) fn push(&self, input: Input) {
-        let mut inputs = self.0.inputs.lock().unwrap_or_else(PoisonError::into_inner);
+        self.push_to(self.lock(), input);
+    }
+
+    /// Gives the partition a question, and watches the deadline of who asks.
+    pub(crate) fn ask(&self, ticket: &Ticket, question: impl FnOnce(Ticket) -> Input) {
+        let question = question(ticket.clone());
+        let mut inputs = self.lock();
+        inputs.tickets.add(ticket);
+        self.push_to(inputs, question);
+    }
+
+    /// Tells those who wait past their deadlines; everybody, where `now` is `None`.
+    pub(crate) fn expire(&self, now: Option<Instant>) {
+        let overdue = self.lock().tickets.overdue(now);
+        overdue.expire();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inputs> {
+        self.0.inputs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push_to(&self, mut inputs: MutexGuard<'_, Inputs>, input: Input) {
         inputs.waiting.push_back(input);
         let is_first = !std::mem::replace(&mut inputs.is_awake, true);
         drop(inputs);
@@ -80,14 +103,14 @@ impl Handle {
         }
     }
 
-    fn take(&self) -> VecDeque<Input> {
-        let mut inputs = self.0.inputs.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut inputs.waiting)
+    /// Swaps what waits for the empty queue `inputs`.
+    fn take(&self, inputs: &mut VecDeque<Input>) {
+        std::mem::swap(&mut self.lock().waiting, inputs);
     }
 
     /// Goes to sleep if nothing waits; says whether it does.
     fn rest(&self, has_more: bool) -> bool {
-        let mut inputs = self.0.inputs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inputs = self.lock();
         inputs.is_awake = has_more || !inputs.waiting.is_empty();
         !inputs.is_awake
     }
@@ -109,6 +132,8 @@ pub(crate) struct Shell {
     pub(crate) types: Arc<EntityTypes>,
     pub(crate) config: Arc<Config>,
     pub(crate) wake_at: Option<Timestamp>,
+    /// The empty queue that is swapped for the next inputs.
+    pub(crate) taken: VecDeque<Input>,
 }
 
 struct PartitionActor;
@@ -161,7 +186,8 @@ impl Actor for PartitionActor {
 impl Shell {
     /// One step, and what it asks for; says whether there is more to run at once.
     async fn turn_over(&mut self) -> bool {
-        let mut inputs = self.handle.take();
+        let mut inputs = std::mem::take(&mut self.taken);
+        self.handle.take(&mut inputs);
         let mut has_more = false;
         loop {
             let now = self.clock.now();
@@ -187,6 +213,7 @@ impl Shell {
                 tokio::task::yield_now().await;
             }
             if inputs.is_empty() {
+                self.taken = inputs;
                 return has_more;
             }
         }
@@ -203,10 +230,12 @@ impl Shell {
             Output::Barrier(generation) => self.barrier(number, generation),
             Output::Recover => self.recover(generation, number),
             Output::Load(id) => match self.store.load_cached(&id) {
-                Some(loaded) => return Some(Input::Loaded(generation, id, loaded)),
+                Some(loaded) => return Some(Input::Loaded(generation, id, Box::new(loaded))),
                 None => {
                     let loading = self.store.load(id.clone());
-                    self.later(async move { Input::Loaded(generation, id, loading.await) });
+                    self.later(
+                        async move { Input::Loaded(generation, id, Box::new(loading.await)) },
+                    );
                 }
             },
             Output::Inbox(id, after) => {
@@ -214,10 +243,14 @@ impl Shell {
                 self.later(async move { Input::Inbox(generation, id, reading.await) });
             }
             Output::LookUp(key) => match self.store.remembered_cached(&key) {
-                Some(found) => return Some(Input::LookedUp(generation, key, found)),
+                Some(found) => {
+                    return Some(Input::LookedUp(generation, key, Box::new(found)));
+                }
                 None => {
                     let reading = self.store.remembered((*key).clone());
-                    self.later(async move { Input::LookedUp(generation, key, reading.await) });
+                    self.later(
+                        async move { Input::LookedUp(generation, key, Box::new(reading.await)) },
+                    );
                 }
             },
             Output::Due(until, limit) => {
@@ -277,7 +310,7 @@ impl Shell {
                 Ok(Err(why)) => Err(Error::new(ErrorKind::Invalid, why)),
                 Err(error) => Err(error),
             };
-            handle.push(Input::Returned(generation, Returned { id, run, result }));
+            handle.push(Input::Returned(generation, Box::new(Returned { id, run, result })));
         });
     }
 

@@ -4,17 +4,17 @@ use stead_entities::{EntityId, Error, ErrorKind};
 
 use super::{
     Activation, Item, Output, Partition, Stage,
-    message::{Delivery, Request, Work},
+    message::{Delivery, Submitted, Work},
     ticket::Answer,
 };
 use crate::sabotage;
 
 impl Partition {
     /// Takes an operation of a caller outside, or refuses it before anything is accepted.
-    pub(super) fn arrive(&mut self, request: Request) {
+    pub(super) fn arrive(&mut self, Submitted { message: request, ticket }: Submitted) {
         if self.draining.is_some() {
             let error = Error::new(ErrorKind::Closed, "the node is stopping");
-            return self.outputs.push(Output::Reply(request.ticket, Err(error)));
+            return self.outputs.push(Output::Reply(ticket, Err(error)));
         }
         let id = request.id.clone();
         let limit = self.around.config.mailbox_max;
@@ -24,25 +24,26 @@ impl Partition {
             } else {
                 let message = format!("{limit} operations wait for {id}: back off");
                 let error = Error::new(ErrorKind::Overloaded, message);
-                return self.outputs.push(Output::Reply(request.ticket, Err(error)));
+                return self.outputs.push(Output::Reply(ticket, Err(error)));
             }
         }
         if let Some(keyed) = &request.key
             && let Some(pending) = self.keys.get_mut(&keyed.key)
         {
             if pending.fingerprint != keyed.fingerprint {
-                return self.outputs.push(Output::Reply(request.ticket, Err(conflict())));
+                return self.outputs.push(Output::Reply(ticket, Err(conflict())));
             }
-            return pending.waiters.push(request.ticket);
+            return pending.waiters.push(ticket);
         }
+        let token = request.token.unwrap_or_else(|| self.around.entropy.next_wide());
         let item = Item {
             is_call: request.is_call,
-            ticket: Some(request.ticket),
+            ticket: Some(ticket),
             key: request.key,
             due: request.due,
-            deadline: Some(request.deadline),
+            deadline: Some(self.now + request.patience),
             exhume: request.exhume,
-            ..Item::new(request.work, request.input, request.token, self.now)
+            ..Item::new(request.work, request.input, token, self.now)
         };
         self.look_up(&item);
         self.enqueue(&id, item);

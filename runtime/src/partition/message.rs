@@ -1,6 +1,6 @@
 //! Everything that can wake a partition, and everything that it can ask for: two closed lists.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use stead_entities::{
     Context, EntityId, Error, Timestamp,
@@ -25,14 +25,22 @@ pub(crate) struct Request {
     pub(crate) id: EntityId,
     pub(crate) work: Work,
     pub(crate) input: Vec<u8>,
-    pub(crate) token: u128,
+    /// Minted on arrival where there is none.
+    pub(crate) token: Option<u128>,
     pub(crate) is_call: bool,
-    pub(crate) ticket: Ticket,
     pub(crate) key: Option<Keyed>,
     pub(crate) due: Option<Timestamp>,
-    pub(crate) deadline: Timestamp,
+    /// How long its caller waits.
+    pub(crate) patience: Duration,
     /// The dead letter that this request replays.
     pub(crate) exhume: Option<DeadLetterId>,
+}
+
+/// A request, and who waits for its answer.
+#[derive(Debug)]
+pub(crate) struct Submitted {
+    pub(crate) message: Request,
+    pub(crate) ticket: Ticket,
 }
 
 /// An idempotency key, and what it stands for.
@@ -85,8 +93,8 @@ pub(crate) struct Returned {
 
 /// What wakes a partition.
 pub(crate) enum Input {
-    Request(Box<Request>),
-    Deliver(Delivery),
+    Request(Box<Submitted>),
+    Deliver(Box<Delivery>),
     /// The burst of this generation and number, and all before it, are durable.
     Committed(u64, u64),
     /// The bursts of this generation will not be committed.
@@ -95,12 +103,12 @@ pub(crate) enum Input {
     Barrier(u64),
     /// What a new generation begins with.
     Recovered(u64, ReadResult<Vec<EntityId>>),
-    Loaded(u64, EntityId, ReadResult<Option<StateRecord>>),
+    Loaded(u64, EntityId, Box<ReadResult<Option<StateRecord>>>),
     Inbox(u64, EntityId, ReadResult<Vec<(InboxKey, InboxRecord)>>),
-    LookedUp(u64, Arc<IdempotencyKey>, ReadResult<Option<IdempotencyRecord>>),
+    LookedUp(u64, Arc<IdempotencyKey>, Box<ReadResult<Option<IdempotencyRecord>>>),
     Due(u64, Timestamp, ReadResult<ReminderRows>),
     Reminders(u64, EntityId, ReadResult<ReminderRows>),
-    Returned(u64, Returned),
+    Returned(u64, Box<Returned>),
     /// Commit nothing, and answer when it is durable.
     Probe(Ticket),
     /// Drop a dead letter.

@@ -249,7 +249,7 @@ impl Partition {
             Input::Drain(ticket) => self.draining = Some(ticket),
             input if self.phase != Phase::Serving => self.early.push_back(input),
             Input::Request(request) => self.arrive(*request),
-            Input::Deliver(delivery) => self.deliver(delivery),
+            Input::Deliver(delivery) => self.deliver(*delivery),
             Input::Probe(ticket) => {
                 self.open.is_probe = true;
                 self.open.replies.push((ticket, Ok(ticket::Answer::Done)));
@@ -260,13 +260,13 @@ impl Partition {
                 self.open.replies.push((ticket, Ok(ticket::Answer::Done)));
             }
             Input::Loaded(generation, id, loaded) if generation == self.generation => {
-                self.loaded(&id, loaded);
+                self.loaded(&id, *loaded);
             }
             Input::Inbox(generation, id, rows) if generation == self.generation => {
                 self.page_read(&id, rows);
             }
             Input::LookedUp(generation, key, found) if generation == self.generation => {
-                self.looked_up(&key, found);
+                self.looked_up(&key, *found);
             }
             Input::Due(generation, until, rows) if generation == self.generation => {
                 self.due_read(until, rows);
@@ -275,7 +275,7 @@ impl Partition {
                 self.listed(&id, rows);
             }
             Input::Returned(generation, returned) if generation == self.generation => {
-                self.returned(returned);
+                self.returned(*returned);
             }
             // What an earlier generation asked for is of no use to this one.
             Input::Failed(..)

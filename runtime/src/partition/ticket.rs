@@ -1,23 +1,26 @@
 //! Somebody waits: the caller's end of an operation.
 //!
 //! A ticket is waiting, taken or withdrawn, and moves once. What was taken may be applied, so its
-//! caller can only be told that the outcome is unknown; what was withdrawn is never applied.
+//! caller can only be told that the outcome is unknown; what was withdrawn is never applied. Deadlines
+//! are kept by [`Tickets`], a list that the watchdog looks through: a timer for each request would
+//! cost more than the turn.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicU8, Ordering},
+use std::{
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU8, Ordering},
+    },
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
 };
 
-use stead_entities::{Error, Rejection, Timestamp};
-use tokio::sync::oneshot;
+use stead_entities::{Error, ErrorKind, Rejection, Timestamp};
 
-use crate::client::Permit;
+use crate::{admission::Permit, clock::monotonic, sabotage};
 
 /// What a caller is told.
 pub(crate) type Response = Result<Answer, Error>;
-
-/// Where a caller waits.
-pub(crate) type Answered = oneshot::Receiver<Response>;
 
 /// A good answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,20 +55,36 @@ const WITHDRAWN: u8 = 2;
 #[derive(Debug, Clone)]
 pub(crate) struct Ticket(Arc<Inner>);
 
+/// The answer, as the caller awaits it. Dropping it cancels nothing.
+#[derive(Debug)]
+pub(crate) struct Waiting(Ticket);
+
 #[derive(Debug)]
 struct Inner {
     stage: AtomicU8,
-    reply: Mutex<Option<oneshot::Sender<Response>>>,
+    reply: Mutex<Reply>,
+    deadline: Instant,
     /// Given back when the last clone is gone.
     _permit: Option<Permit>,
 }
 
+#[derive(Debug)]
+enum Reply {
+    Open(Option<Waker>),
+    Here(Response),
+    Gone,
+}
+
 impl Ticket {
-    pub(crate) fn new(permit: Option<Permit>) -> (Self, Answered) {
-        let (tx, rx) = oneshot::channel();
-        let inner =
-            Inner { stage: AtomicU8::new(WAITING), reply: Mutex::new(Some(tx)), _permit: permit };
-        (Self(Arc::new(inner)), rx)
+    /// A ticket whose caller waits for at most `patience`.
+    pub(crate) fn new(patience: Duration, permit: Option<Permit>) -> (Self, Waiting) {
+        let now = monotonic();
+        // A patience beyond what the clock can count is as good as a year.
+        let year = Duration::from_secs(365 * 86_400);
+        let deadline = now.checked_add(patience).unwrap_or(now + year);
+        let (stage, reply) = (AtomicU8::new(WAITING), Mutex::new(Reply::Open(None)));
+        let ticket = Self(Arc::new(Inner { stage, reply, deadline, _permit: permit }));
+        (ticket.clone(), Waiting(ticket))
     }
 
     /// Begins the work, unless the caller has withdrawn it.
@@ -74,7 +93,7 @@ impl Ticket {
     }
 
     /// Gives up, unless the work has begun.
-    pub(crate) fn withdraw(&self) -> bool {
+    fn withdraw(&self) -> bool {
         self.advance(WITHDRAWN)
     }
 
@@ -84,9 +103,158 @@ impl Ticket {
 
     /// Tells the caller; the first answer counts.
     pub(crate) fn answer(&self, response: Response) {
-        let reply = self.0.reply.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(reply) = reply {
-            let _nobody_waits = reply.send(response);
+        let mut reply = self.reply();
+        if let Reply::Open(waker) = &mut *reply {
+            let waker = waker.take();
+            *reply = Reply::Here(response);
+            drop(reply);
+            if let Some(waker) = waker {
+                waker.wake();
+            }
         }
+    }
+
+    /// Tells the caller that nobody will answer in time.
+    fn expire(&self) {
+        let error = if self.withdraw() {
+            let message = "the operation waited until its deadline and was withdrawn";
+            Error::new(ErrorKind::Unavailable, message)
+        } else {
+            let message = "the operation began, but its outcome did not arrive in time";
+            Error::new(ErrorKind::Unknown, message)
+        };
+        self.answer(Err(error));
+    }
+
+    fn is_answered(&self) -> bool {
+        !matches!(*self.reply(), Reply::Open(_))
+    }
+
+    fn reply(&self) -> MutexGuard<'_, Reply> {
+        self.0.reply.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Future for Waiting {
+    type Output = Response;
+
+    fn poll(self: Pin<&mut Self>, ctx: &mut Context<'_>) -> Poll<Response> {
+        let mut reply = self.0.reply();
+        match &mut *reply {
+            Reply::Open(waker) => {
+                match waker {
+                    Some(known) if known.will_wake(ctx.waker()) => {}
+                    _ => *waker = Some(ctx.waker().clone()),
+                }
+                Poll::Pending
+            }
+            Reply::Here(_) | Reply::Gone => match std::mem::replace(&mut *reply, Reply::Gone) {
+                Reply::Here(response) => Poll::Ready(response),
+                Reply::Open(_) | Reply::Gone => Poll::Pending,
+            },
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if sabotage::is("X20") {
+            self.0.withdraw();
+        }
+    }
+}
+
+/// The tickets of one partition that may still be waiting.
+#[derive(Debug, Default)]
+pub(crate) struct Tickets {
+    list: Vec<Weak<Inner>>,
+    /// No ticket of the list has an earlier deadline.
+    earliest: Option<Instant>,
+    /// The length at which the list is cleared of what was answered.
+    tidy_at: usize,
+}
+
+impl Tickets {
+    /// Watches a ticket's deadline.
+    pub(crate) fn add(&mut self, ticket: &Ticket) {
+        if self.list.len() >= self.tidy_at {
+            self.list.retain(|known| known.strong_count() > 0);
+            self.tidy_at = (2 * self.list.len()).max(64);
+        }
+        let deadline = ticket.0.deadline;
+        self.earliest = Some(self.earliest.map_or(deadline, |known| known.min(deadline)));
+        self.list.push(Arc::downgrade(&ticket.0));
+    }
+
+    /// Takes out what waits past its deadline; everything, where `now` is `None`.
+    pub(crate) fn overdue(&mut self, now: Option<Instant>) -> Overdue {
+        let mut overdue = Vec::new();
+        if self.earliest.is_none_or(|earliest| now.is_some_and(|now| earliest > now)) {
+            return Overdue(overdue);
+        }
+        self.earliest = None;
+        self.list.retain(|known| {
+            let Some(ticket) = known.upgrade().map(Ticket).filter(|ticket| !ticket.is_answered())
+            else {
+                return false;
+            };
+            let deadline = ticket.0.deadline;
+            if now.is_none_or(|now| deadline <= now) {
+                overdue.push(ticket);
+                return false;
+            }
+            self.earliest = Some(self.earliest.map_or(deadline, |known| known.min(deadline)));
+            true
+        });
+        Overdue(overdue)
+    }
+}
+
+/// Tickets past their deadline, to be told outside of any lock.
+#[derive(Debug)]
+#[must_use = "their callers wait"]
+pub(crate) struct Overdue(Vec<Ticket>);
+
+impl Overdue {
+    pub(crate) fn expire(self) {
+        self.0.iter().for_each(Ticket::expire);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn overdue(tickets: &mut Tickets, after: Duration) -> usize {
+        let overdue = tickets.overdue(monotonic().checked_add(after));
+        let count = overdue.0.len();
+        overdue.expire();
+        count
+    }
+
+    #[test]
+    fn a_deadline_withdraws_what_has_not_begun_and_only_that() {
+        let mut tickets = Tickets::default();
+        let hour = Duration::from_secs(3_600);
+        let (early, _waits) = Ticket::new(Duration::ZERO, None);
+        let (begun, _waits) = Ticket::new(Duration::ZERO, None);
+        let (late, _waits) = Ticket::new(2 * hour, None);
+        assert!(begun.take());
+        [&early, &begun, &late].into_iter().for_each(|ticket| tickets.add(ticket));
+        assert_eq!(overdue(&mut tickets, hour), 2);
+        assert!(!early.take(), "withdrawn, so it never runs");
+        assert!(begun.take());
+        assert!(!late.is_answered());
+        assert_eq!(overdue(&mut tickets, hour), 0);
+        assert_eq!(overdue(&mut tickets, 3 * hour), 1);
+    }
+
+    #[test]
+    fn the_list_forgets_what_is_gone() {
+        let mut tickets = Tickets::default();
+        for _ in 0..10_000 {
+            tickets.add(&Ticket::new(Duration::from_secs(1), None).0);
+        }
+        assert!(tickets.list.len() <= 64);
     }
 }

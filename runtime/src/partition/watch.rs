@@ -18,7 +18,8 @@ pub(crate) struct Watch(Mutex<Option<Running>>);
 struct Running {
     id: EntityId,
     operation: &'static str,
-    since: Instant,
+    /// When the watchdog first saw it: a clock read for each turn would cost more than a late look.
+    seen: Option<Instant>,
     ticket: Option<Ticket>,
     row: Row,
     is_late: bool,
@@ -33,7 +34,7 @@ impl Watch {
         row: &Row,
     ) {
         let (id, ticket, row) = (id.clone(), ticket.cloned(), row.clone());
-        let running = Running { id, operation, since: monotonic(), ticket, row, is_late: false };
+        let running = Running { id, operation, seen: None, ticket, row, is_late: false };
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(running);
     }
 
@@ -47,7 +48,7 @@ impl Watch {
     pub(crate) fn check(&self, deadline: Duration) -> Option<Late> {
         let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let running = running.as_mut()?;
-        let elapsed = running.since.elapsed();
+        let elapsed = running.seen.get_or_insert_with(monotonic).elapsed();
         if elapsed < deadline {
             return None;
         }

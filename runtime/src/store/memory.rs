@@ -48,6 +48,8 @@ pub struct MemoryDisk(Arc<Mutex<Disk>>, Arc<Notify>);
 struct Disk {
     live: Image,
     durable: Image,
+    /// The keys in which the two images may differ.
+    unflushed: Vec<(Table, Vec<u8>)>,
     incarnation: u64,
     fault: Option<Fault>,
     commits: u64,
@@ -94,6 +96,7 @@ impl MemoryDisk {
     pub fn crash(&self) {
         let mut disk = self.lock();
         disk.live = disk.durable.clone();
+        disk.unflushed.clear();
         disk.fault = None;
         disk.stalled = false;
     }
@@ -141,7 +144,7 @@ impl MemoryDisk {
     fn flush(&self) -> bool {
         let mut disk = self.lock();
         if !disk.stalled {
-            disk.durable = disk.live.clone();
+            disk.flush();
         }
         !disk.stalled
     }
@@ -176,23 +179,22 @@ impl MemoryStore {
             Some(Fault::LoseAndPoison) => return Some(self.poison()),
             Some(Fault::KeepAndPoison) | None => {}
         }
-        let changes = rows::changes(batch);
-        let missing = |change: &&rows::Change| {
-            change.must_exist && !disk.live.contains_key(&(change.table, change.key.clone()))
-        };
-        if let Some(change) = changes.iter().find(missing) {
-            let reason = format!("a consumed row is not there: {:?}", change.key);
+        let mut changes = Vec::new();
+        let gathered = rows::each_change(batch, |change| {
+            let key = (change.table, change.key.to_vec());
+            if change.must_exist && !disk.live.contains_key(&key) {
+                return Err(format!("a consumed row is not there: {:?}", change.key));
+            }
+            changes.push((key, change.value.map(<[u8]>::to_vec)));
+            Ok(())
+        });
+        if let Err(reason) = gathered {
             return Some(CommitOutcome::Unavailable(reason));
         }
-        for change in changes {
-            match change.value {
-                Some(value) => drop(disk.live.insert((change.table, change.key), value)),
-                None => drop(disk.live.remove(&(change.table, change.key))),
-            }
-        }
+        disk.apply(changes);
         disk.commits += 1;
         if fault.is_some() {
-            disk.durable = disk.live.clone();
+            disk.flush();
             return Some(self.poison());
         }
         None
@@ -201,6 +203,27 @@ impl MemoryStore {
     fn poison(&self) -> CommitOutcome {
         self.poisoned.store(true, Ordering::SeqCst);
         CommitOutcome::Unknown("injected".into())
+    }
+}
+
+impl Disk {
+    fn apply(&mut self, changes: Vec<((Table, Vec<u8>), Option<Vec<u8>>)>) {
+        for (key, value) in changes {
+            self.unflushed.push(key.clone());
+            match value {
+                Some(value) => drop(self.live.insert(key, value)),
+                None => drop(self.live.remove(&key)),
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        for key in self.unflushed.drain(..) {
+            match self.live.get(&key) {
+                Some(value) => drop(self.durable.insert(key, value.clone())),
+                None => drop(self.durable.remove(&key)),
+            }
+        }
     }
 }
 
@@ -244,7 +267,7 @@ impl Store for MemoryStore {
         true
     }
 
-    fn forget_before(&self, _time: Timestamp) {}
+    fn tend(&self, _time: Timestamp) {}
 
     fn load_cached(&self, id: &EntityId) -> Option<ReadResult<Option<StateRecord>>> {
         Some(rows::load(&*self.disk.lock(), id))

@@ -145,10 +145,11 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     fn opened(&self) -> &Opened;
     /// Writes a batch. Not cancel safe: the caller waits for the answer.
     fn commit(&self, batch: Batch) -> BoxFuture<'_, CommitOutcome>;
-    /// Whether there is room for writes.
+    /// Whether there was room for writes when last looked at. Cheap: asked for every request.
     fn has_room(&self) -> bool;
-    /// Tells the store before which time idempotency records are forgotten.
-    fn forget_before(&self, time: Timestamp);
+    /// Called some times a second: looks at the room, and forgets, sooner or later, idempotency
+    /// records from before `time`.
+    fn tend(&self, time: Timestamp);
 
     /// The state of an entity if it is at hand without waiting for a disk; `None` if it is not.
     fn load_cached(&self, id: &EntityId) -> Option<ReadResult<Option<StateRecord>>>;

@@ -265,11 +265,17 @@ pub struct Settings {
 
 /// Writes the format byte and the fields.
 pub fn encode<T: Serialize>(record: &T) -> Vec<u8> {
-    let mut bytes = vec![FORMAT];
-    // Writing to a vector cannot fail, and the records above hold nothing that serde refuses.
-    bincode::serde::encode_into_std_write(record, &mut bytes, bincode::config::standard())
-        .expect("a record can be encoded");
+    let mut bytes = Vec::new();
+    encode_to(&mut bytes, record);
     bytes
+}
+
+/// The same behind what `bytes` holds already.
+pub fn encode_to<T: Serialize>(bytes: &mut Vec<u8>, record: &T) {
+    bytes.push(FORMAT);
+    // Writing to a vector cannot fail, and the records above hold nothing that serde refuses.
+    bincode::serde::encode_into_std_write(record, bytes, bincode::config::standard())
+        .expect("a record can be encoded");
 }
 
 /// Reads a record.

@@ -21,16 +21,19 @@ pub(super) trait Rows {
 }
 
 /// One change of one row.
-pub(super) struct Change {
+pub(super) struct Change<'b> {
     pub(super) table: Table,
-    pub(super) key: Vec<u8>,
-    pub(super) value: Option<Vec<u8>>,
+    pub(super) key: &'b [u8],
+    pub(super) value: Option<&'b [u8]>,
     /// Whether the row must have been there.
     pub(super) must_exist: bool,
 }
 
-/// The rows that a batch changes, the lane first.
-pub(super) fn changes(batch: &Batch) -> Vec<Change> {
+/// Hands out the changes of a batch in order, the lane first, until one is refused.
+pub(super) fn each_change<E>(
+    batch: &Batch,
+    mut change: impl FnMut(Change<'_>) -> Result<(), E>,
+) -> Result<(), E> {
     let lane = LaneRecord {
         incarnation: batch.fence.incarnation,
         lane: batch.fence.lane,
@@ -39,60 +42,61 @@ pub(super) fn changes(batch: &Batch) -> Vec<Change> {
         time: batch.time,
         is_clean: batch.is_clean,
     };
-    let mut changes = Vec::with_capacity(batch.writes.len() + 8);
-    changes.push(put(Table::Meta, keys::LANE.to_vec(), record::encode(&lane)));
-    for write in &batch.writes {
-        push_changes(&mut changes, write);
-    }
-    changes
+    // One buffer for all values: a batch may have thousands.
+    let mut rows = Changes { change: &mut change, value: Vec::new() };
+    rows.put(Table::Meta, keys::LANE, &lane)?;
+    batch.writes.iter().try_for_each(|write| rows.of(write))
 }
 
-fn push_changes(changes: &mut Vec<Change>, write: &Write) {
-    match write {
-        Write::PutState(id, state) => {
-            let key = id.as_str().as_bytes().to_vec();
-            changes.push(put(Table::States, key, record::encode(state)));
-        }
-        Write::DeleteState(id) => {
-            changes.push(delete(Table::States, id.as_str().as_bytes().to_vec()));
-        }
-        Write::Accept(key, signal) => {
-            changes.push(put(Table::Inbox, keys::inbox(key), record::encode(signal)));
-        }
-        Write::Consume(key) => {
-            let consumed = delete(Table::Inbox, keys::inbox(key));
-            changes.push(Change { must_exist: true, ..consumed });
-        }
-        Write::Remind(partition, id, slot, reminder) => {
-            let key = keys::reminder(*partition, id, slot);
-            changes.push(put(Table::Reminders, key, record::encode(reminder)));
-            let key = keys::due(*partition, reminder.due, id, slot);
-            changes.push(put(Table::Due, key, Vec::new()));
-        }
-        Write::CancelReminder(partition, id, slot, due) => {
-            changes.push(delete(Table::Reminders, keys::reminder(*partition, id, slot)));
-            changes.push(delete(Table::Due, keys::due(*partition, *due, id, slot)));
-        }
-        Write::Remember(key, what) => {
-            changes.push(put(Table::Idempotency, keys::idempotency(key), record::encode(what)));
-        }
-        Write::Bury(id, letter) => {
-            changes.push(put(Table::DeadLetters, keys::dead_letter(*id), record::encode(letter)));
-        }
-        Write::Exhume(id) => changes.push(delete(Table::DeadLetters, keys::dead_letter(*id))),
-        Write::PutLayout(entity_type, version, text) => {
-            let key = keys::layout(entity_type, *version);
-            changes.push(put(Table::Meta, key, record::encode(text)));
+struct Changes<'c, C> {
+    change: &'c mut C,
+    value: Vec<u8>,
+}
+
+impl<E, C: FnMut(Change<'_>) -> Result<(), E>> Changes<'_, C> {
+    fn of(&mut self, write: &Write) -> Result<(), E> {
+        match write {
+            Write::PutState(id, state) => self.put(Table::States, id.as_str().as_bytes(), state),
+            Write::DeleteState(id) => self.delete(Table::States, id.as_str().as_bytes()),
+            Write::Accept(key, signal) => self.put(Table::Inbox, &keys::inbox(key), signal),
+            Write::Consume(key) => {
+                let key = &keys::inbox(key);
+                (self.change)(Change { table: Table::Inbox, key, value: None, must_exist: true })
+            }
+            Write::Remind(partition, id, slot, reminder) => {
+                let key = keys::reminder(*partition, id, slot);
+                self.put(Table::Reminders, &key, reminder)?;
+                let key = &keys::due(*partition, reminder.due, id, slot);
+                let value = Some(&[][..]);
+                (self.change)(Change { table: Table::Due, key, value, must_exist: false })
+            }
+            Write::CancelReminder(partition, id, slot, due) => {
+                self.delete(Table::Reminders, &keys::reminder(*partition, id, slot))?;
+                self.delete(Table::Due, &keys::due(*partition, *due, id, slot))
+            }
+            Write::Remember(key, what) => {
+                self.put(Table::Idempotency, &keys::idempotency(key), what)
+            }
+            Write::Bury(id, letter) => {
+                self.put(Table::DeadLetters, &keys::dead_letter(*id), letter)
+            }
+            Write::Exhume(id) => self.delete(Table::DeadLetters, &keys::dead_letter(*id)),
+            Write::PutLayout(entity_type, version, text) => {
+                self.put(Table::Meta, &keys::layout(entity_type, *version), text)
+            }
         }
     }
-}
 
-fn put(table: Table, key: Vec<u8>, value: Vec<u8>) -> Change {
-    Change { table, key, value: Some(value), must_exist: false }
-}
+    fn put(&mut self, table: Table, key: &[u8], record: &impl serde::Serialize) -> Result<(), E> {
+        self.value.clear();
+        record::encode_to(&mut self.value, record);
+        let value = Some(&self.value[..]);
+        (self.change)(Change { table, key, value, must_exist: false })
+    }
 
-fn delete(table: Table, key: Vec<u8>) -> Change {
-    Change { table, key, value: None, must_exist: false }
+    fn delete(&mut self, table: Table, key: &[u8]) -> Result<(), E> {
+        (self.change)(Change { table, key, value: None, must_exist: false })
+    }
 }
 
 pub(super) fn state(bytes: Option<Vec<u8>>) -> ReadResult<Option<StateRecord>> {

@@ -26,6 +26,9 @@ pub struct RocksSettings {
     pub partitions: u16,
     /// Bytes of the block cache.
     pub block_cache_bytes: usize,
+    /// Bytes of states, and as many of idempotency keys, that are kept in memory and in the log
+    /// before they are written to a sorted file. More makes writing cheaper and opening slower.
+    pub write_buffer_bytes: usize,
     /// Writes are refused while less than this many bytes of the disk are free.
     pub free_bytes_min: u64,
 }
@@ -36,6 +39,7 @@ impl Default for RocksSettings {
             node: "node".into(),
             partitions: 256,
             block_cache_bytes: 256 << 20,
+            write_buffer_bytes: 64 << 20,
             free_bytes_min: 64 << 20,
         }
     }
@@ -73,6 +77,7 @@ pub(super) struct Directory {
     durable: AtomicU64,
     horizon: Mutex<(File, u64, Instant)>,
     room: Mutex<(Instant, Result<(), String>)>,
+    has_room: AtomicBool,
     reserved: AtomicBool,
 }
 
@@ -101,10 +106,13 @@ impl Directory {
             durable: AtomicU64::new(0),
             horizon: Mutex::new((file, 0, monotonic())),
             room: Mutex::new((monotonic(), Ok(()))),
+            has_room: AtomicBool::new(true),
             reserved: AtomicBool::new(false),
         };
         directory.keep_reserve();
-        directory.room.lock().unwrap_or_else(PoisonError::into_inner).1 = directory.measure_room();
+        let room = directory.measure_room();
+        directory.has_room.store(room.is_ok(), Ordering::Relaxed);
+        directory.room.lock().unwrap_or_else(PoisonError::into_inner).1 = room;
         Ok(directory)
     }
 
@@ -159,7 +167,12 @@ impl Directory {
         }
     }
 
-    /// Whether more than the floor is free; measured a few times a second.
+    /// Whether more than the floor was free when last measured.
+    pub(super) fn has_room(&self) -> bool {
+        self.has_room.load(Ordering::Relaxed)
+    }
+
+    /// Whether more than the floor is free; measured some times a second.
     pub(super) fn check_room(&self) -> Result<(), String> {
         let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
         if room.0.elapsed() >= ROOM_INTERVAL {
@@ -167,6 +180,7 @@ impl Directory {
             if now.is_ok() != room.1.is_ok() {
                 tracing::warn!(has_room = now.is_ok(), "the disk's free space crossed its floor");
             }
+            self.has_room.store(now.is_ok(), Ordering::Relaxed);
             *room = (monotonic(), now);
         }
         room.1.clone()

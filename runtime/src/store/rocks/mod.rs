@@ -181,21 +181,10 @@ impl Shared {
             Ok(()) => {}
             Err(outcome) => return outcome,
         }
-        let mut rows = WriteBatch::default();
-        for change in rows::changes(batch) {
-            let table = self.db.cf_handle(change.table.name());
-            let table = table.expect("every table is opened with the database");
-            if change.must_exist
-                && !matches!(self.db.get_pinned_cf(&table, &change.key), Ok(Some(_)))
-            {
-                let reason = format!("a consumed row is not there: {:?}", change.key);
-                return CommitOutcome::Unavailable(reason);
-            }
-            match change.value {
-                Some(value) => rows.put_cf(&table, change.key, value),
-                None => rows.delete_cf(&table, change.key),
-            }
-        }
+        let rows = match self.rows(batch) {
+            Ok(rows) => rows,
+            Err(reason) => return CommitOutcome::Unavailable(reason),
+        };
         let mut synced = WriteOptions::default();
         synced.set_sync(!sabotage::is("X1"));
         let again = sabotage::is("X8").then(|| WriteBatch::from_data(rows.data()));
@@ -210,6 +199,27 @@ impl Shared {
                 CommitOutcome::Unknown(error.to_string())
             }
         }
+    }
+
+    /// The batch as RocksDB writes it; refused where a consumed row is not there.
+    fn rows(&self, batch: &Batch) -> Result<WriteBatch, String> {
+        let tables = Table::ALL.map(|table| {
+            self.db.cf_handle(table.name()).expect("every table is opened with the database")
+        });
+        let mut rows = WriteBatch::default();
+        rows::each_change(batch, |change| {
+            let table = tables[change.table as usize];
+            if change.must_exist && !matches!(self.db.get_pinned_cf(table, change.key), Ok(Some(_)))
+            {
+                return Err(format!("a consumed row is not there: {:?}", change.key));
+            }
+            match change.value {
+                Some(value) => rows.put_cf(table, change.key, value),
+                None => rows.delete_cf(table, change.key),
+            }
+            Ok(())
+        })?;
+        Ok(rows)
     }
 
     /// The lane must stand one batch before this one, under this incarnation or, for the batch that
@@ -284,11 +294,12 @@ impl Store for RocksStore {
     }
 
     fn has_room(&self) -> bool {
-        self.shared.directory.check_room().is_ok()
+        self.shared.directory.has_room()
     }
 
-    fn forget_before(&self, time: Timestamp) {
+    fn tend(&self, time: Timestamp) {
         self.shared.forget_before.store(time.as_micros(), Ordering::Relaxed);
+        let _known_by_has_room = self.shared.directory.check_room();
     }
 
     fn load_cached(&self, id: &EntityId) -> Option<ReadResult<Option<StateRecord>>> {

@@ -40,14 +40,14 @@ pub(super) fn open(
     });
     whole.set_track_and_verify_wals_in_manifest(true);
     whole.set_paranoid_checks(true);
-    whole.set_max_total_wal_size(256 << 20);
+    whole.set_max_total_wal_size(4 * settings.write_buffer_bytes as u64);
     whole.set_max_background_jobs(2);
     whole.set_keep_log_file_num(4);
     whole.enable_statistics();
     whole.set_statistics_level(rocksdb::statistics::StatsLevel::ExceptHistogramOrTimers);
     let cache = Cache::new_lru_cache(settings.block_cache_bytes);
     let tables = Table::ALL.into_iter().map(|table| {
-        let options = table_options(table, &cache, forget_before);
+        let options = table_options(table, settings, &cache, forget_before);
         ColumnFamilyDescriptor::new(table.name(), options)
     });
     DB::open_cf_descriptors(&whole, path, tables).map_err(|error| {
@@ -60,7 +60,12 @@ pub(super) fn open(
     })
 }
 
-fn table_options(table: Table, cache: &Cache, forget_before: &Arc<AtomicI64>) -> Options {
+fn table_options(
+    table: Table,
+    settings: &RocksSettings,
+    cache: &Cache,
+    forget_before: &Arc<AtomicI64>,
+) -> Options {
     let mut blocks = BlockBasedOptions::default();
     blocks.set_block_cache(cache);
     blocks.set_bloom_filter(10.0, false);
@@ -70,8 +75,10 @@ fn table_options(table: Table, cache: &Cache, forget_before: &Arc<AtomicI64>) ->
     options.set_block_based_table_factory(&blocks);
     options.set_compression_type(rocksdb::DBCompressionType::Lz4);
     match table {
-        Table::States | Table::Idempotency => options.set_write_buffer_size(64 << 20),
-        _ => options.set_write_buffer_size(16 << 20),
+        Table::States | Table::Idempotency => {
+            options.set_write_buffer_size(settings.write_buffer_bytes);
+        }
+        _ => options.set_write_buffer_size(settings.write_buffer_bytes / 4),
     }
     if matches!(table, Table::Inbox | Table::Due | Table::Reminders) {
         // Rows here live shortly: compact what has become mostly deletions.

@@ -1,0 +1,84 @@
+//! Measures what stead promises to reach, each figure beside its ceiling, in one run.
+//!
+//! Ceiling and figure are measured in turn, several times, on the same disk; the medians are shown.
+//! No setting that concerns durability differs from `stead serve`.
+
+mod activation;
+mod ceiling;
+mod cpu;
+mod http;
+mod in_process;
+mod load;
+mod recovery;
+mod table;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use table::Table;
+
+/// The allocator of `stead serve`.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Measures throughput, latency, memory and recovery, each against its ceiling.
+#[derive(Debug, Parser)]
+struct Command {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    /// Only these figures: spread, hot, http, latency, activation, recovery.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+    /// How often ceiling and figure are measured in turn.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+}
+
+/// The other processes that a measurement needs; not for people.
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Serves a handler that adds in memory.
+    #[command(hide = true)]
+    Bare,
+    /// Makes entities, then signals that stay in the log, and waits to be killed.
+    #[command(hide = true)]
+    Fill { data: PathBuf },
+    /// Activates every entity of a store and prints the bytes that each takes.
+    #[command(hide = true)]
+    Activate { data: PathBuf },
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let command = Command::parse();
+    match command.verb {
+        Some(Verb::Bare) => http::serve_bare().await,
+        Some(Verb::Fill { data }) => recovery::fill(&data).await,
+        Some(Verb::Activate { data }) => activation::activate_all(&data).await,
+        None => measure(&command.only, command.rounds).await,
+    }
+}
+
+async fn measure(only: &[String], rounds: usize) -> Result<()> {
+    let wanted = |name: &str| only.is_empty() || only.iter().any(|known| known == name);
+    let mut table = Table::new();
+    if wanted("spread") || wanted("hot") {
+        in_process::measure(&mut table, rounds, wanted).await?;
+    }
+    if wanted("http") {
+        http::throughput(&mut table, rounds).await?;
+    }
+    if wanted("latency") {
+        http::latency(&mut table, rounds).await?;
+    }
+    if wanted("activation") {
+        activation::measure(&mut table).await?;
+    }
+    if wanted("recovery") {
+        recovery::measure(&mut table).await?;
+    }
+    table.print();
+    Ok(())
+}
