@@ -57,13 +57,15 @@ impl LayoutText {
         self.place(name, |layout| layout.leaf(&format!("opaque {what}")));
     }
 
-    /// Describes a struct or enum, and notices one that contains itself.
-    pub fn composite(&mut self, what: &'static str, parts: impl FnOnce(&mut Self)) {
-        if self.open.contains(&what) {
+    /// Describes the struct or enum `T`, and notices one that contains itself.
+    pub fn composite<T: ?Sized>(&mut self, what: &'static str, parts: impl FnOnce(&mut Self)) {
+        // Two types may share a name; their paths differ.
+        let path = std::any::type_name::<T>();
+        if self.open.contains(&path) {
             return self.leaf(&format!("again {what}"));
         }
         self.leaf(what);
-        self.open.push(what);
+        self.open.push(path);
         parts(self);
         self.open.pop();
     }
@@ -90,16 +92,28 @@ leaves! {
     bool => "bool", char => "char", () => "unit",
     i8 => "i8", i16 => "i16", i32 => "i32", i64 => "i64", i128 => "i128", isize => "i64",
     u8 => "u8", u16 => "u16", u32 => "u32", u64 => "u64", u128 => "u128", usize => "u64",
-    f32 => "f32", f64 => "f64", String => "text", std::path::PathBuf => "text",
+    f32 => "f32", f64 => "f64", String => "text", str => "text", std::path::PathBuf => "text",
     std::time::Duration => "seconds u64, nanoseconds u32",
     std::time::SystemTime => "seconds u64, nanoseconds u32",
     std::net::IpAddr => "ip address", std::net::Ipv4Addr => "4 bytes", std::net::Ipv6Addr => "16 bytes",
-    std::num::NonZeroU32 => "u32", std::num::NonZeroU64 => "u64", std::num::NonZeroI64 => "i64",
+    std::num::NonZeroI8 => "i8", std::num::NonZeroI16 => "i16", std::num::NonZeroI32 => "i32",
+    std::num::NonZeroI64 => "i64", std::num::NonZeroI128 => "i128", std::num::NonZeroIsize => "i64",
+    std::num::NonZeroU8 => "u8", std::num::NonZeroU16 => "u16", std::num::NonZeroU32 => "u32",
+    std::num::NonZeroU64 => "u64", std::num::NonZeroU128 => "u128", std::num::NonZeroUsize => "u64",
     Timestamp => "microseconds i64", Timeout => "microseconds u64",
     jiff::Timestamp => "RFC 3339 text",
 }
 #[cfg(feature = "uuid")]
 leaves! { uuid::Uuid => "length-prefixed 16 bytes", }
+#[cfg(feature = "chrono")]
+leaves! {
+    chrono::DateTime<chrono::Utc> => "RFC 3339 text",
+    chrono::DateTime<chrono::FixedOffset> => "RFC 3339 text",
+    chrono::NaiveDate => "date text", chrono::NaiveTime => "time text",
+    chrono::NaiveDateTime => "date and time text",
+}
+#[cfg(feature = "rust_decimal")]
+leaves! { rust_decimal::Decimal => "decimal text", }
 
 macro_rules! sequences {
     ($($type:ident),*) => {
@@ -143,6 +157,18 @@ impl<T: Layout> Layout for Box<T> {
         T::describe(layout);
     }
 }
+impl<T: Layout + ToOwned + ?Sized> Layout for std::borrow::Cow<'_, T> {
+    fn describe(layout: &mut LayoutText) {
+        T::describe(layout);
+    }
+}
+impl<T: Layout, E: Layout> Layout for Result<T, E> {
+    fn describe(layout: &mut LayoutText) {
+        layout.leaf("result");
+        layout.part::<T>("::Ok");
+        layout.part::<E>("::Err");
+    }
+}
 impl<T: Layout, const N: usize> Layout for [T; N] {
     fn describe(layout: &mut LayoutText) {
         layout.leaf(&format!("array of {N}"));
@@ -160,4 +186,8 @@ macro_rules! tuples {
         })*
     };
 }
-tuples!((A 0), (A 0, B 1), (A 0, B 1, C 2), (A 0, B 1, C 2, D 3));
+tuples!(
+    (A 0), (A 0, B 1), (A 0, B 1, C 2), (A 0, B 1, C 2, D 3), (A 0, B 1, C 2, D 3, E 4),
+    (A 0, B 1, C 2, D 3, E 4, F 5), (A 0, B 1, C 2, D 3, E 4, F 5, G 6),
+    (A 0, B 1, C 2, D 3, E 4, F 5, G 6, H 7)
+);

@@ -38,7 +38,7 @@ pub struct Config {
     pub rejections_max: usize,
     /// How long rejected signals are kept as dead letters. 7 days.
     pub rejections_age: Duration,
-    /// How long a draining node waits for what runs. 8 s.
+    /// How long a draining node waits for what runs. 7 s.
     pub drain_deadline: Duration,
 }
 
@@ -60,7 +60,7 @@ impl Default for Config {
             reminders_max: 256,
             rejections_max: 100,
             rejections_age: Duration::from_secs(7 * 24 * 3600),
-            drain_deadline: Duration::from_secs(8),
+            drain_deadline: Duration::from_secs(7),
         }
     }
 }

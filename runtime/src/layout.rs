@@ -26,13 +26,23 @@ pub(crate) async fn guard(
         let known = types[name].layouts();
         let stored = store.layouts(name.to_owned()).await;
         let stored = stored.map_err(|error| StartError::Unavailable(error.to_string()))?;
-        if let Some((newer, _)) = stored.iter().find(|(version, _)| *version > known[0].0) {
-            problems.push(format!(
-                "{name}: the store has version {newer}, this program knows version {}: run a \
-                 newer program; nothing was changed",
-                known[0].0
-            ));
-            continue;
+        let present = known[0].0;
+        for (version, _) in &stored {
+            if *version > present {
+                // Others go on; what this program does not know is left alone, entity by entity.
+                tracing::error!(
+                    entity_type = name,
+                    stored = version,
+                    known = present,
+                    "states of a newer version cannot be read by this program: run a newer one"
+                );
+            } else if !known.iter().any(|(of, _)| of == version) {
+                problems.push(format!(
+                    "{name}: the store may hold states of version {version}, which this program \
+                     cannot read: name their type in `upgrade_from({version} = ...)`; nothing was \
+                     changed"
+                ));
+            }
         }
         for (version, text) in known {
             match stored.iter().find(|(of, _)| *of == version) {

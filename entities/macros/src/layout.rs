@@ -5,7 +5,7 @@ use proc_macro2::TokenStream;
 use quote::{format_ident, quote};
 use syn::{Attribute, Data, DeriveInput, Error, Field, Fields, LitStr, Result};
 
-const REFUSED: [(&str, &str); 9] = [
+const REFUSED: [(&str, &str); 10] = [
     (
         "skip_serializing_if",
         "use Option without it: states are stored by position, JSON is only shown",
@@ -17,6 +17,7 @@ const REFUSED: [(&str, &str); 9] = [
     ("skip_serializing", "use `skip`, which leaves the field out both ways"),
     ("skip_deserializing", "use `skip`, which leaves the field out both ways"),
     ("from", "declare the field that holds this type `#[layout(opaque = \"name/v1\")]`"),
+    ("into", "declare the field that holds this type `#[layout(opaque = \"name/v1\")]`"),
     ("try_from", "declare the field that holds this type `#[layout(opaque = \"name/v1\")]`"),
 ];
 
@@ -29,7 +30,7 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
         Data::Enum(data) => {
             let mut all = Vec::new();
             for variant in &data.variants {
-                serde_words(&variant.attrs)?;
+                own_functions(&serde_words(&variant.attrs)?, variant)?;
                 let place = format!("::{}", variant.ident);
                 let inner = fields(&model, &variant.fields)?;
                 all.push(
@@ -51,7 +52,7 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
         #[automatically_derived]
         impl #impl_generics #model::Layout for #name #type_generics #bounds {
             fn describe(layout: &mut #model::state::LayoutText) {
-                layout.composite(#what, |layout| { #parts });
+                layout.composite::<Self>(#what, |layout| { #parts });
             }
         }
     })
@@ -66,21 +67,26 @@ fn fields(model: &TokenStream, fields: &Fields) -> Result<TokenStream> {
         }
         let name = field.ident.clone().unwrap_or_else(|| format_ident!("_{index}"));
         let place = format!(".{name}");
-        let own_codec = ["with", "serialize_with", "deserialize_with"];
         parts.push(match opaque(field)? {
             Some(what) => quote!(layout.opaque(#place, #what);),
-            None if words.iter().any(|word| own_codec.contains(&word.as_str())) => {
-                let fix = "a field with its own serde functions has a layout of its own: declare \
-                           it `#[layout(opaque = \"name/v1\")]`";
-                return Err(Error::new_spanned(field, fix));
-            }
             None => {
+                own_functions(&words, field)?;
                 let ty = &field.ty;
                 quote!(layout.place(#place, <#ty as #model::Layout>::describe);)
             }
         });
     }
     Ok(quote!(let _ = &layout; #(#parts)*))
+}
+
+/// Refuses serde functions of an author's own, which write what nobody else knows.
+fn own_functions(words: &[String], place: &dyn quote::ToTokens) -> Result<()> {
+    if words.iter().any(|word| ["with", "serialize_with", "deserialize_with"].contains(&&**word)) {
+        let fix = "a field with its own serde functions has a layout of its own: declare it \
+                   `#[layout(opaque = \"name/v1\")]`";
+        return Err(Error::new_spanned(place, fix));
+    }
+    Ok(())
 }
 
 fn opaque(field: &Field) -> Result<Option<String>> {

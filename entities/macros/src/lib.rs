@@ -39,7 +39,8 @@ pub fn layout(item: TokenStream) -> TokenStream {
 
 /// The crate that the author depends on, as a path.
 fn model() -> proc_macro2::TokenStream {
-    for name in ["stead", "stead-entities"] {
+    // A library of entities may depend on `stead` for its tests only: what it builds on comes first.
+    for name in ["stead-entities", "stead"] {
         match crate_name(name) {
             Ok(FoundCrate::Name(found)) => {
                 let found = Ident::new(&found, Span::call_site());

@@ -4,7 +4,7 @@ use std::{collections::HashMap, str::FromStr};
 
 use axum::{
     body::Body,
-    extract::{OriginalUri, Request as HttpRequest, State},
+    extract::{Request as HttpRequest, State},
     http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
@@ -27,7 +27,7 @@ const PAGE_MAX: usize = 1_000;
 
 pub(super) async fn signal(
     State(node): State<Node>,
-    OriginalUri(uri): OriginalUri,
+    uri: Uri,
     headers: HeaderMap,
     http_body: Body,
 ) -> Answer {
@@ -40,7 +40,7 @@ pub(super) async fn signal(
 
 pub(super) async fn call(
     State(node): State<Node>,
-    OriginalUri(uri): OriginalUri,
+    uri: Uri,
     headers: HeaderMap,
     http_body: Body,
 ) -> Answer {
@@ -49,7 +49,7 @@ pub(super) async fn call(
     result(node.call(request).await?)
 }
 
-pub(super) async fn query(State(node): State<Node>, OriginalUri(uri): OriginalUri) -> Answer {
+pub(super) async fn query(State(node): State<Node>, uri: Uri) -> Answer {
     let mut parameters = parameters(&uri, &["input"])?;
     let (id, rest) = path::entity(&uri)?;
     let input = parameters.remove("input").unwrap_or_default().into_bytes();
@@ -94,11 +94,7 @@ fn show(value: &Value) -> Response {
     json_response(StatusCode::OK, value.to_string().into_bytes())
 }
 
-pub(super) async fn state(
-    State(node): State<Node>,
-    OriginalUri(uri): OriginalUri,
-    headers: HeaderMap,
-) -> Answer {
+pub(super) async fn state(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
     parameters(&uri, &[])?;
     let (id, _) = path::entity(&uri)?;
     let view = node.state(&id).await?.ok_or_else(|| {
@@ -107,40 +103,55 @@ pub(super) async fn state(
     let tag = format!("\"{:x}-{}\"", view.generation, view.revision);
     let known = headers.get_all(header::IF_NONE_MATCH).iter();
     let tags = known.filter_map(|value| value.to_str().ok()).flat_map(|text| text.split(','));
-    let is_known = tags.map(str::trim).any(|known| known == "*" || known == tag);
+    // A weak comparison, as RFC 9110 has it for If-None-Match.
+    let tags = tags.map(|known| known.trim().trim_start_matches("W/"));
+    let is_known = tags.into_iter().any(|known| known == "*" || known == tag);
     let tag = HeaderValue::from_str(&tag).map_err(|_| Problem::invalid("the tag"))?;
     if is_known {
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response());
     }
-    let state = raw(view.state)?;
-    let shown = json!({
-        "type": id.entity_type(),
-        "key": id.key(),
-        "revision": view.revision,
-        "committed_at": view.committed_at,
-        "state": state,
-    });
-    let mut response = show(&shown);
+    let shown = Shown {
+        entity_type: id.entity_type(),
+        key: id.key(),
+        revision: view.revision,
+        committed_at: view.committed_at,
+        state: raw(view.state)?,
+    };
+    let json = serde_json::to_vec(&shown).map_err(unreadable)?;
+    let mut response = json_response(StatusCode::OK, json);
     response.headers_mut().insert(header::ETAG, tag);
     Ok(response)
 }
 
-/// JSON that is passed on as it is.
-fn raw(json: Vec<u8>) -> Result<Value, Problem> {
-    serde_json::from_slice(&json).map_err(|error| {
-        let message = format!("stored JSON cannot be read: {error}");
-        Problem::from(Error::new(ErrorKind::Internal, message))
-    })
+/// A committed state.
+#[derive(serde::Serialize)]
+struct Shown<'i> {
+    #[serde(rename = "type")]
+    entity_type: &'i str,
+    key: &'i str,
+    revision: u64,
+    committed_at: Timestamp,
+    state: Box<RawValue>,
 }
 
-pub(super) async fn delete(State(node): State<Node>, OriginalUri(uri): OriginalUri) -> Answer {
+/// JSON that is passed on as it is.
+fn raw(json: Vec<u8>) -> Result<Box<RawValue>, Problem> {
+    serde_json::from_slice(&json).map_err(unreadable)
+}
+
+fn unreadable(error: serde_json::Error) -> Problem {
+    let message = format!("stored JSON cannot be read: {error}");
+    Error::new(ErrorKind::Internal, message).into()
+}
+
+pub(super) async fn delete(State(node): State<Node>, uri: Uri) -> Answer {
     parameters(&uri, &[])?;
     let (id, _) = path::entity(&uri)?;
     node.delete(&id).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-pub(super) async fn reminders(State(node): State<Node>, OriginalUri(uri): OriginalUri) -> Answer {
+pub(super) async fn reminders(State(node): State<Node>, uri: Uri) -> Answer {
     parameters(&uri, &[])?;
     let (id, _) = path::entity(&uri)?;
     let rows = node.reminders(&id).await?.into_iter().map(|(_, slot, record)| {
@@ -168,7 +179,7 @@ pub(super) async fn types(State(node): State<Node>) -> Answer {
     Ok(show(&json!({ "types": node.descriptions() })))
 }
 
-pub(super) async fn list(State(node): State<Node>, OriginalUri(uri): OriginalUri) -> Answer {
+pub(super) async fn list(State(node): State<Node>, uri: Uri) -> Answer {
     let parameters = parameters(&uri, &["prefix", "after", "limit"])?;
     let segments = path::segments(&uri)?;
     let entity_type = segments.into_iter().nth(1).unwrap_or_default();
@@ -194,10 +205,7 @@ pub(super) async fn list(State(node): State<Node>, OriginalUri(uri): OriginalUri
     Ok(show(&json!({ "entities": entities, "next": next })))
 }
 
-pub(super) async fn dead_letters(
-    State(node): State<Node>,
-    OriginalUri(uri): OriginalUri,
-) -> Answer {
+pub(super) async fn dead_letters(State(node): State<Node>, uri: Uri) -> Answer {
     let parameters = parameters(&uri, &["after", "limit"])?;
     let limit = limit(&parameters)?;
     let after = parameters.get("after").map(|text| letter(text)).transpose()?;
@@ -225,15 +233,12 @@ pub(super) async fn dead_letters(
     Ok(show(&json!({ "dead_letters": letters.collect::<Vec<_>>(), "next": next })))
 }
 
-pub(super) async fn replay(State(node): State<Node>, OriginalUri(uri): OriginalUri) -> Answer {
+pub(super) async fn replay(State(node): State<Node>, uri: Uri) -> Answer {
     node.replay(letter_of(&uri)?).await?;
     Ok(StatusCode::ACCEPTED.into_response())
 }
 
-pub(super) async fn drop_dead_letter(
-    State(node): State<Node>,
-    OriginalUri(uri): OriginalUri,
-) -> Answer {
+pub(super) async fn drop_dead_letter(State(node): State<Node>, uri: Uri) -> Answer {
     node.drop_dead_letter(letter_of(&uri)?).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }

@@ -54,11 +54,14 @@ impl Server {
         let mut connections = JoinSet::new();
         let mut stop = std::pin::pin!(stop);
         loop {
-            // The semaphore is never closed.
-            let permit = room.clone().acquire_owned().await.ok();
-            let accepted = tokio::select! {
+            let next = async {
+                // The semaphore is never closed.
+                let permit = room.clone().acquire_owned().await.ok();
+                (self.listener.accept().await, permit)
+            };
+            let (accepted, permit) = tokio::select! {
                 () = &mut stop => break,
-                accepted = self.listener.accept() => accepted,
+                next = next => next,
             };
             match accepted {
                 Ok((stream, _)) => {

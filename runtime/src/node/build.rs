@@ -122,7 +122,7 @@ impl NodeBuilder {
         );
         spawn(service.after(batches).run(queue));
         let node = Node(Arc::new(Inner {
-            watches: partitions.iter().map(|_| Arc::default()).collect(),
+            watches: Arc::default(),
             store,
             clock: self.clock,
             config: Arc::new(self.config),
@@ -154,7 +154,7 @@ impl Node {
                 types: inner.types.clone(),
                 config: inner.config.clone(),
                 entropy: Entropy::system(),
-                watch: inner.watches[usize::from(number)].clone(),
+                watch: inner.watches.add(),
             };
             let shell = Shell {
                 handle: handle.clone(),
@@ -166,6 +166,8 @@ impl Node {
                 config: inner.config.clone(),
                 wake_at: None,
                 taken: Default::default(),
+                runs: Vec::new(),
+                watches: inner.watches.clone(),
             };
             partition::start(shell).await?;
         }

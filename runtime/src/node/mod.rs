@@ -20,7 +20,7 @@ use crate::{
     commit::{self, Fatal, Work},
     config::Config,
     partition::{
-        Handle, Watch,
+        Handle, Watches,
         message::Input,
         ticket::{Ticket, Waiting},
     },
@@ -47,7 +47,7 @@ struct Inner {
     config: Arc<Config>,
     types: Arc<EntityTypes>,
     partitions: Arc<[Handle]>,
-    watches: Vec<Arc<Watch>>,
+    watches: Arc<Watches>,
     committer: commit::Sender,
     load: Arc<Load>,
     fatal: watch::Receiver<Option<Fatal>>,

@@ -6,7 +6,7 @@
 
 use std::{
     sync::{Arc, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use stead_entities::Timestamp;
@@ -17,15 +17,18 @@ use crate::{
     clock,
     commit::{Fatal, Work},
     partition::{Late, Row, message::Burst, ticket::Ticket},
-    store::Write,
+    store::{
+        Write,
+        record::{InboxKey, InboxRecord},
+    },
 };
 
 /// How often the watchdog looks.
 const INTERVAL: Duration = Duration::from_millis(20);
 /// How long retiring an operation may take.
 const RETIRE_DEADLINE: Duration = Duration::from_secs(2);
-/// The most rows that are read to find the one to retire.
-const ROWS_MAX: usize = 10_000;
+/// How many rows are read at one time to find the one to retire.
+const ROWS_MAX: usize = 1_000;
 /// The generation of writes that rest on no turn.
 const NO_GENERATION: u64 = u64::MAX - 1;
 
@@ -38,14 +41,19 @@ impl Node {
         let (inner, runtime) = (Arc::downgrade(&self.0), Runtime::current());
         let builder = std::thread::Builder::new().name("stead-watchdog".into());
         let watch = move || {
-            let mut is_retiring = false;
+            let mut retiring: Option<(Instant, String)> = None;
             while let Some(inner) = inner.upgrade() {
-                if let Some(late) = inner.look()
-                    && !is_retiring
-                {
-                    is_retiring = true;
-                    let (inner, fatals) = (inner.clone(), fatals.clone());
-                    runtime.spawn(async move { inner.end_with(late, &fatals).await });
+                match (inner.look(), &retiring) {
+                    (Some(late), None) => {
+                        retiring = Some((clock::monotonic(), late.name.clone()));
+                        let (inner, fatals) = (inner.clone(), fatals.clone());
+                        runtime.spawn(async move { inner.end_with(late, &fatals).await });
+                    }
+                    // Whatever runs tasks may spin as well: then this thread says it.
+                    (_, Some((since, name))) if since.elapsed() > 2 * RETIRE_DEADLINE => {
+                        give_up(&fatals, name.clone());
+                    }
+                    _ => {}
                 }
                 drop(inner);
                 std::thread::sleep(INTERVAL);
@@ -63,11 +71,7 @@ impl Inner {
         self.store.tend(Timestamp::from_micros(forgotten));
         let now = clock::monotonic();
         self.partitions.iter().for_each(|partition| partition.expire(Some(now)));
-        let late: Vec<Late> = self
-            .watches
-            .iter()
-            .filter_map(|watch| watch.check(self.config.turn_deadline))
-            .collect();
+        let late = self.watches.check(self.config.turn_deadline);
         *self.spinning.lock().unwrap_or_else(PoisonError::into_inner) =
             late.first().map(|late| late.name.clone());
         // Readiness is false before the caller hears of it.
@@ -80,27 +84,32 @@ impl Inner {
         if clock::within(RETIRE_DEADLINE, self.retire(late)).await.is_none() {
             tracing::error!(name, "the operation could not be retired; its attempts are counted");
         }
-        fatals.send_if_modified(|known| {
-            let is_first = known.is_none();
-            known.get_or_insert(Fatal::Spinning(name));
-            is_first
-        });
+        give_up(fatals, name);
+    }
+
+    /// A row of the inbox.
+    async fn stored(&self, key: &InboxKey) -> Option<InboxRecord> {
+        let mut after = None;
+        loop {
+            let reading = self.store.inbox(key.partition, key.receiver.clone(), after, ROWS_MAX);
+            let page = reading.await.ok()?;
+            after = Some(page.rows.last()?.0.clone());
+            if let Some((_, record)) = page.rows.into_iter().find(|(known, _)| known == key) {
+                return Some(record);
+            }
+        }
     }
 
     /// Marks a stored operation as tried for the last time. One that is not stored was not accepted.
     async fn retire(&self, late: Late) {
         let partition = self.store.opened().settings.partition_of(&late.id);
-        let last = self.config.retries + 1;
+        let last = self.config.retries.saturating_add(1);
         let write = match late.row {
             Row::None => None,
-            Row::Inbox(key) => {
-                let rows = self.store.inbox(partition, late.id, None, ROWS_MAX).await;
-                let row = rows.unwrap_or_default().into_iter().find(|(known, _)| *known == key);
-                row.map(|(key, mut record)| {
-                    record.attempts = last;
-                    Write::Accept(key, record)
-                })
-            }
+            Row::Inbox(key) => self.stored(&key).await.map(|mut record| {
+                record.attempts = last;
+                Write::Retry(key, record)
+            }),
             Row::Reminder(slot, ..) => {
                 let rows = self.store.reminders(partition, late.id).await.unwrap_or_default();
                 let row = rows.into_iter().find(|(_, known, _)| *known == slot);
@@ -123,4 +132,13 @@ impl Inner {
             let _told_in_the_log_otherwise = done.await;
         }
     }
+}
+
+/// Ends the node for the first reason that was found.
+fn give_up(fatals: &Fatals, name: String) {
+    fatals.send_if_modified(|known| {
+        let is_first = known.is_none();
+        known.get_or_insert(Fatal::Spinning(name));
+        is_first
+    });
 }

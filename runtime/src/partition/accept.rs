@@ -3,7 +3,11 @@
 
 use stead_entities::{EntityId, Timestamp};
 
-use super::{Item, Partition, Release, Row, arrive::withdrawn, ticket::Answer};
+use super::{
+    Item, Partition, Release, Row,
+    arrive::withdrawn,
+    ticket::{Answer, Ticket},
+};
 use crate::store::{
     Write,
     record::{InboxKey, InboxRecord, Remembered, ReminderRecord, Slot},
@@ -21,7 +25,7 @@ impl Partition {
                 partition: self.around.number,
                 receiver: id.clone(),
                 sender: "".into(),
-                generation: self.around.incarnation,
+                generation: 0,
                 revision: self.mint(),
                 index: 0,
             },
@@ -44,16 +48,23 @@ impl Partition {
             }),
             trace: None,
         };
-        if item.row == Row::None {
-            if item.is_call {
-                self.remember(item, Remembered::Pending);
-            } else {
-                self.remember(item, Remembered::Accepted);
-                item.key = None;
-            }
-            self.known.insert(key.clone());
-            item.row = Row::Inbox(key.clone());
+        if item.row != Row::None {
+            return self.open.writes.push(Write::Retry(key, record));
         }
+        self.held_bytes += item.input.len();
+        let number = self.open_number();
+        if let Some(activation) = self.table.get_mut(id) {
+            activation.unreleased = number;
+        }
+        if item.is_call {
+            self.remember(item, Remembered::Pending);
+            item.ticket.iter().for_each(Ticket::make_uncertain);
+        } else {
+            self.remember(item, Remembered::Accepted);
+            item.key = None;
+        }
+        self.known.insert(key.clone());
+        item.row = Row::Inbox(key.clone());
         self.exhume(item);
         self.open.writes.push(Write::Accept(key, record));
     }
@@ -70,6 +81,7 @@ impl Partition {
             token: item.token,
             attempts: 0,
             accepted_at: item.accepted_at,
+            sender: item.sender.as_deref().unwrap_or_default().to_owned(),
         };
         self.remember(item, Remembered::Accepted);
         self.exhume(item);
@@ -117,6 +129,7 @@ impl Partition {
     /// Tells the caller of a signal, once the open burst is durable, that it was accepted.
     pub(super) fn accepted(&mut self, item: &mut Item) {
         if let Some(ticket) = item.ticket.take() {
+            item.room = Some(ticket.clone());
             self.open.replies.push((ticket, Ok(Answer::Done)));
         }
     }
@@ -125,6 +138,7 @@ impl Partition {
         let number = self.open_number();
         if let Row::Inbox(key) = &item.row {
             self.known.remove(key);
+            self.held_bytes = self.held_bytes.saturating_sub(item.input.len());
         }
         if let Some(backlog) = self.backlog.get_mut(id) {
             backlog.again = true;

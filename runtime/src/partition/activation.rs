@@ -7,6 +7,7 @@ use stead_entities::{EntityId, Timestamp};
 use super::{
     message::{Keyed, Work},
     ticket::Ticket,
+    turn::Turned,
 };
 use crate::{
     store::record::{DeadLetterId, InboxKey, ReminderHead, ReminderRecord, Slot},
@@ -35,6 +36,8 @@ pub(super) struct Activation {
     pub(super) unreleased: u64,
     /// The state that the open burst will write, if any.
     pub(super) encoded: Option<Vec<u8>>,
+    /// How many recovered operations are counted at one time.
+    pub(super) recover_share: usize,
     pub(super) is_queued: bool,
     pub(super) used_at: Timestamp,
 }
@@ -46,9 +49,11 @@ pub(super) enum Stage {
     /// An operation awaits outside services.
     Busy(u64, Box<Item>),
     /// A deletion waits for the list of delayed signals.
-    Listing,
-    /// The stored state cannot be read.
+    Listing(Box<Item>),
+    /// The stored state cannot be understood.
     Corrupt(String),
+    /// The store could not be read; it is asked again at this time.
+    Unreadable(Timestamp),
 }
 
 /// One operation in a mailbox.
@@ -65,17 +70,25 @@ pub(super) struct Item {
     pub(super) key: Option<Keyed>,
     pub(super) due: Option<Timestamp>,
     pub(super) attempts: u32,
+    /// Whether an earlier, unclean incarnation left it behind: its attempt is counted before it runs.
+    pub(super) is_recovered: bool,
     /// The burst that counts the attempt that is about to begin; 0 where none does yet.
     pub(super) counted: u64,
     pub(super) accepted_at: Timestamp,
     pub(super) deadline: Option<Timestamp>,
     pub(super) exhume: Option<DeadLetterId>,
+    /// A turn that deletes its entity, and waits for the list of what is delayed.
+    pub(super) turned: Option<Box<Turned>>,
     /// What a deletion found delayed.
     pub(super) delayed: Option<Vec<(Slot, ReminderRecord)>>,
+    /// Why it cannot run: its name, and what is wrong with it.
+    pub(super) doom: Option<Box<(String, String)>>,
+    /// The caller's ticket, kept for its share of the node's room while the operation waits.
+    pub(super) room: Option<Ticket>,
 }
 
 /// Where an operation is kept on disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Row {
     None,
     Inbox(InboxKey),
@@ -111,17 +124,22 @@ impl Item {
             key: None,
             due: None,
             attempts: 0,
+            is_recovered: false,
             counted: 0,
             accepted_at,
             deadline: None,
             exhume: None,
+            turned: None,
             delayed: None,
+            doom: None,
+            room: None,
         }
     }
 
     /// What a reminder or delayed signal asks for when it is due.
     pub(super) fn of_reminder(work: Work, slot: Slot, record: &ReminderRecord) -> Self {
         Self {
+            sender: (!record.sender.is_empty()).then(|| record.sender.as_str().into()),
             row: Row::Reminder(slot, record.due, record.number),
             attempts: record.attempts,
             ..Self::new(work, record.input.clone(), record.token, record.accepted_at)
@@ -138,6 +156,11 @@ impl Item {
             (_, Some(sender)) => Sender::Entity(sender.clone()),
             (_, None) => Sender::Outside,
         })
+    }
+
+    /// Whether running it writes to the store.
+    pub(super) fn writes(&self) -> bool {
+        matches!(self.work, Work::Operation { .. } | Work::Delete) || self.doom.is_some()
     }
 
     pub(super) fn is_signal(&self) -> bool {
@@ -160,6 +183,7 @@ impl Activation {
             behind: VecDeque::new(),
             unreleased: 0,
             encoded: None,
+            recover_share: 1,
             is_queued: false,
             used_at: now,
         }
@@ -172,7 +196,7 @@ impl Activation {
 
     /// Whether it can be forgotten without losing anything.
     pub(super) fn is_idle(&self, released: u64, since: Timestamp) -> bool {
-        matches!(self.stage, Stage::Ready | Stage::Corrupt(_))
+        matches!(self.stage, Stage::Ready | Stage::Corrupt(_) | Stage::Unreadable(_))
             && self.waiting() == 0
             && self.encoded.is_none()
             && self.unreleased <= released
@@ -181,7 +205,7 @@ impl Activation {
 
     /// Whether a caller waits for something in the mailbox.
     pub(super) fn is_awaited(&self) -> bool {
-        matches!(self.stage, Stage::Busy(..))
+        matches!(self.stage, Stage::Busy(..) | Stage::Listing(_))
             || self.mailbox.iter().any(|item| item.ticket.is_some())
     }
 
@@ -191,7 +215,7 @@ impl Activation {
 
     pub(super) fn items(self) -> impl Iterator<Item = Item> {
         let busy = match self.stage {
-            Stage::Busy(_, item) => Some(*item),
+            Stage::Busy(_, item) | Stage::Listing(item) => Some(*item),
             _ => None,
         };
         let blocked = self.blocked.into_iter().flat_map(|lane| lane.items);

@@ -14,12 +14,15 @@ use std::{
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use stead_entities::{Error, ErrorKind, Timestamp};
+use tokio::task::AbortHandle;
 
 use super::{
     INBOX_PAGE, Partition,
     message::{Input, Output, Returned, Start},
+    task::{self, spawn},
     ticket::{Ticket, Tickets},
     turn::panicked,
+    watch::Watches,
 };
 use crate::{
     clock::{self, Clock},
@@ -131,7 +134,11 @@ pub(crate) struct Shell {
     pub(crate) committer: commit::Sender,
     pub(crate) types: Arc<EntityTypes>,
     pub(crate) config: Arc<Config>,
-    pub(crate) wake_at: Option<Timestamp>,
+    pub(crate) watches: Arc<Watches>,
+    /// The next tick.
+    pub(crate) wake_at: Option<(Timestamp, AbortHandle)>,
+    /// Operations that await.
+    pub(crate) runs: Vec<AbortHandle>,
     /// The empty queue that is swapped for the next inputs.
     pub(crate) taken: VecDeque<Input>,
 }
@@ -190,15 +197,15 @@ impl Shell {
         self.handle.take(&mut inputs);
         let mut has_more = false;
         loop {
-            let now = self.clock.now();
+            let (now, room) = (self.clock.now(), self.store.has_room());
             let step =
-                catch_unwind(AssertUnwindSafe(|| self.partition.step(now, inputs.drain(..))));
+                catch_unwind(AssertUnwindSafe(|| self.partition.step(now, room, inputs.drain(..))));
             let outputs = step.unwrap_or_else(|panic| {
                 let error = panicked(&*panic);
                 tracing::error!(partition = self.partition.number(), %error, "a partition failed");
                 let error = Error::new(ErrorKind::Unavailable, "the partition restarts");
-                self.partition.restart(&error);
-                self.partition.step(now, [])
+                self.partition.panicked(&error);
+                self.partition.step(now, room, [])
             });
             let wakes_others = !outputs.is_empty();
             for output in outputs {
@@ -268,7 +275,11 @@ impl Shell {
         None
     }
 
-    fn barrier(&self, number: u16, generation: u64) {
+    fn barrier(&mut self, number: u16, generation: u64) {
+        // What awaits for an earlier generation will never be settled; its rows run again.
+        for run in self.runs.drain(..) {
+            run.abort();
+        }
         let committer = self.committer.clone();
         spawn(async move {
             if generation > 1 {
@@ -295,65 +306,51 @@ impl Shell {
     }
 
     /// Runs an operation that awaits in a task of its own, at most until its deadline.
-    fn start(&self, generation: u64, start: Start) {
-        let Start { id, run, index, state, ctx, input } = start;
+    fn start(&mut self, generation: u64, start: Start) {
+        let Start { id, run, index, state, ctx, input, row, ticket } = start;
         let (handle, deadline) = (self.handle.clone(), self.config.turn_deadline);
         let known = self.types.get(id.entity_type()).cloned();
+        let watch = self.watches.add();
+        let operation = known.as_ref().map_or("", |known| known.name_of(index));
+        let watched_id = id.clone();
         let work = async move {
             let known = known.ok_or_else(|| "the entity type is not served".to_owned())?;
             let running = known.start(index, state, ctx, &input);
-            Ok::<_, String>(running.map_err(|error| error.to_string())?.await)
+            let running = running.map_err(|error| error.to_string())?;
+            let seen = || watch.begin(&watched_id, operation, ticket.as_ref(), &row);
+            Ok::<_, String>(task::Polled { running, seen, watch: &watch }.await)
         };
-        spawn(async move {
-            let result = match watched(deadline, work).await {
+        self.runs.retain(|run| !run.is_finished());
+        let run_task = spawn(async move {
+            let result = match task::within(deadline, work).await {
                 Ok(Ok(done)) => Ok(done),
                 Ok(Err(why)) => Err(Error::new(ErrorKind::Invalid, why)),
                 Err(error) => Err(error),
             };
             handle.push(Input::Returned(generation, Box::new(Returned { id, run, result })));
         });
+        self.runs.push(run_task);
     }
 
     /// Ticks at `at`, unless an earlier tick is under way.
     fn wake_at(&mut self, at: Timestamp) {
         let now = self.clock.now();
-        if self.wake_at.is_some_and(|known| known > now && known <= at) {
-            return;
+        if let Some((known, timer)) = &self.wake_at {
+            if *known > now && *known <= at {
+                return;
+            }
+            timer.abort();
         }
-        self.wake_at = Some(at);
         let (handle, length) = (self.handle.clone(), at.since(now));
-        spawn(async move {
+        let timer = spawn(async move {
             clock::sleep(length).await;
             handle.push(Input::Tick);
         });
+        self.wake_at = Some((at, timer));
     }
 
     fn later(&self, input: impl Future<Output = Input> + Send + 'static) {
         let handle = self.handle.clone();
         spawn(async move { handle.push(input.await) });
-    }
-}
-
-#[allow(clippy::disallowed_methods, reason = "the home of a partition's tasks")]
-fn spawn(task: impl Future<Output = ()> + Send + 'static) {
-    drop(tokio::spawn(task));
-}
-
-/// Runs an author's future in a task of its own; a panic or a missed deadline becomes an error.
-#[allow(clippy::disallowed_methods, reason = "the home of a partition's tasks")]
-async fn watched<T: Send + 'static>(
-    deadline: Duration,
-    work: impl Future<Output = T> + Send + 'static,
-) -> Result<T, Error> {
-    let mut task = tokio::spawn(work);
-    match clock::within(deadline, &mut task).await {
-        Some(Ok(done)) => Ok(done),
-        Some(Err(failed)) if failed.is_panic() => Err(panicked(&*failed.into_panic())),
-        Some(Err(_)) => Err(Error::new(ErrorKind::Closed, "the node is stopping")),
-        None => {
-            task.abort();
-            let message = format!("the operation awaited for longer than {deadline:?}");
-            Err(Error::new(ErrorKind::Deadline, message))
-        }
     }
 }

@@ -3,7 +3,7 @@
 use stead_entities::{EntityId, Error, ErrorKind};
 
 use super::{
-    Activation, Item, Output, Partition, Stage,
+    Activation, HELD_BYTES_MAX, Item, Output, Partition, Stage,
     message::{Delivery, Submitted, Work},
     ticket::Answer,
 };
@@ -27,12 +27,19 @@ impl Partition {
                 return self.outputs.push(Output::Reply(ticket, Err(error)));
             }
         }
+        if let Some(letter) = request.exhume
+            && !self.exhumed.insert(letter)
+        {
+            let error = Error::new(ErrorKind::NotFound, "this dead letter was replayed already");
+            return self.outputs.push(Output::Reply(ticket, Err(error)));
+        }
         if let Some(keyed) = &request.key
             && let Some(pending) = self.keys.get_mut(&keyed.key)
         {
             if pending.fingerprint != keyed.fingerprint {
                 return self.outputs.push(Output::Reply(ticket, Err(conflict())));
             }
+            ticket.make_uncertain();
             return pending.waiters.push(ticket);
         }
         let token = request.token.unwrap_or_else(|| self.around.entropy.next_wide());
@@ -85,10 +92,9 @@ impl Partition {
                     return;
                 }
                 let id = key.receiver.clone();
-                let crowded = self
-                    .table
-                    .get(&id)
-                    .is_some_and(|entry| entry.waiting() >= self.around.config.mailbox_max);
+                let limit = self.around.config.mailbox_max;
+                let crowded = self.held_bytes > HELD_BYTES_MAX
+                    || self.table.get(&id).is_some_and(|entry| entry.waiting() >= limit);
                 if crowded || self.backlog.contains_key(&id) {
                     let backlog = self.backlog.entry(id.clone()).or_default();
                     backlog.again = true;

@@ -7,7 +7,7 @@ use super::{
     Item, Output, Partition, Row, Stage,
     message::{Returned, Start, Work},
     run::Next,
-    turn,
+    turn::{self, guarded},
 };
 
 impl Partition {
@@ -17,10 +17,6 @@ impl Partition {
             self.record(id, &mut item);
             if !item.is_call {
                 self.accepted(&mut item);
-            }
-            let number = self.open_number();
-            if let Some(activation) = self.table.get_mut(id) {
-                activation.unreleased = number;
             }
         }
         let unreleased = self.unreleased(id);
@@ -35,15 +31,21 @@ impl Partition {
         };
         self.runs += 1;
         let (run, input) = (self.runs, item.input.clone());
+        let (row, ticket) = (item.row.clone(), item.ticket.clone());
         let ctx = self.new_context(id, item.token);
         let Some(activation) = self.table.get_mut(id) else {
             return Next::Goes;
         };
-        let Some(state) = activation.state.as_ref().map(|state| state.clone_state()) else {
+        let Some(state) = activation.state.as_ref().map(|state| guarded(|| state.clone_state()))
+        else {
             return Next::Goes;
         };
+        let state = match state {
+            Ok(state) => state,
+            Err(error) => return self.settle(id, item, turn::Turned::Failed(error)),
+        };
         activation.stage = Stage::Busy(run, Box::new(item));
-        let start = Start { id: id.clone(), run, index, state, ctx, input };
+        let start = Start { id: id.clone(), run, index, state, ctx, input, row, ticket };
         self.outputs.push(Output::Start(Box::new(start)));
         self.record_waiting(id);
         Next::Waits
@@ -69,13 +71,7 @@ impl Partition {
             Ok((state, ctx, outcome)) => turn::settle(state, ctx, outcome, limit),
             Err(error) => turn::Turned::Failed(error),
         };
-        let deletes = matches!(&turned, turn::Turned::Applied { effects, .. } if effects.deleted);
-        // What it awaited cannot be awaited again for the sake of a list: the entity is deleted by
-        // an operation of its own, right behind.
-        self.settle_turn(&id, *item, turned);
-        if deletes {
-            self.delete_next(&id);
-        }
+        self.settle(&id, *item, turned);
         self.make_ready(&id);
     }
 }

@@ -58,7 +58,7 @@ impl Partition {
         self.released = self.released.max(number);
         while self.on_release.front().is_some_and(|(burst, _)| *burst <= self.released) {
             match self.on_release.pop_front() {
-                Some((_, Release::Row(key))) => drop(self.known.remove(&key)),
+                Some((_, Release::Row(key))) => self.row_gone(key),
                 Some((_, Release::Key(key, response))) => {
                     for ticket in self.keys.remove(&key).map_or(Vec::new(), |key| key.waiters) {
                         self.outputs.push(Output::Reply(ticket, response.clone()));

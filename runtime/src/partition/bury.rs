@@ -1,8 +1,8 @@
 //! Dead letters: operations that will not be tried again, kept with their reasons.
 
-use stead_entities::EntityId;
+use stead_entities::{EntityId, Error, ErrorKind};
 
-use super::{Item, Partition, activation::sender_text};
+use super::{Item, Partition, Row, activation::sender_text};
 use crate::store::{
     Write,
     record::{Cause, DeadLetter, DeadLetterId},
@@ -33,6 +33,9 @@ impl Partition {
         reason: &str,
     ) {
         self.consume(id, &item);
+        if item.is_call && matches!(item.row, Row::Inbox(_)) {
+            self.forget_stored(&item, &Error::new(ErrorKind::Internal, reason));
+        }
         self.exhume(&mut item);
         let is_rejection = cause == Cause::Rejection;
         let (partition, number) = (self.around.number, self.mint());

@@ -5,6 +5,7 @@ use stead_entities::{EntityId, Error, ErrorKind};
 
 use super::{
     Item, Output, Partition, Stage, bury::DELETED, message::Work, run::Next, ticket::Answer,
+    turn::guarded,
 };
 use crate::store::{
     ReadResult, ReminderRows, Write,
@@ -26,20 +27,13 @@ impl Partition {
         let unreleased = self.unreleased(id);
         if unreleased > self.released {
             self.resume_after(unreleased, id);
-        } else if let Some(activation) = self.table.get_mut(id) {
-            activation.stage = Stage::Listing;
+            return self.put_back(id, item);
+        }
+        if let Some(activation) = self.table.get_mut(id) {
+            activation.stage = Stage::Listing(Box::new(item));
             self.outputs.push(Output::Reminders(id.clone()));
         }
-        self.put_back(id, item)
-    }
-
-    /// Puts a deletion in front of everything that waits.
-    pub(super) fn delete_next(&mut self, id: &EntityId) {
-        let delete = Item::new(Work::Delete, Vec::new(), 0, self.now);
-        let item = Item { is_call: true, ..delete };
-        if let Some(activation) = self.table.get_mut(id) {
-            activation.mailbox.push_front(item);
-        }
+        Next::Waits
     }
 
     /// What a deletion asked for: everything of the entity that is delayed.
@@ -47,9 +41,9 @@ impl Partition {
         let Some(activation) = self.table.get_mut(id) else {
             return;
         };
-        activation.stage = Stage::Ready;
-        let Some(item) = activation.mailbox.front_mut() else {
-            return;
+        let mut item = match std::mem::replace(&mut activation.stage, Stage::Ready) {
+            Stage::Listing(item) => item,
+            other => return activation.stage = other,
         };
         match rows {
             Ok(rows) => {
@@ -57,19 +51,18 @@ impl Partition {
                     matches!(slot, Slot::Delayed(_)) && record.accepted_at <= item.accepted_at
                 });
                 item.delayed = Some(delayed.map(|(_, slot, record)| (slot, record)).collect());
+                // At once: what waited for a retry meanwhile must not come between.
+                self.run_item(id, *item);
             }
             Err(error) => {
                 let message = format!("reminders cannot be read: {error}");
-                let error = Error::new(ErrorKind::Unavailable, message);
-                if let Some(item) = activation.mailbox.pop_front() {
-                    self.fail(id, item, error);
-                }
+                self.fail(id, *item, Error::new(ErrorKind::Unavailable, message));
             }
         }
         self.make_ready(id);
     }
 
-    /// A deletion from outside, or by an operation that awaited.
+    /// A deletion from outside.
     pub(super) fn settle_deletion(&mut self, id: &EntityId, item: Item) {
         self.delete_entity(id, item.delayed.as_deref().unwrap_or_default());
         let unreleased = self.unreleased(id);
@@ -83,11 +76,14 @@ impl Partition {
     /// behind applies to the next incarnation.
     pub(super) fn delete_entity(&mut self, id: &EntityId, delayed: &[(Slot, ReminderRecord)]) {
         let number = self.open_number();
-        let fresh = self.type_of(id).map(|known| known.fresh());
+        let fresh = self.type_of(id).and_then(|known| guarded(|| known.fresh()).ok());
         let Some(activation) = self.table.get_mut(id) else {
             return;
         };
         let existed = activation.generation > 0;
+        if fresh.is_none() {
+            activation.stage = Stage::Corrupt("its default value panics".into());
+        }
         activation.state = fresh;
         activation.encoded = None;
         activation.generation = 0;

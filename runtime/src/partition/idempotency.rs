@@ -9,7 +9,7 @@ use super::{
     Item, Output, Partition, Pending, Release,
     arrive::conflict,
     message::Keyed,
-    ticket::{Answer, Response},
+    ticket::{Answer, Response, Ticket},
 };
 use crate::{
     sabotage,
@@ -69,6 +69,7 @@ impl Partition {
         if let Some(item) = self.take_keyed(key)
             && let Some(pending) = self.keys.get_mut(key)
         {
+            item.ticket.iter().for_each(Ticket::make_uncertain);
             pending.waiters.extend(item.ticket);
         }
         self.make_ready(&key.id);
@@ -142,6 +143,14 @@ impl Partition {
     pub(super) fn is_looking(&self, item: &Item) -> bool {
         let pending = item.key.as_ref().and_then(|keyed| self.keys.get(&keyed.key));
         pending.is_some_and(|pending| pending.is_looking)
+    }
+
+    /// The same for an operation whose key was stored with its row.
+    pub(super) fn forget_stored(&mut self, item: &Item, error: &Error) {
+        if let Some(keyed) = &item.key {
+            self.open.writes.push(Write::Forget((*keyed.key).clone()));
+            self.after_open(Release::Key(keyed.key.clone(), Err(error.clone())));
+        }
     }
 
     /// Lets go of the key of an operation that left nothing; those who asked again hear why.

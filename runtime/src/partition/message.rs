@@ -7,10 +7,13 @@ use stead_entities::{
     entity::{OperationKind, Outcome},
 };
 
-use super::ticket::{Response, Ticket};
+use super::{
+    activation::Row,
+    ticket::{Response, Ticket},
+};
 use crate::{
     store::{
-        ReadResult, ReminderRows, Write,
+        InboxPage, ReadResult, ReminderRows, Write,
         record::{
             DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey, InboxRecord, ReminderRecord,
             Slot, StateRecord,
@@ -104,7 +107,7 @@ pub(crate) enum Input {
     /// What a new generation begins with.
     Recovered(u64, ReadResult<Vec<EntityId>>),
     Loaded(u64, EntityId, Box<ReadResult<Option<StateRecord>>>),
-    Inbox(u64, EntityId, ReadResult<Vec<(InboxKey, InboxRecord)>>),
+    Inbox(u64, EntityId, ReadResult<InboxPage>),
     LookedUp(u64, Arc<IdempotencyKey>, Box<ReadResult<Option<IdempotencyRecord>>>),
     Due(u64, Timestamp, ReadResult<ReminderRows>),
     Reminders(u64, EntityId, ReadResult<ReminderRows>),
@@ -148,6 +151,9 @@ pub(crate) struct Start {
     pub(crate) state: State,
     pub(crate) ctx: Context,
     pub(crate) input: Vec<u8>,
+    /// For the watchdog.
+    pub(crate) row: Row,
+    pub(crate) ticket: Option<Ticket>,
 }
 
 /// The finished turns of one step: written together, and let out together once they are durable.

@@ -30,6 +30,10 @@ pub(crate) mod message;
 mod recover;
 mod run;
 mod settle;
+mod task;
+#[cfg(test)]
+#[allow(unreachable_pub, reason = "operations of an entity are `pub`")]
+mod tests;
 pub(crate) mod ticket;
 pub(crate) mod turn;
 mod wake;
@@ -38,6 +42,7 @@ mod watch;
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
 use stead_entities::{EntityId, Timestamp};
@@ -45,7 +50,7 @@ use stead_entities::{EntityId, Timestamp};
 pub(crate) use self::{
     activation::Row,
     actor::{Handle, Shell, start},
-    watch::{Late, Watch},
+    watch::{Late, Watch, Watches},
 };
 use self::{
     activation::{Activation, Item, Retry, Stage},
@@ -62,6 +67,8 @@ use crate::{
     types::{EntityType, EntityTypes},
 };
 
+/// How far minted numbers may run ahead of the clock, one for each microsecond.
+const MINT_MARGIN: Duration = Duration::from_secs(1);
 /// The most bursts of one partition that the committer holds; more turns join the open burst.
 const BURSTS_IN_FLIGHT_MAX: u64 = 2;
 /// The most turns of one entity in one step, so that its neighbours get theirs.
@@ -72,6 +79,11 @@ const TURNS_PER_STEP_MAX: usize = 1_024;
 const WRITES_PER_BURST_MAX: usize = 16_384;
 /// The most inbox rows of one entity that are read at one time.
 const INBOX_PAGE: usize = 256;
+/// The most bytes of arguments of stored signals in memory; what other entities send beyond it stays
+/// on disk until its entity has nothing else to do.
+const HELD_BYTES_MAX: usize = 8 << 20;
+/// How often a partition may fail while it runs an entity, before the entity is left alone.
+const FAILURES_MAX: u32 = 3;
 
 /// What a partition is told once.
 pub(crate) struct Surroundings {
@@ -95,14 +107,24 @@ pub(crate) struct Partition {
     /// The number of the last burst that was sent, and of the last that is durable.
     sent: u64,
     released: u64,
+    /// Microseconds of the last number that was minted.
     minted: u64,
     runs: u64,
+    /// Whether the store had room for writes when the step began.
+    has_room: bool,
+    /// The entity that is being worked on, to be blamed where the partition fails.
+    running: Option<EntityId>,
+    failures: HashMap<EntityId, u32>,
     table: HashMap<EntityId, Activation>,
     ready: VecDeque<EntityId>,
     open: Burst,
     dirty: Vec<EntityId>,
     /// Inbox rows in memory, or consumed by a burst that is not yet durable.
     known: HashSet<InboxKey>,
+    /// Bytes of arguments of the rows in `known`.
+    held_bytes: usize,
+    /// Recovered rows whose attempt was counted, with the count: once for each incarnation.
+    counted: HashMap<(EntityId, Row), u32>,
     /// What becomes true when a burst is durable.
     on_release: VecDeque<(u64, Release)>,
     /// Entities with rows on disk that are not in memory.
@@ -115,6 +137,8 @@ pub(crate) struct Partition {
     due: wake::Window,
     retries: BTreeSet<Retry>,
     rejections: VecDeque<(DeadLetterId, Timestamp)>,
+    /// Dead letters that were replayed; a second replay finds nothing.
+    exhumed: HashSet<DeadLetterId>,
     /// What arrived before this generation could begin.
     early: VecDeque<Input>,
     draining: Option<Ticket>,
@@ -153,8 +177,8 @@ struct Backlog {
     again: bool,
     /// The burst that must be durable before the disk shows everything.
     since: u64,
-    /// Whether the rows were accepted by an earlier, unclean incarnation or generation.
-    is_recovered: bool,
+    /// Rows that were removed while a page was being read, which may show them.
+    gone: Vec<InboxKey>,
 }
 
 /// An idempotency key in use.
@@ -173,13 +197,19 @@ impl Partition {
             generation: 0,
             sent: 0,
             released: 0,
-            minted: 0,
+            // Numbers of the incarnation before this one may be ahead of its last commit's time.
+            minted: (now + MINT_MARGIN).as_micros().unsigned_abs(),
             runs: 0,
+            has_room: true,
+            running: None,
+            failures: HashMap::new(),
             table: HashMap::new(),
             ready: VecDeque::new(),
             open: Burst::default(),
             dirty: Vec::new(),
             known: HashSet::new(),
+            held_bytes: 0,
+            counted: HashMap::new(),
             on_release: VecDeque::new(),
             backlog: HashMap::new(),
             recovering: VecDeque::new(),
@@ -188,6 +218,7 @@ impl Partition {
             due: wake::Window::default(),
             retries: BTreeSet::new(),
             rejections: VecDeque::new(),
+            exhumed: HashSet::new(),
             early: VecDeque::new(),
             draining: None,
             started_at: now,
@@ -210,9 +241,11 @@ impl Partition {
     pub(crate) fn step(
         &mut self,
         now: Timestamp,
+        has_room: bool,
         inputs: impl IntoIterator<Item = Input>,
     ) -> Vec<Output> {
         self.now = self.now.max(now);
+        self.has_room = has_room;
         for input in inputs {
             self.take(input);
         }
@@ -299,12 +332,12 @@ impl Partition {
         self.around.types.get(id.entity_type()).cloned()
     }
 
-    /// A number that this partition never minted before and no other partition mints: incarnation,
-    /// counter, partition.
+    /// A number that only grows, also over restarts, and that no other partition mints:
+    /// microseconds of the store's time, then the partition. They last until the year 2112.
     fn mint(&mut self) -> u64 {
-        self.minted += 1;
-        assert!(self.minted < 1 << 30, "a partition minted all numbers of its incarnation");
-        (self.around.incarnation << 42) | (self.minted << 12) | u64::from(self.around.number)
+        let now = u64::try_from(self.now.as_micros()).unwrap_or(0);
+        self.minted = now.max(self.minted + 1);
+        (self.minted << 12) | u64::from(self.around.number)
     }
 
     fn make_ready(&mut self, id: &EntityId) {

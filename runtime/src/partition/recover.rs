@@ -3,18 +3,22 @@
 use stead_entities::{EntityId, Error};
 
 use super::{
-    Activation, Backlog, INBOX_PAGE, Item, Output, Partition, Phase, Row, Stage, ticket::Response,
+    Activation, Backlog, FAILURES_MAX, Item, Output, Partition, Phase, Row, Stage, run::Next,
+    ticket::Response, turn::guarded,
 };
 use crate::{
     sabotage,
     store::{
-        ReadResult,
+        InboxPage, ReadError, ReadResult,
         record::{Cause, InboxKey, InboxRecord, StateRecord},
     },
+    types::State,
 };
 
 /// How many entities with rows of an earlier generation are woken at one time.
 const RECOVERING_MAX: usize = 64;
+/// The most recovered operations of one entity that are counted at one time.
+const RECOVER_SHARE_MAX: usize = 64;
 /// The wait before the store is read again.
 const RECOVERY_PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
 
@@ -30,9 +34,22 @@ impl Partition {
         }
     }
 
+    /// Starts over after a panic of its own. An entity that was being worked on too often when that
+    /// happened is left alone from here on.
+    pub(crate) fn panicked(&mut self, error: &Error) {
+        if let Some(id) = self.running.take() {
+            let failures = self.failures.entry(id.clone()).or_default();
+            *failures += 1;
+            tracing::error!(entity = %id, failures, "a partition failed while it ran this entity");
+        }
+        self.restart(error);
+    }
+
     /// Ends a generation whose burst was not committed. Everything in memory was built on it.
-    pub(super) fn restart(&mut self, error: &Error) {
+    pub(crate) fn restart(&mut self, error: &Error) {
         let refused: Response = Err(error.clone());
+        // Reads that were asked for belong to this generation; answers and bursts left it already.
+        self.outputs.retain(|output| matches!(output, Output::Reply(..) | Output::Burst(_)));
         let open = std::mem::take(&mut self.open);
         for (ticket, _) in open.replies {
             self.outputs.push(Output::Reply(ticket, refused.clone()));
@@ -50,10 +67,12 @@ impl Partition {
         self.ready.clear();
         self.dirty.clear();
         self.known.clear();
+        self.held_bytes = 0;
         self.on_release.clear();
         self.backlog.clear();
         self.recovering.clear();
         self.retries.clear();
+        self.exhumed.clear();
         self.due.clear();
         self.sent = 0;
         self.released = 0;
@@ -75,14 +94,12 @@ impl Partition {
             }
         };
         self.phase = Phase::Serving;
-        let is_recovered = self.around.was_unclean || self.generation > 1;
         for id in receivers {
             if self.type_of(&id).is_none() {
                 tracing::warn!(entity = %id, "signals wait for an entity type that is not served");
                 continue;
             }
-            let backlog = Backlog { is_recovered, ..Backlog::default() };
-            self.backlog.insert(id.clone(), backlog);
+            self.backlog.insert(id.clone(), Backlog::default());
             self.recovering.push_back(id);
         }
         self.wake_recovering();
@@ -113,21 +130,20 @@ impl Partition {
     }
 
     pub(super) fn loaded(&mut self, id: &EntityId, loaded: ReadResult<Option<StateRecord>>) {
-        let Some(known) = self.type_of(id) else {
-            return;
+        self.running = Some(id.clone());
+        let read = match loaded {
+            Err(ReadError::Unavailable(why)) => {
+                tracing::error!(entity = %id, why, "a state cannot be read at the moment");
+                Err(Stage::Unreadable(self.now + RECOVERY_PAUSE))
+            }
+            read => self.decoded(id, read).map_err(|reason| {
+                tracing::error!(entity = %id, reason, "the stored state cannot be understood");
+                Stage::Corrupt(reason)
+            }),
         };
+        self.running = None;
         let Some(activation) = self.table.get_mut(id) else {
             return;
-        };
-        let read = match loaded {
-            Err(_) if sabotage::is("X12") => Ok((known.fresh(), None)),
-            Err(error) => Err(error.to_string()),
-            Ok(None) => Ok((known.fresh(), None)),
-            Ok(Some(record)) => match known.decode(record.version, &record.state) {
-                Ok(state) => Ok((state, Some(record))),
-                Err(_) if sabotage::is("X12") => Ok((known.fresh(), Some(record))),
-                Err(error) => Err(error.to_string()),
-            },
         };
         match read {
             Ok((state, record)) => {
@@ -141,12 +157,35 @@ impl Partition {
                     activation.reminders = record.reminders;
                 }
             }
-            Err(reason) => {
-                tracing::error!(entity = %id, reason, "the stored state cannot be read");
-                activation.stage = Stage::Corrupt(reason);
-            }
+            Err(stage) => activation.stage = stage,
         }
         self.make_ready(id);
+    }
+
+    fn decoded(
+        &self,
+        id: &EntityId,
+        read: ReadResult<Option<StateRecord>>,
+    ) -> Result<(State, Option<StateRecord>), String> {
+        let known = self.type_of(id).ok_or("the entity type is not served")?;
+        if self.failures.get(id).is_some_and(|failures| *failures >= FAILURES_MAX) {
+            let why = "the partition failed each time it ran this entity, which is left alone";
+            return Err(format!("{why} until the next start"));
+        }
+        let fresh = || guarded(|| known.fresh()).map_err(|error| error.to_string());
+        match read {
+            Err(_) if sabotage::is("X12") => Ok((fresh()?, None)),
+            Err(error) => Err(error.to_string()),
+            Ok(None) => Ok((fresh()?, None)),
+            Ok(Some(record)) => {
+                let state = guarded(|| known.decode(record.version, &record.state));
+                match state.map_err(|error| error.to_string())? {
+                    Ok(state) => Ok((state, Some(record))),
+                    Err(_) if sabotage::is("X12") => Ok((fresh()?, Some(record))),
+                    Err(error) => Err(error.to_string()),
+                }
+            }
+        }
     }
 
     /// Reads the next inbox rows of an entity, if there are any and it has room.
@@ -162,46 +201,34 @@ impl Partition {
         self.outputs.push(Output::Inbox(id.clone(), backlog.after.clone()));
     }
 
-    pub(super) fn page_read(
-        &mut self,
-        id: &EntityId,
-        rows: ReadResult<Vec<(InboxKey, InboxRecord)>>,
-    ) {
+    pub(super) fn page_read(&mut self, id: &EntityId, page: ReadResult<InboxPage>) {
         let Some(backlog) = self.backlog.get_mut(id) else {
             return;
         };
         backlog.is_loading = false;
-        let rows = match rows {
-            Ok(rows) => rows,
+        let gone = std::mem::take(&mut backlog.gone);
+        let InboxPage { rows, is_end } = match page {
+            Ok(page) => page,
             Err(error) => {
                 tracing::error!(entity = %id, %error, "the inbox of an entity cannot be read");
-                if let Some(activation) = self.table.get_mut(id) {
-                    activation.stage = Stage::Corrupt(error.to_string());
-                }
-                return self.make_ready(id);
+                self.known_gone(gone);
+                return self.page_failed(id, &error);
             }
         };
-        let is_recovered = backlog.is_recovered;
-        let is_end = rows.len() < INBOX_PAGE;
         backlog.after = rows.last().map(|(key, _)| key.clone());
         if is_end && backlog.again {
             backlog.again = false;
             backlog.after = None;
-            backlog.is_recovered = false;
         } else if is_end {
             self.backlog.remove(id);
         }
         for (key, record) in rows {
-            if self.known.contains(&key) {
-                continue;
-            }
-            if is_recovered {
-                self.admit_recovered(key, record);
-            } else {
+            if !self.known.contains(&key) {
                 self.admit_row(key, record);
             }
         }
-        if is_end && !self.backlog.contains_key(id) {
+        self.known_gone(gone);
+        if !self.backlog.contains_key(id) {
             if let Some(activation) = self.table.get_mut(id) {
                 let behind = std::mem::take(&mut activation.behind);
                 activation.mailbox.extend(behind);
@@ -211,42 +238,90 @@ impl Partition {
         self.make_ready(id);
     }
 
-    /// A row that an unclean stop left behind may be what ended the process: its attempt is counted,
-    /// and durable, before it runs.
-    fn admit_recovered(&mut self, key: InboxKey, mut record: InboxRecord) {
-        record.attempts += 1;
-        let id = key.receiver.clone();
-        if record.attempts > self.around.config.retries + 1 {
-            self.known.insert(key.clone());
-            let Some(mut item) = self.item_of(key, &record) else {
-                return;
-            };
-            item.attempts = record.attempts - 1;
-            return self.bury(&id, item, Cause::Failure, super::bury::ENDED_THE_PROCESS);
-        }
-        if !sabotage::is("X32") {
-            self.open.writes.push(crate::store::Write::Accept(key.clone(), record.clone()));
-        }
-        self.admit_row(key, record);
-        let number = self.open_number();
-        if let Some(activation) = self.table.get_mut(&id) {
-            activation.unreleased = number;
-            if let Some(item) = activation.mailbox.back_mut() {
-                item.counted = number;
+    fn page_failed(&mut self, id: &EntityId, error: &ReadError) {
+        match (error, self.table.get_mut(id)) {
+            (ReadError::Damaged(reason), Some(activation)) => {
+                activation.stage = Stage::Corrupt(reason.to_string());
+                self.make_ready(id);
             }
+            _ => drop(self.retries.insert((self.now + RECOVERY_PAUSE, id.clone()))),
         }
-        self.after_open(super::Release::Resume(id));
+    }
+
+    fn known_gone(&mut self, gone: Vec<InboxKey>) {
+        for key in gone {
+            self.known.remove(&key);
+        }
+    }
+
+    /// The row is gone from the store; but a page that is being read may still show it.
+    pub(super) fn row_gone(&mut self, key: InboxKey) {
+        match self.backlog.get_mut(&key.receiver) {
+            Some(backlog) if backlog.is_loading => backlog.gone.push(key),
+            _ => drop(self.known.remove(&key)),
+        }
     }
 
     /// Puts a row of the inbox into the mailbox.
     pub(super) fn admit_row(&mut self, key: InboxKey, record: InboxRecord) {
         let id = key.receiver.clone();
         self.known.insert(key.clone());
-        let Some(item) = self.item_of(key, &record) else {
+        self.held_bytes += record.input.len();
+        let Some(mut item) = self.item_of(key, &record) else {
             return;
         };
+        item.is_recovered = self.is_recovered(&id, &item);
         self.activate(&id).mailbox.push_back(item);
         self.make_ready(&id);
+    }
+
+    /// Whether an operation was left behind by an unclean stop, which it may have caused, and its
+    /// attempt was not yet counted since.
+    pub(super) fn is_recovered(&self, id: &EntityId, item: &Item) -> bool {
+        let began = match &item.row {
+            Row::Reminder(_, due, _) => *due,
+            Row::None | Row::Inbox(_) => item.accepted_at,
+        };
+        let known = self.counted.get(&(id.clone(), item.row.clone()));
+        self.around.was_unclean
+            && began <= self.started_at
+            && known.is_none_or(|attempts| item.attempts < *attempts)
+    }
+
+    /// What an unclean stop left behind may be what ended the process: its attempt is counted, and
+    /// durable, before it runs. First for one operation of an entity, then for twice as many each
+    /// time, so that few are counted that do not run.
+    pub(super) fn count_attempts(&mut self, id: &EntityId, item: Item) -> Next {
+        self.put_back(id, item);
+        let (number, retries) = (self.open_number(), self.around.config.retries);
+        let Some(activation) = self.table.get_mut(id) else {
+            return Next::Waits;
+        };
+        let share = activation.recover_share;
+        activation.recover_share = (2 * share).min(RECOVER_SHARE_MAX);
+        let mut mailbox = std::mem::take(&mut activation.mailbox);
+        let mut has_written = false;
+        for item in mailbox.iter_mut().take(share).filter(|item| item.is_recovered) {
+            item.is_recovered = false;
+            item.attempts += 1;
+            if item.attempts <= retries.saturating_add(1) && !sabotage::is("X32") {
+                item.counted = number;
+                self.counted.insert((id.clone(), item.row.clone()), item.attempts);
+                self.record(id, item);
+                has_written = true;
+            }
+        }
+        if let Some(activation) = self.table.get_mut(id) {
+            activation.mailbox = mailbox;
+            if has_written {
+                activation.unreleased = number;
+                self.after_open(super::Release::Resume(id.clone()));
+            }
+        }
+        if !has_written {
+            self.make_ready(id);
+        }
+        Next::Waits
     }
 
     /// The item that a row stands for; a row that nobody can run becomes a dead letter.

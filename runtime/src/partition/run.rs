@@ -1,18 +1,25 @@
 //! Running: the head of each ready mailbox, a bounded number of turns at a time.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
 
-use stead_entities::{Context, EntityId, Error, ErrorKind, context::Turn};
+use stead_entities::{Context, EntityId, Error, ErrorKind, Timestamp, context::Turn};
 
 use super::{
     Item, Output, Partition, Row, Stage, TURNS_PER_ENTITY_MAX, TURNS_PER_STEP_MAX,
     activation::{Lane, Sender},
     arrive::withdrawn,
+    bury::ENDED_THE_PROCESS,
     message::Work,
     ticket::{Answer, StateView},
-    turn,
+    turn::{self, guarded},
 };
-use crate::{sabotage, store::record::Slot};
+use crate::{
+    sabotage,
+    store::record::{Cause, Damaged, Slot},
+};
+
+/// The wait before what writes is tried again on a disk that is nearly full.
+const ROOM_PAUSE: Duration = Duration::from_millis(500);
 
 /// Whether the next item of a mailbox can follow.
 pub(super) enum Next {
@@ -36,7 +43,9 @@ impl Partition {
                 continue;
             }
             let share = turns.min(TURNS_PER_ENTITY_MAX);
+            self.running = Some(id.clone());
             let used = self.run_entity(&id, share);
+            self.running = None;
             turns -= used;
             if used == share
                 && let Some(activation) = self.table.get_mut(&id)
@@ -57,10 +66,16 @@ impl Partition {
             match &activation.stage {
                 Stage::Ready => {}
                 Stage::Corrupt(reason) => {
-                    let reason = reason.clone();
-                    return self.refuse_corrupt(id, &reason);
+                    let error = format!("{id} cannot be read: {reason}");
+                    self.refuse_corrupt(id, &Error::new(ErrorKind::Corrupt, error));
+                    return used;
                 }
-                Stage::Loading | Stage::Busy(..) | Stage::Listing => return used,
+                Stage::Unreadable(at) => {
+                    let at = *at;
+                    self.read_again(id, at);
+                    return used;
+                }
+                Stage::Loading | Stage::Busy(..) | Stage::Listing(_) => return used,
             }
             let Some(item) = activation.mailbox.pop_front() else {
                 self.page(id);
@@ -75,23 +90,46 @@ impl Partition {
     }
 
     /// Nothing can be done with this entity; what is stored of it stays.
-    fn refuse_corrupt(&mut self, id: &EntityId, reason: &str) -> usize {
+    fn refuse_corrupt(&mut self, id: &EntityId, error: &Error) {
         let Some(activation) = self.table.get_mut(id) else {
-            return 0;
+            return;
         };
         let mailbox = std::mem::take(&mut activation.mailbox);
         let behind = std::mem::take(&mut activation.behind);
-        let error = Error::new(ErrorKind::Corrupt, format!("{id} cannot be read: {reason}"));
         for item in mailbox.into_iter().chain(behind) {
-            self.forget_key(&item, &error);
+            self.forget_key(&item, error);
             if let Some(ticket) = item.ticket {
                 self.outputs.push(Output::Reply(ticket, Err(error.clone())));
             }
         }
-        0
+        if self.backlog.remove(id).is_some() {
+            self.wake_recovering();
+        }
     }
 
-    fn run_item(&mut self, id: &EntityId, mut item: Item) -> Next {
+    /// Asks the store again for a state that it could not read. Callers who wait are refused; what
+    /// was accepted stays.
+    fn read_again(&mut self, id: &EntityId, at: Timestamp) {
+        let Some(activation) = self.table.get_mut(id) else {
+            return;
+        };
+        if at <= self.now {
+            activation.stage = Stage::Loading;
+            return self.outputs.push(Output::Load(id.clone()));
+        }
+        let waiting = std::mem::take(&mut activation.mailbox);
+        let (kept, refused): (VecDeque<_>, VecDeque<_>) =
+            waiting.into_iter().partition(|item| item.row != Row::None);
+        activation.mailbox = kept;
+        let error = Error::new(ErrorKind::Unavailable, "the store cannot read at the moment");
+        for item in refused {
+            self.forget_key(&item, &error);
+            self.outputs.extend(item.ticket.map(|t| Output::Reply(t, Err(error.clone()))));
+        }
+        self.retries.insert((at, id.clone()));
+    }
+
+    pub(super) fn run_item(&mut self, id: &EntityId, mut item: Item) -> Next {
         if self.is_looking(&item) {
             return self.put_back(id, item);
         }
@@ -105,16 +143,35 @@ impl Partition {
             self.forget_key(&item, &withdrawn());
             return Next::Goes;
         }
+        if !self.is_current(id, &item) {
+            return Next::Goes;
+        }
+        if !self.has_room && item.writes() {
+            return self.wait_for_room(id, item);
+        }
         if item.due.is_some_and(|due| due > self.now) {
             self.record(id, &mut item);
             self.accepted(&mut item);
             return Next::Goes;
         }
-        if !self.is_current(id, &item) {
-            return Next::Goes;
+        // What is due is an operation like any other.
+        item.due = None;
+        if item.is_recovered {
+            return self.count_attempts(id, item);
         }
         if item.counted > self.released {
             return self.put_back(id, item);
+        }
+        if let Some((operation, reason)) = item.doom.take().map(|doom| *doom) {
+            self.bury_as(id, item, operation, Cause::Undecodable, &reason);
+            return Next::Goes;
+        }
+        if item.attempts > self.around.config.retries.saturating_add(1) {
+            self.bury(id, item, Cause::Failure, ENDED_THE_PROCESS);
+            return Next::Goes;
+        }
+        if let Some(turned) = item.turned.take() {
+            return self.settle(id, item, *turned);
         }
         match item.work {
             Work::State => self.show_state(id, item),
@@ -124,6 +181,25 @@ impl Partition {
             Work::Operation { index, awaits: false } => return self.run_turn(id, index, item),
         }
         Next::Goes
+    }
+
+    /// What would write waits while the disk is nearly full; who waits for it is refused.
+    fn wait_for_room(&mut self, id: &EntityId, mut item: Item) -> Next {
+        let again = self.now + ROOM_PAUSE;
+        if item.row == Row::None
+            && let Some(ticket) = item.ticket.take()
+        {
+            let error = Error::new(ErrorKind::Full, "the disk is nearly full");
+            self.forget_key(&item, &error);
+            self.outputs.push(Output::Reply(ticket, Err(error)));
+            return Next::Goes;
+        }
+        if let Some(sender) = item.sender() {
+            self.block_lane(id, item, sender, again);
+            return Next::Goes;
+        }
+        self.retries.insert((again, id.clone()));
+        self.put_back(id, item)
     }
 
     pub(super) fn put_back(&mut self, id: &EntityId, item: Item) -> Next {
@@ -177,18 +253,22 @@ impl Partition {
         };
         let unreleased = entry.unreleased;
         let view = match &entry.state {
-            Some(state) if entry.generation > 0 => state.json().map(|json| {
-                Some(StateView {
-                    generation: entry.generation,
-                    revision: entry.revision,
-                    committed_at: entry.committed_at,
-                    state: json,
+            Some(state) if entry.generation > 0 => guarded(|| state.json()).map(|json| {
+                json.map(|json| {
+                    Some(StateView {
+                        generation: entry.generation,
+                        revision: entry.revision,
+                        committed_at: entry.committed_at,
+                        state: json,
+                    })
                 })
             }),
-            _ => Ok(None),
+            _ => Ok(Ok(None)),
         };
-        let response = view.map(Answer::State);
-        let response = response.map_err(|why| Error::new(ErrorKind::Internal, why.to_string()));
+        let response = view.and_then(|view| {
+            let internal = |why: Damaged| Error::new(ErrorKind::Internal, why.to_string());
+            view.map(Answer::State).map_err(internal)
+        });
         if let Some(ticket) = item.ticket {
             self.answer(unreleased, ticket, response);
         }
@@ -243,10 +323,11 @@ impl Partition {
     }
 
     /// Settles a turn; one that deletes its entity first needs to know what is delayed.
-    pub(super) fn settle(&mut self, id: &EntityId, item: Item, turned: turn::Turned) -> Next {
+    pub(super) fn settle(&mut self, id: &EntityId, mut item: Item, turned: turn::Turned) -> Next {
         if matches!(&turned, turn::Turned::Applied { effects, .. } if effects.deleted)
             && item.delayed.is_none()
         {
+            item.turned = Some(Box::new(turned));
             return self.list_delayed(id, item);
         }
         self.settle_turn(id, item, turned);
@@ -254,8 +335,13 @@ impl Partition {
     }
 
     /// The signals of a sender wait until the first of them may be tried again.
-    pub(super) fn block_lane(&mut self, id: &EntityId, item: Item, sender: Sender) {
-        let retry_at = self.now + self.around.config.retry_after(item.attempts);
+    pub(super) fn block_lane(
+        &mut self,
+        id: &EntityId,
+        item: Item,
+        sender: Sender,
+        retry_at: Timestamp,
+    ) {
         let lane = Lane { sender, retry_at, items: VecDeque::from([item]) };
         if let Some(activation) = self.table.get_mut(id) {
             activation.blocked.push(lane);

@@ -8,7 +8,12 @@ use stead_entities::{
     effect::{Effect, Reminder, Signal},
 };
 
-use super::{Item, Partition, Release, Row, message::Delivery, ticket::Answer, turn::Turned};
+use super::{
+    Item, Partition, Release, Row,
+    message::Delivery,
+    ticket::Answer,
+    turn::{Turned, guarded},
+};
 use crate::{
     sabotage,
     store::{
@@ -103,9 +108,14 @@ impl Partition {
             Row::None => {}
             Row::Inbox(key) => {
                 self.open.writes.push(Write::Consume(key.clone()));
+                self.held_bytes = self.held_bytes.saturating_sub(item.input.len());
+                self.counted.remove(&(id.clone(), item.row.clone()));
                 self.after_open(Release::Row(key.clone()));
             }
-            Row::Reminder(slot, due, number) => self.consume_reminder(id, slot, *due, *number),
+            Row::Reminder(slot, due, number) => {
+                self.counted.remove(&(id.clone(), item.row.clone()));
+                self.consume_reminder(id, slot, *due, *number);
+            }
         }
     }
 
@@ -123,6 +133,11 @@ impl Partition {
             return;
         };
         let Slot::Named(name) = slot else { return };
+        let heads = self.table.get(id).map_or(&[][..], |entry| &entry.reminders);
+        if !heads.iter().any(|head| head.number == number) {
+            // It was cancelled, or its entity deleted, while it waited for a retry.
+            return;
+        }
         let next = record.schedule.and_then(|schedule| schedule.next(due, self.now));
         let head =
             next.map(|due| ReminderHead { name: name.to_string(), due, number: self.mint() });
@@ -143,7 +158,7 @@ impl Partition {
         if activation.encoded.is_none()
             && activation.generation > 0
             && let Some(state) = &activation.state
-            && let Ok(encoded) = state.encode()
+            && let Ok(Ok(encoded)) = guarded(|| state.encode())
         {
             // Nothing but the list changed: the same state is written again, with the list.
             activation.encoded = Some(encoded);
@@ -167,6 +182,7 @@ impl Partition {
                 token,
                 attempts: 0,
                 accepted_at: self.now,
+                sender: from.to_string(),
             };
             let slot = Slot::Delayed(number);
             let row = Write::Remind(partition, signal.target.clone(), slot.clone(), record.clone());
@@ -216,6 +232,7 @@ impl Partition {
             token: self.around.entropy.next_wide(),
             attempts: 0,
             accepted_at: self.now,
+            sender: String::new(),
         };
         self.replace_head(id, &reminder.name, Some(head));
         self.set_reminder(id, Slot::Named(reminder.name.into()), record);
@@ -267,14 +284,12 @@ impl Partition {
 
     /// A call that failed: its caller hears it, and nothing is remembered.
     fn refuse(&mut self, mut item: Item, error: Error) {
-        let id = match &item.row {
-            Row::Inbox(key) => Some(key.receiver.clone()),
-            Row::None | Row::Reminder(..) => None,
-        };
-        if let Some(id) = id {
-            self.consume(&id, &item);
+        if let Row::Inbox(key) = &item.row {
+            self.consume(&key.receiver.clone(), &item);
+            self.forget_stored(&item, &error);
+        } else {
+            self.forget_key(&item, &error);
         }
-        self.forget_key(&item, &error);
         if let Some(ticket) = item.ticket.take() {
             self.open.replies.push((ticket, Err(error)));
         }
@@ -298,7 +313,8 @@ impl Partition {
         }
         self.accepted(&mut item);
         if let Some(sender) = item.sender() {
-            self.block_lane(id, item, sender);
+            let retry_at = self.now + self.around.config.retry_after(item.attempts);
+            self.block_lane(id, item, sender, retry_at);
         }
     }
 

@@ -9,7 +9,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicBool, AtomicU8, Ordering},
     },
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
@@ -62,6 +62,8 @@ pub(crate) struct Waiting(Ticket);
 #[derive(Debug)]
 struct Inner {
     stage: AtomicU8,
+    /// Whether what the caller waits for may be applied though this answer fails.
+    is_uncertain: AtomicBool,
     reply: Mutex<Reply>,
     deadline: Instant,
     /// Given back when the last clone is gone.
@@ -82,14 +84,26 @@ impl Ticket {
         // A patience beyond what the clock can count is as good as a year.
         let year = Duration::from_secs(365 * 86_400);
         let deadline = now.checked_add(patience).unwrap_or(now + year);
-        let (stage, reply) = (AtomicU8::new(WAITING), Mutex::new(Reply::Open(None)));
-        let ticket = Self(Arc::new(Inner { stage, reply, deadline, _permit: permit }));
+        let ticket = Self(Arc::new(Inner {
+            stage: AtomicU8::new(WAITING),
+            is_uncertain: AtomicBool::new(false),
+            reply: Mutex::new(Reply::Open(None)),
+            deadline,
+            _permit: permit,
+        }));
         (ticket.clone(), Waiting(ticket))
     }
 
     /// Begins the work, unless the caller has withdrawn it.
     pub(crate) fn take(&self) -> bool {
         self.advance(TAKEN) || self.0.stage.load(Ordering::SeqCst) == TAKEN
+    }
+
+    /// From here on a failure cannot mean "not applied": the operation is stored, or it is another
+    /// caller's.
+    pub(crate) fn make_uncertain(&self) {
+        self.take();
+        self.0.is_uncertain.store(true, Ordering::SeqCst);
     }
 
     /// Gives up, unless the work has begun.
@@ -103,6 +117,7 @@ impl Ticket {
 
     /// Tells the caller; the first answer counts.
     pub(crate) fn answer(&self, response: Response) {
+        let response = response.map_err(|error| self.honest(error));
         let mut reply = self.reply();
         if let Reply::Open(waker) = &mut *reply {
             let waker = waker.take();
@@ -112,6 +127,16 @@ impl Ticket {
                 waker.wake();
             }
         }
+    }
+
+    fn honest(&self, error: Error) -> Error {
+        use ErrorKind::{Closed, Full, Unavailable};
+        let denies = matches!(error.kind(), Closed | Full | Unavailable);
+        if denies && self.0.is_uncertain.load(Ordering::SeqCst) && !sabotage::is("X15") {
+            let message = format!("the operation is stored, and goes on: {}", error.message());
+            return Error::new(ErrorKind::Unknown, message);
+        }
+        error
     }
 
     /// Tells the caller that nobody will answer in time.

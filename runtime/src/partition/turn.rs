@@ -8,6 +8,9 @@ use stead_entities::{
 
 use crate::types::{EntityType, State};
 
+/// The longest result of an operation, as JSON, in bytes.
+const REPLY_BYTES_MAX: usize = 16 << 20;
+
 /// How a turn ended. Only `Applied` carries anything of it further.
 pub(super) enum Turned {
     Applied { state: State, encoded: Vec<u8>, effects: Effects, json: Vec<u8> },
@@ -25,12 +28,20 @@ pub(super) fn run(
     input: &[u8],
     state_bytes_max: usize,
 ) -> Turned {
-    let mut copy = (**state).clone_state();
-    let body = || entity_type.run(index, &mut copy, &mut ctx, input);
-    match catch_unwind(AssertUnwindSafe(body)) {
-        Ok(outcome) => settle(copy, ctx, outcome, state_bytes_max),
-        Err(panic) => Turned::Failed(panicked(&*panic)),
+    let body = || {
+        let mut copy = (**state).clone_state();
+        let outcome = entity_type.run(index, &mut copy, &mut ctx, input);
+        (copy, outcome)
+    };
+    match guarded(body) {
+        Ok((copy, outcome)) => settle(copy, ctx, outcome, state_bytes_max),
+        Err(error) => Turned::Failed(error),
     }
+}
+
+/// Runs an author's code; a panic becomes an error.
+pub(super) fn guarded<T>(code: impl FnOnce() -> T) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(code)).map_err(|panic| panicked(&*panic))
 }
 
 /// Judges what an operation left behind.
@@ -52,13 +63,16 @@ pub(super) fn settle(
         Ok(effects) => effects,
         Err(error) => return failed(format!("an effect was refused: {error}")),
     };
-    match catch_unwind(AssertUnwindSafe(|| state.encode())) {
+    if json.len() > REPLY_BYTES_MAX {
+        return failed(format!("the result has more than {REPLY_BYTES_MAX} bytes"));
+    }
+    match guarded(|| state.encode()) {
         Ok(Ok(encoded)) if encoded.len() > state_bytes_max => {
             failed(format!("the state has {} bytes, the limit is {state_bytes_max}", encoded.len()))
         }
         Ok(Ok(encoded)) => Turned::Applied { state, encoded, effects, json },
         Ok(Err(error)) => failed(format!("the state cannot be stored: {error}")),
-        Err(panic) => Turned::Failed(panicked(&*panic)),
+        Err(error) => Turned::Failed(error),
     }
 }
 
@@ -71,4 +85,15 @@ pub(crate) fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
     Error::new(ErrorKind::Internal, format!("the operation panicked: {text}"))
+}
+
+impl std::fmt::Debug for Turned {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Applied { .. } => "Applied",
+            Self::Rejected(_) => "Rejected",
+            Self::Undecodable(_) => "Undecodable",
+            Self::Failed(_) => "Failed",
+        })
+    }
 }

@@ -5,7 +5,7 @@
 //! until the burst that removes its row is durable.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     time::Duration,
 };
 
@@ -16,7 +16,7 @@ use crate::{
     sabotage,
     store::{
         ReadResult, ReminderRows, Write,
-        record::{Cause, ReminderRecord, Slot},
+        record::{ReminderRecord, Slot},
     },
 };
 
@@ -25,14 +25,28 @@ const WINDOW: Duration = Duration::from_secs(60);
 /// The most reminders that are read at one time.
 const WINDOW_ROWS: usize = 512;
 
+/// The most reminders that have fired and are not yet settled; more wait on disk.
+const FIRED_MAX: usize = 4_096;
+/// The wait before the store is scanned again after it could not be read.
+const SCAN_PAUSE: Duration = Duration::from_secs(1);
+
+/// One occurrence of one reminder.
+type Occurrence = (EntityId, Slot, u64);
+
 /// The reminders of a partition that are due soon.
 #[derive(Default)]
 pub(super) struct Window {
     pending: BTreeMap<(Timestamp, EntityId, Slot), ReminderRecord>,
-    fired: HashMap<(EntityId, Slot, u64), ReminderRecord>,
+    fired: HashMap<Occurrence, ReminderRecord>,
     /// Everything that is due at this time or before, and durable, is in `pending` or `fired`.
     until: Option<Timestamp>,
     is_scanning: bool,
+    /// When to scan again after the store could not be read.
+    retry_at: Option<Timestamp>,
+    /// Removed from the store while it was being scanned, which may show them.
+    gone: Vec<Occurrence>,
+    /// Due, but of entity types that this node does not serve.
+    parked: HashSet<Occurrence>,
     /// Set beyond `until`, with the burst that makes it durable.
     beyond: Vec<(u64, Reminder)>,
 }
@@ -43,7 +57,9 @@ impl Window {
     }
 
     fn add(&mut self, id: EntityId, slot: Slot, record: ReminderRecord) {
-        if !self.fired.contains_key(&(id.clone(), slot.clone(), record.number)) {
+        let occurrence = (id, slot, record.number);
+        if !self.fired.contains_key(&occurrence) && !self.parked.contains(&occurrence) {
+            let (id, slot, _) = occurrence;
             self.pending.insert((record.due, id, slot), record);
         }
     }
@@ -57,8 +73,29 @@ impl Window {
         self.fired.contains_key(&(id.clone(), slot.clone(), number))
     }
 
+    /// The occurrence is gone from the store; but a scan under way may still show it.
     pub(super) fn forget(&mut self, id: &EntityId, slot: &Slot, number: u64) {
-        self.fired.remove(&(id.clone(), slot.clone(), number));
+        let occurrence = (id.clone(), slot.clone(), number);
+        if self.is_scanning {
+            self.gone.push(occurrence);
+        } else {
+            self.fired.remove(&occurrence);
+        }
+    }
+
+    fn end_scan(&mut self) {
+        self.is_scanning = false;
+        for occurrence in std::mem::take(&mut self.gone) {
+            self.fired.remove(&occurrence);
+        }
+    }
+
+    fn wants_scan(&self, now: Timestamp) -> bool {
+        !self.is_scanning
+            && self.pending.is_empty()
+            && self.fired.len() < FIRED_MAX
+            && self.retry_at.is_none_or(|at| at <= now)
+            && self.until.is_none_or(|until| until <= now + WINDOW / 2)
     }
 
     pub(super) fn drop_pending(&mut self, id: &EntityId, slot: &Slot, record: &ReminderRecord) {
@@ -88,21 +125,20 @@ impl Partition {
     }
 
     pub(super) fn scan_due(&mut self) {
-        if self.due.is_scanning {
-            return;
-        }
         self.due.is_scanning = true;
-        let limit = WINDOW_ROWS + self.due.fired.len();
+        self.due.retry_at = None;
+        let limit = WINDOW_ROWS + self.due.fired.len() + self.due.parked.len();
         self.outputs.push(Output::Due(self.now + WINDOW, limit));
     }
 
     pub(super) fn due_read(&mut self, until: Timestamp, rows: ReadResult<ReminderRows>) {
-        self.due.is_scanning = false;
         let rows = match rows {
             Ok(rows) => rows,
             Err(error) => {
                 tracing::error!(partition = self.number(), %error, "reminders cannot be read");
-                return self.outputs.push(Output::WakeAt(self.now + Duration::from_secs(1)));
+                self.due.end_scan();
+                self.due.retry_at = Some(self.now + SCAN_PAUSE);
+                return self.outputs.push(Output::WakeAt(self.now + SCAN_PAUSE));
             }
         };
         let is_all = rows.len() < WINDOW_ROWS;
@@ -125,6 +161,7 @@ impl Partition {
                 self.due.beyond.push((burst, (id, slot, record)));
             }
         }
+        self.due.end_scan();
         self.due.settle(self.released);
     }
 
@@ -143,8 +180,7 @@ impl Partition {
             self.unblock(&id);
         }
         self.sweep();
-        let is_drained = self.due.pending.is_empty();
-        if self.due.until.is_some_and(|until| until <= self.now + WINDOW / 2 && is_drained) {
+        if self.due.wants_scan(self.now) {
             self.scan_due();
         }
         let next_due = self.due.pending.keys().next().map(|(due, ..)| *due);
@@ -158,6 +194,7 @@ impl Partition {
     fn fire(&mut self, id: EntityId, slot: Slot, record: ReminderRecord) {
         if self.type_of(&id).is_none() {
             tracing::warn!(entity = %id, "a reminder waits for an entity type that is not served");
+            self.due.parked.insert((id, slot, record.number));
             return;
         }
         if sabotage::is("X9") {
@@ -168,37 +205,12 @@ impl Partition {
         self.due.fired.insert((id.clone(), slot.clone(), record.number), record.clone());
         let mut item = Item::of_reminder(super::message::Work::State, slot, &record);
         match self.work_of(&id, &record.operation) {
-            Ok(work) => {
-                item.work = work;
-                if self.around.was_unclean && self.generation == 1 && record.due <= self.started_at
-                {
-                    return self.fire_recovered(&id, item);
-                }
-                self.activate(&id).mailbox.push_back(item);
-                self.make_ready(&id);
-            }
-            Err(reason) => {
-                self.bury_as(&id, item, record.operation.clone(), Cause::Undecodable, &reason)
-            }
+            Ok(work) => item.work = work,
+            Err(reason) => item.doom = Some(Box::new((record.operation, reason))),
         }
-    }
-
-    /// A reminder that was due when the process ended may be what ended it: its attempt is counted,
-    /// and durable, before it runs.
-    fn fire_recovered(&mut self, id: &EntityId, mut item: Item) {
-        item.attempts += 1;
-        if item.attempts > self.around.config.retries + 1 {
-            return self.bury(id, item, Cause::Failure, super::bury::ENDED_THE_PROCESS);
-        }
-        let number = self.open_number();
-        item.counted = number;
-        if !sabotage::is("X32") {
-            self.record(id, &mut item);
-        }
-        let activation = self.activate(id);
-        activation.mailbox.push_back(item);
-        activation.unreleased = activation.unreleased.max(number);
-        self.after_open(super::Release::Resume(id.clone()));
+        item.is_recovered = self.is_recovered(&id, &item);
+        self.activate(&id).mailbox.push_back(item);
+        self.make_ready(&id);
     }
 
     /// Writes how often a due reminder was tried in vain; it stays due.

@@ -1,7 +1,7 @@
 //! What runs at present: the partition says so, the watchdog looks.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::{Duration, Instant},
 };
 
@@ -57,6 +57,29 @@ impl Watch {
         let ticket = running.ticket.clone().filter(|_| is_news);
         let (id, row) = (running.id.clone(), running.row.clone());
         Some(Late { id, name, elapsed, row, is_news, ticket })
+    }
+}
+
+/// The watches of a node: one for each partition, and one for each operation that awaits.
+#[derive(Debug, Default)]
+pub(crate) struct Watches(Mutex<Vec<Weak<Watch>>>);
+
+impl Watches {
+    /// A new watch, looked at for as long as somebody holds it.
+    pub(crate) fn add(&self) -> Arc<Watch> {
+        let watch = Arc::new(Watch::default());
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.len() == all.capacity() {
+            all.retain(|watch| watch.strong_count() > 0);
+        }
+        all.push(Arc::downgrade(&watch));
+        watch
+    }
+
+    /// Every turn that has run for longer than `deadline`.
+    pub(crate) fn check(&self, deadline: Duration) -> Vec<Late> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().filter_map(|watch| watch.upgrade()?.check(deadline)).collect()
     }
 }
 

@@ -184,9 +184,9 @@ async fn pages_follow_each_other(open: &impl Fn() -> Arc<dyn Store>) {
     let (mut after, mut seen) = (None, Vec::new());
     loop {
         let page = store.inbox(3, id("receiver"), after, 2).await.expect("readable");
-        let Some((last, _)) = page.last() else { break };
+        let Some((last, _)) = page.rows.last() else { break };
         after = Some(last.clone());
-        seen.extend(page);
+        seen.extend(page.rows);
     }
     assert_eq!(seen, rows, "inbox pages hold every row once, in order");
     let receivers = store.receivers(3).await.expect("readable");
@@ -212,6 +212,7 @@ async fn reminders_are_found_by_due_time(open: &impl Fn() -> Arc<dyn Store>) {
         token: 0,
         attempts: 0,
         accepted_at: Timestamp::default(),
+        sender: String::new(),
     };
     let slot = |name: &str| Slot::Named(name.into());
     let set = |name: &str, due| Write::Remind(4, id("r"), slot(name), reminder(due));

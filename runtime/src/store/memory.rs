@@ -15,7 +15,7 @@ use stead_entities::{BoxFuture, EntityId, Timestamp};
 use tokio::sync::Notify;
 
 use super::{
-    Batch, CommitOutcome, DeadLetterRows, InboxRows, Opened, ReadResult, ReminderRows, StateRows,
+    Batch, CommitOutcome, DeadLetterRows, InboxPage, Opened, ReadResult, ReminderRows, StateRows,
     Store,
     keys::{self, Table},
     record::{
@@ -81,6 +81,12 @@ impl MemoryDisk {
         let settings = Settings { partitions: 16, seed: (7, 11) };
         let lane = disk.live.get(&(Table::Meta, keys::LANE.to_vec()));
         let lane: Option<LaneRecord> = lane.map(|bytes| record::decode(bytes)).transpose()?;
+        if let Some(lane) = &lane {
+            // Whatever ends this incarnation, short of a drain, is not clean.
+            let claim = record::encode(&LaneRecord { is_clean: false, ..lane.clone() });
+            disk.apply(vec![((Table::Meta, keys::LANE.to_vec()), Some(claim))]);
+            disk.flush();
+        }
         let opened = Opened {
             settings,
             incarnation,

@@ -58,8 +58,10 @@ pub enum Write {
     PutState(EntityId, StateRecord),
     /// An entity's end.
     DeleteState(EntityId),
-    /// An accepted signal, or one whose attempts changed.
+    /// A signal that is accepted by this batch.
     Accept(InboxKey, InboxRecord),
+    /// A signal that was accepted before, and whose attempts changed.
+    Retry(InboxKey, InboxRecord),
     /// An applied signal; its row must be there.
     Consume(InboxKey),
     /// A reminder, or one whose attempts changed.
@@ -68,6 +70,8 @@ pub enum Write {
     CancelReminder(u16, EntityId, Slot, Timestamp),
     /// An idempotency key.
     Remember(IdempotencyKey, IdempotencyRecord),
+    /// The end of an idempotency key whose operation left nothing.
+    Forget(IdempotencyKey),
     /// A dead letter.
     Bury(DeadLetterId, DeadLetter),
     /// The end of a dead letter.
@@ -104,14 +108,24 @@ pub enum ReadError {
 
 impl From<ReadError> for Error {
     fn from(error: ReadError) -> Self {
-        Self::new(ErrorKind::Unavailable, error.to_string()).with_source(error)
+        let kind = match error {
+            ReadError::Damaged(_) => ErrorKind::Corrupt,
+            ReadError::Unavailable(_) => ErrorKind::Unavailable,
+        };
+        Self::new(kind, error.to_string()).with_source(error)
     }
 }
 
 /// An answer of the store.
 pub type ReadResult<T> = Result<T, ReadError>;
 /// Inbox rows in key order.
-pub type InboxRows = Vec<(InboxKey, InboxRecord)>;
+#[derive(Debug)]
+pub struct InboxPage {
+    /// The rows.
+    pub rows: Vec<(InboxKey, InboxRecord)>,
+    /// Whether there were no more.
+    pub is_end: bool,
+}
 /// Reminders with their keys.
 pub type ReminderRows = Vec<(EntityId, Slot, ReminderRecord)>;
 /// Entities with their states.
@@ -139,7 +153,8 @@ pub struct Opened {
 /// An implementor's commit is atomic (all rows or none, also through a crash), is flushed before it
 /// answers `Committed`, and is refused unless the fence names this incarnation and exactly the next
 /// batch number. After `Unknown` every commit answers `Unknown`. Reads see every answered commit.
-/// The conformance suite checks all of it.
+/// The conformance suite checks the fence, the atomicity of what is read back, and the reads; each
+/// store has tests of its own for flushes, crashes and poison.
 pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// What the store knew when it was opened.
     fn opened(&self) -> &Opened;
@@ -160,14 +175,14 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     ) -> Option<ReadResult<Option<IdempotencyRecord>>>;
     /// The state of an entity.
     fn load(&self, id: EntityId) -> BoxFuture<'static, ReadResult<Option<StateRecord>>>;
-    /// Up to `limit` inbox rows of a receiver after `after`.
+    /// Up to `limit` inbox rows of a receiver after `after`; fewer where they are large.
     fn inbox(
         &self,
         partition: u16,
         receiver: EntityId,
         after: Option<InboxKey>,
         limit: usize,
-    ) -> BoxFuture<'static, ReadResult<InboxRows>>;
+    ) -> BoxFuture<'static, ReadResult<InboxPage>>;
     /// The entities of a partition that have inbox rows.
     fn receivers(&self, partition: u16) -> BoxFuture<'static, ReadResult<Vec<EntityId>>>;
     /// Up to `limit` reminders of a partition that are due at `until` or before, in order.

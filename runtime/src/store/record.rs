@@ -56,7 +56,7 @@ pub struct InboxKey {
     pub receiver: EntityId,
     /// The sender's id, empty for callers outside.
     pub sender: Arc<str>,
-    /// The sender's generation; the node's incarnation for callers outside.
+    /// The sender's generation; 0 for callers outside.
     pub generation: u64,
     /// The sender's revision; the acceptance number for callers outside.
     pub revision: u64,
@@ -115,6 +115,8 @@ pub struct ReminderRecord {
     pub attempts: u32,
     /// When it was set.
     pub accepted_at: Timestamp,
+    /// Who sent a delayed signal: an entity's id, or empty for callers outside.
+    pub sender: String,
 }
 
 /// A [`Schedule`] as it is stored.

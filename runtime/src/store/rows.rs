@@ -3,15 +3,18 @@
 use stead_entities::{EntityId, Timestamp};
 
 use super::{
-    Batch, DeadLetterRows, InboxRows, ReadError, ReadResult, ReminderRows, StateRows, Write,
+    Batch, DeadLetterRows, InboxPage, ReadError, ReadResult, ReminderRows, StateRows, Write,
     keys::{self, Table},
     record::{
         self, Damaged, DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey,
-        LaneRecord, Slot, StateRecord,
+        LaneRecord, ReminderRecord, Slot, StateRecord,
     },
 };
 
 pub(super) type Row = (Vec<u8>, Vec<u8>);
+
+/// The most bytes of rows that one scan of the inbox returns; it returns one row in any case.
+const PAGE_BYTES_MAX: usize = 4 << 20;
 
 /// Reads of committed rows.
 pub(super) trait Rows {
@@ -58,7 +61,9 @@ impl<E, C: FnMut(Change<'_>) -> Result<(), E>> Changes<'_, C> {
         match write {
             Write::PutState(id, state) => self.put(Table::States, id.as_str().as_bytes(), state),
             Write::DeleteState(id) => self.delete(Table::States, id.as_str().as_bytes()),
-            Write::Accept(key, signal) => self.put(Table::Inbox, &keys::inbox(key), signal),
+            Write::Accept(key, signal) | Write::Retry(key, signal) => {
+                self.put(Table::Inbox, &keys::inbox(key), signal)
+            }
             Write::Consume(key) => {
                 let key = &keys::inbox(key);
                 (self.change)(Change { table: Table::Inbox, key, value: None, must_exist: true })
@@ -77,6 +82,7 @@ impl<E, C: FnMut(Change<'_>) -> Result<(), E>> Changes<'_, C> {
             Write::Remember(key, what) => {
                 self.put(Table::Idempotency, &keys::idempotency(key), what)
             }
+            Write::Forget(key) => self.delete(Table::Idempotency, &keys::idempotency(key)),
             Write::Bury(id, letter) => {
                 self.put(Table::DeadLetters, &keys::dead_letter(*id), letter)
             }
@@ -113,16 +119,26 @@ pub(super) fn inbox(
     receiver: &EntityId,
     after: Option<&InboxKey>,
     limit: usize,
-) -> ReadResult<InboxRows> {
+) -> ReadResult<InboxPage> {
     let prefix = keys::of_entity(partition, receiver);
-    let from = match after {
-        // The first key after this one: nothing sorts between a key and itself with a zero byte.
-        Some(key) => [keys::inbox(key), vec![0]].concat(),
-        None => prefix.clone(),
-    };
-    let found = rows.scan(Table::Inbox, &from, &keys::after(&prefix), limit)?;
-    let read = |(key, value): &Row| Ok((keys::read_inbox(key)?, record::decode(value)?));
-    found.iter().map(read).collect()
+    let to = keys::after(&prefix);
+    // The first key after this one: nothing sorts between a key and itself with a zero byte.
+    let mut from = after.map_or(prefix, |key| [keys::inbox(key), vec![0]].concat());
+    let (mut page, mut bytes) = (InboxPage { rows: Vec::new(), is_end: false }, 0);
+    while page.rows.len() < limit && bytes < PAGE_BYTES_MAX {
+        // Few at a time, because one row may be as large as all effects of a turn.
+        let found = rows.scan(Table::Inbox, &from, &to, 16.min(limit - page.rows.len()))?;
+        let Some((last, _)) = found.last() else {
+            page.is_end = true;
+            break;
+        };
+        from = [&last[..], &[0]].concat();
+        for (key, value) in found {
+            bytes += value.len();
+            page.rows.push((keys::read_inbox(&key)?, record::decode(&value)?));
+        }
+    }
+    Ok(page)
 }
 
 pub(super) fn receivers(rows: &dyn Rows, partition: u16) -> ReadResult<Vec<EntityId>> {
@@ -131,9 +147,16 @@ pub(super) fn receivers(rows: &dyn Rows, partition: u16) -> ReadResult<Vec<Entit
     let mut found = Vec::new();
     // One seek for each entity, however many rows it has.
     while let Some((key, _)) = rows.scan(Table::Inbox, &from, &to, 1)?.first() {
-        let receiver = keys::read_inbox(key)?.receiver;
-        from = keys::after(&keys::of_entity(partition, &receiver));
-        found.push(receiver);
+        match keys::read_inbox(key) {
+            Ok(known) => {
+                from = keys::after(&keys::of_entity(partition, &known.receiver));
+                found.push(known.receiver);
+            }
+            Err(error) => {
+                skip("an inbox row", &error);
+                from = [&key[..], &[0]].concat();
+            }
+        }
     }
     Ok(found)
 }
@@ -148,16 +171,31 @@ pub(super) fn due(
     let after = Timestamp::from_micros(until.as_micros().saturating_add(1));
     let mut found = Vec::new();
     for (key, _) in rows.scan(Table::Due, &from, &keys::due_from(partition, after), limit)? {
-        let (due, id, slot) = keys::read_due(&key)?;
-        let reminder = rows.get(Table::Reminders, &keys::reminder(partition, &id, &slot))?;
-        let reminder = reminder.ok_or_else(|| lost(&id, due))?;
-        found.push((id, slot, record::decode(&reminder)?));
+        match one_due(rows, partition, &key) {
+            Ok(reminder) => found.push(reminder),
+            Err(ReadError::Damaged(error)) => skip("a reminder", &error),
+            Err(error) => return Err(error),
+        }
     }
     Ok(found)
 }
 
-fn lost(id: &EntityId, due: Timestamp) -> ReadError {
-    Damaged(format!("the reminder of {id} that is due at {due} is not there")).into()
+fn one_due(
+    rows: &dyn Rows,
+    partition: u16,
+    key: &[u8],
+) -> ReadResult<(EntityId, Slot, ReminderRecord)> {
+    let (due, id, slot) = keys::read_due(key)?;
+    let reminder = rows.get(Table::Reminders, &keys::reminder(partition, &id, &slot))?;
+    let reminder = reminder.ok_or_else(|| {
+        Damaged(format!("the reminder of {id} that is due at {due} is not there"))
+    })?;
+    Ok((id, slot, record::decode(&reminder)?))
+}
+
+/// One damaged row is left as it is and does not keep its neighbours from being read.
+fn skip(what: &str, error: &Damaged) {
+    tracing::error!(%error, "{what} cannot be read and is left as it is");
 }
 
 pub(super) fn reminders(
@@ -197,11 +235,18 @@ pub(super) fn list(
     };
     let mut found = Vec::new();
     for (key, value) in rows.scan(Table::States, &from, &to, limit)? {
-        let path = str::from_utf8(&key).map_err(|_| Damaged("an id is not UTF-8".into()))?;
-        let id = EntityId::parse(path).map_err(|error| Damaged(error.to_string()))?;
-        found.push((id, record::decode(&value)?));
+        match one_state(&key, &value) {
+            Ok(state) => found.push(state),
+            Err(error) => skip("a state", &error),
+        }
     }
     Ok(found)
+}
+
+fn one_state(key: &[u8], value: &[u8]) -> Result<(EntityId, StateRecord), Damaged> {
+    let path = str::from_utf8(key).map_err(|_| Damaged("an id is not UTF-8".into()))?;
+    let id = EntityId::parse(path).map_err(|error| Damaged(error.to_string()))?;
+    Ok((id, record::decode(value)?))
 }
 
 pub(super) fn dead_letters(
@@ -210,9 +255,16 @@ pub(super) fn dead_letters(
     limit: usize,
 ) -> ReadResult<DeadLetterRows> {
     let from = after.map_or(Vec::new(), |id| [keys::dead_letter(id), vec![0]].concat());
-    let found = rows.scan(Table::DeadLetters, &from, &[u8::MAX; 12], limit)?;
-    let read = |(key, value): &Row| Ok((keys::read_dead_letter(key)?, record::decode(value)?));
-    found.iter().map(read).collect()
+    let mut found = Vec::new();
+    for (key, value) in rows.scan(Table::DeadLetters, &from, &[u8::MAX; 12], limit)? {
+        let letter = keys::read_dead_letter(&key)
+            .and_then(|id| record::decode(&value).map(|letter: DeadLetter| (id, letter)));
+        match letter {
+            Ok(letter) => found.push(letter),
+            Err(error) => skip("a dead letter", &error),
+        }
+    }
+    Ok(found)
 }
 
 pub(super) fn dead_letter(rows: &dyn Rows, id: DeadLetterId) -> ReadResult<Option<DeadLetter>> {
@@ -243,7 +295,7 @@ macro_rules! reads {
             receiver: EntityId,
             after: Option<InboxKey>,
             limit: usize,
-        ) -> BoxFuture<'static, ReadResult<InboxRows>> {
+        ) -> BoxFuture<'static, ReadResult<InboxPage>> {
             self.$run(move |rows| rows::inbox(rows, partition, &receiver, after.as_ref(), limit))
         }
         fn receivers(&self, partition: u16) -> BoxFuture<'static, ReadResult<Vec<EntityId>>> {

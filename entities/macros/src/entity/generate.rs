@@ -34,7 +34,9 @@ impl Method {
         let schemars = format!("{model}::schemars").replace(' ', "");
         let (names, types): (Vec<&Ident>, Vec<&Type>) =
             inputs.iter().map(|(name, ty)| (name, ty)).unzip();
+        let conditions = &self.conditions;
         Some(quote! {
+            #(#conditions)*
             #[derive(#model::serde::Serialize, #model::serde::Deserialize, #model::JsonSchema)]
             #[serde(crate = #serde)]
             #[schemars(crate = #schemars)]
@@ -86,13 +88,15 @@ impl Method {
             Visibility::Public(_) => quote!(),
             _ => quote!(.internal()),
         };
-        quote!(#model::OperationType::#row.described(#description)#internal)
+        let conditions = &self.conditions;
+        quote!(#(#conditions)* #model::OperationType::#row.described(#description)#internal)
     }
 
     /// The method of the typed reference.
     fn maker(&self, model: &TokenStream) -> TokenStream {
         let (name, text, result) = (&self.name, self.name.to_string(), &self.result);
         let (attributes, visibility) = (&self.attributes, &self.visibility);
+        let conditions = &self.conditions;
         let inputs = self.inputs();
         let (names, types): (Vec<&Ident>, Vec<&Type>) =
             inputs.iter().map(|(name, ty)| (name, ty)).unzip();
@@ -110,6 +114,7 @@ impl Method {
             (quote!(Operation), quote!(operation))
         };
         quote! {
+            #(#conditions)*
             #(#attributes)*
             #visibility fn #name(&self, #(#names: #types),*)
                 -> #model::#ty<#result, B>
@@ -159,7 +164,7 @@ pub(super) fn implementation(
                 const VERSION: u32 = #version;
                 const DESCRIPTION: &'static str = #description;
                 fn operations() -> ::std::vec::Vec<#model::OperationType<Self>> {
-                    ::std::vec![#(#rows),*]
+                    ::std::vec::Vec::from([#(#rows),*])
                 }
                 #upgrade
             }

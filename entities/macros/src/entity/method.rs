@@ -9,7 +9,10 @@ use syn::{
 /// One method that callers, reminders or entities can name.
 pub(super) struct Method {
     pub(super) name: Ident,
+    /// Its documentation.
     pub(super) attributes: Vec<Attribute>,
+    /// When it exists at all: its `cfg` attributes.
+    pub(super) conditions: Vec<Attribute>,
     pub(super) visibility: Visibility,
     pub(super) is_query: bool,
     pub(super) is_async: bool,
@@ -63,7 +66,8 @@ pub(super) fn read(entity: &Type, item: &ImplItemFn) -> Result<Option<Method>> {
     SelfIs(entity).visit_type_mut(&mut result);
     Ok(Some(Method {
         name: signature.ident.clone(),
-        attributes: docs(&item.attrs),
+        attributes: named(&item.attrs, "doc"),
+        conditions: named(&item.attrs, "cfg"),
         visibility: item.vis.clone(),
         is_query,
         is_async: signature.asyncness.is_some(),
@@ -153,8 +157,8 @@ fn value_of(result: &Type) -> Option<Type> {
     }
 }
 
-fn docs(attributes: &[Attribute]) -> Vec<Attribute> {
-    attributes.iter().filter(|attribute| attribute.path().is_ident("doc")).cloned().collect()
+fn named(attributes: &[Attribute], name: &str) -> Vec<Attribute> {
+    attributes.iter().filter(|attribute| attribute.path().is_ident(name)).cloned().collect()
 }
 
 pub(super) fn doc_text(attributes: &[Attribute]) -> String {

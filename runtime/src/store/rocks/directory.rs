@@ -16,6 +16,8 @@ use crate::clock::monotonic;
 const HORIZON_INTERVAL: Duration = Duration::from_millis(200);
 const ROOM_INTERVAL: Duration = Duration::from_millis(50);
 const RESERVE_BYTES: u64 = 8 << 20;
+/// Numbers that a partition mints have 12 bits for it.
+const PARTITIONS_MAX: u16 = 4_096;
 
 /// How a directory is used.
 #[derive(Debug, Clone)]
@@ -83,6 +85,10 @@ pub(super) struct Directory {
 
 impl Directory {
     pub(super) fn acquire(path: &Path, settings: &super::RocksSettings) -> Result<Self, OpenError> {
+        if !(1..=PARTITIONS_MAX).contains(&settings.partitions) {
+            let why = format!("a store has 1 to {PARTITIONS_MAX} partitions");
+            return Err(OpenError::Unreadable(why));
+        }
         create_private(path)?;
         let lock = File::options().create(true).append(true).open(path.join("LOCK.stead"))?;
         match lock.try_lock() {
@@ -141,6 +147,11 @@ impl Directory {
     /// Notes that a batch is durable; written to disk a few times a second.
     pub(super) fn note_horizon(&self, batch: u64) {
         self.durable.store(batch, Ordering::Relaxed);
+        self.tend_horizon();
+    }
+
+    /// Writes the horizon if it is due: also when nothing is committed any more.
+    pub(super) fn tend_horizon(&self) {
         let due = {
             let horizon = self.horizon.lock().unwrap_or_else(PoisonError::into_inner);
             horizon.2.elapsed() >= HORIZON_INTERVAL

@@ -27,7 +27,7 @@ use tokio::sync::oneshot;
 use self::directory::Directory;
 pub use self::directory::{OpenError, RocksSettings};
 use super::{
-    Batch, CommitOutcome, DeadLetterRows, InboxRows, Opened, ReadError, ReadResult, ReminderRows,
+    Batch, CommitOutcome, DeadLetterRows, InboxPage, Opened, ReadError, ReadResult, ReminderRows,
     StateRows, Store,
     keys::{self, Table},
     record::{
@@ -72,10 +72,10 @@ impl RocksStore {
         let directory = Directory::acquire(path.as_ref(), settings)?;
         let forget_before = Arc::new(AtomicI64::new(i64::MIN));
         let db = options::open(&directory.database(), settings, &forget_before)?;
-        let minted = mint_settings(&db, settings)?;
         let lane: Option<LaneRecord> = read_meta(&db, keys::LANE)?;
         let last_batch = lane.as_ref().map_or(0, |lane| lane.number);
         directory.check_horizon(last_batch)?;
+        let minted = mint_settings(&db, settings)?;
         let opened = Opened {
             settings: minted,
             incarnation: lane.as_ref().map_or(0, |lane| lane.incarnation) + 1,
@@ -92,7 +92,8 @@ impl RocksStore {
             },
             owner: settings.node.clone(),
             time: opened.time,
-            is_clean: !opened.was_unclean,
+            // Whatever ends the process from here on, short of a drain, was not clean.
+            is_clean: false,
             writes: Vec::new(),
         };
         match shared.write(&claim) {
@@ -119,7 +120,9 @@ impl RocksStore {
     ) -> BoxFuture<'static, T> {
         let shared = self.shared.clone();
         Box::pin(async move {
-            let reading = tokio::task::spawn_blocking(move || read(&shared.db));
+            // One view for the whole read: a batch is seen as a whole or not at all.
+            let reading =
+                tokio::task::spawn_blocking(move || read(&View(shared.db.snapshot(), &shared.db)));
             // A read panics only where the runtime is being torn down; then nobody waits for it.
             reading.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
         })
@@ -157,10 +160,11 @@ impl Shared {
         let thread = builder.spawn(move || {
             while let Ok((batch, answer)) = rx.recv() {
                 let outcome = self.write(&batch);
-                if outcome == CommitOutcome::Committed {
+                let is_committed = outcome == CommitOutcome::Committed;
+                let _nobody_waits = answer.send(outcome);
+                if is_committed {
                     self.directory.note_horizon(batch.fence.number);
                 }
-                let _nobody_waits = answer.send(outcome);
             }
             self.directory.flush_horizon();
         });
@@ -254,20 +258,23 @@ impl Shared {
     }
 }
 
-impl Rows for DB {
+/// The database as it stood at one moment.
+struct View<'d>(rocksdb::Snapshot<'d>, &'d DB);
+
+impl Rows for View<'_> {
     fn get(&self, table: Table, key: &[u8]) -> ReadResult<Option<Vec<u8>>> {
-        let handle = self.cf_handle(table.name()).expect("every table is opened");
-        self.get_cf(&handle, key).map_err(|error| ReadError::Unavailable(error.to_string()))
+        let handle = self.1.cf_handle(table.name()).expect("every table is opened");
+        self.0.get_cf(&handle, key).map_err(|error| ReadError::Unavailable(error.to_string()))
     }
 
     fn scan(&self, table: Table, from: &[u8], to: &[u8], limit: usize) -> ReadResult<Vec<Row>> {
-        let handle = self.cf_handle(table.name()).expect("every table is opened");
+        let handle = self.1.cf_handle(table.name()).expect("every table is opened");
         let mut options = ReadOptions::default();
         options.set_iterate_upper_bound(to.to_vec());
         options.set_total_order_seek(true);
         let mode = rocksdb::IteratorMode::From(from, rocksdb::Direction::Forward);
         let mut found = Vec::new();
-        for row in self.iterator_cf_opt(&handle, options, mode).take(limit) {
+        for row in self.0.iterator_cf_opt(&handle, options, mode).take(limit) {
             let (key, value) = row.map_err(|error| ReadError::Unavailable(error.to_string()))?;
             found.push((key.into_vec(), value.into_vec()));
         }
@@ -300,6 +307,7 @@ impl Store for RocksStore {
     fn tend(&self, time: Timestamp) {
         self.shared.forget_before.store(time.as_micros(), Ordering::Relaxed);
         let _known_by_has_room = self.shared.directory.check_room();
+        self.shared.directory.tend_horizon();
     }
 
     fn load_cached(&self, id: &EntityId) -> Option<ReadResult<Option<StateRecord>>> {

@@ -10,14 +10,14 @@
 //! - A barrier is answered once everything sent before it is settled.
 //! - After an outcome that is not known nothing is committed or answered as committed any more.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, atomic::AtomicBool, atomic::Ordering},
-};
+mod merge;
 
-use stead_entities::{EntityId, Error, ErrorKind};
+use std::sync::Arc;
+
+use stead_entities::{Error, ErrorKind};
 use tokio::sync::{mpsc, watch};
 
+use self::merge::{Chains, Merge};
 use crate::{
     clock::Clock,
     partition::{
@@ -25,7 +25,7 @@ use crate::{
         message::{Burst, Input},
     },
     sabotage,
-    store::{Batch, CommitOutcome, Fence, Store, Write, record::InboxKey},
+    store::{Batch, CommitOutcome, Fence, Store, Write},
 };
 
 /// How many bursts and barriers can wait for the committer.
@@ -65,10 +65,10 @@ pub(crate) struct Committer {
     number: u64,
     /// Bursts of earlier generations are dropped.
     generations: Vec<u64>,
-    /// The revision last committed for the entities of the last batch.
-    last: HashMap<EntityId, (u64, u64)>,
+    /// Where the entities of the last batch stand.
+    last: Chains,
     fatal: watch::Sender<Option<Fatal>>,
-    has_failed: AtomicBool,
+    has_failed: bool,
 }
 
 /// A queue for bursts, before there are partitions to fill it.
@@ -86,8 +86,18 @@ impl Committer {
     ) -> Self {
         let number = store.opened().last_batch;
         let generations = vec![0; partitions.len()];
-        let (last, has_failed) = (HashMap::new(), AtomicBool::new(false));
-        Self { store, clock, owner, partitions, number, generations, last, fatal, has_failed }
+        let last = Chains::new();
+        Self {
+            store,
+            clock,
+            owner,
+            partitions,
+            number,
+            generations,
+            last,
+            fatal,
+            has_failed: false,
+        }
     }
 
     /// Continues behind batches that were committed before it.
@@ -132,14 +142,21 @@ impl Committer {
         if !needs_flush {
             return self.let_out(bursts);
         }
-        let (writes, bursts) = merge(bursts);
-        let revisions = revisions(&writes);
+        let mut bursts = bursts;
+        let mut merge = Merge::default();
+        let writes = bursts.iter_mut().map(|burst| std::mem::take(&mut burst.writes));
+        let merged = { writes }.try_for_each(|writes| merge.add(&self.last, writes));
+        if let Err(reason) = merged {
+            tracing::error!(reason, "a turn does not follow what was committed");
+            return self.fail(bursts, &Error::new(ErrorKind::Internal, reason));
+        }
+        let (writes, chains) = merge.finish();
         let batch = self.batch(writes, false);
         let outcome = self.store.commit(batch).await;
         match outcome {
             CommitOutcome::Committed => {
                 self.number += 1;
-                self.last = revisions;
+                self.last = chains;
                 self.let_out(bursts);
             }
             CommitOutcome::Unknown(_) if sabotage::is("X15") => {
@@ -169,8 +186,7 @@ impl Committer {
         Batch { fence, owner, time, is_clean, writes }
     }
 
-    /// Drops bursts of generations that have ended, and refuses those that do not follow what was
-    /// committed.
+    /// Drops bursts of generations that have ended, and all of them once a flush has failed.
     fn current(&mut self, bursts: Vec<Burst>) -> Vec<Burst> {
         let mut current = Vec::with_capacity(bursts.len());
         for burst in bursts {
@@ -178,28 +194,14 @@ impl Committer {
                 && !sabotage::is("X26")
             {
                 refuse(burst, &Error::new(ErrorKind::Unavailable, "an earlier commit failed"));
-            } else if self.has_failed.load(Ordering::SeqCst) {
+            } else if self.has_failed {
                 let error = Error::new(ErrorKind::Unavailable, "the store takes no more commits");
                 self.fail(vec![burst], &error);
-            } else if let Some(reason) = self.breaks_chain(&burst) {
-                tracing::error!(reason, "a burst does not follow what was committed");
-                self.fail(vec![burst], &Error::new(ErrorKind::Internal, reason));
             } else {
                 current.push(burst);
             }
         }
         current
-    }
-
-    fn breaks_chain(&self, burst: &Burst) -> Option<String> {
-        burst.writes.iter().find_map(|write| {
-            let Write::PutState(id, record) = write else {
-                return None;
-            };
-            let (generation, revision) = *self.last.get(id)?;
-            let follows = generation != record.generation || record.follows >= revision;
-            (!follows).then(|| format!("{id} follows revision {}, not {revision}", record.follows))
-        })
     }
 
     fn let_out(&self, bursts: Vec<Burst>) {
@@ -233,9 +235,9 @@ impl Committer {
         }
     }
 
-    fn give_up(&self, fatal: Fatal) {
+    fn give_up(&mut self, fatal: Fatal) {
         tracing::error!(?fatal, "the node cannot go on");
-        self.has_failed.store(true, Ordering::SeqCst);
+        self.has_failed = true;
         self.fatal.send_if_modified(|known| {
             let is_first = known.is_none();
             known.get_or_insert(fatal);
@@ -244,51 +246,19 @@ impl Committer {
     }
 }
 
-/// The generation and revision of each state that is written.
-fn revisions(writes: &[Write]) -> HashMap<EntityId, (u64, u64)> {
-    let states = writes.iter().filter_map(|write| match write {
-        Write::PutState(id, record) => Some((id.clone(), (record.generation, record.revision))),
-        _ => None,
-    });
-    states.collect()
+/// The writes of bursts as one batch, for those who commit without a committer.
+#[cfg(test)]
+pub(crate) fn merged(bursts: &mut [Burst]) -> Vec<Write> {
+    let mut merge = Merge::default();
+    for burst in bursts {
+        let writes = std::mem::take(&mut burst.writes);
+        merge.add(&Chains::new(), writes).expect("states follow one another");
+    }
+    merge.finish().0
 }
 
 fn refuse(burst: Burst, error: &Error) {
     for (ticket, _) in burst.replies {
         ticket.answer(Err(error.clone()));
     }
-}
-
-/// The writes of all bursts in order, without states that a later burst replaces and without inbox
-/// rows that a later burst consumes.
-fn merge(mut bursts: Vec<Burst>) -> (Vec<Write>, Vec<Burst>) {
-    if let [burst] = &mut bursts[..] {
-        return (std::mem::take(&mut burst.writes), bursts);
-    }
-    let mut writes: Vec<Option<Write>> = Vec::new();
-    let mut states: HashMap<EntityId, usize> = HashMap::new();
-    let mut rows: HashMap<InboxKey, usize> = HashMap::new();
-    for burst in &mut bursts {
-        for write in std::mem::take(&mut burst.writes) {
-            match &write {
-                Write::PutState(id, _) | Write::DeleteState(id) => {
-                    if let Some(earlier) = states.insert(id.clone(), writes.len()) {
-                        writes[earlier] = None;
-                    }
-                }
-                Write::Accept(key, record) if record.attempts == 0 => {
-                    rows.insert(key.clone(), writes.len());
-                }
-                Write::Consume(key) => {
-                    if let Some(earlier) = rows.remove(key) {
-                        writes[earlier] = None;
-                        continue;
-                    }
-                }
-                _ => {}
-            }
-            writes.push(Some(write));
-        }
-    }
-    (writes.into_iter().flatten().collect(), bursts)
 }

@@ -1,0 +1,238 @@
+//! Many bursts become one batch: the last state of an entity wins, and a row that is written and
+//! removed again is never written.
+//!
+//! Each state must follow the one before it, in this batch or the last: two chains of turns for one
+//! entity can never both be committed.
+
+use std::collections::HashMap;
+
+use stead_entities::EntityId;
+
+use crate::store::{
+    Write,
+    record::{InboxKey, StateRecord},
+};
+
+/// Where entities stand after a batch.
+pub(super) type Chains = HashMap<EntityId, Chain>;
+
+/// Where one entity stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Chain {
+    generation: u64,
+    revision: u64,
+    is_deleted: bool,
+    /// The place of the write in its batch.
+    place: usize,
+}
+
+impl Chain {
+    fn goes_on_with(self, next: &StateRecord) -> bool {
+        if self.is_deleted {
+            return next.generation > self.generation && next.follows == 0;
+        }
+        next.generation == self.generation && next.follows == self.revision
+    }
+}
+
+/// Writes under way to a batch.
+#[derive(Debug, Default)]
+pub(super) struct Merge {
+    writes: Vec<Option<Write>>,
+    chains: Chains,
+    /// Rows that this batch writes: their places, and whether they are new to the store.
+    rows: HashMap<InboxKey, (usize, bool)>,
+}
+
+impl Merge {
+    /// Adds the writes of the next burst.
+    ///
+    /// # Errors
+    /// Names a state that does not follow the one before it; then nothing of it all may be written.
+    pub(super) fn add(&mut self, last: &Chains, writes: Vec<Write>) -> Result<(), String> {
+        for write in writes {
+            let write = match write {
+                Write::PutState(id, record) => self.put_state(last, id, record)?,
+                Write::DeleteState(id) => self.delete_state(last, id),
+                Write::Accept(key, record) => {
+                    self.rows.insert(key.clone(), (self.writes.len(), true));
+                    Write::Accept(key, record)
+                }
+                Write::Retry(key, record) => match self.replace_row(&key) {
+                    true => Write::Accept(key, record),
+                    false => Write::Retry(key, record),
+                },
+                Write::Consume(key) => match self.rows.remove(&key) {
+                    Some((place, is_new)) => {
+                        self.writes[place] = None;
+                        if is_new {
+                            continue;
+                        }
+                        Write::Consume(key)
+                    }
+                    None => Write::Consume(key),
+                },
+                other => other,
+            };
+            self.writes.push(Some(write));
+        }
+        Ok(())
+    }
+
+    /// The writes in order, and where their entities stand once they are committed.
+    pub(super) fn finish(self) -> (Vec<Write>, Chains) {
+        (self.writes.into_iter().flatten().collect(), self.chains)
+    }
+
+    fn put_state(
+        &mut self,
+        last: &Chains,
+        id: EntityId,
+        record: StateRecord,
+    ) -> Result<Write, String> {
+        let place = self.writes.len();
+        let next = Chain {
+            generation: record.generation,
+            revision: record.revision,
+            is_deleted: false,
+            place,
+        };
+        let here = self.chains.insert(id.clone(), next);
+        if let Some(known) = here.or_else(|| last.get(&id).copied())
+            && !known.goes_on_with(&record)
+        {
+            return Err(format!(
+                "{id} follows revision {}, but stands at {known:?}",
+                record.follows
+            ));
+        }
+        if let Some(known) = here {
+            self.writes[known.place] = None;
+        }
+        Ok(Write::PutState(id, record))
+    }
+
+    fn delete_state(&mut self, last: &Chains, id: EntityId) -> Write {
+        let known = self.chains.get(&id).copied();
+        if let Some(known) = known {
+            self.writes[known.place] = None;
+        }
+        let generation = known.or_else(|| last.get(&id).copied()).map_or(0, |it| it.generation);
+        let place = self.writes.len();
+        let ended = Chain { generation, revision: 0, is_deleted: true, place };
+        self.chains.insert(id.clone(), ended);
+        Write::DeleteState(id)
+    }
+
+    /// Makes room for another version of a row; says whether the row is new to the store.
+    fn replace_row(&mut self, key: &InboxKey) -> bool {
+        let place = self.writes.len();
+        let (earlier, is_new) = self.rows.get(key).copied().unwrap_or((place, false));
+        if let Some(write) = self.writes.get_mut(earlier) {
+            *write = None;
+        }
+        self.rows.insert(key.clone(), (place, is_new));
+        is_new
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use stead_entities::Timestamp;
+
+    use super::*;
+    use crate::store::record::InboxRecord;
+
+    fn id() -> EntityId {
+        EntityId::new("counter", "a").expect("valid")
+    }
+
+    fn key(revision: u64) -> InboxKey {
+        let sender = "".into();
+        InboxKey { partition: 0, receiver: id(), sender, generation: 0, revision, index: 0 }
+    }
+
+    fn row(attempts: u32) -> InboxRecord {
+        InboxRecord {
+            token: 0,
+            operation: "add".into(),
+            input: Vec::new(),
+            is_call: false,
+            attempts,
+            accepted_at: Timestamp::default(),
+            deadline: None,
+            idempotency: None,
+            trace: None,
+        }
+    }
+
+    fn state(generation: u64, follows: u64, revision: u64) -> Write {
+        let record = StateRecord {
+            version: 1,
+            generation,
+            revision,
+            follows,
+            incarnation: 1,
+            committed_at: Timestamp::default(),
+            reminders: Vec::new(),
+            state: Vec::new(),
+        };
+        Write::PutState(id(), record)
+    }
+
+    fn merged(bursts: Vec<Vec<Write>>) -> Vec<String> {
+        let mut merge = Merge::default();
+        for writes in bursts {
+            merge.add(&Chains::new(), writes).expect("a chain");
+        }
+        let shorten = |write: &Write| match write {
+            Write::PutState(_, record) => format!("put {}", record.revision),
+            Write::DeleteState(_) => "delete".into(),
+            Write::Accept(key, record) => format!("accept {} {}", key.revision, record.attempts),
+            Write::Retry(key, record) => format!("retry {} {}", key.revision, record.attempts),
+            Write::Consume(key) => format!("consume {}", key.revision),
+            other => format!("{other:?}"),
+        };
+        merge.finish().0.iter().map(shorten).collect()
+    }
+
+    #[test]
+    fn the_last_state_wins() {
+        assert_eq!(merged(vec![vec![state(9, 0, 4)], vec![state(9, 4, 7)]]), ["put 7"]);
+        let again =
+            vec![vec![state(9, 0, 4)], vec![Write::DeleteState(id())], vec![state(10, 0, 1)]];
+        assert_eq!(merged(again), ["put 1"]);
+    }
+
+    #[test]
+    fn a_row_that_is_written_and_removed_in_one_batch_is_never_written() {
+        let (accept, consume) = (|n| Write::Accept(key(n), row(0)), |n| Write::Consume(key(n)));
+        assert!(merged(vec![vec![accept(1), consume(1)]]).is_empty(), "within one burst");
+        assert!(merged(vec![vec![accept(1)], vec![consume(1)]]).is_empty(), "across bursts");
+        let retried = vec![vec![accept(1), Write::Retry(key(1), row(1)), consume(1)]];
+        assert!(merged(retried).is_empty(), "with an attempt between");
+        let retried = vec![vec![accept(1), accept(2)], vec![Write::Retry(key(1), row(1))]];
+        assert_eq!(merged(retried), ["accept 2 0", "accept 1 1"]);
+        let stored = vec![vec![Write::Retry(key(1), row(1))], vec![consume(1)]];
+        assert_eq!(merged(stored), ["consume 1"], "a stored row is removed");
+    }
+
+    #[test]
+    fn a_state_that_does_not_follow_is_refused() {
+        let after = |write: Write| {
+            let mut merge = Merge::default();
+            merge.add(&Chains::new(), vec![write]).expect("the first");
+            merge.finish().1
+        };
+        let stands = after(state(9, 0, 4));
+        assert!(Merge::default().add(&stands, vec![state(9, 4, 5)]).is_ok());
+        for fork in [state(9, 3, 5), state(9, 5, 6), state(10, 0, 1)] {
+            assert!(Merge::default().add(&stands, vec![fork]).is_err());
+        }
+        let mut merge = Merge::default();
+        assert!(merge.add(&Chains::new(), vec![state(9, 0, 4), state(9, 3, 5)]).is_err());
+        let ended = after(Write::DeleteState(id()));
+        assert!(Merge::default().add(&ended, vec![state(10, 0, 1)]).is_ok());
+        assert!(Merge::default().add(&ended, vec![state(10, 4, 5)]).is_err());
+    }
+}

@@ -1,0 +1,335 @@
+//! The state machine driven by hand: every read, flush and tick happens when a test says so.
+
+mod once;
+mod recovery;
+mod reminders;
+
+use std::{
+    collections::VecDeque,
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context as TaskContext, Poll, Waker},
+    time::Duration,
+};
+
+use stead_entities::{
+    After, Context, EntityId, Error, ErrorKind, Every, JsonSchema, Layout, Timestamp, entity,
+};
+
+use super::{
+    FAILURES_MAX, Partition, Surroundings,
+    message::{Burst, Delivery, Input, Keyed, Output, Request, Returned, Start, Submitted, Work},
+    ticket::{Answer, Response, Ticket, Waiting},
+    watch::Watches,
+};
+use crate::{
+    Config,
+    commit::merged,
+    entropy::Entropy,
+    store::{
+        Batch, CommitOutcome, Fence, Store,
+        keys::Table,
+        memory::{MemoryDisk, MemoryStore},
+        record::{IdempotencyKey, Settings},
+    },
+    types::{EntityTypes, entity_type},
+};
+
+/// A list of what was applied.
+#[derive(
+    Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize, JsonSchema, Layout,
+)]
+struct Log {
+    entries: Vec<u32>,
+}
+
+/// How often `fail_first` is still to fail.
+static FAILURES: Mutex<u32> = Mutex::new(0);
+
+#[entity(name = "log")]
+impl Log {
+    pub fn append(&mut self, entry: u32) -> u32 {
+        self.entries.push(entry);
+        self.entries.len() as u32
+    }
+
+    pub fn fail_first(&mut self, entry: u32) {
+        let mut failures = FAILURES.lock().unwrap_or_else(PoisonError::into_inner);
+        if *failures > 0 {
+            *failures -= 1;
+            drop(failures);
+            panic!("on purpose");
+        }
+        self.entries.push(entry);
+    }
+
+    pub fn explode(&mut self) {
+        panic!("on purpose");
+    }
+
+    pub async fn fetch(&mut self, entry: u32) -> u32 {
+        self.entries.push(entry);
+        entry
+    }
+
+    pub async fn end(&mut self, ctx: &mut Context) {
+        ctx.delete();
+    }
+
+    pub fn remind_explosion(&mut self, ctx: &mut Context) {
+        let every = Duration::from_secs(10);
+        ctx.remind("bad", Every(every), Self::of(ctx.key()).explode());
+    }
+
+    pub fn remind_once(&mut self, ctx: &mut Context, entry: u32) {
+        let after = Duration::from_secs(10);
+        ctx.remind("once", After(after), Self::of(ctx.key()).append(entry));
+    }
+
+    pub fn entries(&self) -> Vec<u32> {
+        self.entries.clone()
+    }
+}
+
+/// A partition with its store, and everything that is under way between the two.
+struct Bench {
+    disk: MemoryDisk,
+    store: MemoryStore,
+    partition: Partition,
+    now: Timestamp,
+    has_room: bool,
+    batches: u64,
+    reads: VecDeque<Output>,
+    bursts: VecDeque<Burst>,
+    starts: VecDeque<Start>,
+}
+
+fn types() -> Arc<EntityTypes> {
+    let known = entity_type::<Log>();
+    Arc::new(EntityTypes::from([(known.name(), known)]))
+}
+
+/// A future of a store in memory, which never waits.
+fn ready<T>(future: impl Future<Output = T>) -> T {
+    match pin!(future).poll(&mut TaskContext::from_waker(Waker::noop())) {
+        Poll::Ready(value) => value,
+        Poll::Pending => panic!("a store in memory does not wait"),
+    }
+}
+
+fn id(key: &str) -> EntityId {
+    EntityId::new("log", key).expect("valid")
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self::on(MemoryDisk::new(), Timestamp::from_micros(1_000_000_000))
+    }
+
+    fn on(disk: MemoryDisk, now: Timestamp) -> Self {
+        let store = disk.open().expect("readable");
+        let opened = store.opened().clone();
+        let config = Config {
+            retries: 3,
+            retry_delay: Duration::from_millis(100),
+            mailbox_max: 2_000,
+            ..Config::default()
+        };
+        let around = Surroundings {
+            number: 0,
+            incarnation: opened.incarnation,
+            was_unclean: opened.was_unclean,
+            settings: Settings { partitions: 1, seed: (1, 2) },
+            types: types(),
+            config: Arc::new(config),
+            entropy: Entropy::system(),
+            watch: Watches::default().add(),
+        };
+        let partition = Partition::new(around, now);
+        let (reads, bursts, starts) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
+        let batches = opened.last_batch;
+        let mut bench =
+            Self { disk, store, partition, now, has_room: true, batches, reads, bursts, starts };
+        bench.step([]);
+        bench.settle();
+        bench
+    }
+
+    /// Stops as a crash does, and starts again.
+    fn crashed(self) -> Self {
+        self.disk.crash();
+        Self::on(self.disk, self.now + Duration::from_secs(1))
+    }
+
+    fn step(&mut self, inputs: impl IntoIterator<Item = Input>) {
+        for output in self.partition.step(self.now, self.has_room, inputs) {
+            match output {
+                Output::Reply(ticket, response) => ticket.answer(response),
+                Output::Burst(burst) => self.bursts.push_back(burst),
+                Output::Start(start) => self.starts.push_back(*start),
+                Output::WakeAt(_) | Output::Again => {}
+                read => self.reads.push_back(read),
+            }
+        }
+    }
+
+    /// What the store answers now to everything that was asked.
+    fn read(&mut self) -> Vec<Input> {
+        let generation = self.partition.generation();
+        let store = &self.store;
+        let answer = |read| match read {
+            Output::Barrier(generation) => Input::Barrier(generation),
+            Output::Recover => Input::Recovered(generation, ready(store.receivers(0))),
+            Output::Load(id) => {
+                Input::Loaded(generation, id.clone(), Box::new(ready(store.load(id))))
+            }
+            Output::Inbox(id, after) => {
+                Input::Inbox(generation, id.clone(), ready(store.inbox(0, id, after, 256)))
+            }
+            Output::LookUp(key) => {
+                let found = ready(store.remembered((*key).clone()));
+                Input::LookedUp(generation, key, Box::new(found))
+            }
+            Output::Due(until, limit) => {
+                Input::Due(generation, until, ready(store.due(0, until, limit)))
+            }
+            Output::Reminders(id) => {
+                Input::Reminders(generation, id.clone(), ready(store.reminders(0, id)))
+            }
+            _ => unreachable!("not a read"),
+        };
+        self.reads.drain(..).map(answer).collect()
+    }
+
+    /// Commits everything that was sent as one batch; what the partition is told is returned.
+    fn commit(&mut self) -> Vec<Input> {
+        let mut bursts: Vec<_> = self.bursts.drain(..).collect();
+        if bursts.is_empty() {
+            return Vec::new();
+        }
+        let writes = merged(&mut bursts);
+        self.batches += 1;
+        let incarnation = self.store.opened().incarnation;
+        let fence = Fence { incarnation, lane: 0, number: self.batches };
+        let batch = Batch { fence, owner: "t".into(), time: self.now, is_clean: false, writes };
+        assert_eq!(ready(self.store.commit(batch)), CommitOutcome::Committed);
+        let mut told = Vec::new();
+        for burst in bursts {
+            for (_, delivery) in burst.deliveries {
+                told.push(Input::Deliver(Box::new(delivery)));
+            }
+            for (ticket, response) in burst.replies {
+                ticket.answer(response);
+            }
+            told.push(Input::Committed(burst.generation, burst.number));
+        }
+        told
+    }
+
+    /// Refuses everything that was sent.
+    fn refuse(&mut self, error: &Error) {
+        let generation = self.partition.generation();
+        for burst in self.bursts.drain(..) {
+            for (ticket, _) in burst.replies {
+                ticket.answer(Err(error.clone()));
+            }
+        }
+        self.step([Input::Failed(generation, error.clone())]);
+    }
+
+    /// Brings back the operations that await.
+    fn finish(&mut self) -> Vec<Input> {
+        let generation = self.partition.generation();
+        let known = types()["log"].clone();
+        let back = |start: Start| {
+            let Start { id, run, index, state, ctx, input, .. } = start;
+            let running = known.start(index, state, ctx, &input).expect("decodable");
+            let result = Ok(ready(running));
+            Input::Returned(generation, Box::new(Returned { id, run, result }))
+        };
+        self.starts.drain(..).map(back).collect()
+    }
+
+    /// Reads, commits and finishes until nothing more happens.
+    fn settle(&mut self) {
+        for _ in 0..1_000 {
+            let mut inputs = self.read();
+            inputs.extend(self.commit());
+            inputs.extend(self.finish());
+            if inputs.is_empty() {
+                return;
+            }
+            self.step(inputs);
+        }
+        panic!("it never settles");
+    }
+
+    fn advance(&mut self, seconds: u64) {
+        self.now = self.now + Duration::from_secs(seconds);
+        self.step([Input::Tick]);
+    }
+
+    fn message(&self, key: &str, operation: &str, input: &str) -> Request {
+        let found = types()["log"].find(operation).expect("an operation");
+        Request {
+            id: id(key),
+            work: Work::of(found),
+            input: input.into(),
+            token: None,
+            is_call: true,
+            key: None,
+            due: None,
+            patience: Duration::from_secs(30),
+            exhume: None,
+        }
+    }
+
+    fn send(&mut self, message: Request) -> Waiting {
+        let (ticket, waiting) = Ticket::new(message.patience, None);
+        self.step([Input::Request(Box::new(Submitted { message, ticket }))]);
+        waiting
+    }
+
+    fn call(&mut self, key: &str, operation: &str, input: &str) -> Waiting {
+        self.send(self.message(key, operation, input))
+    }
+
+    fn signal(&mut self, key: &str, operation: &str, input: &str) -> Waiting {
+        self.send(Request { is_call: false, ..self.message(key, operation, input) })
+    }
+
+    fn keyed(&mut self, operation: &str, input: &str, name: &str) -> Waiting {
+        let key = IdempotencyKey { partition: 0, id: id("a"), caller: "".into(), key: name.into() };
+        let key = Some(Keyed { key: Arc::new(key), fingerprint: 7 });
+        self.send(Request { key, ..self.message("a", operation, input) })
+    }
+
+    fn entries(&mut self, key: &str) -> Vec<u32> {
+        let waiting = self.call(key, "entries", "");
+        self.settle();
+        match told(waiting) {
+            Some(Ok(Answer::Replied(json))) => serde_json::from_slice(&json).expect("a list"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn rows(&self, table: Table) -> usize {
+        self.disk.rows(table).len()
+    }
+}
+
+/// What a caller was told so far.
+fn told(waiting: Waiting) -> Option<Response> {
+    match pin!(waiting).poll(&mut TaskContext::from_waker(Waker::noop())) {
+        Poll::Ready(response) => Some(response),
+        Poll::Pending => None,
+    }
+}
+
+fn answer(response: Option<Response>) -> Option<Answer> {
+    response.and_then(Result::ok)
+}
+
+fn kind(response: Option<Response>) -> Option<ErrorKind> {
+    response.and_then(Result::err).map(|error| error.kind())
+}

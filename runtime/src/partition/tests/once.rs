@@ -1,0 +1,168 @@
+//! Every operation is applied once, and every answer is true.
+
+use super::*;
+
+#[test]
+fn a_call_is_answered_by_its_burst_and_not_before() {
+    let mut bench = Bench::new();
+    let waiting = bench.call("a", "append", "1");
+    let loaded = bench.read();
+    bench.step(loaded);
+    assert_eq!(bench.bursts.len(), 1);
+    let burst = &bench.bursts[0];
+    assert_eq!((burst.writes.len(), burst.replies.len(), burst.number), (1, 1, 1));
+    let committed = bench.commit();
+    assert_eq!(answer(told(waiting)), Some(Answer::Replied(b"1".to_vec())));
+    bench.step(committed);
+}
+
+#[test]
+fn a_delayed_signal_that_is_due_already_is_applied_once() {
+    for operation in ["fetch", "append", "fail_first"] {
+        *FAILURES.lock().unwrap_or_else(PoisonError::into_inner) =
+            u32::from(operation == "fail_first");
+        let mut bench = Bench::new();
+        let due = Some(bench.now);
+        let message = bench.message("a", operation, "1");
+        bench.send(Request { is_call: false, due, ..message });
+        bench.settle();
+        bench.advance(1);
+        bench.settle();
+        assert_eq!(bench.entries("a"), [1], "{operation}");
+        assert_eq!((bench.rows(Table::Inbox), bench.rows(Table::Due)), (0, 0));
+    }
+}
+
+#[test]
+fn what_is_accepted_and_applied_in_one_burst_leaves_no_row() {
+    let mut bench = Bench::new();
+    bench.call("a", "fetch", "1");
+    let loaded = bench.read();
+    bench.step(loaded);
+    let committed = bench.commit();
+    bench.step(committed);
+    assert_eq!(bench.starts.len(), 1);
+    // Behind the busy entity; two bursts are under way, so the third signal is in the open one.
+    for entry in 2..5 {
+        bench.signal("a", "append", &entry.to_string());
+    }
+    let back = bench.finish();
+    bench.step(back);
+    bench.settle();
+    assert_eq!(bench.entries("a"), [1, 2, 3, 4]);
+    assert_eq!(bench.rows(Table::Inbox), 0);
+}
+
+#[test]
+fn a_call_that_failed_leaves_its_key_free() {
+    let mut bench = Bench::new();
+    let first = bench.keyed("fetch", "1", "k");
+    let loaded = bench.read();
+    bench.step(loaded);
+    let committed = bench.commit();
+    bench.step(committed);
+    let start = bench.starts.pop_front().expect("started");
+    let error = Error::new(ErrorKind::Deadline, "too long");
+    let generation = bench.partition.generation();
+    let returned = Returned { id: start.id, run: start.run, result: Err(error) };
+    bench.step([Input::Returned(generation, Box::new(returned))]);
+    let joined = bench.keyed("fetch", "1", "k");
+    let committed = bench.commit();
+    bench.step(committed);
+    assert_eq!(kind(told(first)), Some(ErrorKind::Deadline));
+    assert_eq!(kind(told(joined)), Some(ErrorKind::Deadline), "who joined hears the same");
+    let again = bench.keyed("fetch", "1", "k");
+    bench.settle();
+    assert_eq!(answer(told(again)), Some(Answer::Replied(b"1".to_vec())), "it runs again");
+    assert_eq!(bench.rows(Table::Idempotency), 1);
+}
+
+#[test]
+fn what_is_stored_is_never_said_to_be_not_applied() {
+    let mut bench = Bench::new();
+    let waiting = bench.keyed("fetch", "1", "k");
+    let loaded = bench.read();
+    bench.step(loaded);
+    let committed = bench.commit();
+    bench.step(committed);
+    let joined = bench.keyed("fetch", "1", "k");
+    bench.signal("b", "append", "1");
+    let loaded = bench.read();
+    bench.step(loaded);
+    bench.refuse(&Error::new(ErrorKind::Full, "no room"));
+    assert_eq!(kind(told(waiting)), Some(ErrorKind::Unknown));
+    assert_eq!(kind(told(joined)), Some(ErrorKind::Unknown));
+    bench.settle();
+    assert_eq!(bench.entries("a"), [1], "it is applied all the same");
+}
+
+#[test]
+fn a_full_disk_refuses_writes_and_answers_queries() {
+    let mut bench = Bench::new();
+    bench.call("a", "remind_once", "1");
+    bench.settle();
+    bench.has_room = false;
+    bench.advance(20);
+    let refused = bench.call("a", "append", "2");
+    assert_eq!(bench.entries("a"), Vec::<u32>::new(), "a due reminder waits");
+    assert_eq!(kind(told(refused)), Some(ErrorKind::Full));
+    assert!(bench.bursts.is_empty(), "nothing is tried");
+    bench.has_room = true;
+    bench.advance(1);
+    bench.settle();
+    assert_eq!(bench.entries("a"), [1], "it goes on by itself");
+}
+
+#[test]
+fn a_dead_letter_is_replayed_once() {
+    let mut bench = Bench::new();
+    let letter =
+        crate::store::record::DeadLetterId { partition: 0, is_rejection: false, number: 1 };
+    let replay = |bench: &Bench| Request {
+        is_call: false,
+        exhume: Some(letter),
+        ..bench.message("a", "append", "1")
+    };
+    let (first, second) = (replay(&bench), replay(&bench));
+    bench.send(first);
+    let again = bench.send(second);
+    bench.settle();
+    assert_eq!(kind(told(again)), Some(ErrorKind::NotFound));
+    assert_eq!(bench.entries("a"), [1]);
+}
+
+#[test]
+fn a_row_that_was_delivered_twice_is_applied_once() {
+    let mut bench = Bench::new();
+    let key = crate::store::record::InboxKey {
+        partition: 0,
+        receiver: id("a"),
+        sender: "log/b".into(),
+        generation: 5,
+        revision: 1,
+        index: 0,
+    };
+    let record = crate::store::record::InboxRecord {
+        token: 1,
+        operation: "append".into(),
+        input: b"1".to_vec(),
+        is_call: false,
+        attempts: 0,
+        accepted_at: bench.now,
+        deadline: None,
+        idempotency: None,
+        trace: None,
+    };
+    // As the sender's commit wrote it.
+    bench.bursts.push_back(Burst {
+        generation: 1,
+        writes: vec![crate::store::Write::Accept(key.clone(), record.clone())],
+        ..Burst::default()
+    });
+    let committed = bench.commit();
+    bench.step(committed);
+    let deliver = || Input::Deliver(Box::new(Delivery::Signal(key.clone(), record.clone())));
+    bench.step([deliver(), deliver()]);
+    bench.settle();
+    assert_eq!(bench.entries("a"), [1]);
+}

@@ -1,0 +1,114 @@
+//! What a restart finds, counts and leaves alone.
+
+use super::*;
+
+#[test]
+fn a_restart_in_process_counts_no_attempt() {
+    let mut bench = Bench::new();
+    bench.call("a", "fetch", "1");
+    let loaded = bench.read();
+    bench.step(loaded);
+    let committed = bench.commit();
+    bench.step(committed);
+    bench.signal("a", "append", "2");
+    let committed = bench.commit();
+    bench.step(committed);
+    for _ in 0..9 {
+        bench.starts.clear();
+        bench.signal("b", "append", "1");
+        let reads = bench.read();
+        bench.step(reads);
+        bench.refuse(&Error::new(ErrorKind::Full, "no room"));
+        let barrier = bench.read();
+        bench.step(barrier);
+        let recovered = bench.read();
+        bench.step(recovered);
+    }
+    bench.settle();
+    assert_eq!(bench.entries("a"), [1, 2]);
+    assert_eq!(bench.rows(Table::DeadLetters), 0);
+}
+
+#[test]
+fn an_unclean_stop_counts_what_runs_and_not_what_waits_behind_it() {
+    let mut bench = Bench::new();
+    bench.call("a", "fetch", "1");
+    let loaded = bench.read();
+    bench.step(loaded);
+    let committed = bench.commit();
+    bench.step(committed);
+    for entry in 2..5 {
+        bench.signal("a", "append", &entry.to_string());
+    }
+    for _ in 0..2 {
+        let committed = bench.commit();
+        bench.step(committed);
+    }
+    assert_eq!(bench.rows(Table::Inbox), 4);
+    // The first row ends the process whenever it runs; three retries make four attempts.
+    for _ in 0..4 {
+        bench.disk.crash();
+        bench = started(bench);
+        assert_eq!(bench.starts.len(), 1, "it runs once its attempt is durable");
+        bench.starts.clear();
+    }
+    bench.disk.crash();
+    let mut bench = started(bench);
+    bench.settle();
+    assert_eq!(bench.entries("a"), [2, 3, 4]);
+    assert_eq!(bench.rows(Table::DeadLetters), 1);
+}
+
+/// A new incarnation, up to the first operation that awaits.
+fn started(bench: Bench) -> Bench {
+    let now = bench.now + Duration::from_secs(1);
+    let store = bench.disk.open().expect("readable");
+    let opened = store.opened().clone();
+    let around = Surroundings {
+        incarnation: opened.incarnation,
+        was_unclean: opened.was_unclean,
+        entropy: Entropy::system(),
+        watch: Watches::default().add(),
+        types: types(),
+        ..bench.partition.around
+    };
+    let partition = Partition::new(around, now);
+    let (reads, bursts, starts) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
+    let batches = opened.last_batch;
+    let mut bench = Bench { store, partition, now, batches, reads, bursts, starts, ..bench };
+    bench.step([]);
+    while bench.starts.is_empty() {
+        let mut inputs = bench.read();
+        inputs.extend(bench.commit());
+        if inputs.is_empty() {
+            break;
+        }
+        bench.step(inputs);
+    }
+    bench
+}
+
+#[test]
+fn an_entity_that_fails_its_partition_is_left_alone_and_others_go_on() {
+    let mut bench = Bench::new();
+    for _ in 0..FAILURES_MAX {
+        bench.partition.running = Some(id("a"));
+        bench.partition.panicked(&Error::new(ErrorKind::Unavailable, "the partition restarts"));
+        bench.step([]);
+        bench.settle();
+    }
+    let refused = bench.call("a", "append", "1");
+    bench.call("b", "append", "1");
+    bench.settle();
+    assert_eq!(kind(told(refused)), Some(ErrorKind::Corrupt));
+    assert_eq!(bench.entries("b"), [1]);
+}
+
+#[test]
+fn minted_numbers_grow_over_restarts_and_bursts() {
+    let mut bench = Bench::new();
+    let first: Vec<u64> = (0..100_000).map(|_| bench.partition.mint()).collect();
+    assert!(first.is_sorted_by(|a, b| a < b));
+    let mut bench = bench.crashed();
+    assert!(bench.partition.mint() > first[first.len() - 1]);
+}
