@@ -111,6 +111,16 @@ impl Context {
     /// exactly once; two signals to one entity are applied in the order in which they were sent.
     pub fn signal<R>(&mut self, operation: Operation<R>) {
         match operation.into_request() {
+            Ok(request) if request.idempotency_key.is_some() || request.deadline.is_some() => {
+                let rule = "a signal of an entity is applied once, and nobody waits for it: it has \
+                            neither an idempotency key nor a deadline";
+                self.fail(Error::new(ErrorKind::Invalid, rule));
+            }
+            Ok(request)
+                if request.delay.is_some_and(|delay| delay.due(self.turn.now) > Timestamp::MAX) =>
+            {
+                self.fail(too_late());
+            }
             Ok(request) => {
                 let effect = Effect::Signal(Signal {
                     target: request.id,
@@ -141,6 +151,9 @@ impl Context {
         if matches!(schedule, Schedule::Every(interval) if interval.as_duration() < INTERVAL_MIN) {
             let rule = format!("a reminder's interval is at least {INTERVAL_MIN:?}");
             return self.fail(Error::new(ErrorKind::Invalid, rule));
+        }
+        if schedule.first(self.turn.now) > Timestamp::MAX {
+            return self.fail(too_late());
         }
         match operation.into_request() {
             Ok(request) if request.id != self.turn.id || request.delay.is_some() => {
@@ -188,6 +201,10 @@ impl Context {
     fn fail(&mut self, error: Error) {
         self.fault.get_or_insert(error);
     }
+}
+
+fn too_late() -> Error {
+    Error::new(ErrorKind::Invalid, "a delay ends before the year 10000")
 }
 
 impl fmt::Debug for Context {

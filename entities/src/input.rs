@@ -8,6 +8,8 @@ use std::{any::TypeId, fmt};
 
 use serde::de::{DeserializeOwned, IgnoredAny};
 
+/// The longest path or message of an error, in bytes.
+const TEXT_BYTES_MAX: usize = 300;
 /// How deep JSON may be nested.
 pub const JSON_DEPTH_MAX: usize = 64;
 
@@ -25,7 +27,7 @@ pub struct InputError {
 
 impl InputError {
     fn malformed(message: impl fmt::Display) -> Self {
-        Self { path: "$".into(), message: message.to_string(), malformed: true }
+        Self { path: "$".into(), message: shortened(message.to_string()), malformed: true }
     }
 }
 
@@ -58,7 +60,8 @@ pub fn decode<A: DeserializeOwned + 'static>(input: &[u8]) -> Result<A, InputErr
     match unknown {
         None => Ok(value),
         Some(path) => Err(InputError {
-            path: format!("$.{path}"),
+            // serde_ignored shows an `Option` on the way as a question mark.
+            path: shortened(format!("$.{}", path.replace(".?", "").replace("?.", ""))),
             message: "unknown field".into(),
             malformed: false,
         }),
@@ -79,10 +82,20 @@ fn explain<A: DeserializeOwned>(input: &[u8]) -> InputError {
             InputError {
                 path: if path == "." { "$".into() } else { format!("$.{path}") },
                 malformed: !inner.is_data(),
-                message: inner.to_string(),
+                message: shortened(inner.to_string()),
             }
         }
     }
+}
+
+/// A text that may hold a part of the input, short enough for a log.
+fn shortened(mut text: String) -> String {
+    if text.len() > TEXT_BYTES_MAX {
+        let end = (0..=TEXT_BYTES_MAX).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        text.truncate(end);
+        text.push_str(" ...");
+    }
+    text
 }
 
 fn check_depth(input: &[u8]) -> Result<(), InputError> {
@@ -140,6 +153,20 @@ mod tests {
         assert_eq!(error_of::<i64>(b"1 2"), ("$".into(), true));
         assert_eq!(error_of::<String>(b"\"\xff\""), ("$".into(), true));
         assert_eq!(error_of::<()>(b"1"), ("$".into(), false));
+    }
+
+    #[test]
+    fn an_error_is_short_and_names_a_field_inside_an_option() {
+        #[derive(Debug, serde::Deserialize)]
+        struct Holder {
+            #[allow(dead_code, reason = "read by serde only")]
+            inner: Option<Inner>,
+        }
+        let path = error_of::<Holder>(br#"{"inner":{"n":1,"m":2}}"#).0;
+        assert_eq!(path, "$.inner.m");
+        let long = format!("\"{}\"", "x".repeat(100_000));
+        let error = decode::<i64>(long.as_bytes()).expect_err("not a number");
+        assert!(error.message.len() < 400);
     }
 
     #[test]

@@ -33,6 +33,10 @@ pub struct Timestamp(i64);
 pub struct Timeout(u64);
 
 impl Timestamp {
+    /// The latest time that RFC 3339 can show with certainty: the end of the year 9999, less a day
+    /// for time zones.
+    pub const MAX: Self = Self(253_402_207_200_000_000);
+
     /// The moment that is `micros` microseconds after the start of 1970 in UTC.
     pub const fn from_micros(micros: i64) -> Self {
         Self(micros)

@@ -21,6 +21,9 @@ use crate::{
 /// The longest idempotency key, in bytes.
 const IDEMPOTENCY_KEY_BYTES_MAX: usize = 256;
 
+/// How far the clock of a caller may be ahead, where a key carries its time.
+const BIRTH_SKEW: Duration = Duration::from_secs(60);
+
 /// How an outside caller uses an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Use {
@@ -64,7 +67,7 @@ impl Node {
     /// [`ErrorKind::NotFound`] for an unknown type, [`ErrorKind::Corrupt`] where the stored state
     /// cannot be read, and what can befall any request.
     pub async fn state(&self, id: &EntityId) -> Result<Option<StateView>, Error> {
-        self.known_type(id)?;
+        self.known_type(id.entity_type())?;
         match self.send(message(id.clone(), Work::State, Vec::new()))?.await? {
             Answer::State(view) => Ok(view),
             _ => Err(Error::new(ErrorKind::Internal, "another answer than a state")),
@@ -77,7 +80,7 @@ impl Node {
     /// # Errors
     /// As [`Node::state`].
     pub async fn delete(&self, id: &EntityId) -> Result<(), Error> {
-        self.known_type(id)?;
+        self.known_type(id.entity_type())?;
         self.check_room()?;
         self.send(message(id.clone(), Work::Delete, Vec::new()))?.await.map(drop)
     }
@@ -116,7 +119,7 @@ impl Node {
 
     /// Checks a request and hands it to its partition; what is returned only waits.
     fn submit(&self, request: Request, used: Use) -> Result<Waiting, Error> {
-        let known = self.known_type(&request.id)?;
+        let known = self.known_type(request.id.entity_type())?;
         let found = known.find(&request.operation);
         let found = found.filter(|found| found.is_public);
         let found = found.ok_or_else(|| no_operation(known, &request.operation))?;
@@ -126,6 +129,9 @@ impl Node {
             self.check_room()?;
         }
         let due = request.delay.map(|delay| delay.due(self.clock().now()));
+        if due.is_some_and(|due| due > Timestamp::MAX) {
+            return Err(Error::new(ErrorKind::Invalid, "a delay ends before the year 10000"));
+        }
         let key = match &request.idempotency_key {
             Some(key) if used != Use::Query => Some(self.keyed(&request, key, used)?),
             _ => None,
@@ -167,11 +173,17 @@ impl Node {
             let rule = "an idempotency key has 1 to 256 bytes and no control characters";
             return Err(Error::new(ErrorKind::Invalid, rule));
         }
-        if let Some(born) = birth(key)
-            && born + self.config().retention <= self.clock().now()
-        {
-            let message = "the idempotency key is older than keys are remembered";
-            return Err(Error::new(ErrorKind::Invalid, message));
+        if let Some(born) = birth(key) {
+            let now = self.clock().now();
+            if born > now + BIRTH_SKEW {
+                let message = "the idempotency key was made in the future: set the clock";
+                return Err(Error::new(ErrorKind::Invalid, message));
+            }
+            // Refused a little before it is forgotten, so that it can never run a second time.
+            if born + self.config().retention <= now + BIRTH_SKEW {
+                let message = "the idempotency key is older than keys are remembered";
+                return Err(Error::new(ErrorKind::Invalid, message));
+            }
         }
         let delay = match request.delay {
             None => String::new(),
@@ -212,7 +224,7 @@ impl Node {
     }
 
     pub(crate) fn find(&self, id: &EntityId, operation: &str) -> Result<Found, Error> {
-        let known = self.known_type(id)?;
+        let known = self.known_type(id.entity_type())?;
         known.find(operation).ok_or_else(|| no_operation(known, operation))
     }
 }

@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use crate::admission::{REQUEST_BYTES_MAX, REQUESTS_MAX};
 
+/// The highest number of retries that can be set.
+const RETRIES_MAX: u32 = 1_000;
+
 /// The settings of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -32,7 +35,7 @@ pub struct Config {
     pub body_bytes_max: usize,
     /// The most bytes that the stored state of one entity may have. 16 MiB.
     pub state_bytes_max: usize,
-    /// The most reminders with a name that one entity may have. 256.
+    /// The most reminders that one entity may have; a turn that would set more fails. 256.
     pub reminders_max: usize,
     /// The most rejected signals that are kept as dead letters in each partition. 100.
     pub rejections_max: usize,
@@ -84,6 +87,7 @@ impl Config {
         );
         check(self.request_bytes_max <= REQUEST_BYTES_MAX, "a node holds at most 512 GiB");
         check(self.retention >= Duration::from_secs(1), "the retention is at least one second");
+        check(self.retries <= RETRIES_MAX, "an operation is retried at most 1,000 times");
         check(!self.idle.is_zero(), "the idle time must not be zero");
         problems
     }

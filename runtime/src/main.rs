@@ -1,6 +1,11 @@
 //! The binary `stead`: a node that serves the ready-made entities over HTTP.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    io::{IsTerminal as _, Write as _},
+    net::SocketAddr,
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand};
 use stead::{
@@ -56,9 +61,10 @@ struct Serve {
     /// The largest request body, in bytes.
     #[arg(long, env = "STEAD_BODY_BYTES_MAX", default_value = "1048576")]
     body_bytes_max: usize,
-    /// Writes are refused while less than this many bytes of the disk are free.
-    #[arg(long, env = "STEAD_FREE_BYTES_MIN", default_value = "67108864")]
-    free_bytes_min: u64,
+    /// Writes are refused while less than this many bytes of the disk are free [default: a quarter
+    /// of the disk, at most 256 MiB].
+    #[arg(long, env = "STEAD_FREE_BYTES_MIN")]
+    free_bytes_min: Option<u64>,
     /// How logs are written.
     #[arg(long, env = "STEAD_LOG", default_value = "text")]
     log: LogFormat,
@@ -86,41 +92,79 @@ mod exit {
     pub(super) const SPINNING: u8 = 7;
 }
 
-fn main() -> ExitCode {
+fn main() {
     let Command { verb: Verb::Serve(settings) } = Command::parse();
     start_logs(settings.log);
+    prepare_process();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // An operation that spins takes one of them; the others go on.
         .worker_threads(std::thread::available_parallelism().map_or(4, |n| n.get().max(4)))
         .enable_all()
         .build();
-    let runtime = match runtime {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(exit::FAILED, &format!("no async runtime: {error}")),
+    let code = match runtime {
+        Ok(runtime) => runtime.block_on(serve(settings)),
+        Err(error) => fail(exit::FAILED, &format!("no async runtime: {error}")),
     };
-    let code = runtime.block_on(serve(settings));
-    // Whatever still spins is left behind.
-    runtime.shutdown_background();
-    code
+    // Whatever still spins, or waits for the disk, is left behind, and the database's own threads
+    // are not raced by its destructors.
+    signal_hook::low_level::exit(code.into())
+}
+
+/// Data is for its owner only, and connections must not use up the database's files.
+fn prepare_process() {
+    use rustix::process::{Resource, getrlimit, setrlimit, umask};
+    umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let mut files = getrlimit(Resource::Nofile);
+    files.current = files.maximum;
+    let _as_many_as_there_are = setrlimit(Resource::Nofile, files);
 }
 
 fn start_logs(format: LogFormat) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,ractor=warn"));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        // A log that cannot be written must not end what it tells about.
+        .log_internal_errors(false);
     match format {
         LogFormat::Text => logs.init(),
         LogFormat::Json => logs.json().init(),
     }
 }
 
-#[allow(clippy::print_stderr, reason = "the last words of a binary")]
-fn fail(code: u8, message: &str) -> ExitCode {
-    eprintln!("stead: {message}");
-    ExitCode::from(code)
+fn fail(code: u8, message: &str) -> u8 {
+    let _nobody_reads = writeln!(std::io::stderr(), "stead: {message}");
+    code
 }
 
-async fn serve(settings: Serve) -> ExitCode {
+async fn serve(settings: Serve) -> u8 {
+    // First of all: a stop that arrives while the log is replayed is a stop like any other.
+    let stop = match asked_to_stop() {
+        Ok(stop) => stop,
+        Err(error) => return fail(exit::FAILED, &format!("signals cannot be handled: {error}")),
+    };
+    let config = Config {
+        turn_deadline: settings.turn_deadline,
+        call_deadline: settings.call_deadline,
+        spin_limit: settings.spin_limit,
+        retries: settings.retries,
+        retention: settings.retention,
+        body_bytes_max: settings.body_bytes_max,
+        ..Config::default()
+    };
+    let problems = config.problems();
+    if !problems.is_empty() {
+        return fail(exit::USAGE, &problems.join("; "));
+    }
+    let server = match Server::bind(settings.listen).await {
+        Ok(server) => server,
+        Err(error) => {
+            let message = format!("cannot listen on {}: {error}", settings.listen);
+            return fail(exit::FAILED, &message);
+        }
+    };
     let rocks = RocksSettings {
         node: settings.node_id.as_str().into(),
         free_bytes_min: settings.free_bytes_min,
@@ -134,17 +178,10 @@ async fn serve(settings: Serve) -> ExitCode {
         Ok(Err(error @ OpenError::LostTail(_))) => {
             return fail(exit::LOST_TAIL, &error.to_string());
         }
-        Ok(Err(error)) => return fail(exit::FAILED, &error.to_string()),
+        Ok(Err(error)) => {
+            return fail(exit::FAILED, &format!("{}: {error}", settings.data.display()));
+        }
         Err(error) => return fail(exit::FAILED, &error.to_string()),
-    };
-    let config = Config {
-        turn_deadline: settings.turn_deadline,
-        call_deadline: settings.call_deadline,
-        spin_limit: settings.spin_limit,
-        retries: settings.retries,
-        retention: settings.retention,
-        body_bytes_max: settings.body_bytes_max,
-        ..Config::default()
     };
     let builder = Node::builder().store(store).config(config).name(settings.node_id);
     let node = match builder.entity::<Counter>().entity::<Approval>().start().await {
@@ -153,23 +190,16 @@ async fn serve(settings: Serve) -> ExitCode {
         Err(error @ StartError::Layout(_)) => return fail(exit::LAYOUT, &error.to_string()),
         Err(error) => return fail(exit::FAILED, &error.to_string()),
     };
-    let server = match Server::bind(settings.listen).await {
-        Ok(server) => server,
-        Err(error) => {
-            let message = format!("cannot listen on {}: {error}", settings.listen);
-            return fail(exit::FAILED, &message);
-        }
-    };
     let address = server.address().unwrap_or(settings.listen);
     let data = settings.data.display();
     tracing::info!(
         "listening on http://{address}, data in {data}; try: \
          curl --json 5 http://{address}/v1/entities/counter/visits/calls/add"
     );
-    run(node, server).await
+    run(node, server, stop).await
 }
 
-async fn run(node: Node, server: Server) -> ExitCode {
+async fn run(node: Node, server: Server, asked_to_stop: impl Future<Output = ()>) -> u8 {
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let router = node.router();
     let serving = async move {
@@ -188,7 +218,7 @@ async fn run(node: Node, server: Server) -> ExitCode {
                     "{name} does not end; it becomes a dead letter when its attempts are used up")),
             };
         }
-        () = asked_to_stop() => {}
+        () = asked_to_stop => {}
     }
     tracing::info!("stopping: what was accepted is finished or kept");
     let drained = node.drain().await;
@@ -198,19 +228,20 @@ async fn run(node: Node, server: Server) -> ExitCode {
         Ok(()) => tracing::info!("stopped"),
         Err(error) => tracing::warn!(%error, "stopped at the drain deadline"),
     }
-    ExitCode::SUCCESS
+    0
 }
 
-async fn asked_to_stop() {
+/// Ready when somebody asks the process to end.
+fn asked_to_stop() -> std::io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
-    let terminate = async {
-        match signal(SignalKind::terminate()) {
-            Ok(mut signals) => drop(signals.recv().await),
-            Err(_) => std::future::pending().await,
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = hang_up.recv() => {}
         }
-    };
-    tokio::select! {
-        () = terminate => {}
-        _ = tokio::signal::ctrl_c() => {}
-    }
+    })
 }

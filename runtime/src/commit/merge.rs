@@ -79,9 +79,16 @@ impl Merge {
         Ok(())
     }
 
-    /// The writes in order, and where their entities stand once they are committed.
+    /// The writes, and where their entities stand once they are committed. States come first, in
+    /// the order of their keys, in which an ordered store takes them fastest; nothing else touches
+    /// their rows. The rest keeps its order.
     pub(super) fn finish(self) -> (Vec<Write>, Chains) {
-        (self.writes.into_iter().flatten().collect(), self.chains)
+        let mut writes: Vec<Write> = self.writes.into_iter().flatten().collect();
+        writes.sort_by(|one, other| match (one, other) {
+            (Write::PutState(one, _), Write::PutState(other, _)) => one.cmp(other),
+            (one, other) => is_state(other).cmp(&is_state(one)),
+        });
+        (writes, self.chains)
     }
 
     fn put_state(
@@ -134,6 +141,10 @@ impl Merge {
         self.rows.insert(key.clone(), (place, is_new));
         is_new
     }
+}
+
+fn is_state(write: &Write) -> bool {
+    matches!(write, Write::PutState(..))
 }
 
 #[cfg(test)]

@@ -14,6 +14,19 @@ use crate::clock;
 /// How long a body may take to arrive.
 const BODY_DEADLINE: Duration = Duration::from_secs(30);
 
+/// How many bytes the body will have, or may have where it does not say.
+pub(super) fn length(headers: &HeaderMap, limit: usize) -> usize {
+    announced(headers).unwrap_or(limit).min(limit)
+}
+
+fn announced(headers: &HeaderMap) -> Option<usize> {
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        return None;
+    }
+    let text = headers.get(header::CONTENT_LENGTH).map_or(Some("0"), |text| text.to_str().ok());
+    text?.parse().ok()
+}
+
 /// Reads a body of at most `limit` bytes.
 ///
 /// # Errors
@@ -35,8 +48,12 @@ pub(super) async fn read(
             return Err(Problem::new(status, "media-type", "Another type than JSON", detail));
         }
     }
-    let announced = headers.get(header::CONTENT_LENGTH).and_then(|text| text.to_str().ok());
-    if announced.and_then(|text| text.parse::<usize>().ok()).is_some_and(|length| length > limit) {
+    if headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {
+        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        let detail = "a body is sent without a Content-Encoding";
+        return Err(Problem::new(status, "media-type", "Another coding than identity", detail));
+    }
+    if announced(headers).is_some_and(|length| length > limit) {
         return Err(too_large(limit));
     }
     let reading = clock::within(BODY_DEADLINE, Limited::new(body, limit).collect());

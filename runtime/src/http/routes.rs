@@ -51,7 +51,7 @@ pub(super) async fn call(
 
 pub(super) async fn query(State(node): State<Node>, uri: Uri) -> Answer {
     let mut parameters = parameters(&uri, &["input"])?;
-    let (id, rest) = path::entity(&uri)?;
+    let (id, rest) = path::entity(&node, &uri)?;
     let input = parameters.remove("input").unwrap_or_default().into_bytes();
     let operation = rest.into_iter().nth(1).unwrap_or_default().into();
     let request =
@@ -65,19 +65,32 @@ async fn request(
     headers: &HeaderMap,
     http_body: Body,
 ) -> Result<Request, Problem> {
-    let (id, rest) = path::entity(uri)?;
+    let (id, rest) = path::entity(node, uri)?;
     let operation = rest.into_iter().nth(1).unwrap_or_default();
     node.find(&id, &operation)?;
-    let idempotency_key = match headers.get("idempotency-key") {
-        None => None,
-        Some(key) => {
-            let key = str::from_utf8(key.as_bytes());
-            Some(key.map_err(|_| Problem::invalid("Idempotency-Key is not UTF-8"))?.to_owned())
-        }
-    };
-    let input = body::read(headers, http_body, node.config().body_bytes_max).await?;
+    let idempotency_key = idempotency_key(headers)?;
+    let limit = node.config().body_bytes_max;
+    // Room is taken before the body is read, so that many bodies at one time are bounded too.
+    let room = node.load().admit(body::length(headers, limit), node.config());
+    let room =
+        room.ok_or_else(|| Error::new(ErrorKind::Overloaded, "too many bodies at a time"))?;
+    let input = body::read(headers, http_body, limit).await?;
+    drop(room);
     let operation = operation.into();
     Ok(Request { id, operation, input, delay: None, idempotency_key, deadline: None })
+}
+
+/// The idempotency key, which may be quoted, as the IETF's draft has it.
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let mut given = headers.get_all("idempotency-key").iter();
+    let Some(key) = given.next() else { return Ok(None) };
+    if given.next().is_some() {
+        return Err(Problem::invalid("Idempotency-Key is given twice"));
+    }
+    let key = str::from_utf8(key.as_bytes());
+    let key = key.map_err(|_| Problem::invalid("Idempotency-Key is not UTF-8"))?;
+    let bare = key.strip_prefix('"').and_then(|key| key.strip_suffix('"'));
+    Ok(Some(bare.unwrap_or(key).to_owned()))
 }
 
 fn result(reply: Reply) -> Answer {
@@ -96,7 +109,7 @@ fn show(value: &Value) -> Response {
 
 pub(super) async fn state(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
     parameters(&uri, &[])?;
-    let (id, _) = path::entity(&uri)?;
+    let (id, _) = path::entity(&node, &uri)?;
     let view = node.state(&id).await?.ok_or_else(|| {
         Problem::from(Error::new(ErrorKind::NotFound, format!("{id} has no state yet")))
     })?;
@@ -146,14 +159,14 @@ fn unreadable(error: serde_json::Error) -> Problem {
 
 pub(super) async fn delete(State(node): State<Node>, uri: Uri) -> Answer {
     parameters(&uri, &[])?;
-    let (id, _) = path::entity(&uri)?;
+    let (id, _) = path::entity(&node, &uri)?;
     node.delete(&id).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 pub(super) async fn reminders(State(node): State<Node>, uri: Uri) -> Answer {
     parameters(&uri, &[])?;
-    let (id, _) = path::entity(&uri)?;
+    let (id, _) = path::entity(&node, &uri)?;
     let rows = node.reminders(&id).await?.into_iter().map(|(_, slot, record)| {
         let (name, is_signal) = match slot {
             Slot::Named(name) => (Some(name.to_string()), false),
@@ -175,7 +188,8 @@ pub(super) async fn reminders(State(node): State<Node>, uri: Uri) -> Answer {
     Ok(show(&json!({ "reminders": rows.collect::<Vec<_>>() })))
 }
 
-pub(super) async fn types(State(node): State<Node>) -> Answer {
+pub(super) async fn types(State(node): State<Node>, uri: Uri) -> Answer {
+    parameters(&uri, &[])?;
     Ok(show(&json!({ "types": node.descriptions() })))
 }
 
@@ -183,15 +197,15 @@ pub(super) async fn list(State(node): State<Node>, uri: Uri) -> Answer {
     let parameters = parameters(&uri, &["prefix", "after", "limit"])?;
     let segments = path::segments(&uri)?;
     let entity_type = segments.into_iter().nth(1).unwrap_or_default();
-    let probe = stead_entities::EntityId::new(&entity_type, "any")?;
-    node.known_type(&probe)?;
+    node.known_type(&entity_type)?;
     let limit = limit(&parameters)?;
     let prefix = parameters.get("prefix").cloned().unwrap_or_default();
     let after = parameters.get("after").cloned();
-    let rows = node.store().list(entity_type, prefix, after, limit).await;
-    let rows = rows.map_err(Error::from)?;
-    let next = rows.last().filter(|_| rows.len() == limit).map(|(id, _)| id.key().to_owned());
-    let entities: Vec<_> = rows
+    let page = node.store().list(entity_type, prefix, after, limit).await;
+    let page = page.map_err(Error::from)?;
+    let next = page.rows.last().filter(|_| !page.is_end).map(|(id, _)| id.key().to_owned());
+    let entities: Vec<_> = page
+        .rows
         .iter()
         .map(|(id, record)| {
             json!({
@@ -209,10 +223,10 @@ pub(super) async fn dead_letters(State(node): State<Node>, uri: Uri) -> Answer {
     let parameters = parameters(&uri, &["after", "limit"])?;
     let limit = limit(&parameters)?;
     let after = parameters.get("after").map(|text| letter(text)).transpose()?;
-    let rows = node.store().dead_letters(after, limit).await;
-    let rows = rows.map_err(Error::from)?;
-    let next = rows.last().filter(|_| rows.len() == limit).map(|(id, _)| id.to_string());
-    let letters = rows.into_iter().map(|(id, letter)| {
+    let page = node.store().dead_letters(after, limit).await;
+    let page = page.map_err(Error::from)?;
+    let next = page.rows.last().filter(|_| !page.is_end).map(|(id, _)| id.to_string());
+    let letters = page.rows.into_iter().map(|(id, letter)| {
         let input = match serde_json::from_slice::<Box<RawValue>>(&letter.input) {
             Ok(input) => serde_json::from_str(input.get()).unwrap_or(Value::Null),
             Err(_) => Value::String(String::from_utf8_lossy(&letter.input).into_owned()),
@@ -271,7 +285,13 @@ pub(super) async fn readyz(State(node): State<Node>) -> Answer {
     }
 }
 
-pub(super) async fn not_found(request: HttpRequest) -> Problem {
+pub(super) async fn not_found(State(node): State<Node>, request: HttpRequest) -> Problem {
+    // A path of an entity that no route takes has a bad key, which says more than "not found".
+    if request.uri().path().starts_with("/v1/entities/")
+        && let Err(problem) = path::entity(&node, request.uri())
+    {
+        return problem;
+    }
     let detail = format!("there is no {}; GET /v1/entities lists the types", request.uri().path());
     Error::new(ErrorKind::NotFound, detail).into()
 }

@@ -1,6 +1,12 @@
 //! The accept loop: connections with deadlines and a cap, and an end that clients cannot hold up.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use axum::Router;
 use hyper_util::{rt::TokioIo, rt::TokioTimer, service::TowerToHyperService};
@@ -9,6 +15,7 @@ use tokio::{
     sync::{Semaphore, watch},
     task::JoinSet,
 };
+use tokio_io_timeout::TimeoutStream;
 
 use crate::clock;
 
@@ -20,6 +27,10 @@ const CONNECTIONS_MAX: usize = 10_000;
 const HEAD_BYTES_MAX: usize = 16 << 10;
 /// The most headers of a request.
 const HEADERS_MAX: usize = 100;
+/// Files that are kept for the store and everything else beside connections.
+const FILES_RESERVED: u64 = 512;
+/// How long a client may take to read a part of its answer.
+const WRITE_DEADLINE: Duration = Duration::from_secs(30);
 /// The wait after the operating system refused a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -50,7 +61,8 @@ impl Server {
     /// closes every connection.
     pub async fn serve(self, router: Router, stop: impl Future<Output = ()>, grace: Duration) {
         let (closing, closed) = watch::channel(false);
-        let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let room = Arc::new(Semaphore::new(connections_max()));
+        let peers = Peers::new(connections_max());
         let mut connections = JoinSet::new();
         let mut stop = std::pin::pin!(stop);
         loop {
@@ -64,11 +76,13 @@ impl Server {
                 next = next => next,
             };
             match accepted {
-                Ok((stream, _)) => {
+                Ok((stream, peer)) => {
+                    // A peer that holds more than its share is hung up on.
+                    let Some(share) = peers.admit(peer.ip()) else { continue };
                     let connection = connection(stream, router.clone(), closed.clone());
                     connections.spawn(async move {
                         connection.await;
-                        drop(permit);
+                        drop((permit, share));
                     });
                 }
                 Err(error) => {
@@ -86,12 +100,60 @@ impl Server {
     }
 }
 
+/// The most connections that the process has files for.
+fn connections_max() -> usize {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let room = files.unwrap_or(u64::MAX).saturating_sub(FILES_RESERVED).max(16);
+    usize::try_from(room).unwrap_or(usize::MAX).min(CONNECTIONS_MAX)
+}
+
+/// How many connections each address holds. One address may hold three quarters of all, because it
+/// may be that of a proxy.
+#[derive(Clone)]
+struct Peers(Arc<(Mutex<HashMap<IpAddr, usize>>, usize)>);
+
+/// One connection of an address; given back when it is dropped.
+struct Share(Peers, IpAddr);
+
+impl Peers {
+    fn new(connections: usize) -> Self {
+        Self(Arc::new((Mutex::default(), connections / 4 * 3)))
+    }
+
+    fn admit(&self, peer: IpAddr) -> Option<Share> {
+        let mut held = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = held.entry(peer).or_default();
+        if *count >= self.0.1 {
+            return None;
+        }
+        *count += 1;
+        Some(Share(self.clone(), peer))
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut held = self.0.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = held.get_mut(&self.1) {
+            *count -= 1;
+            if *count == 0 {
+                held.remove(&self.1);
+            }
+        }
+    }
+}
+
 async fn connection(stream: TcpStream, router: Router, mut closed: watch::Receiver<bool>) {
     let _slower_without = stream.set_nodelay(true);
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(WRITE_DEADLINE));
+    let stream = Box::pin(stream);
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_DEADLINE)
+        // A client may close its half once it has sent its request.
+        .half_close(true)
         .max_headers(HEADERS_MAX)
         .max_buf_size(HEAD_BYTES_MAX);
     let served = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));

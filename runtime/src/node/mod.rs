@@ -32,6 +32,10 @@ pub use build::{NodeBuilder, StartError};
 
 /// How old the last commit of a partition may be for the node to be ready.
 const READY_AGE: Duration = Duration::from_secs(5);
+/// How long the last commit, and closing the store, may take.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
+/// The most reminders of an entity that are shown.
+const REMINDERS_MAX: usize = 1_000;
 /// How long readiness waits for the commits it asks for.
 const PROBE_DEADLINE: Duration = Duration::from_secs(3);
 
@@ -85,15 +89,16 @@ impl Node {
         all
     }
 
-    /// The committed reminders and delayed signals of an entity.
+    /// The committed reminders and delayed signals of an entity: the first 1,000, or the first
+    /// 4 MiB of them.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] for an unknown type, [`ErrorKind::Unavailable`] where the store
     /// cannot be read.
     pub async fn reminders(&self, id: &EntityId) -> Result<ReminderRows, Error> {
-        self.known_type(id)?;
+        self.known_type(id.entity_type())?;
         let partition = self.0.store.opened().settings.partition_of(id);
-        Ok(self.0.store.reminders(partition, id.clone()).await?)
+        Ok(self.0.store.reminders(partition, id.clone(), Some(REMINDERS_MAX)).await?)
     }
 
     /// Whether every partition has committed within the last five seconds; partitions that have not
@@ -186,14 +191,15 @@ impl Node {
         if is_clean {
             let (tx, rx) = tokio::sync::oneshot::channel();
             if self.0.committer.send(Work::Close(tx)).await.is_ok() {
-                outcome = clock::within(Duration::from_secs(2), rx).await.and_then(Result::ok);
+                outcome = clock::within(CLOSE_DEADLINE, rx).await.and_then(Result::ok);
             }
         }
         for handle in self.0.partitions.iter() {
             handle.stop();
             handle.expire(None);
         }
-        self.0.store.close().await;
+        // A flush that does not return must not keep the process from ending.
+        let _or_out_of_patience = clock::within(CLOSE_DEADLINE, self.0.store.close()).await;
         if outcome == Some(CommitOutcome::Committed) {
             return Ok(());
         }
@@ -201,12 +207,12 @@ impl Node {
         Err(Error::new(ErrorKind::Unavailable, message))
     }
 
-    pub(crate) fn known_type(&self, id: &EntityId) -> Result<&dyn EntityType, Error> {
-        self.0.types.get(id.entity_type()).map(|known| &**known).ok_or_else(|| {
+    pub(crate) fn known_type(&self, name: &str) -> Result<&dyn EntityType, Error> {
+        self.0.types.get(name).map(|known| &**known).ok_or_else(|| {
             let mut names: Vec<_> = self.0.types.keys().copied().collect();
             names.sort_unstable();
-            let (wanted, names) = (id.entity_type(), names.join(", "));
-            let message = format!("there is no entity type {wanted}; there are: {names}");
+            let names = names.join(", ");
+            let message = format!("there is no entity type {name:?}; there are: {names}");
             Error::new(ErrorKind::NotFound, message)
         })
     }

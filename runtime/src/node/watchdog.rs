@@ -111,7 +111,7 @@ impl Inner {
                 Write::Retry(key, record)
             }),
             Row::Reminder(slot, ..) => {
-                let rows = self.store.reminders(partition, late.id).await.unwrap_or_default();
+                let rows = self.store.reminders(partition, late.id, None).await.unwrap_or_default();
                 let row = rows.into_iter().find(|(_, known, _)| *known == slot);
                 row.map(|(id, slot, mut record)| {
                     record.attempts = last;

@@ -265,7 +265,7 @@ impl Shell {
                 self.later(async move { Input::Due(generation, until, reading.await) });
             }
             Output::Reminders(id) => {
-                let reading = self.store.reminders(number, id.clone());
+                let reading = self.store.reminders(number, id.clone(), None);
                 self.later(async move { Input::Reminders(generation, id, reading.await) });
             }
             Output::Start(start) => self.start(generation, *start),
@@ -295,7 +295,8 @@ impl Shell {
         let (receivers, max) = (store.receivers(number), self.config.rejections_max);
         spawn(async move {
             let start = DeadLetterId { partition: number, is_rejection: true, number: 0 };
-            let known = store.dead_letters(Some(start), max).await.unwrap_or_default();
+            let known = store.dead_letters(Some(start), max).await;
+            let known = known.map_or(Vec::new(), |page| page.rows);
             let known = known
                 .into_iter()
                 .filter(|(id, _)| id.partition == number && id.is_rejection)

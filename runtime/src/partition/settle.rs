@@ -1,6 +1,6 @@
 //! What a turn leaves behind: its state and effects in the open burst, or nothing but an attempt.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use stead_entities::{
     EntityId, Error, ErrorKind, Rejection,
@@ -28,7 +28,7 @@ use crate::{
 
 impl Partition {
     pub(super) fn settle_turn(&mut self, id: &EntityId, item: Item, turned: Turned) {
-        match turned {
+        match self.within_limits(id, turned) {
             Turned::Applied { state, encoded, effects, json } => {
                 self.apply(id, item, state, encoded, effects, json);
             }
@@ -42,6 +42,28 @@ impl Partition {
             }
             Turned::Failed(error) => self.fail(id, item, error),
         }
+    }
+
+    /// A turn that would leave its entity with too many reminders fails.
+    fn within_limits(&self, id: &EntityId, turned: Turned) -> Turned {
+        let Turned::Applied { effects, .. } = &turned else {
+            return turned;
+        };
+        let heads = self.table.get(id).map_or(&[][..], |entry| &entry.reminders);
+        let mut names: HashSet<&str> = HashSet::new();
+        for effect in &effects.list {
+            if let Effect::Remind(reminder) = effect
+                && !heads.iter().any(|head| head.name == reminder.name)
+            {
+                names.insert(&reminder.name);
+            }
+        }
+        let limit = self.around.config.reminders_max;
+        if names.is_empty() || heads.len() + names.len() <= limit {
+            return turned;
+        }
+        let message = format!("an entity has at most {limit} reminders");
+        Turned::Failed(Error::new(ErrorKind::Invalid, message))
     }
 
     fn apply(

@@ -194,10 +194,10 @@ async fn pages_follow_each_other(open: &impl Fn() -> Arc<dyn Store>) {
     let list =
         |after: Option<&str>| store.list("suite".into(), "p/".into(), after.map(str::to_owned), 2);
     let page = list(None).await.expect("readable");
-    assert_eq!(page.len(), 2, "a page is as long as asked for");
+    assert_eq!(page.rows.len(), 2, "a page is as long as asked for");
     let rest = list(Some("p/2")).await.expect("readable");
-    assert_eq!(rest.len(), 1, "the last page holds the rest, and only the prefix");
-    assert_eq!(rest[0].0, id("p/3"), "pages follow each other");
+    assert_eq!(rest.rows.len(), 1, "the last page holds the rest, and only the prefix");
+    assert_eq!(rest.rows[0].0, id("p/3"), "pages follow each other");
     writer.store.clone().close().await;
 }
 
@@ -229,7 +229,7 @@ async fn reminders_are_found_by_due_time(open: &impl Fn() -> Arc<dyn Store>) {
     let late = (slot("late"), Timestamp::from_micros(300));
     assert_eq!(names, [early, late], "what is due comes in order, without the cancelled");
     assert_eq!(due(300, 1).await.expect("readable").len(), 1, "a scan is bounded");
-    let all = store.reminders(4, id("r")).await.expect("readable");
+    let all = store.reminders(4, id("r"), None).await.expect("readable");
     assert_eq!(all.len(), 2, "an entity's reminders are found");
     writer.store.clone().close().await;
 }

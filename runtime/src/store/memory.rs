@@ -15,14 +15,14 @@ use stead_entities::{BoxFuture, EntityId, Timestamp};
 use tokio::sync::Notify;
 
 use super::{
-    Batch, CommitOutcome, DeadLetterRows, InboxPage, Opened, ReadResult, ReminderRows, StateRows,
+    Batch, CommitOutcome, DeadLetterPage, InboxPage, Opened, ReadResult, ReminderRows, StatePage,
     Store,
     keys::{self, Table},
     record::{
         self, DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey, LaneRecord,
         Settings, StateRecord,
     },
-    rows::{self, Row, Rows},
+    rows::{self, Limit, Rows, Scanned},
 };
 
 type Image = BTreeMap<(Table, Vec<u8>), Vec<u8>>;
@@ -238,13 +238,11 @@ impl Rows for Disk {
         Ok(self.live.get(&(table, key.to_vec())).cloned())
     }
 
-    fn scan(&self, table: Table, from: &[u8], to: &[u8], limit: usize) -> ReadResult<Vec<Row>> {
-        if from >= to {
-            return Ok(Vec::new());
-        }
+    fn scan(&self, table: Table, from: &[u8], to: &[u8], limit: Limit) -> ReadResult<Scanned> {
+        let to = to.max(from);
         let range = (table, from.to_vec())..(table, to.to_vec());
-        let found = self.live.range(range).take(limit);
-        Ok(found.map(|((_, key), value)| (key.clone(), value.clone())).collect())
+        let found = self.live.range(range);
+        Scanned::take(found.map(|((_, key), value)| Ok((key.clone(), value.clone()))), limit)
     }
 }
 

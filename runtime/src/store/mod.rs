@@ -118,20 +118,23 @@ impl From<ReadError> for Error {
 
 /// An answer of the store.
 pub type ReadResult<T> = Result<T, ReadError>;
-/// Inbox rows in key order.
+/// Some of the rows that were asked for, in key order: those that fit into a page.
 #[derive(Debug)]
-pub struct InboxPage {
+pub struct Page<R> {
     /// The rows.
-    pub rows: Vec<(InboxKey, InboxRecord)>,
+    pub rows: Vec<R>,
     /// Whether there were no more.
     pub is_end: bool,
 }
+
+/// A page of the inbox.
+pub type InboxPage = Page<(InboxKey, InboxRecord)>;
+/// A page of entities with their states.
+pub type StatePage = Page<(EntityId, StateRecord)>;
+/// A page of dead letters with their ids.
+pub type DeadLetterPage = Page<(DeadLetterId, DeadLetter)>;
 /// Reminders with their keys.
 pub type ReminderRows = Vec<(EntityId, Slot, ReminderRecord)>;
-/// Entities with their states.
-pub type StateRows = Vec<(EntityId, StateRecord)>;
-/// Dead letters with their ids.
-pub type DeadLetterRows = Vec<(DeadLetterId, DeadLetter)>;
 
 /// What a store knows of itself when it is opened.
 #[derive(Debug, Clone)]
@@ -192,11 +195,12 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         until: Timestamp,
         limit: usize,
     ) -> BoxFuture<'static, ReadResult<ReminderRows>>;
-    /// The reminders and delayed signals of an entity.
+    /// The reminders and delayed signals of an entity; at most `limit`, and a page, if there is one.
     fn reminders(
         &self,
         partition: u16,
         id: EntityId,
+        limit: Option<usize>,
     ) -> BoxFuture<'static, ReadResult<ReminderRows>>;
     /// What is remembered under a key.
     fn remembered(
@@ -210,13 +214,13 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         prefix: String,
         after: Option<String>,
         limit: usize,
-    ) -> BoxFuture<'static, ReadResult<StateRows>>;
+    ) -> BoxFuture<'static, ReadResult<StatePage>>;
     /// Up to `limit` dead letters after `after`.
     fn dead_letters(
         &self,
         after: Option<DeadLetterId>,
         limit: usize,
-    ) -> BoxFuture<'static, ReadResult<DeadLetterRows>>;
+    ) -> BoxFuture<'static, ReadResult<DeadLetterPage>>;
     /// One dead letter.
     fn dead_letter(&self, id: DeadLetterId) -> BoxFuture<'static, ReadResult<Option<DeadLetter>>>;
     /// The stored layouts of an entity type, by version.

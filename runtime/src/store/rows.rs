@@ -3,7 +3,7 @@
 use stead_entities::{EntityId, Timestamp};
 
 use super::{
-    Batch, DeadLetterRows, InboxPage, ReadError, ReadResult, ReminderRows, StateRows, Write,
+    Batch, DeadLetterPage, InboxPage, Page, ReadError, ReadResult, ReminderRows, StatePage, Write,
     keys::{self, Table},
     record::{
         self, Damaged, DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey,
@@ -13,14 +13,60 @@ use super::{
 
 pub(super) type Row = (Vec<u8>, Vec<u8>);
 
-/// The most bytes of rows that one scan of the inbox returns; it returns one row in any case.
+/// The most bytes of the rows of one page; a page has one row in any case.
 const PAGE_BYTES_MAX: usize = 4 << 20;
+
+/// How much a scan returns.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limit {
+    rows: usize,
+    bytes: usize,
+}
+
+impl Limit {
+    const NONE: Self = Self::rows(usize::MAX);
+
+    const fn rows(rows: usize) -> Self {
+        Self { rows, bytes: usize::MAX }
+    }
+
+    const fn page(rows: usize) -> Self {
+        Self { rows, bytes: PAGE_BYTES_MAX }
+    }
+}
+
+/// What a scan found.
+#[derive(Debug, Default)]
+pub(super) struct Scanned {
+    rows: Vec<Row>,
+    /// Whether there were no more.
+    is_end: bool,
+}
+
+impl Scanned {
+    /// Takes rows up to a limit.
+    pub(super) fn take(
+        found: impl Iterator<Item = ReadResult<Row>>,
+        limit: Limit,
+    ) -> ReadResult<Self> {
+        let (mut rows, mut bytes) = (Vec::new(), 0);
+        for row in found {
+            if rows.len() >= limit.rows || bytes >= limit.bytes {
+                return Ok(Self { rows, is_end: false });
+            }
+            let row = row?;
+            bytes += row.0.len() + row.1.len();
+            rows.push(row);
+        }
+        Ok(Self { rows, is_end: true })
+    }
+}
 
 /// Reads of committed rows.
 pub(super) trait Rows {
     fn get(&self, table: Table, key: &[u8]) -> ReadResult<Option<Vec<u8>>>;
-    /// Up to `limit` rows with `from <= key < to`, in order.
-    fn scan(&self, table: Table, from: &[u8], to: &[u8], limit: usize) -> ReadResult<Vec<Row>>;
+    /// The rows with `from <= key < to`, in order, up to a limit.
+    fn scan(&self, table: Table, from: &[u8], to: &[u8], limit: Limit) -> ReadResult<Scanned>;
 }
 
 /// One change of one row.
@@ -123,22 +169,10 @@ pub(super) fn inbox(
     let prefix = keys::of_entity(partition, receiver);
     let to = keys::after(&prefix);
     // The first key after this one: nothing sorts between a key and itself with a zero byte.
-    let mut from = after.map_or(prefix, |key| [keys::inbox(key), vec![0]].concat());
-    let (mut page, mut bytes) = (InboxPage { rows: Vec::new(), is_end: false }, 0);
-    while page.rows.len() < limit && bytes < PAGE_BYTES_MAX {
-        // Few at a time, because one row may be as large as all effects of a turn.
-        let found = rows.scan(Table::Inbox, &from, &to, 16.min(limit - page.rows.len()))?;
-        let Some((last, _)) = found.last() else {
-            page.is_end = true;
-            break;
-        };
-        from = [&last[..], &[0]].concat();
-        for (key, value) in found {
-            bytes += value.len();
-            page.rows.push((keys::read_inbox(&key)?, record::decode(&value)?));
-        }
-    }
-    Ok(page)
+    let from = after.map_or(prefix, |key| [keys::inbox(key), vec![0]].concat());
+    let Scanned { rows, is_end } = rows.scan(Table::Inbox, &from, &to, Limit::page(limit))?;
+    let read = |(key, value): &Row| Ok((keys::read_inbox(key)?, record::decode(value)?));
+    Ok(Page { rows: rows.iter().map(read).collect::<ReadResult<_>>()?, is_end })
 }
 
 pub(super) fn receivers(rows: &dyn Rows, partition: u16) -> ReadResult<Vec<EntityId>> {
@@ -146,7 +180,7 @@ pub(super) fn receivers(rows: &dyn Rows, partition: u16) -> ReadResult<Vec<Entit
     let to = keys::after(&from);
     let mut found = Vec::new();
     // One seek for each entity, however many rows it has.
-    while let Some((key, _)) = rows.scan(Table::Inbox, &from, &to, 1)?.first() {
+    while let Some((key, _)) = rows.scan(Table::Inbox, &from, &to, Limit::rows(1))?.rows.first() {
         match keys::read_inbox(key) {
             Ok(known) => {
                 from = keys::after(&keys::of_entity(partition, &known.receiver));
@@ -170,7 +204,8 @@ pub(super) fn due(
     let from = keys::due_from(partition, Timestamp::from_micros(i64::MIN));
     let after = Timestamp::from_micros(until.as_micros().saturating_add(1));
     let mut found = Vec::new();
-    for (key, _) in rows.scan(Table::Due, &from, &keys::due_from(partition, after), limit)? {
+    let to = keys::due_from(partition, after);
+    for (key, _) in rows.scan(Table::Due, &from, &to, Limit::rows(limit))?.rows {
         match one_due(rows, partition, &key) {
             Ok(reminder) => found.push(reminder),
             Err(ReadError::Damaged(error)) => skip("a reminder", &error),
@@ -202,9 +237,11 @@ pub(super) fn reminders(
     rows: &dyn Rows,
     partition: u16,
     id: &EntityId,
+    limit: Option<usize>,
 ) -> ReadResult<ReminderRows> {
     let from = keys::of_entity(partition, id);
-    let found = rows.scan(Table::Reminders, &from, &keys::after(&from), usize::MAX)?;
+    let limit = limit.map_or(Limit::NONE, Limit::page);
+    let found = rows.scan(Table::Reminders, &from, &keys::after(&from), limit)?.rows;
     let read = |(key, value): &Row| {
         let (id, slot): (EntityId, Slot) = keys::read_reminder(key)?;
         Ok((id, slot, record::decode(value)?))
@@ -226,21 +263,22 @@ pub(super) fn list(
     prefix: &str,
     after: Option<&str>,
     limit: usize,
-) -> ReadResult<StateRows> {
+) -> ReadResult<StatePage> {
     let first = format!("{entity_type}/{prefix}").into_bytes();
     let to = keys::after(&first);
     let from = match after {
         Some(key) => first.max(format!("{entity_type}/{key}\0").into_bytes()),
         None => first,
     };
-    let mut found = Vec::new();
-    for (key, value) in rows.scan(Table::States, &from, &to, limit)? {
+    let Scanned { rows, is_end } = rows.scan(Table::States, &from, &to, Limit::page(limit))?;
+    let mut page = Page { rows: Vec::new(), is_end };
+    for (key, value) in rows {
         match one_state(&key, &value) {
-            Ok(state) => found.push(state),
+            Ok(state) => page.rows.push(state),
             Err(error) => skip("a state", &error),
         }
     }
-    Ok(found)
+    Ok(page)
 }
 
 fn one_state(key: &[u8], value: &[u8]) -> Result<(EntityId, StateRecord), Damaged> {
@@ -253,18 +291,20 @@ pub(super) fn dead_letters(
     rows: &dyn Rows,
     after: Option<DeadLetterId>,
     limit: usize,
-) -> ReadResult<DeadLetterRows> {
+) -> ReadResult<DeadLetterPage> {
     let from = after.map_or(Vec::new(), |id| [keys::dead_letter(id), vec![0]].concat());
-    let mut found = Vec::new();
-    for (key, value) in rows.scan(Table::DeadLetters, &from, &[u8::MAX; 12], limit)? {
+    let to = [u8::MAX; 12];
+    let Scanned { rows, is_end } = rows.scan(Table::DeadLetters, &from, &to, Limit::page(limit))?;
+    let mut page = Page { rows: Vec::new(), is_end };
+    for (key, value) in rows {
         let letter = keys::read_dead_letter(&key)
             .and_then(|id| record::decode(&value).map(|letter: DeadLetter| (id, letter)));
         match letter {
-            Ok(letter) => found.push(letter),
+            Ok(letter) => page.rows.push(letter),
             Err(error) => skip("a dead letter", &error),
         }
     }
-    Ok(found)
+    Ok(page)
 }
 
 pub(super) fn dead_letter(rows: &dyn Rows, id: DeadLetterId) -> ReadResult<Option<DeadLetter>> {
@@ -274,7 +314,7 @@ pub(super) fn dead_letter(rows: &dyn Rows, id: DeadLetterId) -> ReadResult<Optio
 
 pub(super) fn layouts(rows: &dyn Rows, entity_type: &str) -> ReadResult<Vec<(u32, String)>> {
     let from = format!("layout/{entity_type}/").into_bytes();
-    let found = rows.scan(Table::Meta, &from, &keys::after(&from), usize::MAX)?;
+    let found = rows.scan(Table::Meta, &from, &keys::after(&from), Limit::NONE)?.rows;
     let read = |(key, value): &Row| {
         let (_, version) = key.split_last_chunk::<4>().ok_or(Damaged("a layout's key".into()))?;
         Ok((u32::from_be_bytes(*version), record::decode(value)?))
@@ -313,8 +353,9 @@ macro_rules! reads {
             &self,
             partition: u16,
             id: EntityId,
+            limit: Option<usize>,
         ) -> BoxFuture<'static, ReadResult<ReminderRows>> {
-            self.$run(move |rows| rows::reminders(rows, partition, &id))
+            self.$run(move |rows| rows::reminders(rows, partition, &id, limit))
         }
         fn remembered(
             &self,
@@ -328,14 +369,14 @@ macro_rules! reads {
             prefix: String,
             after: Option<String>,
             limit: usize,
-        ) -> BoxFuture<'static, ReadResult<StateRows>> {
+        ) -> BoxFuture<'static, ReadResult<StatePage>> {
             self.$run(move |rows| rows::list(rows, &entity_type, &prefix, after.as_deref(), limit))
         }
         fn dead_letters(
             &self,
             after: Option<DeadLetterId>,
             limit: usize,
-        ) -> BoxFuture<'static, ReadResult<DeadLetterRows>> {
+        ) -> BoxFuture<'static, ReadResult<DeadLetterPage>> {
             self.$run(move |rows| rows::dead_letters(rows, after, limit))
         }
         fn dead_letter(

@@ -194,7 +194,7 @@ impl Bench {
                 Input::Due(generation, until, ready(store.due(0, until, limit)))
             }
             Output::Reminders(id) => {
-                Input::Reminders(generation, id.clone(), ready(store.reminders(0, id)))
+                Input::Reminders(generation, id.clone(), ready(store.reminders(0, id, None)))
             }
             _ => unreachable!("not a read"),
         };

@@ -11,11 +11,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fs4::FileExt as _;
+
 use crate::clock::monotonic;
 
 const HORIZON_INTERVAL: Duration = Duration::from_millis(200);
 const ROOM_INTERVAL: Duration = Duration::from_millis(50);
-const RESERVE_BYTES: u64 = 8 << 20;
+/// Room for what opening writes; kept where the disk is large enough not to miss it.
+const RESERVE_BYTES: u64 = 64 << 20;
+/// The most that is kept free unless the settings say otherwise.
+const FREE_BYTES_MIN: u64 = 256 << 20;
 /// Numbers that a partition mints have 12 bits for it.
 const PARTITIONS_MAX: u16 = 4_096;
 
@@ -29,10 +34,12 @@ pub struct RocksSettings {
     /// Bytes of the block cache.
     pub block_cache_bytes: usize,
     /// Bytes of states, and as many of idempotency keys, that are kept in memory and in the log
-    /// before they are written to a sorted file. More makes writing cheaper and opening slower.
+    /// before they are written to a sorted file; at most a sixteenth of the disk is used. More makes
+    /// writing cheaper and opening slower.
     pub write_buffer_bytes: usize,
-    /// Writes are refused while less than this many bytes of the disk are free.
-    pub free_bytes_min: u64,
+    /// Writes are refused while less than this many bytes of the disk are free. `None` takes a
+    /// quarter of the disk, at most 256 MiB: room for what is in memory to be written out.
+    pub free_bytes_min: Option<u64>,
 }
 
 impl Default for RocksSettings {
@@ -42,7 +49,7 @@ impl Default for RocksSettings {
             partitions: 256,
             block_cache_bytes: 256 << 20,
             write_buffer_bytes: 64 << 20,
-            free_bytes_min: 64 << 20,
+            free_bytes_min: None,
         }
     }
 }
@@ -75,6 +82,8 @@ impl From<io::Error> for OpenError {
 pub(super) struct Directory {
     path: PathBuf,
     free_bytes_min: u64,
+    write_buffer_bytes: usize,
+    is_new: bool,
     _lock: File,
     durable: AtomicU64,
     horizon: Mutex<(File, u64, Instant)>,
@@ -105,9 +114,15 @@ impl Directory {
         if created {
             File::open(path)?.sync_all()?;
         }
+        let total = fs4::total_space(path).unwrap_or(u64::MAX);
+        let floor = settings.free_bytes_min.unwrap_or(FREE_BYTES_MIN.min(total / 4));
+        let buffer = usize::try_from(total / 16).unwrap_or(usize::MAX);
+        let is_new = fs::metadata(path.join("HORIZON")).map_or(0, |file| file.len()) == 0;
         let directory = Self {
             path: path.to_owned(),
-            free_bytes_min: settings.free_bytes_min,
+            free_bytes_min: floor,
+            write_buffer_bytes: settings.write_buffer_bytes.min(buffer),
+            is_new,
             _lock: lock,
             durable: AtomicU64::new(0),
             horizon: Mutex::new((file, 0, monotonic())),
@@ -124,6 +139,28 @@ impl Directory {
 
     pub(super) fn database(&self) -> PathBuf {
         self.path.join("rocksdb")
+    }
+
+    /// Whether nothing was ever committed here, as far as is known.
+    pub(super) fn is_new(&self) -> bool {
+        self.is_new
+    }
+
+    pub(super) fn write_buffer_bytes(&self) -> usize {
+        self.write_buffer_bytes
+    }
+
+    /// Notes that a part of the database is damaged. From the next opening on files are no longer
+    /// compacted, which would meet the damage again and again and stop every commit.
+    pub(super) fn mark_damaged(&self) {
+        if let Err(error) = File::create(self.path.join("DAMAGED")) {
+            tracing::error!(%error, "the damage cannot be noted");
+        }
+    }
+
+    /// Whether a part of the database is known to be damaged.
+    pub(super) fn is_damaged(&self) -> bool {
+        self.path.join("DAMAGED").exists()
     }
 
     /// Refuses a log that ends before the horizon.
@@ -205,7 +242,7 @@ impl Directory {
                 "{free} bytes are free, writes need {floor}: make room on the disk"
             ));
         }
-        if !self.reserved.load(Ordering::Relaxed) && free > floor + 2 * RESERVE_BYTES {
+        if !self.reserved.load(Ordering::Relaxed) {
             self.keep_reserve();
         }
         Ok(())
@@ -222,10 +259,9 @@ impl Directory {
         }
         if fs::metadata(&path).is_ok_and(|file| file.len() == RESERVE_BYTES) {
             self.reserved.store(true, Ordering::Relaxed);
-        } else if free > 4 * RESERVE_BYTES {
-            let written = File::create(&path)
-                .and_then(|mut file| file.write_all(&vec![0xA5; RESERVE_BYTES as usize]));
-            self.reserved.store(written.is_ok(), Ordering::Relaxed);
+        } else if free > self.free_bytes_min.saturating_add(8 * RESERVE_BYTES) {
+            let made = File::create(&path).and_then(|file| file.allocate(RESERVE_BYTES));
+            self.reserved.store(made.is_ok(), Ordering::Relaxed);
         }
     }
 }

@@ -27,14 +27,14 @@ use tokio::sync::oneshot;
 use self::directory::Directory;
 pub use self::directory::{OpenError, RocksSettings};
 use super::{
-    Batch, CommitOutcome, DeadLetterRows, InboxPage, Opened, ReadError, ReadResult, ReminderRows,
-    StateRows, Store,
+    Batch, CommitOutcome, DeadLetterPage, InboxPage, Opened, ReadError, ReadResult, ReminderRows,
+    StatePage, Store,
     keys::{self, Table},
     record::{
         self, DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey, LaneRecord,
         Settings, StateRecord,
     },
-    rows::{self, Row, Rows},
+    rows::{self, Limit, Rows, Scanned},
 };
 use crate::{entropy::Entropy, sabotage};
 
@@ -71,7 +71,7 @@ impl RocksStore {
     pub fn open_with(path: impl AsRef<Path>, settings: &RocksSettings) -> Result<Self, OpenError> {
         let directory = Directory::acquire(path.as_ref(), settings)?;
         let forget_before = Arc::new(AtomicI64::new(i64::MIN));
-        let db = options::open(&directory.database(), settings, &forget_before)?;
+        let db = options::open(&directory, settings, &forget_before)?;
         let lane: Option<LaneRecord> = read_meta(&db, keys::LANE)?;
         let last_batch = lane.as_ref().map_or(0, |lane| lane.number);
         directory.check_horizon(last_batch)?;
@@ -199,6 +199,9 @@ impl Shared {
                 CommitOutcome::Committed
             }
             (Err(error), None) => {
+                if error.kind() == rocksdb::ErrorKind::Corruption {
+                    self.directory.mark_damaged();
+                }
                 self.poisoned.store(true, Ordering::SeqCst);
                 CommitOutcome::Unknown(error.to_string())
             }
@@ -258,27 +261,37 @@ impl Shared {
     }
 }
 
+/// What RocksDB says of a read, without the paths of its files.
+fn read_error(error: rocksdb::Error) -> ReadError {
+    tracing::error!(%error, "the database cannot read");
+    match error.kind() {
+        rocksdb::ErrorKind::Corruption => {
+            ReadError::Damaged(record::Damaged("a block of the database is damaged".into()))
+        }
+        kind => ReadError::Unavailable(format!("{kind:?}")),
+    }
+}
+
 /// The database as it stood at one moment.
 struct View<'d>(rocksdb::Snapshot<'d>, &'d DB);
 
 impl Rows for View<'_> {
     fn get(&self, table: Table, key: &[u8]) -> ReadResult<Option<Vec<u8>>> {
         let handle = self.1.cf_handle(table.name()).expect("every table is opened");
-        self.0.get_cf(&handle, key).map_err(|error| ReadError::Unavailable(error.to_string()))
+        self.0.get_cf(&handle, key).map_err(read_error)
     }
 
-    fn scan(&self, table: Table, from: &[u8], to: &[u8], limit: usize) -> ReadResult<Vec<Row>> {
+    fn scan(&self, table: Table, from: &[u8], to: &[u8], limit: Limit) -> ReadResult<Scanned> {
         let handle = self.1.cf_handle(table.name()).expect("every table is opened");
         let mut options = ReadOptions::default();
         options.set_iterate_upper_bound(to.to_vec());
         options.set_total_order_seek(true);
         let mode = rocksdb::IteratorMode::From(from, rocksdb::Direction::Forward);
-        let mut found = Vec::new();
-        for row in self.0.iterator_cf_opt(&handle, options, mode).take(limit) {
-            let (key, value) = row.map_err(|error| ReadError::Unavailable(error.to_string()))?;
-            found.push((key.into_vec(), value.into_vec()));
-        }
-        Ok(found)
+        let found = self.0.iterator_cf_opt(&handle, options, mode).map(|row| {
+            let (key, value) = row.map_err(read_error)?;
+            Ok((key.into_vec(), value.into_vec()))
+        });
+        Scanned::take(found, limit)
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::{
     ffi::CStr,
-    path::Path,
     sync::{
         Arc,
         atomic::{AtomicI64, Ordering},
@@ -14,7 +13,7 @@ use rocksdb::{
     Options,
 };
 
-use super::{OpenError, RocksSettings};
+use super::{Directory, OpenError, RocksSettings};
 use crate::{
     sabotage,
     store::{
@@ -23,14 +22,18 @@ use crate::{
     },
 };
 
+/// How many files the database keeps open at most.
+const OPEN_FILES_MAX: i32 = 256;
+
 pub(super) fn open(
-    path: &Path,
+    directory: &Directory,
     settings: &RocksSettings,
     forget_before: &Arc<AtomicI64>,
 ) -> Result<DB, OpenError> {
     let mut whole = Options::default();
-    whole.create_if_missing(true);
-    whole.create_missing_column_families(true);
+    // What was committed to must be there: a database that lost its head is not made anew.
+    whole.create_if_missing(directory.is_new());
+    whole.create_missing_column_families(directory.is_new());
     // A torn tail of the log was never acknowledged and is dropped; damage before it is refused.
     // What was cut off behind our back is noticed by the commit horizon.
     whole.set_wal_recovery_mode(if sabotage::is("X18") {
@@ -40,19 +43,24 @@ pub(super) fn open(
     });
     whole.set_track_and_verify_wals_in_manifest(true);
     whole.set_paranoid_checks(true);
-    whole.set_max_total_wal_size(4 * settings.write_buffer_bytes as u64);
+    // There is one writer, and it goes through each batch in the order of its keys.
+    whole.set_allow_concurrent_memtable_write(false);
+    let buffer = directory.write_buffer_bytes();
+    whole.set_max_total_wal_size(3 * buffer as u64);
+    whole.set_max_open_files(OPEN_FILES_MAX);
     whole.set_max_background_jobs(2);
     whole.set_keep_log_file_num(4);
     whole.enable_statistics();
     whole.set_statistics_level(rocksdb::statistics::StatsLevel::ExceptHistogramOrTimers);
     let cache = Cache::new_lru_cache(settings.block_cache_bytes);
     let tables = Table::ALL.into_iter().map(|table| {
-        let options = table_options(table, settings, &cache, forget_before);
+        let mut options = table_options(table, buffer, &cache, forget_before);
+        options.set_disable_auto_compactions(directory.is_damaged());
         ColumnFamilyDescriptor::new(table.name(), options)
     });
-    DB::open_cf_descriptors(&whole, path, tables).map_err(|error| {
+    DB::open_cf_descriptors(&whole, directory.database(), tables).map_err(|error| {
         let text = error.to_string();
-        if text.contains("Corruption") {
+        if text.contains("Corruption") || text.contains("create_if_missing is false") {
             OpenError::LostTail(text)
         } else {
             OpenError::Unreadable(text)
@@ -62,7 +70,7 @@ pub(super) fn open(
 
 fn table_options(
     table: Table,
-    settings: &RocksSettings,
+    buffer: usize,
     cache: &Cache,
     forget_before: &Arc<AtomicI64>,
 ) -> Options {
@@ -76,9 +84,9 @@ fn table_options(
     options.set_compression_type(rocksdb::DBCompressionType::Lz4);
     match table {
         Table::States | Table::Idempotency => {
-            options.set_write_buffer_size(settings.write_buffer_bytes);
+            options.set_write_buffer_size(buffer);
         }
-        _ => options.set_write_buffer_size(settings.write_buffer_bytes / 4),
+        _ => options.set_write_buffer_size(buffer / 4),
     }
     if matches!(table, Table::Inbox | Table::Due | Table::Reminders) {
         // Rows here live shortly: compact what has become mostly deletions.
