@@ -57,12 +57,13 @@ impl LayoutText {
         self.place(name, |layout| layout.leaf(&format!("opaque {what}")));
     }
 
-    /// Describes the struct or enum `T`, and notices one that contains itself.
+    /// Describes the struct or enum `T`, and notices one that contains itself. Its name is not part
+    /// of the layout: an earlier version's type is renamed when the next one takes its name.
     pub fn composite<T: ?Sized>(&mut self, what: &'static str, parts: impl FnOnce(&mut Self)) {
-        // Two types may share a name; their paths differ.
         let path = std::any::type_name::<T>();
-        if self.open.contains(&path) {
-            return self.leaf(&format!("again {what}"));
+        if let Some(place) = self.open.iter().position(|open| *open == path) {
+            let levels = self.open.len() - place;
+            return self.leaf(&format!("again the {what}, {levels} up"));
         }
         self.leaf(what);
         self.open.push(path);

@@ -14,6 +14,8 @@ mod layout;
 mod node;
 mod partition;
 mod sabotage;
+#[cfg(feature = "server")]
+pub mod server;
 pub mod store;
 mod types;
 

@@ -18,12 +18,12 @@ pub struct Server {
     client: Client,
 }
 
-/// The binary under test.
-fn binary() -> Result<std::path::PathBuf> {
+/// A binary under test.
+fn binary(name: &str) -> Result<std::path::PathBuf> {
     // Test binaries lie in `<target>/release/deps`, the program in `<target>/release`.
     let this = std::env::current_exe()?;
     let directory = this.parent().and_then(Path::parent).context("a target directory")?;
-    let binary = directory.join("stead");
+    let binary = directory.join(name);
     if !binary.exists() {
         bail!("{} is missing: run `make build` first", binary.display());
     }
@@ -43,7 +43,20 @@ pub fn free_address() -> Result<SocketAddr> {
 /// # Errors
 /// Where the binary is missing.
 pub fn command(data: &Path, address: SocketAddr, arguments: &[&str]) -> Result<Command> {
-    let mut command = Command::new(binary()?);
+    command_of("stead", data, address, arguments)
+}
+
+/// The same for the server of this name.
+///
+/// # Errors
+/// Where the binary is missing.
+pub fn command_of(
+    name: &str,
+    data: &Path,
+    address: SocketAddr,
+    arguments: &[&str],
+) -> Result<Command> {
+    let mut command = Command::new(binary(name)?);
     command.arg("serve").arg("--data").arg(data);
     command.arg("--listen").arg(address.to_string()).args(arguments);
     command.stdin(Stdio::null());
@@ -57,7 +70,15 @@ impl Server {
     /// Where it exits instead; its exit code is in the text.
     pub async fn start(data: &Path, arguments: &[&str]) -> Result<Self> {
         let address = free_address()?;
-        let child = command(data, address, arguments)?.stderr(Stdio::null()).spawn()?;
+        Self::run(command(data, address, arguments)?, address).await
+    }
+
+    /// Starts the server that this command describes and waits until it is alive.
+    ///
+    /// # Errors
+    /// Where it exits instead; its exit code is in the text.
+    pub async fn run(mut command: Command, address: SocketAddr) -> Result<Self> {
+        let child = command.stderr(Stdio::null()).spawn()?;
         let client = Client::builder().timeout(Duration::from_secs(20)).build()?;
         let mut server = Self { child, address, client };
         server.wait_alive().await?;

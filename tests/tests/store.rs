@@ -7,9 +7,12 @@ use std::{
 };
 
 use stead::{
-    RocksStore,
+    RocksStore, Timestamp,
     store::{
-        Batch, CommitOutcome, Fence, Store, conformance, memory::MemoryDisk, rocks::OpenError,
+        Batch, CommitOutcome, Fence, Store, Write, conformance,
+        memory::MemoryDisk,
+        record::{Cause, DeadLetter, DeadLetterId},
+        rocks::{OpenError, RocksSettings},
     },
 };
 
@@ -26,9 +29,13 @@ async fn the_rocksdb_store_conforms() {
 }
 
 async fn commit_empty(store: &RocksStore, number: u64) {
+    commit(store, number, Vec::new()).await;
+}
+
+async fn commit(store: &RocksStore, number: u64, writes: Vec<Write>) {
     let fence = Fence { incarnation: store.opened().incarnation, lane: 0, number };
     let time = store.opened().time;
-    let batch = Batch { fence, owner: "test".into(), time, is_clean: false, writes: Vec::new() };
+    let batch = Batch { fence, owner: "test".into(), time, is_clean: false, writes };
     assert_eq!(store.commit(batch).await, CommitOutcome::Committed);
 }
 
@@ -61,6 +68,10 @@ async fn written_log(directory: &Path) -> PathBuf {
     }
     store.close().await;
     drop(store);
+    last_log(directory)
+}
+
+fn last_log(directory: &Path) -> PathBuf {
     let files = fs::read_dir(directory.join("rocksdb")).expect("readable");
     let files = files.filter_map(|file| Some(file.ok()?.path()));
     let logs = files.filter(|path| path.extension().is_some_and(|kind| kind == "log"));
@@ -90,4 +101,97 @@ async fn a_log_that_was_damaged_is_refused() {
     fs::write(&last, bytes).expect("written");
     let opened = RocksStore::open(directory.path());
     assert!(matches!(opened, Err(OpenError::LostTail(_))), "{opened:?}");
+}
+
+/// Damage of one batch, with whole blocks of intact ones behind it: skipping it would leave the log
+/// as long as it was, and a hole in it.
+#[tokio::test]
+async fn a_log_with_a_hole_is_refused() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = RocksStore::open(directory.path()).expect("opens");
+    let first = store.opened().last_batch + 1;
+    for number in first..first + 60 {
+        let text = format!("{number} ").repeat(1_000);
+        commit(&store, number, vec![Write::PutLayout("t".into(), number as u32, text)]).await;
+    }
+    store.close().await;
+    drop(store);
+    let last = last_log(directory.path());
+    let mut bytes = fs::read(&last).expect("readable");
+    let early = bytes.len() / 8;
+    bytes[early] ^= 0xFF;
+    fs::write(&last, bytes).expect("written");
+    let opened = RocksStore::open(directory.path());
+    assert!(matches!(opened, Err(OpenError::LostTail(_))), "{opened:?}");
+}
+
+/// A damaged block of a sorted file is met by reads and by compactions; neither may stop what has
+/// nothing to do with it.
+#[tokio::test]
+async fn a_damaged_file_does_not_stop_commits_for_ever() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let settings = RocksSettings { write_buffer_bytes: 256 << 10, ..RocksSettings::default() };
+    let open = || RocksStore::open_with(directory.path(), &settings).expect("opens");
+    let store = open();
+    write_some(&store, 40).await;
+    store.close().await;
+    drop(store);
+    let files = fs::read_dir(directory.path().join("rocksdb")).expect("readable");
+    for path in files.filter_map(|file| Some(file.ok()?.path())) {
+        if path.extension().is_some_and(|kind| kind == "sst") {
+            let mut bytes = fs::read(&path).expect("readable");
+            let place = bytes.len() / 3;
+            bytes[place] ^= 0xFF;
+            fs::write(&path, bytes).expect("written");
+        }
+    }
+    let mut poisoned = 0;
+    for _ in 0..3 {
+        let store = open();
+        poisoned += i32::from(!write_some(&store, 200).await);
+        store.close().await;
+    }
+    assert!(poisoned <= 1, "a compaction met the damage {poisoned} times");
+}
+
+/// Commits batches of some size; says whether all were committed.
+async fn write_some(store: &RocksStore, batches: u64) -> bool {
+    let first = store.opened().last_batch + 1;
+    for number in first..first + batches {
+        let fence = Fence { incarnation: store.opened().incarnation, lane: 0, number };
+        let writes = (0..10).map(|row| {
+            let id =
+                DeadLetterId { partition: 0, is_rejection: false, number: number * 7 % 97 + row };
+            Write::Bury(id, letter(number))
+        });
+        let batch = Batch {
+            fence,
+            owner: "test".into(),
+            time: store.opened().time,
+            is_clean: false,
+            writes: writes.collect(),
+        };
+        if store.commit(batch).await != CommitOutcome::Committed {
+            return false;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    true
+}
+
+fn letter(number: u64) -> DeadLetter {
+    // Bytes that cannot be compressed.
+    let noise = |n: u64| (n.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) as u8;
+    DeadLetter {
+        entity: "counter/a".into(),
+        sender: String::new(),
+        operation: "add".into(),
+        input: (0..2_000).map(|at| noise(number * 4_001 + at)).collect(),
+        token: 0,
+        cause: Cause::Failure,
+        reason: String::new(),
+        attempts: 1,
+        accepted_at: Timestamp::default(),
+        buried_at: Timestamp::default(),
+    }
 }

@@ -47,12 +47,11 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
     }
     let (impl_generics, type_generics, bounds) = generics.split_for_impl();
     let kind = if matches!(input.data, Data::Enum(_)) { "enum" } else { "struct" };
-    let what = format!("{kind} {name}");
     Ok(quote! {
         #[automatically_derived]
         impl #impl_generics #model::Layout for #name #type_generics #bounds {
             fn describe(layout: &mut #model::state::LayoutText) {
-                layout.composite::<Self>(#what, |layout| { #parts });
+                layout.composite::<Self>(#kind, |layout| { #parts });
             }
         }
     })

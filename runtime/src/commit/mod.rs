@@ -262,3 +262,64 @@ fn refuse(burst: Burst, error: &Error) {
         ticket.answer(Err(error.clone()));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use stead_entities::{EntityId, Timestamp};
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::{
+        clock::ManualClock,
+        partition::ticket::{Answer, Ticket, Waiting},
+        store::{
+            keys::Table,
+            memory::{Fault, MemoryDisk},
+            record::StateRecord,
+        },
+    };
+
+    fn burst(generation: u64, number: u64, follows: u64) -> (Burst, Waiting) {
+        let id = EntityId::new("counter", "a").expect("valid");
+        let record = StateRecord {
+            version: 1,
+            generation: 1,
+            revision: follows + 1,
+            follows,
+            incarnation: 1,
+            committed_at: Timestamp::default(),
+            reminders: Vec::new(),
+            state: vec![number as u8],
+        };
+        let (ticket, waiting) = Ticket::new(std::time::Duration::from_secs(9), None);
+        let burst = Burst {
+            generation,
+            number,
+            writes: vec![Write::PutState(id, record)],
+            replies: vec![(ticket, Ok(Answer::Done))],
+            ..Burst::default()
+        };
+        (burst, waiting)
+    }
+
+    #[tokio::test]
+    async fn a_burst_that_was_built_on_a_refused_one_is_not_committed() {
+        let disk = MemoryDisk::new();
+        let store = Arc::new(disk.open().expect("readable"));
+        let clock = Arc::new(ManualClock::new(Timestamp::default()));
+        let (fatal, _fatals) = watch::channel(None);
+        let partitions: Arc<[Handle]> = Arc::new([Handle::new()]);
+        let mut committer = Committer::new(store, clock, "t".into(), partitions, fatal);
+        let (first, refused) = burst(1, 1, 0);
+        let (second, dropped) = burst(1, 2, 1);
+        disk.inject(Fault::Refuse);
+        committer.commit(vec![first]).await;
+        committer.commit(vec![second]).await;
+        assert_eq!(refused.await.expect_err("refused").kind(), ErrorKind::Unavailable);
+        assert_eq!(dropped.await.expect_err("dropped").kind(), ErrorKind::Unavailable);
+        assert!(disk.rows(Table::States).is_empty(), "nothing of the generation is stored");
+        let (next, committed) = burst(2, 1, 0);
+        committer.commit(vec![next]).await;
+        assert!(committed.await.is_ok(), "the next generation goes on");
+    }
+}

@@ -314,7 +314,13 @@ impl Partition {
             false => turned,
             true => turn::Turned::Failed(self.late()),
         };
-        self.settle(id, item, turned)
+        let is_discarded = !matches!(turned, turn::Turned::Applied { .. });
+        let next = self.settle(id, item, turned);
+        if is_discarded && sabotage::is("X28") {
+            self.table.remove(id);
+            self.activate(id);
+        }
+        next
     }
 
     pub(super) fn late(&self) -> Error {

@@ -166,3 +166,17 @@ fn a_row_that_was_delivered_twice_is_applied_once() {
     bench.settle();
     assert_eq!(bench.entries("a"), [1]);
 }
+
+#[test]
+fn a_discarded_turn_restores_the_state_before_it_which_is_not_durable_yet() {
+    let mut bench = Bench::new();
+    bench.call("a", "append", "1");
+    let loaded = bench.read();
+    bench.step(loaded);
+    // The first turn is with the committer, and nothing of it in the store.
+    let failed = bench.call("a", "explode", "");
+    bench.call("a", "append", "2");
+    bench.settle();
+    assert_eq!(kind(told(failed)), Some(ErrorKind::Internal));
+    assert_eq!(bench.entries("a"), [1, 2]);
+}

@@ -98,3 +98,34 @@ fn an_operation_that_awaits_deletes_its_entity_in_one_commit() {
     }
     assert_eq!(bench.rows(Table::States), 0);
 }
+
+#[test]
+fn a_reminder_that_has_fired_stays_stored_until_its_turn_is_committed() {
+    let mut bench = Bench::new();
+    bench.call("a", "remind_once", "1");
+    bench.settle();
+    // A node that knows nothing of the entity yet: the reminder fires before its state is there.
+    let mut bench = Bench::on(bench.disk, bench.now);
+    bench.advance(20);
+    let committed = bench.commit();
+    bench.step(committed);
+    let mut bench = bench.crashed();
+    bench.settle();
+    assert_eq!(bench.entries("a"), [1]);
+}
+
+#[test]
+fn a_reminder_that_is_set_again_after_it_has_fired_causes_no_turn() {
+    let mut bench = Bench::new();
+    bench.call("a", "remind_once", "1");
+    bench.settle();
+    let mut bench = Bench::on(bench.disk, bench.now);
+    bench.now = bench.now + Duration::from_secs(20);
+    // The new setting arrives in the step in which the old one fires, before it.
+    bench.call("a", "remind_once", "2");
+    bench.settle();
+    assert_eq!(bench.entries("a"), Vec::<u32>::new());
+    bench.advance(20);
+    bench.settle();
+    assert_eq!(bench.entries("a"), [2]);
+}

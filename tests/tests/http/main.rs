@@ -1,5 +1,8 @@
 //! The HTTP surface from outside: a real server, good requests and bad ones.
 
+mod disk;
+mod failures;
+
 use std::time::Duration;
 
 use anyhow::Result;

@@ -1,0 +1,122 @@
+//! A server whose entities go wrong in every way. `SHIFTY` chooses how one of them stores its state.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use stead::{Context, Layout, NodeBuilder, Rejection, entity};
+
+/// Appends, and fails in every way.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
+pub struct Unruly {
+    entries: Vec<u32>,
+}
+
+#[entity(name = "unruly")]
+impl Unruly {
+    pub fn append(&mut self, entry: u32) -> Vec<u32> {
+        self.entries.push(entry);
+        self.entries.clone()
+    }
+
+    pub fn explode(&mut self) {
+        self.entries.clear();
+        panic!("on purpose");
+    }
+
+    pub fn refuse(&mut self) -> Result<(), Rejection> {
+        self.entries.clear();
+        Err(Rejection::new("never"))
+    }
+
+    pub async fn hang(&mut self) {
+        self.entries.clear();
+        std::future::pending::<()>().await;
+    }
+
+    pub fn spin(&mut self) {
+        loop {
+            std::hint::spin_loop();
+        }
+    }
+
+    pub fn send_spin(&mut self, ctx: &mut Context, to: String) {
+        ctx.signal(Self::of(&to).spin());
+    }
+
+    pub fn entries(&self) -> Vec<u32> {
+        self.entries.clone()
+    }
+}
+
+/// A state in its first version.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
+pub struct First {
+    count: u32,
+}
+
+#[entity(name = "shifty")]
+impl First {
+    pub fn count(&mut self) -> u64 {
+        self.count += 1;
+        self.count.into()
+    }
+}
+
+/// The same version with a wider field.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
+pub struct Moved {
+    count: u64,
+}
+
+#[entity(name = "shifty")]
+impl Moved {
+    pub fn count(&mut self) -> u64 {
+        self.count += 1;
+        self.count
+    }
+}
+
+/// The second version, which reads the first.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
+pub struct Second {
+    count: u64,
+}
+
+impl From<First> for Second {
+    fn from(first: First) -> Self {
+        Self { count: first.count.into() }
+    }
+}
+
+#[entity(name = "shifty", version = 2, upgrade_from(1 = First))]
+impl Second {
+    pub fn count(&mut self) -> u64 {
+        self.count += 1;
+        self.count
+    }
+}
+
+/// The second version, which has forgotten the first.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
+pub struct Forgetful {
+    count: u64,
+}
+
+#[entity(name = "shifty", version = 2)]
+impl Forgetful {
+    pub fn count(&mut self) -> u64 {
+        self.count += 1;
+        self.count
+    }
+}
+
+fn main() {
+    stead::server::run(|node: NodeBuilder| {
+        let node = node.entity::<Unruly>();
+        match std::env::var("SHIFTY").unwrap_or_default().as_str() {
+            "moved" => node.entity::<Moved>(),
+            "second" => node.entity::<Second>(),
+            "forgetful" => node.entity::<Forgetful>(),
+            _ => node.entity::<First>(),
+        }
+    })
+}
