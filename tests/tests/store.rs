@@ -137,14 +137,14 @@ async fn a_damaged_file_does_not_stop_commits_for_ever() {
     store.close().await;
     drop(store);
     let files = fs::read_dir(directory.path().join("rocksdb")).expect("readable");
-    for path in files.filter_map(|file| Some(file.ok()?.path())) {
-        if path.extension().is_some_and(|kind| kind == "sst") {
-            let mut bytes = fs::read(&path).expect("readable");
-            let place = bytes.len() / 3;
-            bytes[place] ^= 0xFF;
-            fs::write(&path, bytes).expect("written");
-        }
-    }
+    let files = files.filter_map(|file| Some(file.ok()?.path()));
+    let sorted = files.filter(|path| path.extension().is_some_and(|kind| kind == "sst"));
+    let largest = sorted.max_by_key(|path| fs::metadata(path).map_or(0, |file| file.len()));
+    let path = largest.expect("a sorted file");
+    let mut bytes = fs::read(&path).expect("readable");
+    // A block of rows comes first in a file.
+    bytes[64] ^= 0xFF;
+    fs::write(&path, bytes).expect("written");
     let mut poisoned = 0;
     for _ in 0..3 {
         let store = open();

@@ -170,7 +170,8 @@ impl Node {
         }
     }
 
-    /// Stops cleanly: admits nothing more, finishes what was taken, commits it, closes the store.
+    /// Stops cleanly: admits nothing more, finishes what was taken, commits it, closes the store. The
+    /// directory can be opened again, also by this process, once every clone of the node is dropped.
     /// What was accepted and waits is in the store and goes on with the next start.
     ///
     /// # Errors
@@ -198,6 +199,12 @@ impl Node {
             handle.stop();
             handle.expire(None);
         }
+        let stopped = async {
+            for handle in self.0.partitions.iter() {
+                handle.stopped().await;
+            }
+        };
+        let _or_one_spins = clock::within(CLOSE_DEADLINE, stopped).await;
         // A flush that does not return must not keep the process from ending.
         let _or_out_of_patience = clock::within(CLOSE_DEADLINE, self.0.store.close()).await;
         if outcome == Some(CommitOutcome::Committed) {

@@ -47,18 +47,21 @@ pub(super) enum Stage {
     Loading,
     Ready,
     /// An operation awaits outside services.
-    Busy(u64, Box<Item>),
+    Busy(u64, Item),
     /// A deletion waits for the list of delayed signals.
-    Listing(Box<Item>),
+    Listing(Item),
     /// The stored state cannot be understood.
     Corrupt(String),
     /// The store could not be read; it is asked again at this time.
     Unreadable(Timestamp),
 }
 
-/// One operation in a mailbox.
+/// One operation in a mailbox. Boxed, because mailboxes move items about and keep their room.
+pub(super) type Item = Box<Queued>;
+
+/// What a mailbox knows of one operation.
 #[derive(Debug)]
-pub(super) struct Item {
+pub(super) struct Queued {
     pub(super) work: Work,
     pub(super) input: Vec<u8>,
     pub(super) token: u128,
@@ -110,7 +113,7 @@ pub(super) enum Sender {
     Reminder(Slot),
 }
 
-impl Item {
+impl Queued {
     /// Work that waits in memory only, and that nobody waits for.
     pub(super) fn new(work: Work, input: Vec<u8>, token: u128, accepted_at: Timestamp) -> Self {
         Self {
@@ -215,7 +218,7 @@ impl Activation {
 
     pub(super) fn items(self) -> impl Iterator<Item = Item> {
         let busy = match self.stage {
-            Stage::Busy(_, item) | Stage::Listing(item) => Some(*item),
+            Stage::Busy(_, item) | Stage::Listing(item) => Some(item),
             _ => None,
         };
         let blocked = self.blocked.into_iter().flat_map(|lane| lane.items);

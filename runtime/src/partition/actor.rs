@@ -118,9 +118,17 @@ impl Handle {
         !inputs.is_awake
     }
 
+    /// Lets the actor end when it has finished its step.
     pub(crate) fn stop(&self) {
         if let Some(actor) = self.0.actor.get() {
             actor.stop(None);
+        }
+    }
+
+    /// Waits until the actor has ended and let go of the store.
+    pub(crate) async fn stopped(&self) {
+        if let Some(actor) = self.0.actor.get() {
+            let _ended_already = actor.wait(None).await;
         }
     }
 }
@@ -207,8 +215,9 @@ impl Shell {
                 self.partition.panicked(&error);
                 self.partition.step(now, room, [])
             });
-            let wakes_others = !outputs.is_empty();
+            let mut wakes_others = false;
             for output in outputs {
+                wakes_others |= matches!(output, Output::Reply(..) | Output::Burst(_));
                 match output {
                     Output::Again => has_more = true,
                     output => inputs.extend(self.perform(output).await),

@@ -3,7 +3,8 @@
 use stead_entities::{EntityId, Error, ErrorKind};
 
 use super::{
-    Activation, HELD_BYTES_MAX, Item, Output, Partition, Stage,
+    HELD_BYTES_MAX, Item, Output, Partition, Stage,
+    activation::Queued,
     message::{Delivery, Submitted, Work},
     ticket::Answer,
 };
@@ -43,15 +44,15 @@ impl Partition {
             return pending.waiters.push(ticket);
         }
         let token = request.token.unwrap_or_else(|| self.around.entropy.next_wide());
-        let item = Item {
+        let item = Box::new(Queued {
             is_call: request.is_call,
             ticket: Some(ticket),
             key: request.key,
             due: request.due,
             deadline: Some(self.now + request.patience),
             exhume: request.exhume,
-            ..Item::new(request.work, request.input, token, self.now)
-        };
+            ..Queued::new(request.work, request.input, token, self.now)
+        });
         self.look_up(&item);
         self.enqueue(&id, item);
     }
@@ -102,10 +103,8 @@ impl Partition {
                     self.make_ready(&id);
                 } else {
                     self.admit_row(key, record);
-                    if matches!(
-                        self.table.get(&id),
-                        Some(Activation { stage: Stage::Busy(..), .. })
-                    ) {
+                    let stage = self.table.get(&id).map(|entry| &entry.stage);
+                    if matches!(stage, Some(Stage::Busy(..))) {
                         self.record_waiting(&id);
                     }
                 }

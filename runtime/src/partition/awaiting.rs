@@ -44,7 +44,7 @@ impl Partition {
             Ok(state) => state,
             Err(error) => return self.settle(id, item, turn::Turned::Failed(error)),
         };
-        activation.stage = Stage::Busy(run, Box::new(item));
+        activation.stage = Stage::Busy(run, item);
         let start = Start { id: id.clone(), run, index, state, ctx, input, row, ticket };
         self.outputs.push(Output::Start(Box::new(start)));
         self.record_waiting(id);
@@ -71,7 +71,7 @@ impl Partition {
             Ok((state, ctx, outcome)) => turn::settle(state, ctx, outcome, limit),
             Err(error) => turn::Turned::Failed(error),
         };
-        self.settle(&id, *item, turned);
+        self.settle(&id, item, turned);
         self.make_ready(&id);
     }
 }

@@ -4,8 +4,8 @@
 use stead_entities::{EntityId, Error, ErrorKind};
 
 use super::{
-    Item, Output, Partition, Stage, bury::DELETED, message::Work, run::Next, ticket::Answer,
-    turn::guarded,
+    Item, Output, Partition, Stage, activation::Queued, bury::DELETED, message::Work, run::Next,
+    ticket::Answer, turn::guarded,
 };
 use crate::store::{
     ReadResult, ReminderRows, Write,
@@ -30,7 +30,7 @@ impl Partition {
             return self.put_back(id, item);
         }
         if let Some(activation) = self.table.get_mut(id) {
-            activation.stage = Stage::Listing(Box::new(item));
+            activation.stage = Stage::Listing(item);
             self.outputs.push(Output::Reminders(id.clone()));
         }
         Next::Waits
@@ -52,11 +52,11 @@ impl Partition {
                 });
                 item.delayed = Some(delayed.map(|(_, slot, record)| (slot, record)).collect());
                 // At once: what waited for a retry meanwhile must not come between.
-                self.run_item(id, *item);
+                self.run_item(id, item);
             }
             Err(error) => {
                 let message = format!("reminders cannot be read: {error}");
-                self.fail(id, *item, Error::new(ErrorKind::Unavailable, message));
+                self.fail(id, item, Error::new(ErrorKind::Unavailable, message));
             }
         }
         self.make_ready(id);
@@ -106,7 +106,7 @@ impl Partition {
                 continue;
             }
             self.due.drop_pending(id, slot, record);
-            let item = Item::of_reminder(Work::Delete, slot.clone(), record);
+            let item = Box::new(Queued::of_reminder(Work::Delete, slot.clone(), record));
             self.bury_as(id, item, record.operation.clone(), Cause::Deleted, DELETED);
         }
         for item in blocked.into_iter().flat_map(|lane| lane.items) {

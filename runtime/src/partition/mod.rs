@@ -115,7 +115,8 @@ pub(crate) struct Partition {
     /// The entity that is being worked on, to be blamed where the partition fails.
     running: Option<EntityId>,
     failures: HashMap<EntityId, u32>,
-    table: HashMap<EntityId, Activation>,
+    /// Boxed, because tables are half empty.
+    table: HashMap<EntityId, Box<Activation>>,
     ready: VecDeque<EntityId>,
     open: Burst,
     dirty: Vec<EntityId>,
@@ -355,7 +356,7 @@ impl Partition {
             && self.dirty.is_empty()
             && self.open.writes.is_empty()
             && self.open.replies.is_empty()
-            && !self.table.values().any(Activation::is_awaited);
+            && !self.table.values().any(|entry| entry.is_awaited());
         if is_done && let Some(ticket) = self.draining.take() {
             self.outputs.push(Output::Reply(ticket, Ok(ticket::Answer::Done)));
         }

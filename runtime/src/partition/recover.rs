@@ -3,8 +3,8 @@
 use stead_entities::{EntityId, Error};
 
 use super::{
-    Activation, Backlog, FAILURES_MAX, Item, Output, Partition, Phase, Row, Stage, run::Next,
-    ticket::Response, turn::guarded,
+    Activation, Backlog, FAILURES_MAX, Item, Output, Partition, Phase, Row, Stage,
+    activation::Queued, run::Next, ticket::Response, turn::guarded,
 };
 use crate::{
     sabotage,
@@ -123,7 +123,7 @@ impl Partition {
     /// Makes sure that an entity has a row in the table, and that its state is on its way.
     pub(super) fn activate(&mut self, id: &EntityId) -> &mut Activation {
         if !self.table.contains_key(id) {
-            self.table.insert(id.clone(), Activation::loading(self.now));
+            self.table.insert(id.clone(), Box::new(Activation::loading(self.now)));
             self.outputs.push(Output::Load(id.clone()));
         }
         self.table.get_mut(id).expect("inserted above")
@@ -331,15 +331,15 @@ impl Partition {
         let keyed = record.idempotency.as_ref().filter(|_| record.is_call);
         let keyed = keyed.map(|key| self.pending_key(&id, key));
         let (input, at) = (record.input.clone(), record.accepted_at);
-        let mut item = Item {
+        let mut item = Box::new(Queued {
             is_call: record.is_call,
             sender,
             row: Row::Inbox(key),
             key: keyed,
             attempts: record.attempts,
             deadline: record.deadline,
-            ..Item::new(super::message::Work::State, input, record.token, at)
-        };
+            ..Queued::new(super::message::Work::State, input, record.token, at)
+        });
         match self.work_of(&id, &record.operation) {
             Ok(work) => {
                 item.work = work;

@@ -11,7 +11,10 @@ use std::{
 
 use stead_entities::{EntityId, Timestamp};
 
-use super::{Item, Output, Partition, Reminder, activation::Retry};
+use super::{
+    Item, Output, Partition, Reminder,
+    activation::{Queued, Retry},
+};
 use crate::{
     sabotage,
     store::{
@@ -203,7 +206,7 @@ impl Partition {
             self.open.writes.push(row);
         }
         self.due.fired.insert((id.clone(), slot.clone(), record.number), record.clone());
-        let mut item = Item::of_reminder(super::message::Work::State, slot, &record);
+        let mut item = Box::new(Queued::of_reminder(super::message::Work::State, slot, &record));
         match self.work_of(&id, &record.operation) {
             Ok(work) => item.work = work,
             Err(reason) => item.doom = Some(Box::new((record.operation, reason))),
