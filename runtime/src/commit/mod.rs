@@ -106,8 +106,16 @@ impl Committer {
         self
     }
 
+    /// Serves on a thread of its own, which a flush may block, until it is closed or its queue ends.
+    #[allow(clippy::disallowed_methods, reason = "the one thread that commits")]
+    pub(crate) fn start(self, queue: mpsc::Receiver<Work>) -> std::io::Result<()> {
+        let runtime = tokio::runtime::Handle::current();
+        let builder = std::thread::Builder::new().name("stead-committer".into());
+        builder.spawn(move || runtime.block_on(self.run(queue))).map(drop)
+    }
+
     /// Serves until it is closed or its queue ends.
-    pub(crate) async fn run(mut self, mut queue: mpsc::Receiver<Work>) {
+    async fn run(mut self, mut queue: mpsc::Receiver<Work>) {
         let mut gathered = Vec::new();
         while queue.recv_many(&mut gathered, BURSTS_PER_BATCH_MAX).await > 0 {
             let mut bursts = Vec::with_capacity(gathered.len());
@@ -158,6 +166,7 @@ impl Committer {
                 self.number += 1;
                 self.last = chains;
                 self.let_out(bursts);
+                self.store.tend_after_commit();
             }
             CommitOutcome::Unknown(_) if sabotage::is("X15") => {
                 self.fail(bursts, &Error::new(ErrorKind::Unavailable, "the commit failed"));

@@ -120,7 +120,8 @@ impl NodeBuilder {
             partitions.clone(),
             fatal_tx.clone(),
         );
-        spawn(service.after(batches).run(queue));
+        let started = service.after(batches).start(queue);
+        started.map_err(|error| StartError::Unavailable(error.to_string()))?;
         let node = Node(Arc::new(Inner {
             watches: Arc::default(),
             store,
@@ -185,11 +186,6 @@ fn problems_of(known: &dyn EntityType, others: &EntityTypes) -> Vec<String> {
         problems.push(format!("two entity types are named {name}"));
     }
     problems
-}
-
-#[allow(clippy::disallowed_methods, reason = "the home of a node's tasks")]
-pub(super) fn spawn(task: impl Future<Output = ()> + Send + 'static) {
-    drop(tokio::spawn(task));
 }
 
 impl fmt::Debug for NodeBuilder {

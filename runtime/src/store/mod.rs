@@ -161,8 +161,12 @@ pub struct Opened {
 pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// What the store knew when it was opened.
     fn opened(&self) -> &Opened;
-    /// Writes a batch. Not cancel safe: the caller waits for the answer.
+    /// Writes a batch. Not cancel safe: the caller waits for the answer. It may block the thread on
+    /// which it is polled: the committer has one of its own.
     fn commit(&self, batch: Batch) -> BoxFuture<'_, CommitOutcome>;
+    /// Called when the answers that waited for a batch have left: a time for notes that nobody waits
+    /// for. Does nothing unless a store says otherwise.
+    fn tend_after_commit(&self) {}
     /// Whether there was room for writes when last looked at. Cheap: asked for every request.
     fn has_room(&self) -> bool;
     /// Called some times a second: looks at the room, and forgets, sooner or later, idempotency

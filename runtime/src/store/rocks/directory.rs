@@ -181,13 +181,12 @@ impl Directory {
         Ok(())
     }
 
-    /// Notes that a batch is durable; written to disk a few times a second.
-    pub(super) fn note_horizon(&self, batch: u64) {
+    /// Notes that a batch is durable.
+    pub(super) fn note_durable(&self, batch: u64) {
         self.durable.store(batch, Ordering::Relaxed);
-        self.tend_horizon();
     }
 
-    /// Writes the horizon if it is due: also when nothing is committed any more.
+    /// Writes the horizon if it is due, a few times a second, also when nothing is committed any more.
     pub(super) fn tend_horizon(&self) {
         let due = {
             let horizon = self.horizon.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,7 +1,7 @@
 //! The store of one node on RocksDB. The home of RocksDB.
 //!
-//! One writer thread makes each batch one `WriteBatch` with a synced write-ahead log. Any error of
-//! a write poisons the store: it takes no more commits, and recovery is by opening it again. Below
+//! Each batch is one `WriteBatch` with a synced write-ahead log, written on the thread that commits.
+//! Any error of a write poisons the store: it takes no more commits, and recovery is by opening it again. Below
 //! a floor of free space batches are refused before they are tried.
 //!
 //! Beside the database lie `LOCK.stead` (one process per directory), `HORIZON` (the last batch known
@@ -14,15 +14,13 @@ use std::{
     fmt,
     path::Path,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicI64, Ordering},
-        mpsc,
     },
 };
 
 use rocksdb::{DB, ReadOptions, ReadTier, WriteBatch, WriteOptions};
 use stead_entities::{BoxFuture, EntityId, Timestamp};
-use tokio::sync::oneshot;
 
 use self::directory::Directory;
 pub use self::directory::{OpenError, RocksSettings};
@@ -42,8 +40,7 @@ use crate::{entropy::Entropy, sabotage};
 pub struct RocksStore {
     shared: Arc<Shared>,
     opened: Opened,
-    writer: Mutex<Option<mpsc::Sender<Job>>>,
-    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+    is_closed: AtomicBool,
 }
 
 struct Shared {
@@ -52,8 +49,6 @@ struct Shared {
     poisoned: AtomicBool,
     forget_before: Arc<AtomicI64>,
 }
-
-type Job = (Batch, oneshot::Sender<CommitOutcome>);
 
 impl RocksStore {
     /// Opens or creates the store in `path` with default settings.
@@ -100,9 +95,7 @@ impl RocksStore {
             CommitOutcome::Committed => {}
             other => return Err(OpenError::Unreadable(format!("{other:?}"))),
         }
-        let (writer, thread) = shared.clone().start_writer()?;
-        let (writer, thread) = (Mutex::new(Some(writer)), Mutex::new(Some(thread)));
-        Ok(Self { shared, opened, writer, thread })
+        Ok(Self { shared, opened, is_closed: false.into() })
     }
 
     /// How often RocksDB has flushed its write-ahead log since the store was opened.
@@ -150,27 +143,6 @@ fn read_meta<T: serde::de::DeserializeOwned>(db: &DB, key: &[u8]) -> Result<Opti
 }
 
 impl Shared {
-    #[allow(clippy::disallowed_methods, reason = "the one writer of the database")]
-    fn start_writer(
-        self: Arc<Self>,
-    ) -> Result<(mpsc::Sender<Job>, std::thread::JoinHandle<()>), OpenError> {
-        // Unbounded in type only: the committer waits for each answer.
-        let (tx, rx) = mpsc::channel::<Job>();
-        let builder = std::thread::Builder::new().name("stead-writer".into());
-        let thread = builder.spawn(move || {
-            while let Ok((batch, answer)) = rx.recv() {
-                let outcome = self.write(&batch);
-                let is_committed = outcome == CommitOutcome::Committed;
-                let _nobody_waits = answer.send(outcome);
-                if is_committed {
-                    self.directory.note_horizon(batch.fence.number);
-                }
-            }
-            self.directory.flush_horizon();
-        });
-        thread.map(|thread| (tx, thread)).map_err(|error| OpenError::Unreadable(error.to_string()))
-    }
-
     fn write(&self, batch: &Batch) -> CommitOutcome {
         if self.poisoned.load(Ordering::SeqCst) {
             return CommitOutcome::Unknown("the store is poisoned by an earlier error".into());
@@ -301,16 +273,20 @@ impl Store for RocksStore {
     }
 
     fn commit(&self, batch: Batch) -> BoxFuture<'_, CommitOutcome> {
-        let (tx, rx) = oneshot::channel();
-        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let sent = writer.as_ref().is_some_and(|writer| writer.send((batch, tx)).is_ok());
-        drop(writer);
         Box::pin(async move {
-            if !sent {
+            if self.is_closed.load(Ordering::SeqCst) {
                 return CommitOutcome::Unavailable("the store is closed".into());
             }
-            rx.await.unwrap_or(CommitOutcome::Unknown("the writer ended".into()))
+            let outcome = self.shared.write(&batch);
+            if outcome == CommitOutcome::Committed {
+                self.shared.directory.note_durable(batch.fence.number);
+            }
+            outcome
         })
+    }
+
+    fn tend_after_commit(&self) {
+        self.shared.directory.tend_horizon();
     }
 
     fn has_room(&self) -> bool {
@@ -340,21 +316,17 @@ impl Store for RocksStore {
 
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
-            drop(self.writer.lock().unwrap_or_else(PoisonError::into_inner).take());
-            let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let ended = tokio::task::spawn_blocking(move || thread.map(|thread| thread.join()));
-            let _ended_either_way = ended.await;
+            self.is_closed.store(true, Ordering::SeqCst);
+            let shared = self.shared.clone();
+            let noted = tokio::task::spawn_blocking(move || shared.directory.flush_horizon());
+            let _or_the_runtime_ends = noted.await;
         })
     }
 }
 
-impl Drop for RocksStore {
+impl Drop for Shared {
     fn drop(&mut self) {
-        drop(self.writer.lock().unwrap_or_else(PoisonError::into_inner).take());
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
-            let _ended_either_way = thread.join();
-        }
+        self.directory.flush_horizon();
     }
 }
 
