@@ -27,7 +27,12 @@ check: setup
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --release --locked -p stead --features sabotage -- -D warnings
+	$(CARGO) clippy --release --locked -p stead-entities --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --no-deps -p stead-entities -p stead-macros -p stead
+	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny@0.20.2
+	$(CARGO) deny --log-level error check licenses bans sources
+	@if $(CARGO) deny --log-level off fetch db; then $(CARGO) deny --log-level error check advisories; \
+	else echo "left out: advisories, because their database cannot be reached"; fi
 
 # Each figure beside its ceiling, in one run; BENCH="--only hot" for some of them.
 bench: build

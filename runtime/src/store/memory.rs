@@ -25,7 +25,8 @@ use super::{
     rows::{self, Limit, Rows, Scanned},
 };
 
-type Image = BTreeMap<(Table, Vec<u8>), Vec<u8>>;
+type Key = (Table, Vec<u8>);
+type Image = BTreeMap<Key, Vec<u8>>;
 
 /// What the next commit is to do instead of succeeding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +50,7 @@ struct Disk {
     live: Image,
     durable: Image,
     /// The keys in which the two images may differ.
-    unflushed: Vec<(Table, Vec<u8>)>,
+    unflushed: Vec<Key>,
     incarnation: u64,
     fault: Option<Fault>,
     commits: u64,
@@ -213,7 +214,7 @@ impl MemoryStore {
 }
 
 impl Disk {
-    fn apply(&mut self, changes: Vec<((Table, Vec<u8>), Option<Vec<u8>>)>) {
+    fn apply(&mut self, changes: Vec<(Key, Option<Vec<u8>>)>) {
         for (key, value) in changes {
             self.unflushed.push(key.clone());
             match value {

@@ -2,6 +2,7 @@
 
 mod disk;
 mod failures;
+mod fixtures;
 
 use std::time::Duration;
 

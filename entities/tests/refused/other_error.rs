@@ -1,0 +1,18 @@
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use stead_entities::{Layout, entity};
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
+struct Counter {
+    value: i64,
+}
+
+#[entity(name = "counter")]
+impl Counter {
+    pub fn add(&mut self, amount: i64) -> Result<i64, String> {
+        self.value += amount;
+        Ok(self.value)
+    }
+}
+
+fn main() {}

@@ -1,0 +1,53 @@
+//! Data directories of released formats, which every later build must open.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+use stead_tests::Server;
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let path = entry?.path();
+        let target = to.join(path.file_name().context("a name")?);
+        match path.is_dir() {
+            true => copy(&path, &target)?,
+            false => drop(fs::copy(&path, &target)?),
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_directory_of_an_earlier_format_opens() -> Result<()> {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    let mut opened = 0;
+    for entry in fs::read_dir(fixtures)? {
+        let fixture = entry?.path();
+        if !fixture.is_dir() {
+            continue;
+        }
+        let data = tempfile::tempdir()?;
+        copy(&fixture, &data.path().join("data"))?;
+        let server = Server::start(&data.path().join("data"), &[]).await?;
+        let json =
+            async |path: &str| anyhow::Ok(server.get(path).send().await?.json::<Value>().await?);
+        let visits = json("/v1/entities/counter/visits").await?;
+        assert_eq!((&visits["state"]["value"], &visits["revision"]), (&12.into(), &2.into()));
+        assert_eq!(json("/v1/entities/counter/a%2Fb").await?["state"]["value"], 1);
+        let trip = json("/v1/entities/approval/trip").await?;
+        assert_eq!(trip["state"]["status"], "pending");
+        assert_eq!(trip["state"]["request"]["escalate_to"]["key"], "x");
+        let reminders = json("/v1/entities/approval/trip/reminders").await?;
+        assert_eq!(reminders["reminders"][0]["name"], "timeout");
+        let delayed = json("/v1/entities/counter/later/reminders").await?;
+        assert_eq!(delayed["reminders"][0]["due"], "2100-01-01T00:00:00Z");
+        let letters = json("/v1/dead-letters").await?;
+        assert_eq!(letters["dead_letters"][0]["reason"], "the approval is new");
+        assert_eq!(server.call("/v1/entities/counter/visits/calls/add", "1").await?, 13);
+        opened += 1;
+    }
+    assert!(opened > 0, "there are fixtures");
+    Ok(())
+}
