@@ -7,6 +7,7 @@ mod client;
 pub mod clock;
 mod commit;
 pub mod config;
+pub mod docs;
 mod entropy;
 #[cfg(feature = "http")]
 mod http;

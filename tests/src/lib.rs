@@ -1,5 +1,11 @@
 //! What the test tiers share: a real server process, and a directory for its data.
 
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+#[derive(Debug)]
+pub struct Readme;
+
 use std::{
     net::{SocketAddr, TcpListener},
     path::Path,

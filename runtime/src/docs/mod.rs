@@ -1,0 +1,14 @@
+//! How it works, what it promises, and how to run it.
+
+#[doc = include_str!("architecture.md")]
+pub mod architecture {}
+#[doc = include_str!("glossary.md")]
+pub mod glossary {}
+#[doc = include_str!("guarantees.md")]
+pub mod guarantees {}
+#[doc = include_str!("invariants.md")]
+pub mod invariants {}
+#[doc = include_str!("operations.md")]
+pub mod operations {}
+#[doc = include_str!("storage-format.md")]
+pub mod storage_format {}
