@@ -12,6 +12,7 @@ mod entropy;
 #[cfg(feature = "http")]
 mod http;
 mod layout;
+mod map;
 mod node;
 mod partition;
 mod sabotage;

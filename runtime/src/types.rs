@@ -1,6 +1,6 @@
 //! The entity types of a node, with their Rust types erased: a state is a box, an operation an index.
 
-use std::{any::Any, collections::HashMap, marker::PhantomData, sync::Arc};
+use std::{any::Any, marker::PhantomData, sync::Arc};
 
 use stead_entities::{
     BoxFuture, Context, Entity, OperationType,
@@ -9,6 +9,7 @@ use stead_entities::{
     state::LayoutText,
 };
 
+use crate::map::Map;
 use crate::store::record::{Damaged, StoredState, encode_state};
 
 /// A state whose type is known to its [`EntityType`] only.
@@ -67,7 +68,7 @@ pub(crate) trait EntityType: Send + Sync {
 }
 
 /// The entity types of a node by name.
-pub(crate) type EntityTypes = HashMap<&'static str, Arc<dyn EntityType>>;
+pub(crate) type EntityTypes = Map<&'static str, Arc<dyn EntityType>>;
 
 pub(crate) fn entity_type<E: Entity>() -> Arc<dyn EntityType> {
     Arc::new(Typed::<E> { operations: E::operations(), entity: PhantomData })

@@ -4,17 +4,18 @@
 //! Each state must follow the one before it, in this batch or the last: two chains of turns for one
 //! entity can never both be committed.
 
-use std::collections::HashMap;
-
 use stead_entities::EntityId;
 
-use crate::store::{
-    Write,
-    record::{InboxKey, StateRecord},
+use crate::{
+    map::Map,
+    store::{
+        Write,
+        record::{InboxKey, StateRecord},
+    },
 };
 
 /// Where entities stand after a batch.
-pub(super) type Chains = HashMap<EntityId, Chain>;
+pub(super) type Chains = Map<EntityId, Chain>;
 
 /// Where one entity stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +42,7 @@ pub(super) struct Merge {
     writes: Vec<Option<Write>>,
     chains: Chains,
     /// Rows that this batch writes: their places, and whether they are new to the store.
-    rows: HashMap<InboxKey, (usize, bool)>,
+    rows: Map<InboxKey, (usize, bool)>,
 }
 
 impl Merge {
@@ -194,7 +195,7 @@ mod tests {
     fn merged(bursts: Vec<Vec<Write>>) -> Vec<String> {
         let mut merge = Merge::default();
         for writes in bursts {
-            merge.add(&Chains::new(), writes).expect("a chain");
+            merge.add(&Chains::default(), writes).expect("a chain");
         }
         let shorten = |write: &Write| match write {
             Write::PutState(_, record) => format!("put {}", record.revision),
@@ -232,7 +233,7 @@ mod tests {
     fn a_state_that_does_not_follow_is_refused() {
         let after = |write: Write| {
             let mut merge = Merge::default();
-            merge.add(&Chains::new(), vec![write]).expect("the first");
+            merge.add(&Chains::default(), vec![write]).expect("the first");
             merge.finish().1
         };
         let stands = after(state(9, 0, 4));
@@ -241,7 +242,7 @@ mod tests {
             assert!(Merge::default().add(&stands, vec![fork]).is_err());
         }
         let mut merge = Merge::default();
-        assert!(merge.add(&Chains::new(), vec![state(9, 0, 4), state(9, 3, 5)]).is_err());
+        assert!(merge.add(&Chains::default(), vec![state(9, 0, 4), state(9, 3, 5)]).is_err());
         let ended = after(Write::DeleteState(id()));
         assert!(Merge::default().add(&ended, vec![state(10, 0, 1)]).is_ok());
         assert!(Merge::default().add(&ended, vec![state(10, 4, 5)]).is_err());

@@ -86,7 +86,7 @@ impl Committer {
     ) -> Self {
         let number = store.opened().last_batch;
         let generations = vec![0; partitions.len()];
-        let last = Chains::new();
+        let last = Chains::default();
         Self {
             store,
             clock,
@@ -261,7 +261,7 @@ pub(crate) fn merged(bursts: &mut [Burst]) -> Vec<Write> {
     let mut merge = Merge::default();
     for burst in bursts {
         let writes = std::mem::take(&mut burst.writes);
-        merge.add(&Chains::new(), writes).expect("states follow one another");
+        merge.add(&Chains::default(), writes).expect("states follow one another");
     }
     merge.finish().0
 }

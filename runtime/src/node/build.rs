@@ -96,7 +96,7 @@ impl NodeBuilder {
     /// [`StartError`]; nothing is changed where it is `Invalid` or `Layout`.
     pub async fn start(self) -> Result<Node, StartError> {
         let mut problems = self.config.problems();
-        let mut types = EntityTypes::new();
+        let mut types = EntityTypes::default();
         for known in &self.entities {
             problems.extend(problems_of(&**known, &types));
             types.insert(known.name(), known.clone());

@@ -40,7 +40,7 @@ mod wake;
 mod watch;
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    collections::{BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -60,6 +60,7 @@ use self::{
 use crate::{
     config::Config,
     entropy::Entropy,
+    map::{Map, Set},
     store::{
         Write,
         record::{DeadLetterId, IdempotencyKey, InboxKey, ReminderRecord, Settings, Slot},
@@ -114,32 +115,32 @@ pub(crate) struct Partition {
     has_room: bool,
     /// The entity that is being worked on, to be blamed where the partition fails.
     running: Option<EntityId>,
-    failures: HashMap<EntityId, u32>,
+    failures: Map<EntityId, u32>,
     /// Boxed, because tables are half empty.
-    table: HashMap<EntityId, Box<Activation>>,
+    table: Map<EntityId, Box<Activation>>,
     ready: VecDeque<EntityId>,
     open: Burst,
     dirty: Vec<EntityId>,
     /// Inbox rows in memory, or consumed by a burst that is not yet durable.
-    known: HashSet<InboxKey>,
+    known: Set<InboxKey>,
     /// Bytes of arguments of the rows in `known`.
     held_bytes: usize,
     /// Recovered rows whose attempt was counted, with the count: once for each incarnation.
-    counted: HashMap<(EntityId, Row), u32>,
+    counted: Map<(EntityId, Row), u32>,
     /// What becomes true when a burst is durable.
     on_release: VecDeque<(u64, Release)>,
     /// Entities with rows on disk that are not in memory.
-    backlog: HashMap<EntityId, Backlog>,
+    backlog: Map<EntityId, Backlog>,
     /// Receivers of an earlier generation that are still to be woken.
     recovering: VecDeque<EntityId>,
     /// When to read again what could not be read.
     recover_at: Option<Timestamp>,
-    keys: HashMap<Arc<IdempotencyKey>, Pending>,
+    keys: Map<Arc<IdempotencyKey>, Pending>,
     due: wake::Window,
     retries: BTreeSet<Retry>,
     rejections: VecDeque<(DeadLetterId, Timestamp)>,
     /// Dead letters that were replayed; a second replay finds nothing.
-    exhumed: HashSet<DeadLetterId>,
+    exhumed: Set<DeadLetterId>,
     /// What arrived before this generation could begin.
     early: VecDeque<Input>,
     draining: Option<Ticket>,
@@ -203,23 +204,23 @@ impl Partition {
             runs: 0,
             has_room: true,
             running: None,
-            failures: HashMap::new(),
-            table: HashMap::new(),
+            failures: Map::default(),
+            table: Map::default(),
             ready: VecDeque::new(),
             open: Burst::default(),
             dirty: Vec::new(),
-            known: HashSet::new(),
+            known: Set::default(),
             held_bytes: 0,
-            counted: HashMap::new(),
+            counted: Map::default(),
             on_release: VecDeque::new(),
-            backlog: HashMap::new(),
+            backlog: Map::default(),
             recovering: VecDeque::new(),
             recover_at: None,
-            keys: HashMap::new(),
+            keys: Map::default(),
             due: wake::Window::default(),
             retries: BTreeSet::new(),
             rejections: VecDeque::new(),
-            exhumed: HashSet::new(),
+            exhumed: Set::default(),
             early: VecDeque::new(),
             draining: None,
             started_at: now,

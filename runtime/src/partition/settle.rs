@@ -1,6 +1,6 @@
 //! What a turn leaves behind: its state and effects in the open burst, or nothing but an attempt.
 
-use std::{collections::HashSet, sync::Arc};
+use std::sync::Arc;
 
 use stead_entities::{
     EntityId, Error, ErrorKind, Rejection,
@@ -15,6 +15,7 @@ use super::{
     turn::{Turned, guarded},
 };
 use crate::{
+    map::Set,
     sabotage,
     store::{
         Write,
@@ -50,7 +51,7 @@ impl Partition {
             return turned;
         };
         let heads = self.table.get(id).map_or(&[][..], |entry| &entry.reminders);
-        let mut names: HashSet<&str> = HashSet::new();
+        let mut names: Set<&str> = Set::default();
         for effect in &effects.list {
             if let Effect::Remind(reminder) = effect
                 && !heads.iter().any(|head| head.name == reminder.name)

@@ -4,10 +4,7 @@
 //! is set while it is being filled; a reminder leaves it when it fires and is remembered as fired
 //! until the burst that removes its row is durable.
 
-use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use stead_entities::{EntityId, Timestamp};
 
@@ -16,6 +13,7 @@ use super::{
     activation::{Queued, Retry},
 };
 use crate::{
+    map::{Map, Set},
     sabotage,
     store::{
         ReadResult, ReminderRows, Write,
@@ -40,7 +38,7 @@ type Occurrence = (EntityId, Slot, u64);
 #[derive(Default)]
 pub(super) struct Window {
     pending: BTreeMap<(Timestamp, EntityId, Slot), ReminderRecord>,
-    fired: HashMap<Occurrence, ReminderRecord>,
+    fired: Map<Occurrence, ReminderRecord>,
     /// Everything that is due at this time or before, and durable, is in `pending` or `fired`.
     until: Option<Timestamp>,
     is_scanning: bool,
@@ -49,7 +47,7 @@ pub(super) struct Window {
     /// Removed from the store while it was being scanned, which may show them.
     gone: Vec<Occurrence>,
     /// Due, but of entity types that this node does not serve.
-    parked: HashSet<Occurrence>,
+    parked: Set<Occurrence>,
     /// Set beyond `until`, with the burst that makes it durable.
     beyond: Vec<(u64, Reminder)>,
 }

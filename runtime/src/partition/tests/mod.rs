@@ -106,7 +106,7 @@ struct Bench {
 
 fn types() -> Arc<EntityTypes> {
     let known = entity_type::<Log>();
-    Arc::new(EntityTypes::from([(known.name(), known)]))
+    Arc::new(EntityTypes::from_iter([(known.name(), known)]))
 }
 
 /// A future of a store in memory, which never waits.

@@ -1,0 +1,9 @@
+//! Hash tables in memory. Their hash is keyed at random in each table, as the standard library's is,
+//! and takes a fraction of its time: a turn looks its entity up about ten times.
+
+use std::collections::{HashMap, HashSet};
+
+use foldhash::quality::RandomState;
+
+pub(crate) type Map<K, V> = HashMap<K, V, RandomState>;
+pub(crate) type Set<K> = HashSet<K, RandomState>;
