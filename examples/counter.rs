@@ -23,6 +23,8 @@ async fn main() -> Result<()> {
     println!("{}", visits.add(1).await?);
     println!("{}", visits.add(2).await?);
     node.drain().await?;
+    // The directory is free again when the node and its references are gone.
+    drop((visits, node));
 
     let node = Node::builder()
         .store(RocksStore::open(directory.path())?)

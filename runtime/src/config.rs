@@ -41,7 +41,7 @@ pub struct Config {
     pub rejections_max: usize,
     /// How long rejected signals are kept as dead letters. 7 days.
     pub rejections_age: Duration,
-    /// How long a draining node waits for what runs. 7 s.
+    /// How long a draining node waits for what runs. 6 s.
     pub drain_deadline: Duration,
 }
 
@@ -63,7 +63,7 @@ impl Default for Config {
             reminders_max: 256,
             rejections_max: 100,
             rejections_age: Duration::from_secs(7 * 24 * 3600),
-            drain_deadline: Duration::from_secs(7),
+            drain_deadline: Duration::from_secs(6),
         }
     }
 }
@@ -79,15 +79,24 @@ impl Config {
         };
         check(!self.turn_deadline.is_zero(), "the turn deadline must not be zero");
         check(!self.call_deadline.is_zero(), "the call deadline must not be zero");
-        check(self.spin_limit > self.turn_deadline, "the spin limit is above the turn deadline");
-        check(self.mailbox_max > 0, "a mailbox holds at least one operation");
+        check(
+            self.spin_limit > self.turn_deadline,
+            "the spin limit must be above the turn deadline",
+        );
+        check(self.mailbox_max > 0, "a mailbox must hold at least one operation");
         check(
             (1..=REQUESTS_MAX).contains(&self.requests_max),
-            "a node holds at least one request and at most 8,388,608",
+            "a node must hold 1 to 8,388,608 requests",
         );
-        check(self.request_bytes_max <= REQUEST_BYTES_MAX, "a node holds at most 512 GiB");
-        check(self.retention >= Duration::from_secs(1), "the retention is at least one second");
-        check(self.retries <= RETRIES_MAX, "an operation is retried at most 1,000 times");
+        check(
+            self.request_bytes_max <= REQUEST_BYTES_MAX,
+            "a node must hold at most 512 GiB of requests",
+        );
+        check(
+            self.retention >= Duration::from_secs(1),
+            "the retention must be at least one second",
+        );
+        check(self.retries <= RETRIES_MAX, "there must be at most 1,000 retries");
         check(!self.idle.is_zero(), "the idle time must not be zero");
         problems
     }

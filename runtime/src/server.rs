@@ -20,7 +20,13 @@ use crate::{
 
 /// A node that hosts stateful entities.
 #[derive(Debug, Parser)]
-#[command(version, about)]
+#[command(
+    version,
+    about,
+    after_help = "Logs are filtered by RUST_LOG. Exit codes: 0 stopped, 1 \
+    address or disk, 2 usage, 3 directory in use, 4 flush failed, 5 layout or version refused, 6 log \
+    shorter than what was durable, 7 an operation does not end."
+)]
 struct Command {
     #[command(subcommand)]
     verb: Verb,
@@ -44,19 +50,19 @@ struct Serve {
     #[arg(long, env = "STEAD_NODE_ID", default_value = "node")]
     node_id: String,
     /// How long one turn may take, in seconds.
-    #[arg(long, env = "STEAD_TURN_DEADLINE", default_value = "5", value_parser = seconds)]
+    #[arg(long, env = "STEAD_TURN_DEADLINE", default_value = "5", value_name = "SECONDS", value_parser = seconds)]
     turn_deadline: Duration,
     /// How long a caller waits for an answer, in seconds.
-    #[arg(long, env = "STEAD_CALL_DEADLINE", default_value = "30", value_parser = seconds)]
+    #[arg(long, env = "STEAD_CALL_DEADLINE", default_value = "30", value_name = "SECONDS", value_parser = seconds)]
     call_deadline: Duration,
     /// How long a turn may spin before the process exits with code 7, in seconds.
-    #[arg(long, env = "STEAD_SPIN_LIMIT", default_value = "60", value_parser = seconds)]
+    #[arg(long, env = "STEAD_SPIN_LIMIT", default_value = "60", value_name = "SECONDS", value_parser = seconds)]
     spin_limit: Duration,
     /// How often a failed signal or reminder is tried again.
     #[arg(long, env = "STEAD_RETRIES", default_value = "8")]
     retries: u32,
     /// How long idempotency keys are remembered, in seconds.
-    #[arg(long, env = "STEAD_RETENTION", default_value = "86400", value_parser = seconds)]
+    #[arg(long, env = "STEAD_RETENTION", default_value = "86400", value_name = "SECONDS", value_parser = seconds)]
     retention: Duration,
     /// The largest request body, in bytes.
     #[arg(long, env = "STEAD_BODY_BYTES_MAX", default_value = "1048576")]
@@ -192,7 +198,10 @@ async fn serve(settings: Serve, entities: impl FnOnce(NodeBuilder) -> NodeBuilde
     let opening = tokio::task::spawn_blocking(move || RocksStore::open_with(path, &rocks)).await;
     let store = match opening {
         Ok(Ok(store)) => store,
-        Ok(Err(error @ OpenError::InUse(_))) => return fail(exit::IN_USE, &error.to_string()),
+        Ok(Err(error @ OpenError::InUse(_))) => {
+            let message = format!("{error}: stop it, or choose another directory with --data");
+            return fail(exit::IN_USE, &message);
+        }
         Ok(Err(error @ OpenError::LostTail(_))) => {
             return fail(exit::LOST_TAIL, &error.to_string());
         }

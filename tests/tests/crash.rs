@@ -60,6 +60,27 @@ async fn what_was_acknowledged_survives_every_kill() -> Result<()> {
     Ok(())
 }
 
+/// The examples print what their headers say.
+#[test]
+fn the_examples_print_what_they_say() -> Result<()> {
+    let this = std::env::current_exe()?;
+    let directory = this.parent().and_then(std::path::Path::parent).context("a directory")?;
+    for (name, expected) in [
+        ("counter", "1\n3\nthe state survives: 3\n"),
+        (
+            "approval",
+            "requested: pending\ntwo seconds later: escalated\n\
+             too late: rejected: the approval is escalated\n",
+        ),
+    ] {
+        let output = Command::new(directory.join(name)).output()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        let failed = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(output.status.success() && said == expected, "{name}: {said}{failed}");
+    }
+    Ok(())
+}
+
 /// The permits replay ends without a difference, for fixed seeds.
 #[test]
 fn the_permits_replay_ends_without_a_difference() -> Result<()> {

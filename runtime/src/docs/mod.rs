@@ -6,6 +6,8 @@ pub mod architecture {}
 pub mod glossary {}
 #[doc = include_str!("guarantees.md")]
 pub mod guarantees {}
+#[doc = include_str!("http.md")]
+pub mod http {}
 #[doc = include_str!("invariants.md")]
 pub mod invariants {}
 #[doc = include_str!("operations.md")]

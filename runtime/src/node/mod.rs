@@ -30,8 +30,8 @@ use crate::{
 
 pub use build::{NodeBuilder, StartError};
 
-/// How old the last commit of a partition may be for the node to be ready.
-const READY_AGE: Duration = Duration::from_secs(5);
+/// How old the last probe may be for readiness to rest on it.
+const PROBE_AGE: Duration = Duration::from_secs(1);
 /// How long the last commit, and closing the store, may take.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
 /// The most reminders of an entity that are shown.
@@ -122,8 +122,7 @@ impl Node {
         }
         let now = self.0.clock.now();
         let probed_at = *self.0.probed_at.lock().unwrap_or_else(PoisonError::into_inner);
-        // Commits of a second ago are young enough not to ask again.
-        if probed_at.is_some_and(|at| at + READY_AGE / 5 > now) {
+        if probed_at.is_some_and(|at| at + PROBE_AGE > now) {
             return Ok(());
         }
         self.probe().await?;
@@ -171,7 +170,8 @@ impl Node {
     }
 
     /// Stops cleanly: admits nothing more, finishes what was taken, commits it, closes the store. The
-    /// directory can be opened again, also by this process, once every clone of the node is dropped.
+    /// directory can be opened again, also by this process, once every clone of the
+    /// node and every reference to its entities is dropped.
     /// What was accepted and waits is in the store and goes on with the next start.
     ///
     /// # Errors

@@ -58,7 +58,7 @@ impl Default for RocksSettings {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// Another process uses the directory.
-    #[error("{0} is in use by another process: stop it, or choose another directory with --data")]
+    #[error("{0} is in use by another process, or by a node of this one that is not yet dropped")]
     InUse(String),
     /// The log ends before what is known to be durable: acknowledged data was lost.
     #[error(
