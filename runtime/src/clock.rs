@@ -92,6 +92,12 @@ pub(crate) fn monotonic() -> Instant {
     Instant::now()
 }
 
+/// Waits in real time, blocking the thread.
+#[allow(clippy::disallowed_methods, reason = "this is the home of waiting")]
+pub(crate) fn wait(length: Duration) {
+    std::thread::sleep(length);
+}
+
 /// Waits in real time.
 #[allow(clippy::disallowed_methods, reason = "this is the home of waiting")]
 pub(crate) async fn sleep(length: Duration) {

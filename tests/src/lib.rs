@@ -10,6 +10,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -41,7 +42,18 @@ fn binary(name: &str) -> Result<std::path::PathBuf> {
 /// # Errors
 /// Where the operating system gives none.
 pub fn free_address() -> Result<SocketAddr> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
+    // Below the ports that the operating system hands to clients, and each once: a port that is only
+    // looked up is taken by somebody else before the server listens on it.
+    static ASKED: AtomicU32 = AtomicU32::new(0);
+    for _ in 0..1_000 {
+        let asked = ASKED.fetch_add(1, Ordering::Relaxed);
+        let port = 10_000 + (std::process::id().wrapping_mul(131).wrapping_add(asked)) % 20_000;
+        let address = SocketAddr::from(([127, 0, 0, 1], u16::try_from(port)?));
+        if TcpListener::bind(address).is_ok() {
+            return Ok(address);
+        }
+    }
+    bail!("no port is free")
 }
 
 /// The command that serves `data` at `address`, with further arguments.

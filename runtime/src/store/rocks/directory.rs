@@ -13,8 +13,11 @@ use std::{
 
 use fs4::FileExt as _;
 
-use crate::clock::monotonic;
+use crate::clock::{monotonic, wait};
 
+/// How long opening waits for whoever uses the directory to end.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_INTERVAL: Duration = Duration::from_millis(10);
 const HORIZON_INTERVAL: Duration = Duration::from_millis(200);
 const ROOM_INTERVAL: Duration = Duration::from_millis(50);
 /// Room for what opening writes; kept where the disk is large enough not to miss it.
@@ -100,12 +103,19 @@ impl Directory {
         }
         create_private(path)?;
         let lock = File::options().create(true).append(true).open(path.join("LOCK.stead"))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(OpenError::InUse(path.display().to_string()));
+        let asked = monotonic();
+        loop {
+            match lock.try_lock() {
+                Ok(()) => break,
+                // Whoever has it may be about to end: a node that was just dropped, or a process.
+                Err(TryLockError::WouldBlock) if asked.elapsed() < LOCK_PATIENCE => {
+                    wait(LOCK_INTERVAL);
+                }
+                Err(TryLockError::WouldBlock) => {
+                    return Err(OpenError::InUse(path.display().to_string()));
+                }
+                Err(TryLockError::Error(error)) => return Err(error.into()),
             }
-            Err(TryLockError::Error(error)) => return Err(error.into()),
         }
         let horizon = path.join("HORIZON");
         let created = !horizon.exists();

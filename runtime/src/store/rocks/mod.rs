@@ -116,8 +116,12 @@ impl RocksStore {
             // One view for the whole read: a batch is seen as a whole or not at all.
             let reading =
                 tokio::task::spawn_blocking(move || read(&View(shared.db.snapshot(), &shared.db)));
-            // A read panics only where the runtime is being torn down; then nobody waits for it.
-            reading.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+            match reading.await {
+                Ok(read) => read,
+                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                // The runtime is being torn down, and nobody waits.
+                Err(_) => std::future::pending().await,
+            }
         })
     }
 }
