@@ -78,6 +78,14 @@ fn last_log(directory: &Path) -> PathBuf {
     logs.max().expect("a log")
 }
 
+/// Changes one byte of a file, at a place that depends on its length.
+fn damage(path: &Path, place: impl Fn(usize) -> usize) {
+    let mut bytes = fs::read(path).expect("readable");
+    let place = place(bytes.len());
+    bytes[place] ^= 0xFF;
+    fs::write(path, bytes).expect("written");
+}
+
 #[tokio::test]
 async fn a_log_that_was_shortened_is_refused() {
     let directory = tempfile::tempdir().expect("a directory");
@@ -95,10 +103,7 @@ async fn a_log_that_was_shortened_is_refused() {
 async fn a_log_that_was_damaged_is_refused() {
     let directory = tempfile::tempdir().expect("a directory");
     let last = written_log(directory.path()).await;
-    let mut bytes = fs::read(&last).expect("readable");
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 0xFF;
-    fs::write(&last, bytes).expect("written");
+    damage(&last, |length| length / 2);
     let opened = RocksStore::open(directory.path());
     assert!(matches!(opened, Err(OpenError::LostTail(_))), "{opened:?}");
 }
@@ -117,10 +122,7 @@ async fn a_log_with_a_hole_is_refused() {
     store.close().await;
     drop(store);
     let last = last_log(directory.path());
-    let mut bytes = fs::read(&last).expect("readable");
-    let early = bytes.len() / 8;
-    bytes[early] ^= 0xFF;
-    fs::write(&last, bytes).expect("written");
+    damage(&last, |length| length / 8);
     let opened = RocksStore::open(directory.path());
     assert!(matches!(opened, Err(OpenError::LostTail(_))), "{opened:?}");
 }
@@ -141,10 +143,8 @@ async fn a_damaged_file_does_not_stop_commits_for_ever() {
     let sorted = files.filter(|path| path.extension().is_some_and(|kind| kind == "sst"));
     let largest = sorted.max_by_key(|path| fs::metadata(path).map_or(0, |file| file.len()));
     let path = largest.expect("a sorted file");
-    let mut bytes = fs::read(&path).expect("readable");
     // A block of rows comes first in a file.
-    bytes[64] ^= 0xFF;
-    fs::write(&path, bytes).expect("written");
+    damage(&path, |_| 64);
     let mut poisoned = 0;
     for _ in 0..3 {
         let store = open();

@@ -57,6 +57,17 @@ pub enum Fatal {
     Spinning(String),
 }
 
+impl Fatal {
+    /// Ends the node, unless an earlier reason has.
+    pub(crate) fn report(self, fatals: &watch::Sender<Option<Self>>) {
+        fatals.send_if_modified(|known| {
+            let is_first = known.is_none();
+            known.get_or_insert(self);
+            is_first
+        });
+    }
+}
+
 pub(crate) struct Committer {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
@@ -247,11 +258,7 @@ impl Committer {
     fn give_up(&mut self, fatal: Fatal) {
         tracing::error!(?fatal, "the node cannot go on");
         self.has_failed = true;
-        self.fatal.send_if_modified(|known| {
-            let is_first = known.is_none();
-            known.get_or_insert(fatal);
-            is_first
-        });
+        fatal.report(&self.fatal);
     }
 }
 

@@ -51,7 +51,7 @@ impl Node {
                     }
                     // Whatever runs tasks may spin as well: then this thread says it.
                     (_, Some((since, name))) if since.elapsed() > 2 * RETIRE_DEADLINE => {
-                        give_up(&fatals, name.clone());
+                        Fatal::Spinning(name.clone()).report(&fatals);
                     }
                     _ => {}
                 }
@@ -84,7 +84,7 @@ impl Inner {
         if clock::within(RETIRE_DEADLINE, self.retire(late)).await.is_none() {
             tracing::error!(name, "the operation could not be retired; its attempts are counted");
         }
-        give_up(fatals, name);
+        Fatal::Spinning(name).report(fatals);
     }
 
     /// A row of the inbox.
@@ -132,13 +132,4 @@ impl Inner {
             let _told_in_the_log_otherwise = done.await;
         }
     }
-}
-
-/// Ends the node for the first reason that was found.
-fn give_up(fatals: &Fatals, name: String) {
-    fatals.send_if_modified(|known| {
-        let is_first = known.is_none();
-        known.get_or_insert(Fatal::Spinning(name));
-        is_first
-    });
 }

@@ -126,7 +126,15 @@ impl Bench {
         Self::on(MemoryDisk::new(), Timestamp::from_micros(1_000_000_000))
     }
 
+    /// A new incarnation that has begun and found everything.
     fn on(disk: MemoryDisk, now: Timestamp) -> Self {
+        let mut bench = Self::open(disk, now);
+        bench.settle();
+        bench
+    }
+
+    /// A new incarnation, at its first step.
+    fn open(disk: MemoryDisk, now: Timestamp) -> Self {
         let store = disk.open().expect("readable");
         let opened = store.opened().clone();
         let config = Config {
@@ -151,7 +159,6 @@ impl Bench {
         let mut bench =
             Self { disk, store, partition, now, has_room: true, batches, reads, bursts, starts };
         bench.step([]);
-        bench.settle();
         bench
     }
 
@@ -224,6 +231,18 @@ impl Bench {
             told.push(Input::Committed(burst.generation, burst.number));
         }
         told
+    }
+
+    /// Answers everything that was asked of the store.
+    fn answer(&mut self) {
+        let answers = self.read();
+        self.step(answers);
+    }
+
+    /// Commits everything that was sent, and says so.
+    fn flush(&mut self) {
+        let committed = self.commit();
+        self.step(committed);
     }
 
     /// Refuses everything that was sent.

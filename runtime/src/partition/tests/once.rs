@@ -6,8 +6,7 @@ use super::*;
 fn a_call_is_answered_by_its_burst_and_not_before() {
     let mut bench = Bench::new();
     let waiting = bench.call("a", "append", "1");
-    let loaded = bench.read();
-    bench.step(loaded);
+    bench.answer();
     assert_eq!(bench.bursts.len(), 1);
     let burst = &bench.bursts[0];
     assert_eq!((burst.writes.len(), burst.replies.len(), burst.number), (1, 1, 1));
@@ -37,10 +36,8 @@ fn a_delayed_signal_that_is_due_already_is_applied_once() {
 fn what_is_accepted_and_applied_in_one_burst_leaves_no_row() {
     let mut bench = Bench::new();
     bench.call("a", "fetch", "1");
-    let loaded = bench.read();
-    bench.step(loaded);
-    let committed = bench.commit();
-    bench.step(committed);
+    bench.answer();
+    bench.flush();
     assert_eq!(bench.starts.len(), 1);
     // Behind the busy entity; two bursts are under way, so the third signal is in the open one.
     for entry in 2..5 {
@@ -57,18 +54,15 @@ fn what_is_accepted_and_applied_in_one_burst_leaves_no_row() {
 fn a_call_that_failed_leaves_its_key_free() {
     let mut bench = Bench::new();
     let first = bench.keyed("fetch", "1", "k");
-    let loaded = bench.read();
-    bench.step(loaded);
-    let committed = bench.commit();
-    bench.step(committed);
+    bench.answer();
+    bench.flush();
     let start = bench.starts.pop_front().expect("started");
     let error = Error::new(ErrorKind::Deadline, "too long");
     let generation = bench.partition.generation();
     let returned = Returned { id: start.id, run: start.run, result: Err(error) };
     bench.step([Input::Returned(generation, Box::new(returned))]);
     let joined = bench.keyed("fetch", "1", "k");
-    let committed = bench.commit();
-    bench.step(committed);
+    bench.flush();
     assert_eq!(kind(told(first)), Some(ErrorKind::Deadline));
     assert_eq!(kind(told(joined)), Some(ErrorKind::Deadline), "who joined hears the same");
     let again = bench.keyed("fetch", "1", "k");
@@ -81,14 +75,11 @@ fn a_call_that_failed_leaves_its_key_free() {
 fn what_is_stored_is_never_said_to_be_not_applied() {
     let mut bench = Bench::new();
     let waiting = bench.keyed("fetch", "1", "k");
-    let loaded = bench.read();
-    bench.step(loaded);
-    let committed = bench.commit();
-    bench.step(committed);
+    bench.answer();
+    bench.flush();
     let joined = bench.keyed("fetch", "1", "k");
     bench.signal("b", "append", "1");
-    let loaded = bench.read();
-    bench.step(loaded);
+    bench.answer();
     bench.refuse(&Error::new(ErrorKind::Full, "no room"));
     assert_eq!(kind(told(waiting)), Some(ErrorKind::Unknown));
     assert_eq!(kind(told(joined)), Some(ErrorKind::Unknown));
@@ -159,8 +150,7 @@ fn a_row_that_was_delivered_twice_is_applied_once() {
         writes: vec![crate::store::Write::Accept(key.clone(), record.clone())],
         ..Burst::default()
     });
-    let committed = bench.commit();
-    bench.step(committed);
+    bench.flush();
     let deliver = || Input::Deliver(Box::new(Delivery::Signal(key.clone(), record.clone())));
     bench.step([deliver(), deliver()]);
     bench.settle();
@@ -171,8 +161,7 @@ fn a_row_that_was_delivered_twice_is_applied_once() {
 fn a_discarded_turn_restores_the_state_before_it_which_is_not_durable_yet() {
     let mut bench = Bench::new();
     bench.call("a", "append", "1");
-    let loaded = bench.read();
-    bench.step(loaded);
+    bench.answer();
     // The first turn is with the committer, and nothing of it in the store.
     let failed = bench.call("a", "explode", "");
     bench.call("a", "append", "2");

@@ -6,23 +6,17 @@ use super::*;
 fn a_restart_in_process_counts_no_attempt() {
     let mut bench = Bench::new();
     bench.call("a", "fetch", "1");
-    let loaded = bench.read();
-    bench.step(loaded);
-    let committed = bench.commit();
-    bench.step(committed);
+    bench.answer();
+    bench.flush();
     bench.signal("a", "append", "2");
-    let committed = bench.commit();
-    bench.step(committed);
+    bench.flush();
     for _ in 0..9 {
         bench.starts.clear();
         bench.signal("b", "append", "1");
-        let reads = bench.read();
-        bench.step(reads);
+        bench.answer();
         bench.refuse(&Error::new(ErrorKind::Full, "no room"));
-        let barrier = bench.read();
-        bench.step(barrier);
-        let recovered = bench.read();
-        bench.step(recovered);
+        bench.answer();
+        bench.answer();
     }
     bench.settle();
     assert_eq!(bench.entries("a"), [1, 2]);
@@ -33,16 +27,13 @@ fn a_restart_in_process_counts_no_attempt() {
 fn an_unclean_stop_counts_what_runs_and_not_what_waits_behind_it() {
     let mut bench = Bench::new();
     bench.call("a", "fetch", "1");
-    let loaded = bench.read();
-    bench.step(loaded);
-    let committed = bench.commit();
-    bench.step(committed);
+    bench.answer();
+    bench.flush();
     for entry in 2..5 {
         bench.signal("a", "append", &entry.to_string());
     }
     for _ in 0..2 {
-        let committed = bench.commit();
-        bench.step(committed);
+        bench.flush();
     }
     assert_eq!(bench.rows(Table::Inbox), 4);
     // The first row ends the process whenever it runs; three retries make four attempts.
@@ -61,22 +52,7 @@ fn an_unclean_stop_counts_what_runs_and_not_what_waits_behind_it() {
 
 /// A new incarnation, up to the first operation that awaits.
 fn started(bench: Bench) -> Bench {
-    let now = bench.now + Duration::from_secs(1);
-    let store = bench.disk.open().expect("readable");
-    let opened = store.opened().clone();
-    let around = Surroundings {
-        incarnation: opened.incarnation,
-        was_unclean: opened.was_unclean,
-        entropy: Entropy::system(),
-        watch: Watches::default().add(),
-        types: types(),
-        ..bench.partition.around
-    };
-    let partition = Partition::new(around, now);
-    let (reads, bursts, starts) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
-    let batches = opened.last_batch;
-    let mut bench = Bench { store, partition, now, batches, reads, bursts, starts, ..bench };
-    bench.step([]);
+    let mut bench = Bench::open(bench.disk, bench.now + Duration::from_secs(1));
     while bench.starts.is_empty() {
         let mut inputs = bench.read();
         inputs.extend(bench.commit());

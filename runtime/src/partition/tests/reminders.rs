@@ -107,8 +107,7 @@ fn a_reminder_that_has_fired_stays_stored_until_its_turn_is_committed() {
     // A node that knows nothing of the entity yet: the reminder fires before its state is there.
     let mut bench = Bench::on(bench.disk, bench.now);
     bench.advance(20);
-    let committed = bench.commit();
-    bench.step(committed);
+    bench.flush();
     let mut bench = bench.crashed();
     bench.settle();
     assert_eq!(bench.entries("a"), [1]);
