@@ -11,7 +11,8 @@ use stead_entities::{
 use crate::{
     node::Node,
     partition::{
-        message::{Input, Keyed, Request as Message, Submitted, Work},
+        Queued,
+        message::{Input, Keyed, Work},
         ticket::{Answer, StateView, Ticket, Waiting},
     },
     store::record::{DeadLetterId, IdempotencyKey},
@@ -68,7 +69,7 @@ impl Node {
     /// cannot be read, and what can befall any request.
     pub async fn state(&self, id: &EntityId) -> Result<Option<StateView>, Error> {
         self.known_type(id.entity_type())?;
-        match self.send(message(id.clone(), Work::State, Vec::new()))?.await? {
+        match self.send(id, call(Work::State, Vec::new()))?.await? {
             Answer::State(view) => Ok(view),
             _ => Err(Error::new(ErrorKind::Internal, "another answer than a state")),
         }
@@ -82,7 +83,7 @@ impl Node {
     pub async fn delete(&self, id: &EntityId) -> Result<(), Error> {
         self.known_type(id.entity_type())?;
         self.check_room()?;
-        self.send(message(id.clone(), Work::Delete, Vec::new()))?.await.map(drop)
+        self.send(id, call(Work::Delete, Vec::new()))?.await.map(drop)
     }
 
     /// Sends the operation of a dead letter again, behind everything that its entity has accepted.
@@ -99,12 +100,11 @@ impl Node {
         let id = EntityId::parse(&stored.entity)?;
         let found = self.find(&id, &stored.operation)?;
         self.check_room()?;
-        let work = Work::of(found);
-        let mut message = message(id, work, stored.input);
-        message.is_call = false;
-        message.token = Some(stored.token);
-        message.exhume = Some(letter);
-        self.send(message)?.await.map(drop)
+        let mut item = call(Work::of(found), stored.input);
+        item.is_call = false;
+        item.token = stored.token;
+        item.exhume = Some(letter);
+        self.send(&id, item)?.await.map(drop)
     }
 
     /// Drops a dead letter. Dropping one that is gone does nothing.
@@ -136,14 +136,14 @@ impl Node {
             Some(key) if used != Use::Query => Some(self.keyed(&request, key, used)?),
             _ => None,
         };
-        let mut message = message(request.id, Work::of(found), request.input);
-        message.is_call = used != Use::Signal;
-        message.key = key;
-        message.due = due;
+        let mut item = call(Work::of(found), request.input);
+        item.is_call = used != Use::Signal;
+        item.key = key;
+        item.due = due;
         if let Some(deadline) = request.deadline {
-            return self.send_within(message, deadline.as_duration());
+            return self.send_within(&request.id, item, deadline.as_duration());
         }
-        self.send(message)
+        self.send(&request.id, item)
     }
 
     fn check_input(&self, known: &dyn EntityType, found: Found, input: &[u8]) -> Result<(), Error> {
@@ -206,20 +206,27 @@ impl Node {
         Ok(Keyed { key: Arc::new(key), fingerprint })
     }
 
-    fn send(&self, message: Message) -> Result<Waiting, Error> {
-        self.send_within(message, self.config().call_deadline)
+    fn send(&self, id: &EntityId, item: Box<Queued>) -> Result<Waiting, Error> {
+        self.send_within(id, item, self.config().call_deadline)
     }
 
-    /// Hands a request to its partition, if there is room for it.
-    fn send_within(&self, mut message: Message, patience: Duration) -> Result<Waiting, Error> {
-        let Some(permit) = self.load().admit(message.input.len(), self.config()) else {
+    /// Hands an operation to its partition, if there is room for it.
+    fn send_within(
+        &self,
+        id: &EntityId,
+        mut item: Box<Queued>,
+        patience: Duration,
+    ) -> Result<Waiting, Error> {
+        let Some(permit) = self.load().admit(item.input.len(), self.config()) else {
             return Err(Error::new(ErrorKind::Overloaded, "the node holds all it can: back off"));
         };
-        let number = self.store().opened().settings.partition_of(&message.id);
+        let number = self.store().opened().settings.partition_of(id);
         let partition = self.partition(number)?;
-        message.patience = patience;
         let (ticket, answered) = Ticket::new(patience, Some(permit));
-        partition.ask(&ticket, |ticket| Input::Request(Box::new(Submitted { message, ticket })));
+        partition.ask(&ticket, |ticket| {
+            item.ticket = Some(ticket);
+            Input::Request(id.clone(), item)
+        });
         Ok(answered)
     }
 
@@ -229,18 +236,11 @@ impl Node {
     }
 }
 
-fn message(id: EntityId, work: Work, input: Vec<u8>) -> Message {
-    Message {
-        id,
-        work,
-        input,
-        token: None,
-        is_call: true,
-        key: None,
-        due: None,
-        patience: Duration::ZERO,
-        exhume: None,
-    }
+/// Work whose caller waits for its end; when it came is known once it arrives.
+fn call(work: Work, input: Vec<u8>) -> Box<Queued> {
+    let mut item = Box::new(Queued::new(work, input, 0, Timestamp::default()));
+    item.is_call = true;
+    item
 }
 
 fn no_operation(known: &dyn EntityType, operation: &str) -> Error {

@@ -23,6 +23,7 @@ use crate::{
     partition::{
         Handle,
         message::{Burst, Input},
+        ticket::{Response, Ticket},
     },
     sabotage,
     store::{Batch, CommitOutcome, Fence, Store, Write},
@@ -32,6 +33,8 @@ use crate::{
 const QUEUE_MAX: usize = 16_384;
 /// The most bursts in one batch.
 const BURSTS_PER_BATCH_MAX: usize = 1_024;
+/// The most callers that the committer wakes itself.
+const REPLIES_INLINE_MAX: usize = 8;
 
 /// What partitions send to the committer.
 #[derive(Debug)]
@@ -226,19 +229,19 @@ impl Committer {
 
     fn let_out(&self, bursts: Vec<Burst>) {
         let mut settled = Vec::with_capacity(bursts.len());
-        for burst in bursts {
+        let mut replies = Vec::new();
+        for mut burst in bursts {
             // Receivers hear of a row before its sender can send the next one.
             for (partition, delivery) in burst.deliveries {
                 self.partitions[usize::from(partition)].push(Input::Deliver(Box::new(delivery)));
             }
-            for (ticket, response) in burst.replies {
-                ticket.answer(response);
-            }
+            replies.append(&mut burst.replies);
             settled.push((burst.partition, burst.generation, burst.number));
         }
         for (partition, generation, number) in settled {
             self.partitions[usize::from(partition)].push(Input::Committed(generation, number));
         }
+        answer(replies);
     }
 
     fn fail(&mut self, bursts: Vec<Burst>, error: &Error) {
@@ -271,6 +274,18 @@ pub(crate) fn merged(bursts: &mut [Burst]) -> Vec<Write> {
         merge.add(&Chains::default(), writes).expect("states follow one another");
     }
     merge.finish().0
+}
+
+/// Tells callers. Many are woken by a task: waking one from a thread of the runtime costs less than
+/// from the committer's, which meanwhile goes on.
+#[allow(clippy::disallowed_methods, reason = "the one task of the committer, which never waits")]
+fn answer(replies: Vec<(Ticket, Response)>) {
+    let is_long = replies.len() > REPLIES_INLINE_MAX;
+    let tell = move || replies.into_iter().for_each(|(ticket, response)| ticket.answer(response));
+    if !is_long {
+        return tell();
+    }
+    tokio::spawn(async move { tell() });
 }
 
 fn refuse(burst: Burst, error: &Error) {

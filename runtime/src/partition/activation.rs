@@ -57,21 +57,22 @@ pub(super) enum Stage {
 }
 
 /// One operation in a mailbox. Boxed, because mailboxes move items about and keep their room.
-pub(super) type Item = Box<Queued>;
+pub(crate) type Item = Box<Queued>;
 
 /// What a mailbox knows of one operation.
 #[derive(Debug)]
-pub(super) struct Queued {
-    pub(super) work: Work,
-    pub(super) input: Vec<u8>,
-    pub(super) token: u128,
-    pub(super) is_call: bool,
+pub(crate) struct Queued {
+    pub(crate) work: Work,
+    pub(crate) input: Vec<u8>,
+    /// 0 until it arrives, unless it was minted before.
+    pub(crate) token: u128,
+    pub(crate) is_call: bool,
     /// The sending entity; `None` for callers outside.
     pub(super) sender: Option<Arc<str>>,
     pub(super) row: Row,
-    pub(super) ticket: Option<Ticket>,
-    pub(super) key: Option<Keyed>,
-    pub(super) due: Option<Timestamp>,
+    pub(crate) ticket: Option<Ticket>,
+    pub(crate) key: Option<Keyed>,
+    pub(crate) due: Option<Timestamp>,
     pub(super) attempts: u32,
     /// Whether an earlier, unclean incarnation left it behind: its attempt is counted before it runs.
     pub(super) is_recovered: bool,
@@ -79,7 +80,8 @@ pub(super) struct Queued {
     pub(super) counted: u64,
     pub(super) accepted_at: Timestamp,
     pub(super) deadline: Option<Timestamp>,
-    pub(super) exhume: Option<DeadLetterId>,
+    /// The dead letter that it replays.
+    pub(crate) exhume: Option<DeadLetterId>,
     /// A turn that deletes its entity, and waits for the list of what is delayed.
     pub(super) turned: Option<Box<Turned>>,
     /// What a deletion found delayed.
@@ -115,7 +117,7 @@ pub(super) enum Sender {
 
 impl Queued {
     /// Work that waits in memory only, and that nobody waits for.
-    pub(super) fn new(work: Work, input: Vec<u8>, token: u128, accepted_at: Timestamp) -> Self {
+    pub(crate) fn new(work: Work, input: Vec<u8>, token: u128, accepted_at: Timestamp) -> Self {
         Self {
             work,
             input,

@@ -49,6 +49,8 @@ struct Queue {
 struct Inputs {
     waiting: VecDeque<Input>,
     is_awake: bool,
+    /// Whether news of a commit lets anything go on. Where it does not, the news waits for company.
+    waits_for_commit: bool,
     tickets: Tickets,
 }
 
@@ -91,12 +93,13 @@ impl Handle {
     }
 
     fn push_to(&self, mut inputs: MutexGuard<'_, Inputs>, input: Input) {
+        let can_wait = matches!(input, Input::Committed(..)) && !inputs.waits_for_commit;
         inputs.waiting.push_back(input);
-        let is_first = !std::mem::replace(&mut inputs.is_awake, true);
-        drop(inputs);
-        if is_first {
-            self.wake();
+        if can_wait || std::mem::replace(&mut inputs.is_awake, true) {
+            return;
         }
+        drop(inputs);
+        self.wake();
     }
 
     fn wake(&self) {
@@ -112,9 +115,12 @@ impl Handle {
     }
 
     /// Goes to sleep if nothing waits; says whether it does.
-    fn rest(&self, has_more: bool) -> bool {
+    fn rest(&self, has_more: bool, waits_for_commit: bool) -> bool {
         let mut inputs = self.lock();
-        inputs.is_awake = has_more || !inputs.waiting.is_empty();
+        inputs.waits_for_commit = waits_for_commit;
+        let mut waiting = inputs.waiting.iter();
+        let is_news = |input: &Input| waits_for_commit || !matches!(input, Input::Committed(..));
+        inputs.is_awake = has_more || waiting.any(is_news);
         !inputs.is_awake
     }
 
@@ -190,7 +196,7 @@ impl Actor for PartitionActor {
         shell: &mut Shell,
     ) -> Result<(), ActorProcessingErr> {
         let has_more = shell.turn_over().await;
-        if !shell.handle.rest(has_more) {
+        if !shell.handle.rest(has_more, shell.partition.waits_for_commit()) {
             // Others get their turn before this partition goes on.
             shell.handle.wake();
         }

@@ -5,56 +5,60 @@ use stead_entities::{EntityId, Error, ErrorKind};
 use super::{
     HELD_BYTES_MAX, Item, Output, Partition, Stage,
     activation::Queued,
-    message::{Delivery, Submitted, Work},
-    ticket::Answer,
+    message::{Delivery, Work},
+    ticket::{Answer, Ticket},
 };
 use crate::sabotage;
 
 impl Partition {
     /// Takes an operation of a caller outside, or refuses it before anything is accepted.
-    pub(super) fn arrive(&mut self, Submitted { message: request, ticket }: Submitted) {
-        if self.draining.is_some() {
-            let error = Error::new(ErrorKind::Closed, "the node is stopping");
-            return self.outputs.push(Output::Reply(ticket, Err(error)));
+    pub(super) fn arrive(&mut self, id: &EntityId, mut item: Item) {
+        if let Err(error) = self.admit(id, &item) {
+            self.outputs.extend(item.ticket.map(|ticket| Output::Reply(ticket, Err(error))));
+            return;
         }
-        let id = request.id.clone();
-        let limit = self.around.config.mailbox_max;
-        if self.table.get(&id).is_some_and(|entry| entry.waiting() >= limit) {
-            if sabotage::is("X13") {
-                self.table.get_mut(&id).and_then(|entry| entry.mailbox.pop_front());
-            } else {
-                let message = format!("{limit} operations wait for {id}: back off");
-                let error = Error::new(ErrorKind::Overloaded, message);
-                return self.outputs.push(Output::Reply(ticket, Err(error)));
-            }
-        }
-        if let Some(letter) = request.exhume
-            && !self.exhumed.insert(letter)
-        {
-            let error = Error::new(ErrorKind::NotFound, "this dead letter was replayed already");
-            return self.outputs.push(Output::Reply(ticket, Err(error)));
-        }
-        if let Some(keyed) = &request.key
+        if let Some(keyed) = &item.key
             && let Some(pending) = self.keys.get_mut(&keyed.key)
         {
-            if pending.fingerprint != keyed.fingerprint {
-                return self.outputs.push(Output::Reply(ticket, Err(conflict())));
-            }
-            ticket.make_uncertain();
-            return pending.waiters.push(ticket);
+            // The first of its key is under way: this one hears the same.
+            item.ticket.iter().for_each(Ticket::make_uncertain);
+            return pending.waiters.extend(item.ticket);
         }
-        let token = request.token.unwrap_or_else(|| self.around.entropy.next_wide());
-        let item = Box::new(Queued {
-            is_call: request.is_call,
-            ticket: Some(ticket),
-            key: request.key,
-            due: request.due,
-            deadline: Some(self.now + request.patience),
-            exhume: request.exhume,
-            ..Queued::new(request.work, request.input, token, self.now)
-        });
+        if item.token == 0 {
+            item.token = self.around.entropy.next_wide();
+        }
+        item.accepted_at = self.now;
+        item.deadline = item.ticket.as_ref().map(|ticket| self.now + ticket.patience());
         self.look_up(&item);
-        self.enqueue(&id, item);
+        self.enqueue(id, item);
+    }
+
+    /// Why an operation of a caller outside cannot be taken.
+    fn admit(&mut self, id: &EntityId, item: &Queued) -> Result<(), Error> {
+        if self.draining.is_some() {
+            return Err(Error::new(ErrorKind::Closed, "the node is stopping"));
+        }
+        let limit = self.around.config.mailbox_max;
+        if let Some(entry) = self.table.get_mut(id)
+            && entry.waiting() >= limit
+        {
+            if !sabotage::is("X13") {
+                let message = format!("{limit} operations wait for {id}: back off");
+                return Err(Error::new(ErrorKind::Overloaded, message));
+            }
+            entry.mailbox.pop_front();
+        }
+        if let Some(keyed) = &item.key
+            && self.keys.get(&keyed.key).is_some_and(|known| known.fingerprint != keyed.fingerprint)
+        {
+            return Err(conflict());
+        }
+        match item.exhume {
+            Some(letter) if !self.exhumed.insert(letter) => {
+                Err(Error::new(ErrorKind::NotFound, "this dead letter was replayed already"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Puts an item at the end of its entity's order, durably at once if it has to wait for long.

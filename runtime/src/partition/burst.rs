@@ -11,9 +11,7 @@ use crate::{sabotage, store::Write};
 impl Partition {
     /// Hands the open burst to the committer if there is room for it.
     pub(super) fn seal(&mut self) {
-        let is_empty =
-            self.dirty.is_empty() && self.open.writes.is_empty() && self.open.replies.is_empty();
-        if is_empty || self.sent - self.released >= BURSTS_IN_FLIGHT_MAX {
+        if self.is_open_empty() || self.sent - self.released >= BURSTS_IN_FLIGHT_MAX {
             return;
         }
         for id in std::mem::take(&mut self.dirty) {
@@ -25,6 +23,18 @@ impl Partition {
         burst.generation = self.generation;
         burst.number = self.sent;
         self.outputs.push(Output::Burst(burst));
+    }
+
+    pub(super) fn is_open_empty(&self) -> bool {
+        self.dirty.is_empty() && self.open.writes.is_empty() && self.open.replies.is_empty()
+    }
+
+    /// Whether anything goes on once a burst that was sent is durable.
+    pub(super) fn waits_for_commit(&self) -> bool {
+        !self.on_release.is_empty()
+            || !self.is_open_empty()
+            || !self.ready.is_empty()
+            || self.draining.is_some()
     }
 
     /// Writes the last state of an entity; the turns between were never seen outside.

@@ -1,6 +1,6 @@
 //! Everything that can wake a partition, and everything that it can ask for: two closed lists.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use stead_entities::{
     Context, EntityId, Error, Timestamp,
@@ -8,7 +8,7 @@ use stead_entities::{
 };
 
 use super::{
-    activation::Row,
+    activation::{Item, Row},
     ticket::{Response, Ticket},
 };
 use crate::{
@@ -21,30 +21,6 @@ use crate::{
     },
     types::{Found, State},
 };
-
-/// What a caller outside asks of an entity.
-#[derive(Debug)]
-pub(crate) struct Request {
-    pub(crate) id: EntityId,
-    pub(crate) work: Work,
-    pub(crate) input: Vec<u8>,
-    /// Minted on arrival where there is none.
-    pub(crate) token: Option<u128>,
-    pub(crate) is_call: bool,
-    pub(crate) key: Option<Keyed>,
-    pub(crate) due: Option<Timestamp>,
-    /// How long its caller waits.
-    pub(crate) patience: Duration,
-    /// The dead letter that this request replays.
-    pub(crate) exhume: Option<DeadLetterId>,
-}
-
-/// A request, and who waits for its answer.
-#[derive(Debug)]
-pub(crate) struct Submitted {
-    pub(crate) message: Request,
-    pub(crate) ticket: Ticket,
-}
 
 /// An idempotency key, and what it stands for.
 #[derive(Debug, Clone)]
@@ -96,7 +72,8 @@ pub(crate) struct Returned {
 
 /// What wakes a partition.
 pub(crate) enum Input {
-    Request(Box<Submitted>),
+    /// What a caller outside asks of an entity; its ticket is in the item.
+    Request(EntityId, Item),
     Deliver(Box<Delivery>),
     /// The burst of this generation and number, and all before it, are durable.
     Committed(u64, u64),

@@ -47,15 +47,15 @@ use std::{
 
 use stead_entities::{EntityId, Timestamp};
 
-pub(crate) use self::{
-    activation::Row,
-    actor::{Handle, Shell, start},
-    watch::{Late, Watch, Watches},
-};
 use self::{
     activation::{Activation, Item, Retry, Stage},
     message::{Burst, Input, Output},
     ticket::{Response, Ticket},
+};
+pub(crate) use self::{
+    activation::{Queued, Row},
+    actor::{Handle, Shell, start},
+    watch::{Late, Watch, Watches},
 };
 use crate::{
     config::Config,
@@ -283,7 +283,7 @@ impl Partition {
             Input::Tick => self.retry_recovery(),
             Input::Drain(ticket) => self.draining = Some(ticket),
             input if self.phase != Phase::Serving => self.early.push_back(input),
-            Input::Request(request) => self.arrive(*request),
+            Input::Request(id, item) => self.arrive(&id, item),
             Input::Deliver(delivery) => self.deliver(*delivery),
             Input::Probe(ticket) => {
                 self.open.is_probe = true;
@@ -354,9 +354,7 @@ impl Partition {
     fn finish_drain(&mut self) {
         let is_done = self.draining.is_some()
             && self.sent == self.released
-            && self.dirty.is_empty()
-            && self.open.writes.is_empty()
-            && self.open.replies.is_empty()
+            && self.is_open_empty()
             && !self.table.values().any(|entry| entry.is_awaited());
         if is_done && let Some(ticket) = self.draining.take() {
             self.outputs.push(Output::Reply(ticket, Ok(ticket::Answer::Done)));

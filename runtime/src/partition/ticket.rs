@@ -66,6 +66,7 @@ struct Inner {
     is_uncertain: AtomicBool,
     reply: Mutex<Reply>,
     deadline: Instant,
+    patience: Duration,
     /// Given back when the last clone is gone.
     _permit: Option<Permit>,
 }
@@ -89,9 +90,15 @@ impl Ticket {
             is_uncertain: AtomicBool::new(false),
             reply: Mutex::new(Reply::Open(None)),
             deadline,
+            patience,
             _permit: permit,
         }));
         (ticket.clone(), Waiting(ticket))
+    }
+
+    /// How long its caller waits.
+    pub(crate) fn patience(&self) -> Duration {
+        self.0.patience
     }
 
     /// Begins the work, unless the caller has withdrawn it.

@@ -17,8 +17,8 @@ use stead_entities::{
 };
 
 use super::{
-    FAILURES_MAX, Partition, Surroundings,
-    message::{Burst, Delivery, Input, Keyed, Output, Request, Returned, Start, Submitted, Work},
+    FAILURES_MAX, Partition, Queued, Surroundings,
+    message::{Burst, Delivery, Input, Keyed, Output, Returned, Start, Work},
     ticket::{Answer, Response, Ticket, Waiting},
     watch::Watches,
 };
@@ -288,39 +288,25 @@ impl Bench {
         self.step([Input::Tick]);
     }
 
-    fn message(&self, key: &str, operation: &str, input: &str) -> Request {
-        let found = types()["log"].find(operation).expect("an operation");
-        Request {
-            id: id(key),
-            work: Work::of(found),
-            input: input.into(),
-            token: None,
-            is_call: true,
-            key: None,
-            due: None,
-            patience: Duration::from_secs(30),
-            exhume: None,
-        }
-    }
-
-    fn send(&mut self, message: Request) -> Waiting {
-        let (ticket, waiting) = Ticket::new(message.patience, None);
-        self.step([Input::Request(Box::new(Submitted { message, ticket }))]);
+    fn send(&mut self, key: &str, mut item: Queued) -> Waiting {
+        let (ticket, waiting) = Ticket::new(Duration::from_secs(30), None);
+        item.ticket = Some(ticket);
+        self.step([Input::Request(id(key), Box::new(item))]);
         waiting
     }
 
     fn call(&mut self, key: &str, operation: &str, input: &str) -> Waiting {
-        self.send(self.message(key, operation, input))
+        self.send(key, Queued { is_call: true, ..item(operation, input) })
     }
 
     fn signal(&mut self, key: &str, operation: &str, input: &str) -> Waiting {
-        self.send(Request { is_call: false, ..self.message(key, operation, input) })
+        self.send(key, item(operation, input))
     }
 
     fn keyed(&mut self, operation: &str, input: &str, name: &str) -> Waiting {
         let key = IdempotencyKey { partition: 0, id: id("a"), caller: "".into(), key: name.into() };
         let key = Some(Keyed { key: Arc::new(key), fingerprint: 7 });
-        self.send(Request { key, ..self.message("a", operation, input) })
+        self.send("a", Queued { key, is_call: true, ..item(operation, input) })
     }
 
     fn entries(&mut self, key: &str) -> Vec<u32> {
@@ -335,6 +321,12 @@ impl Bench {
     fn rows(&self, table: Table) -> usize {
         self.disk.rows(table).len()
     }
+}
+
+/// A signal; a call where `is_call` is set.
+fn item(operation: &str, input: &str) -> Queued {
+    let found = types()["log"].find(operation).expect("an operation");
+    Queued::new(Work::of(found), input.into(), 0, Timestamp::default())
 }
 
 /// What a caller was told so far.

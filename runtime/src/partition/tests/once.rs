@@ -22,8 +22,7 @@ fn a_delayed_signal_that_is_due_already_is_applied_once() {
             u32::from(operation == "fail_first");
         let mut bench = Bench::new();
         let due = Some(bench.now);
-        let message = bench.message("a", operation, "1");
-        bench.send(Request { is_call: false, due, ..message });
+        bench.send("a", Queued { due, ..item(operation, "1") });
         bench.settle();
         bench.advance(1);
         bench.settle();
@@ -109,14 +108,9 @@ fn a_dead_letter_is_replayed_once() {
     let mut bench = Bench::new();
     let letter =
         crate::store::record::DeadLetterId { partition: 0, is_rejection: false, number: 1 };
-    let replay = |bench: &Bench| Request {
-        is_call: false,
-        exhume: Some(letter),
-        ..bench.message("a", "append", "1")
-    };
-    let (first, second) = (replay(&bench), replay(&bench));
-    bench.send(first);
-    let again = bench.send(second);
+    let replay = || Queued { exhume: Some(letter), ..item("append", "1") };
+    bench.send("a", replay());
+    let again = bench.send("a", replay());
     bench.settle();
     assert_eq!(kind(told(again)), Some(ErrorKind::NotFound));
     assert_eq!(bench.entries("a"), [1]);

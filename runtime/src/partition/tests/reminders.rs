@@ -7,8 +7,7 @@ fn a_scan_that_began_before_a_commit_fires_nothing_twice() {
     let mut bench = Bench::new();
     for entry in 0..600 {
         let due = Some(bench.now + Duration::from_secs(5));
-        let message = bench.message("a", "append", &entry.to_string());
-        bench.send(Request { is_call: false, due, ..message });
+        bench.send("a", Queued { due, ..item("append", &entry.to_string()) });
     }
     bench.settle();
     assert_eq!(bench.rows(Table::Due), 600);
@@ -55,8 +54,8 @@ fn a_reminder_that_waits_for_a_retry_dies_with_its_entity() {
     bench.settle();
     bench.advance(10);
     bench.settle();
-    let delete = Request { work: Work::Delete, ..bench.message("a", "entries", "") };
-    bench.send(delete);
+    let delete = Queued { work: Work::Delete, is_call: true, ..item("entries", "") };
+    bench.send("a", delete);
     bench.settle();
     assert_eq!((bench.rows(Table::Due), bench.rows(Table::Reminders)), (0, 0));
     bench.advance(3_600);
@@ -83,8 +82,7 @@ fn an_operation_that_awaits_deletes_its_entity_in_one_commit() {
     let mut bench = Bench::new();
     bench.call("a", "append", "1");
     let due = Some(bench.now + Duration::from_secs(50));
-    let message = bench.message("a", "append", "2");
-    bench.send(Request { is_call: false, due, ..message });
+    bench.send("a", Queued { due, ..item("append", "2") });
     bench.settle();
     bench.call("a", "end", "");
     for _ in 0..20 {
