@@ -113,6 +113,13 @@ leaves! {
     chrono::NaiveDate => "date text", chrono::NaiveTime => "time text",
     chrono::NaiveDateTime => "date and time text",
 }
+#[cfg(feature = "time")]
+leaves! {
+    time::OffsetDateTime => "year i32, day u16, h, m, s u8, ns u32, offset h, m, s i8",
+    time::PrimitiveDateTime => "year i32, day u16, h, m, s u8, ns u32",
+    time::Date => "year i32, day u16", time::Time => "h, m, s u8, ns u32",
+    time::Duration => "seconds i64, ns i32",
+}
 #[cfg(feature = "rust_decimal")]
 leaves! { rust_decimal::Decimal => "decimal text", }
 

@@ -21,6 +21,8 @@ pub mod server;
 pub mod store;
 mod types;
 
+#[cfg(feature = "client")]
+pub use client::remote::Client;
 pub use commit::Fatal;
 pub use config::Config;
 #[cfg(feature = "http")]

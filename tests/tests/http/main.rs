@@ -3,6 +3,7 @@
 mod disk;
 mod failures;
 mod fixtures;
+mod references;
 
 use std::time::Duration;
 

@@ -1,6 +1,9 @@
 //! What carries the requests of callers outside to partitions: checks at the door, deadlines, and
 //! the truth about what may have been applied.
 
+#[cfg(feature = "client")]
+pub(crate) mod remote;
+
 use std::{sync::Arc, time::Duration};
 
 use stead_entities::{

@@ -1,0 +1,344 @@
+//! References bound to a URL: requests as HTTP, and problem documents as errors again.
+//!
+//! What must never happen: an operation is sent again that may have been applied, unless it has an
+//! idempotency key; or an outcome that is not known is told as a failure. So only a connection that
+//! could not be made, and an answer that says so, mean "not applied".
+//!
+//! The home of reqwest.
+
+use std::time::{Duration, Instant};
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::{
+    Method, StatusCode, Url,
+    header::{CONTENT_TYPE, HeaderMap, HeaderValue},
+};
+use stead_entities::{
+    BoxFuture, Caller, Delay, Error, ErrorKind, Reference, Rejection, Request, TypedReference,
+    operation::Reply,
+};
+
+use crate::clock::{self, monotonic};
+
+/// How long an operation is waited for, retries included, where it does not say.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// How long a connection may take.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+/// The wait before the first retry; it doubles up to the longest.
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+const RETRY_LONGEST: Duration = Duration::from_secs(2);
+/// The longest answer, in bytes.
+const ANSWER_BYTES_MAX: usize = 17 << 20;
+/// What stands for itself in a segment of a path or a value of a query.
+const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
+/// The entities behind a URL, such as `http://127.0.0.1:8080`. Cheap to clone; clones share their
+/// connections.
+///
+/// An operation is tried again, until its deadline (30 s unless it says otherwise), where nothing of
+/// it can have been applied, or where it has an idempotency key; then the answer is the one of the
+/// first try that was applied. Dropping a future cancels nothing that was accepted.
+///
+/// URLs are `http://`: encryption is left to what stands before the server.
+///
+/// ```no_run
+/// # use stead::{Client, stock::Counter};
+/// # #[tokio::main]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let client = Client::new("http://127.0.0.1:8080")?;
+/// let visits = client.entity::<Counter>("visits");
+/// let total = visits.add(5).idempotency_key("visit-17").await?;
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Client {
+    base: Url,
+    http: reqwest::Client,
+}
+
+impl Client {
+    /// The entities behind `url`: the address of a server, with the path under which a router is
+    /// nested, if it is.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] for what is no `http://` URL.
+    pub fn new(url: &str) -> Result<Self, Error> {
+        let base = url.parse::<Url>().map_err(|error| wrong_url(url, &error.to_string()))?;
+        if base.scheme() != "http" || base.query().is_some() || base.fragment().is_some() {
+            return Err(wrong_url(url, "it is http://HOST:PORT, with a path or without"));
+        }
+        let http = reqwest::Client::builder().connect_timeout(CONNECT_DEADLINE).tcp_nodelay(true);
+        // Another address than the one that was given may be nobody's to trust.
+        let http = http.redirect(reqwest::redirect::Policy::none()).no_proxy().build();
+        let http = http.map_err(|error| {
+            Error::new(ErrorKind::Internal, "no HTTP client can be made").with_source(error)
+        })?;
+        Ok(Self { base, http })
+    }
+
+    /// A typed reference to an entity behind this URL.
+    pub fn entity<E: TypedReference>(&self, key: impl AsRef<str>) -> E::Reference<Self> {
+        E::reference(Reference::new(E::NAME, key.as_ref()).bind(self.clone()))
+    }
+
+    fn send(&self, kind: &'static str, request: Request) -> BoxFuture<'static, Answered> {
+        let client = self.clone();
+        Box::pin(async move {
+            let prepared = client.prepare(kind, &request)?;
+            let deadline = request.deadline.map_or(DEADLINE, |deadline| deadline.as_duration());
+            let is_safe = kind == QUERIES || request.idempotency_key.is_some();
+            let mut patience = Patience::new(deadline, is_safe);
+            loop {
+                match client.once(&prepared, patience.left()).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(error) => clock::sleep(patience.pause_after(error)?).await,
+                }
+            }
+        })
+    }
+
+    fn prepare(&self, kind: &str, request: &Request) -> Result<Prepared, Error> {
+        let escaped = |text: &str| utf8_percent_encode(text, PLAIN).to_string();
+        let (id, is_query) = (&request.id, kind == QUERIES);
+        if matches!(&*request.operation, "" | "." | "..") {
+            return Err(Error::new(ErrorKind::Invalid, "an operation has a name"));
+        }
+        let mut url = self.base.clone();
+        let path = format!(
+            "{}/v1/entities/{}/{}/{kind}/{}",
+            self.base.path().trim_end_matches('/'),
+            id.entity_type(),
+            escaped(id.key()),
+            escaped(&request.operation),
+        );
+        url.set_path(&path);
+        let query = match &request.delay {
+            _ if is_query && !request.input.is_empty() => {
+                let input = str::from_utf8(&request.input);
+                let input = input.map_err(|_| Error::new(ErrorKind::Invalid, "not UTF-8"))?;
+                Some(format!("input={}", escaped(input)))
+            }
+            Some(Delay::After(length)) => Some(format!("delay={}", escaped(&length.to_string()))),
+            Some(Delay::At(moment)) => Some(format!("at={}", escaped(&moment.to_string()))),
+            None => None,
+        };
+        url.set_query(query.as_deref());
+        let mut headers = HeaderMap::new();
+        if !is_query {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
+        if let Some(key) = &request.idempotency_key {
+            // Quoted, as the IETF's draft has it, so that quotes within a key stay its own.
+            let value = HeaderValue::from_bytes(format!("\"{key}\"").as_bytes());
+            let rule = "an idempotency key has no control characters";
+            let value = value.map_err(|_| Error::new(ErrorKind::Invalid, rule))?;
+            headers.insert("idempotency-key", value);
+        }
+        let (method, body) = match is_query {
+            true => (Method::GET, Vec::new()),
+            false => (Method::POST, request.input.clone()),
+        };
+        Ok(Prepared { method, url, headers, body })
+    }
+
+    /// One try.
+    async fn once(&self, prepared: &Prepared, left: Duration) -> Answered {
+        let is_query = prepared.method == Method::GET;
+        let sending = self
+            .http
+            .request(prepared.method.clone(), prepared.url.clone())
+            .headers(prepared.headers.clone())
+            .body(prepared.body.clone())
+            .timeout(left)
+            .send();
+        let mut response = match sending.await {
+            Ok(response) => response,
+            Err(error) => return Err(broken(error, is_query)),
+        };
+        let status = response.status();
+        let mut body = Vec::new();
+        loop {
+            match response.chunk().await {
+                Ok(Some(chunk)) if body.len() + chunk.len() <= ANSWER_BYTES_MAX => {
+                    body.extend_from_slice(&chunk);
+                }
+                Ok(Some(_)) => {
+                    let rule = format!("the answer has more than {ANSWER_BYTES_MAX} bytes");
+                    return Err(Error::new(doubt(is_query), rule));
+                }
+                Ok(None) => break,
+                Err(error) => return Err(broken(error, is_query)),
+            }
+        }
+        understand(status, body, is_query)
+    }
+}
+
+impl Caller for Client {
+    fn call(&self, request: Request) -> BoxFuture<'static, Answered> {
+        self.send("calls", request)
+    }
+
+    fn signal(&self, request: Request) -> BoxFuture<'static, Result<(), Error>> {
+        let sent = self.send("signals", request);
+        Box::pin(async move { sent.await.map(drop) })
+    }
+
+    fn query(&self, request: Request) -> BoxFuture<'static, Answered> {
+        self.send(QUERIES, request)
+    }
+}
+
+const QUERIES: &str = "queries";
+
+type Answered = Result<Reply, Error>;
+
+/// A request that can be sent more than once.
+struct Prepared {
+    method: Method,
+    url: Url,
+    headers: HeaderMap,
+    body: Vec<u8>,
+}
+
+/// What decides on another try.
+struct Patience {
+    deadline: Instant,
+    /// Whether what may have been applied can be sent again.
+    is_safe: bool,
+    pause: Duration,
+    is_unknown: bool,
+}
+
+impl Patience {
+    fn new(length: Duration, is_safe: bool) -> Self {
+        let now = monotonic();
+        let year = Duration::from_secs(365 * 86_400);
+        let deadline = now.checked_add(length).unwrap_or(now + year);
+        Self { deadline, is_safe, pause: RETRY_FIRST, is_unknown: false }
+    }
+
+    fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(monotonic())
+    }
+
+    /// The wait before the next try; the error, where another one could do harm or would come too
+    /// late.
+    fn pause_after(&mut self, error: Error) -> Result<Duration, Error> {
+        let is_retried = match error.kind() {
+            ErrorKind::Unavailable | ErrorKind::Overloaded | ErrorKind::Closed => true,
+            ErrorKind::Unknown => self.is_safe,
+            _ => false,
+        };
+        self.is_unknown |= error.kind() == ErrorKind::Unknown;
+        if is_retried && self.left() > self.pause {
+            let pause = self.pause;
+            self.pause = (pause * 2).min(RETRY_LONGEST);
+            return Ok(pause);
+        }
+        // An earlier try may have been applied, whatever the last one says of itself.
+        Err(match is_retried && self.is_unknown {
+            true => Error::new(ErrorKind::Unknown, error.message()),
+            false => error,
+        })
+    }
+}
+
+fn wrong_url(url: &str, why: &str) -> Error {
+    Error::new(ErrorKind::Invalid, format!("{url:?} is not the URL of a server: {why}"))
+}
+
+/// What it means that no answer came.
+fn doubt(is_query: bool) -> ErrorKind {
+    if is_query { ErrorKind::Unavailable } else { ErrorKind::Unknown }
+}
+
+fn broken(error: reqwest::Error, is_query: bool) -> Error {
+    if error.is_connect() {
+        return Error::new(ErrorKind::Unavailable, "the server cannot be reached")
+            .with_source(error);
+    }
+    let message = "the server's answer did not arrive";
+    Error::new(doubt(is_query), message).with_source(error)
+}
+
+/// The part of a problem document that decides.
+#[derive(serde::Deserialize)]
+struct Problem {
+    #[serde(rename = "type")]
+    slug: String,
+    #[serde(default)]
+    detail: String,
+}
+
+fn understand(status: StatusCode, body: Vec<u8>, is_query: bool) -> Answered {
+    if status == StatusCode::OK || status == StatusCode::ACCEPTED {
+        return Ok(Ok(body));
+    }
+    let problem = serde_json::from_slice::<Problem>(&body).ok();
+    let slug = problem.as_ref().and_then(|known| known.slug.strip_prefix("urn:stead:problem:"));
+    match (slug, problem.as_ref()) {
+        (Some("rejected"), Some(problem)) => Ok(Err(Rejection::new(&problem.detail))),
+        (Some(slug), Some(problem)) => {
+            let kind = kind_of(slug).unwrap_or(doubt(is_query));
+            Err(Error::new(kind, &problem.detail))
+        }
+        // Something between here and the server answered in its stead.
+        _ if status.is_server_error() => {
+            Err(Error::new(doubt(is_query), format!("a proxy answered {status}")))
+        }
+        _ => Err(Error::new(ErrorKind::Invalid, format!("no server of stead answered: {status}"))),
+    }
+}
+
+/// The kind behind the last part of a problem's `type`.
+pub(crate) fn kind_of(slug: &str) -> Option<ErrorKind> {
+    Some(match slug {
+        "invalid" | "media-type" | "method" | "too-large" => ErrorKind::Invalid,
+        "not-found" => ErrorKind::NotFound,
+        "overloaded" => ErrorKind::Overloaded,
+        "unavailable" | "body-timeout" => ErrorKind::Unavailable,
+        "full" => ErrorKind::Full,
+        "deadline" => ErrorKind::Deadline,
+        "unknown" => ErrorKind::Unknown,
+        "conflict" => ErrorKind::Conflict,
+        "fenced" => ErrorKind::Fenced,
+        "closed" => ErrorKind::Closed,
+        "corrupt" => ErrorKind::Corrupt,
+        "internal" => ErrorKind::Internal,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind_after(is_safe: bool, deadline: Duration, kinds: &[ErrorKind]) -> Option<ErrorKind> {
+        let mut patience = Patience::new(deadline, is_safe);
+        let mut tries = kinds.iter().map(|kind| patience.pause_after(Error::new(*kind, "")));
+        tries.find_map(Result::err).map(|error| error.kind())
+    }
+
+    #[test]
+    fn only_what_can_do_no_harm_is_tried_again() {
+        use ErrorKind::{Conflict, Deadline, Overloaded, Unavailable, Unknown};
+        let hour = Duration::from_secs(3_600);
+        assert_eq!(kind_after(false, hour, &[Unavailable, Overloaded]), None);
+        assert_eq!(kind_after(false, hour, &[Unavailable, Unknown]), Some(Unknown));
+        assert_eq!(kind_after(true, hour, &[Unknown, Unavailable]), None);
+        assert_eq!(kind_after(true, hour, &[Unknown, Conflict]), Some(Conflict));
+        assert_eq!(kind_after(true, hour, &[Deadline]), Some(Deadline));
+    }
+
+    #[test]
+    fn an_unknown_outcome_stays_unknown_when_time_is_up() {
+        use ErrorKind::{Unavailable, Unknown};
+        let mut patience = Patience::new(Duration::from_secs(3_600), true);
+        assert!(patience.pause_after(Error::new(Unknown, "")).is_ok());
+        patience.deadline = monotonic();
+        let told = patience.pause_after(Error::new(Unavailable, "")).map_err(|error| error.kind());
+        assert_eq!(told, Err(Unknown));
+        assert_eq!(kind_after(true, Duration::ZERO, &[Unavailable]), Some(Unavailable));
+    }
+}
