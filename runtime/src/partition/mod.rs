@@ -256,6 +256,7 @@ impl Partition {
                 self.wake_due();
             }
             self.run_ready();
+            self.plan_wake();
         }
         self.seal();
         self.finish_drain();

@@ -166,7 +166,7 @@ impl Partition {
         self.due.settle(self.released);
     }
 
-    /// Fires what is due, lets retries go, forgets who is idle, and asks to be woken next time.
+    /// Fires what is due, lets retries go and forgets who is idle.
     pub(super) fn wake_due(&mut self) {
         while let Some(entry) = self.due.pending.first_entry()
             && entry.key().0 <= self.now
@@ -184,6 +184,10 @@ impl Partition {
         if self.due.wants_scan(self.now) {
             self.scan_due();
         }
+    }
+
+    /// Asks to be woken when the next reminder or retry is due.
+    pub(super) fn plan_wake(&mut self) {
         let next_due = self.due.pending.keys().next().map(|(due, ..)| *due);
         let next_retry = self.retries.first().map(|(at, _): &Retry| *at);
         let next_scan = self.due.until.map(|until| until.max(self.now + WINDOW / 4));

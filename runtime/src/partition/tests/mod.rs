@@ -102,6 +102,8 @@ struct Bench {
     reads: VecDeque<Output>,
     bursts: VecDeque<Burst>,
     starts: VecDeque<Start>,
+    /// When the last step asked to be woken.
+    wake_at: Timestamp,
 }
 
 fn types() -> Arc<EntityTypes> {
@@ -156,8 +158,19 @@ impl Bench {
         let partition = Partition::new(around, now);
         let (reads, bursts, starts) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
         let batches = opened.last_batch;
-        let mut bench =
-            Self { disk, store, partition, now, has_room: true, batches, reads, bursts, starts };
+        let wake_at = Timestamp::MAX;
+        let mut bench = Self {
+            disk,
+            store,
+            partition,
+            now,
+            has_room: true,
+            batches,
+            reads,
+            bursts,
+            starts,
+            wake_at,
+        };
         bench.step([]);
         bench
     }
@@ -169,12 +182,14 @@ impl Bench {
     }
 
     fn step(&mut self, inputs: impl IntoIterator<Item = Input>) {
+        self.wake_at = Timestamp::MAX;
         for output in self.partition.step(self.now, self.has_room, inputs) {
             match output {
                 Output::Reply(ticket, response) => ticket.answer(response),
                 Output::Burst(burst) => self.bursts.push_back(burst),
                 Output::Start(start) => self.starts.push_back(*start),
-                Output::WakeAt(_) | Output::Again => {}
+                Output::WakeAt(at) => self.wake_at = self.wake_at.min(at),
+                Output::Again => {}
                 read => self.reads.push_back(read),
             }
         }

@@ -163,3 +163,28 @@ fn a_discarded_turn_restores_the_state_before_it_which_is_not_durable_yet() {
     assert_eq!(kind(told(failed)), Some(ErrorKind::Internal));
     assert_eq!(bench.entries("a"), [1, 2]);
 }
+
+#[test]
+fn a_failed_signal_is_tried_again_though_nothing_else_happens() {
+    let mut bench = Bench::new();
+    bench.call("a", "append", "1");
+    bench.settle();
+    bench.signal("a", "explode", "");
+    let retry = bench.now + Duration::from_millis(100);
+    assert_eq!(bench.wake_at, retry, "asked for in the step that failed");
+    assert!(!bench.bursts.is_empty(), "before its record is durable");
+}
+
+#[test]
+fn news_of_a_commit_wakes_only_a_partition_that_waits_for_it() {
+    let mut bench = Bench::new();
+    bench.call("a", "append", "1");
+    bench.settle();
+    bench.call("a", "append", "2");
+    assert!(!bench.partition.waits_for_commit(), "the committer answers by itself");
+    bench.signal("a", "append", "3");
+    bench.signal("a", "append", "4");
+    assert!(bench.partition.waits_for_commit(), "the third burst needs room");
+    bench.settle();
+    assert!(!bench.partition.waits_for_commit());
+}
