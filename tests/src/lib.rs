@@ -174,9 +174,17 @@ impl Server {
     /// # Errors
     /// Where it does not end within 15 s.
     pub async fn terminate(mut self) -> Result<ExitStatus> {
-        let id = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(id, rustix::process::Signal::TERM)?;
+        self.ask_to_stop()?;
         self.wait_exit().await
+    }
+
+    /// Asks the process to end while others still use it.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn ask_to_stop(&self) -> Result<()> {
+        let id = rustix::process::Pid::from_child(&self.child);
+        Ok(rustix::process::kill_process(id, rustix::process::Signal::TERM)?)
     }
 
     /// Waits until the process ends by itself.

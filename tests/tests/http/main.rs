@@ -3,9 +3,9 @@
 mod disk;
 mod failures;
 mod fixtures;
+mod limits;
 mod references;
-
-use std::time::Duration;
+mod stop;
 
 use anyhow::Result;
 use stead_tests::{Server, command, free_address, problem};
@@ -229,25 +229,5 @@ async fn a_full_disk_refuses_writes_and_goes_on_reading() -> Result<()> {
     assert_eq!(server.terminate().await?.code(), Some(0));
     let server = Server::start(data.path(), &[]).await?;
     assert_eq!(server.call(ADD, "1").await?, 2);
-    Ok(())
-}
-
-#[tokio::test]
-async fn a_stop_is_clean_and_quick_with_connections_open() -> Result<()> {
-    let data = tempfile::tempdir()?;
-    let server = Server::start(data.path(), &[]).await?;
-    let _idle = TcpStream::connect(server.address()).await?;
-    let mut half = TcpStream::connect(server.address()).await?;
-    half.write_all(b"POST /v1/entities/counter/c/calls/add HTTP/1.1\r\nHost").await?;
-    let mut accepted = 0;
-    for _ in 0..50 {
-        let answer = server.post("/v1/entities/counter/c/signals/add", "1").send().await?;
-        accepted += i64::from(answer.status() == 202);
-    }
-    let before = std::time::Instant::now();
-    assert_eq!(server.terminate().await?.code(), Some(0));
-    assert!(before.elapsed() < Duration::from_secs(10));
-    let server = Server::start(data.path(), &[]).await?;
-    assert_eq!(server.call(ADD, "0").await?, accepted);
     Ok(())
 }
