@@ -9,6 +9,7 @@ mod cpu;
 mod http;
 mod in_process;
 mod load;
+mod placement;
 mod recovery;
 mod table;
 
@@ -28,7 +29,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 struct Command {
     #[command(subcommand)]
     verb: Option<Verb>,
-    /// Only these figures: spread, hot, http, latency, activation, recovery.
+    /// Only these figures: spread, hot, http, latency, activation, recovery,
+    /// placement.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// How often ceiling and figure are measured in turn.
@@ -78,6 +80,9 @@ async fn measure(only: &[String], rounds: usize) -> Result<()> {
     }
     if wanted("recovery") {
         recovery::measure(&mut table).await?;
+    }
+    if wanted("placement") {
+        placement::measure(&mut table, rounds);
     }
     table.print();
     Ok(())

@@ -15,6 +15,7 @@ mod layout;
 mod map;
 mod node;
 mod partition;
+pub mod placement;
 mod sabotage;
 #[cfg(feature = "server")]
 pub mod server;

@@ -1,0 +1,6 @@
+//! Placement: which node should own which partition.
+//!
+//! [`ring`] decides, as plain code on the members and the seed of a store. It reads and writes
+//! nothing; who owns a partition at present is for the store to say.
+
+pub mod ring;
