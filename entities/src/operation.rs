@@ -25,7 +25,7 @@ pub struct Request {
     pub delay: Option<Delay>,
     /// The caller's name for this operation.
     pub idempotency_key: Option<String>,
-    /// How long the caller waits for the answer; the node's call deadline if `None`.
+    /// How long the caller waits for the answer; as long as its [`Caller`] does if `None`.
     pub deadline: Option<Timeout>,
 }
 

@@ -20,13 +20,17 @@ use stead_entities::{
 
 use crate::clock::{self, monotonic};
 
-/// How long an operation is waited for, retries included, where it does not say.
-const DEADLINE: Duration = Duration::from_secs(30);
+/// How long an operation is waited for, retries included, where it does not say: longer than a
+/// server waits, so that its own answer arrives.
+const DEADLINE: Duration = Duration::from_secs(35);
 /// How long a connection may take.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// The wait before the first retry; it doubles up to the longest.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_LONGEST: Duration = Duration::from_secs(2);
+/// The longest URL, in bytes: what a server reads of a head, with room for the rest of it. The
+/// argument of a query is a part of it.
+const URL_BYTES_MAX: usize = 8 << 10;
 /// The longest answer, in bytes.
 const ANSWER_BYTES_MAX: usize = 17 << 20;
 /// What stands for itself in a segment of a path or a value of a query.
@@ -35,9 +39,12 @@ const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.'
 /// The entities behind a URL, such as `http://127.0.0.1:8080`. Cheap to clone; clones share their
 /// connections.
 ///
-/// An operation is tried again, until its deadline (30 s unless it says otherwise), where nothing of
+/// An operation is tried again, until its deadline (35 s unless it says otherwise), where nothing of
 /// it can have been applied, or where it has an idempotency key; then the answer is the one of the
-/// first try that was applied. Dropping a future cancels nothing that was accepted.
+/// first try that was applied. The deadline is this side's: the server keeps its own, and what was
+/// sent is not withdrawn when it passes. Dropping a future cancels nothing that was accepted.
+///
+/// The argument of a query travels in the URL, which has at most 8 KiB.
 ///
 /// URLs are `http://`: encryption is left to what stands before the server.
 ///
@@ -123,9 +130,13 @@ impl Client {
             None => None,
         };
         url.set_query(query.as_deref());
+        if url.as_str().len() > URL_BYTES_MAX {
+            let rule = format!("key and argument of a query fill a URL of {URL_BYTES_MAX} bytes");
+            return Err(Error::new(ErrorKind::Invalid, rule));
+        }
         let mut headers = HeaderMap::new();
         if !is_query {
-            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
         }
         if let Some(key) = &request.idempotency_key {
             // Quoted, as the IETF's draft has it, so that quotes within a key stay its own.
@@ -138,7 +149,7 @@ impl Client {
             true => (Method::GET, Vec::new()),
             false => (Method::POST, request.input.clone()),
         };
-        Ok(Prepared { method, url, headers, body })
+        Ok(Prepared { method, url, headers, body, is_signal: kind == SIGNALS })
     }
 
     /// One try.
@@ -156,6 +167,7 @@ impl Client {
             Err(error) => return Err(broken(error, is_query)),
         };
         let status = response.status();
+        let is_json = response.headers().get(CONTENT_TYPE).is_some_and(|it| it == JSON);
         let mut body = Vec::new();
         loop {
             match response.chunk().await {
@@ -170,7 +182,12 @@ impl Client {
                 Err(error) => return Err(broken(error, is_query)),
             }
         }
-        understand(status, body, is_query)
+        // A proxy may have answered in the server's stead, with a page of its own.
+        let is_success = match prepared.is_signal {
+            true => status == StatusCode::ACCEPTED,
+            false => status == StatusCode::OK && is_json,
+        };
+        if is_success { Ok(Ok(body)) } else { refusal(status, &body, is_query) }
     }
 }
 
@@ -180,7 +197,7 @@ impl Caller for Client {
     }
 
     fn signal(&self, request: Request) -> BoxFuture<'static, Result<(), Error>> {
-        let sent = self.send("signals", request);
+        let sent = self.send(SIGNALS, request);
         Box::pin(async move { sent.await.map(drop) })
     }
 
@@ -190,6 +207,8 @@ impl Caller for Client {
 }
 
 const QUERIES: &str = "queries";
+const SIGNALS: &str = "signals";
+const JSON: &str = "application/json";
 
 type Answered = Result<Reply, Error>;
 
@@ -199,6 +218,7 @@ struct Prepared {
     url: Url,
     headers: HeaderMap,
     body: Vec<u8>,
+    is_signal: bool,
 }
 
 /// What decides on another try.
@@ -236,11 +256,16 @@ impl Patience {
             self.pause = (pause * 2).min(RETRY_LONGEST);
             return Ok(pause);
         }
-        // An earlier try may have been applied, whatever the last one says of itself.
-        Err(match is_retried && self.is_unknown {
-            true => Error::new(ErrorKind::Unknown, error.message()),
-            false => error,
-        })
+        // An earlier try may have been applied, whatever the last one says of itself; but these are
+        // said by who knows the key.
+        let knows = matches!(
+            error.kind(),
+            ErrorKind::Unknown | ErrorKind::Conflict | ErrorKind::Deadline | ErrorKind::Internal
+        );
+        if self.is_unknown && !knows {
+            return Err(Error::new(ErrorKind::Unknown, error.message()));
+        }
+        Err(error)
     }
 }
 
@@ -254,6 +279,10 @@ fn doubt(is_query: bool) -> ErrorKind {
 }
 
 fn broken(error: reqwest::Error, is_query: bool) -> Error {
+    if error.is_builder() {
+        let message = "the request cannot be sent";
+        return Error::new(ErrorKind::Invalid, message).with_source(error);
+    }
     if error.is_connect() {
         return Error::new(ErrorKind::Unavailable, "the server cannot be reached")
             .with_source(error);
@@ -271,11 +300,8 @@ struct Problem {
     detail: String,
 }
 
-fn understand(status: StatusCode, body: Vec<u8>, is_query: bool) -> Answered {
-    if status == StatusCode::OK || status == StatusCode::ACCEPTED {
-        return Ok(Ok(body));
-    }
-    let problem = serde_json::from_slice::<Problem>(&body).ok();
+fn refusal(status: StatusCode, body: &[u8], is_query: bool) -> Answered {
+    let problem = serde_json::from_slice::<Problem>(body).ok();
     let slug = problem.as_ref().and_then(|known| known.slug.strip_prefix("urn:stead:problem:"));
     match (slug, problem.as_ref()) {
         (Some("rejected"), Some(problem)) => Ok(Err(Rejection::new(&problem.detail))),
@@ -283,11 +309,10 @@ fn understand(status: StatusCode, body: Vec<u8>, is_query: bool) -> Answered {
             let kind = kind_of(slug).unwrap_or(doubt(is_query));
             Err(Error::new(kind, &problem.detail))
         }
-        // Something between here and the server answered in its stead.
-        _ if status.is_server_error() => {
-            Err(Error::new(doubt(is_query), format!("a proxy answered {status}")))
+        _ if status.is_client_error() => {
+            Err(Error::new(ErrorKind::Invalid, format!("no server of stead answered: {status}")))
         }
-        _ => Err(Error::new(ErrorKind::Invalid, format!("no server of stead answered: {status}"))),
+        _ => Err(Error::new(doubt(is_query), format!("a proxy answered {status}"))),
     }
 }
 
@@ -322,13 +347,19 @@ mod tests {
 
     #[test]
     fn only_what_can_do_no_harm_is_tried_again() {
-        use ErrorKind::{Conflict, Deadline, Overloaded, Unavailable, Unknown};
+        use ErrorKind::{
+            Conflict, Deadline, Fenced, Full, Invalid, NotFound, Overloaded, Unavailable, Unknown,
+        };
         let hour = Duration::from_secs(3_600);
         assert_eq!(kind_after(false, hour, &[Unavailable, Overloaded]), None);
         assert_eq!(kind_after(false, hour, &[Unavailable, Unknown]), Some(Unknown));
         assert_eq!(kind_after(true, hour, &[Unknown, Unavailable]), None);
         assert_eq!(kind_after(true, hour, &[Unknown, Conflict]), Some(Conflict));
         assert_eq!(kind_after(true, hour, &[Deadline]), Some(Deadline));
+        for refused in [Full, Invalid, NotFound, Fenced] {
+            assert_eq!(kind_after(true, hour, &[refused]), Some(refused));
+            assert_eq!(kind_after(true, hour, &[Unknown, refused]), Some(Unknown), "{refused:?}");
+        }
     }
 
     #[test]

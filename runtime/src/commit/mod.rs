@@ -15,7 +15,10 @@ mod merge;
 use std::sync::Arc;
 
 use stead_entities::{Error, ErrorKind};
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
 
 use self::merge::{Chains, Merge};
 use crate::{
@@ -83,6 +86,8 @@ pub(crate) struct Committer {
     last: Chains,
     fatal: watch::Sender<Option<Fatal>>,
     has_failed: bool,
+    /// Tasks that tell callers.
+    telling: JoinSet<()>,
 }
 
 /// A queue for bursts, before there are partitions to fill it.
@@ -111,6 +116,7 @@ impl Committer {
             last,
             fatal,
             has_failed: false,
+            telling: JoinSet::new(),
         }
     }
 
@@ -145,7 +151,9 @@ impl Committer {
                     Work::Close(done) => {
                         self.commit(std::mem::take(&mut bursts)).await;
                         let batch = self.batch(Vec::new(), true);
-                        let _nobody_waits = done.send(self.store.commit(batch).await);
+                        let outcome = self.store.commit(batch).await;
+                        while self.telling.join_next().await.is_some() {}
+                        let _nobody_waits = done.send(outcome);
                         return;
                     }
                 }
@@ -227,7 +235,7 @@ impl Committer {
         current
     }
 
-    fn let_out(&self, bursts: Vec<Burst>) {
+    fn let_out(&mut self, bursts: Vec<Burst>) {
         let mut settled = Vec::with_capacity(bursts.len());
         let mut replies = Vec::new();
         for mut burst in bursts {
@@ -241,7 +249,20 @@ impl Committer {
         for (partition, generation, number) in settled {
             self.partitions[usize::from(partition)].push(Input::Committed(generation, number));
         }
-        answer(replies);
+        self.tell(replies);
+    }
+
+    /// Tells callers. Many are woken by a task: waking one from a thread of the runtime costs less
+    /// than from the committer's, which meanwhile goes on.
+    fn tell(&mut self, replies: Vec<(Ticket, Response)>) {
+        let is_long = replies.len() > REPLIES_INLINE_MAX;
+        let tell =
+            move || replies.into_iter().for_each(|(ticket, response)| ticket.answer(response));
+        if !is_long {
+            return tell();
+        }
+        while self.telling.try_join_next().is_some() {}
+        self.telling.spawn(async move { tell() });
     }
 
     fn fail(&mut self, bursts: Vec<Burst>, error: &Error) {
@@ -274,18 +295,6 @@ pub(crate) fn merged(bursts: &mut [Burst]) -> Vec<Write> {
         merge.add(&Chains::default(), writes).expect("states follow one another");
     }
     merge.finish().0
-}
-
-/// Tells callers. Many are woken by a task: waking one from a thread of the runtime costs less than
-/// from the committer's, which meanwhile goes on.
-#[allow(clippy::disallowed_methods, reason = "the one task of the committer, which never waits")]
-fn answer(replies: Vec<(Ticket, Response)>) {
-    let is_long = replies.len() > REPLIES_INLINE_MAX;
-    let tell = move || replies.into_iter().for_each(|(ticket, response)| ticket.answer(response));
-    if !is_long {
-        return tell();
-    }
-    tokio::spawn(async move { tell() });
 }
 
 fn refuse(burst: Burst, error: &Error) {

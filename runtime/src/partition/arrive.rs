@@ -35,7 +35,7 @@ impl Partition {
 
     /// Why an operation of a caller outside cannot be taken.
     fn admit(&mut self, id: &EntityId, item: &Queued) -> Result<(), Error> {
-        if self.draining.is_some() {
+        if self.is_stopping {
             return Err(Error::new(ErrorKind::Closed, "the node is stopping"));
         }
         let limit = self.around.config.mailbox_max;

@@ -143,7 +143,10 @@ pub(crate) struct Partition {
     exhumed: Set<DeadLetterId>,
     /// What arrived before this generation could begin.
     early: VecDeque<Input>,
+    /// Who is told when everything that was taken is durable.
     draining: Option<Ticket>,
+    /// Whether it drains, or has drained: it begins nothing more.
+    is_stopping: bool,
     started_at: Timestamp,
     swept_at: Timestamp,
     outputs: Vec<Output>,
@@ -223,6 +226,7 @@ impl Partition {
             exhumed: Set::default(),
             early: VecDeque::new(),
             draining: None,
+            is_stopping: false,
             started_at: now,
             swept_at: now,
             outputs: Vec::new(),
@@ -252,10 +256,12 @@ impl Partition {
             self.take(input);
         }
         if self.phase == Phase::Serving {
-            if self.draining.is_none() {
+            if !self.is_stopping {
                 self.wake_due();
             }
             self.run_ready();
+        }
+        if !self.is_stopping {
             self.plan_wake();
         }
         self.seal();
@@ -280,9 +286,12 @@ impl Partition {
                 self.rejections = known.into();
             }
             // Rows that were delivered before the barrier are in the store that is read after it.
-            Input::Deliver(_) if self.phase == Phase::Fencing || self.draining.is_some() => {}
+            Input::Deliver(_) if self.phase == Phase::Fencing || self.is_stopping => {}
             Input::Tick => self.retry_recovery(),
-            Input::Drain(ticket) => self.draining = Some(ticket),
+            Input::Drain(ticket) => {
+                self.draining = Some(ticket);
+                self.is_stopping = true;
+            }
             input if self.phase != Phase::Serving => self.early.push_back(input),
             Input::Request(id, item) => self.arrive(&id, item),
             Input::Deliver(delivery) => self.deliver(*delivery),

@@ -90,7 +90,7 @@ impl Partition {
             Err(error) => {
                 tracing::error!(partition = self.number(), %error, "the inbox cannot be read");
                 self.recover_at = Some(self.now + RECOVERY_PAUSE);
-                return self.outputs.push(Output::WakeAt(self.now + RECOVERY_PAUSE));
+                return;
             }
         };
         self.phase = Phase::Serving;

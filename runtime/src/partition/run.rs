@@ -39,7 +39,7 @@ impl Partition {
                 continue;
             };
             activation.is_queued = false;
-            if self.draining.is_some() && !activation.is_awaited() {
+            if self.is_stopping && !activation.is_awaited() {
                 continue;
             }
             let share = turns.min(TURNS_PER_ENTITY_MAX);

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, time::Duration};
 use stead_entities::{EntityId, Timestamp};
 
 use super::{
-    Item, Output, Partition, Reminder,
+    Item, Output, Partition, Phase, Reminder,
     activation::{Queued, Retry},
 };
 use crate::{
@@ -139,7 +139,7 @@ impl Partition {
                 tracing::error!(partition = self.number(), %error, "reminders cannot be read");
                 self.due.end_scan();
                 self.due.retry_at = Some(self.now + SCAN_PAUSE);
-                return self.outputs.push(Output::WakeAt(self.now + SCAN_PAUSE));
+                return;
             }
         };
         let is_all = rows.len() < WINDOW_ROWS;
@@ -186,12 +186,20 @@ impl Partition {
         }
     }
 
-    /// Asks to be woken when the next reminder or retry is due.
+    /// Asks to be woken when the next thing is due, whatever it is. It is asked in every step: a
+    /// wish is forgotten where the partition was to be woken earlier.
     pub(super) fn plan_wake(&mut self) {
+        if self.phase != Phase::Serving {
+            return self.outputs.extend(self.recover_at.map(Output::WakeAt));
+        }
         let next_due = self.due.pending.keys().next().map(|(due, ..)| *due);
         let next_retry = self.retries.first().map(|(at, _): &Retry| *at);
         let next_scan = self.due.until.map(|until| until.max(self.now + WINDOW / 4));
-        let next = [next_due, next_retry, next_scan].into_iter().flatten().min();
+        let next_try = self.due.retry_at.filter(|at| *at > self.now);
+        let next_sweep = self.swept_at + self.around.config.idle / 4;
+        let next_sweep = Some(next_sweep).filter(|_| !self.table.is_empty());
+        let next = [next_due, next_retry, next_scan, next_try, next_sweep];
+        let next = next.into_iter().flatten().min();
         self.outputs.extend(next.map(Output::WakeAt));
     }
 
@@ -248,8 +256,5 @@ impl Partition {
         );
         let (released, backlog) = (self.released, &self.backlog);
         self.table.retain(|id, entry| !entry.is_idle(released, since) || backlog.contains_key(id));
-        if !self.table.is_empty() {
-            self.outputs.push(Output::WakeAt(self.now + idle / 4));
-        }
     }
 }

@@ -83,7 +83,8 @@ async fn hangs_up_first(listener: TcpListener, came: Arc<AtomicUsize>) -> Result
         let mut request = [0; 4_096];
         let length = stream.read(&mut request).await?;
         if length > 0 && came.fetch_add(1, Ordering::SeqCst) > 0 {
-            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\nconnection: close\r\n\r\n9";
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\
+                content-length: 1\r\nconnection: close\r\n\r\n9";
             stream.write_all(answer).await?;
         }
     }

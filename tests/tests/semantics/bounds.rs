@@ -1,5 +1,7 @@
 //! Every limit of a turn, an entity or a node, reached from both sides.
 
+use std::task::Poll;
+
 use stead::operation::Operation;
 
 use super::*;
@@ -102,9 +104,8 @@ async fn a_turn_that_takes_more_than_it_may_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn what_a_node_holds_is_bounded_in_number_and_bytes() {
+async fn what_a_node_holds_is_bounded_in_bytes() {
     let mut world = World::new();
-    world.config.requests_max = 2;
     world.config.request_bytes_max = 100;
     world.config.body_bytes_max = 200;
     let node = start(&world).await;
@@ -117,15 +118,28 @@ async fn what_a_node_holds_is_bounded_in_number_and_bytes() {
     let key = |length| hoard.nothing().idempotency_key("k".repeat(length));
     key(256).await.expect("a key");
     assert_eq!(kind(&key(257).await.expect_err("too long")), Some(ErrorKind::Invalid));
-    let journal = node.entity::<Journal>("a");
-    let hanging: Vec<_> = (0..2).map(|_| tokio::spawn(journal.hang().into_future())).collect();
-    tokio::task::yield_now().await;
+}
+
+#[tokio::test]
+async fn a_full_node_refuses_until_there_is_room() {
+    let mut world = World::new();
+    world.config.requests_max = 1;
+    let node = start(&world).await;
+    let mut hanging = node.entity::<Journal>("a").hang().into_future();
+    // Polled once, it is with its partition.
+    let is_there = std::future::poll_fn(|ctx| Poll::Ready(hanging.as_mut().poll(ctx).is_pending()));
+    assert!(is_there.await);
+    let hoard = node.entity::<Hoard>("a");
     let error = hoard.nothing().await.expect_err("the node is full");
     assert_eq!(kind(&error), Some(ErrorKind::Overloaded));
-    for hanging in hanging {
-        assert!(hanging.await.expect("joined").is_err());
+    assert!(hanging.await.is_err(), "its deadline");
+    // The room is given back when the last that holds it is done with it.
+    let mut tries = 0;
+    while hoard.nothing().await.is_err() {
+        tries += 1;
+        assert!(tries < 1_000, "there is room again");
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    hoard.nothing().await.expect("there is room again");
 }
 
 #[tokio::test]
@@ -183,9 +197,11 @@ async fn a_drain_waits_until_its_deadline() {
     world.config.spin_limit = Duration::from_secs(1_200);
     world.config.drain_deadline = Duration::from_millis(50);
     let node = start(&world).await;
-    let hanging = tokio::spawn(node.entity::<Journal>("a").hang().into_future());
-    while node.entity::<Journal>("b").append(1).await.is_err() {}
+    let mut hanging = node.entity::<Journal>("a").hang().into_future();
+    let is_there = std::future::poll_fn(|ctx| Poll::Ready(hanging.as_mut().poll(ctx).is_pending()));
+    assert!(is_there.await);
+    node.entity::<Journal>("b").append(1).await.expect("a call");
     assert!(node.drain().await.is_err(), "something runs");
-    let told = hanging.await.expect("joined").expect_err("it was dropped");
+    let told = hanging.await.expect_err("it was dropped");
     assert!(matches!(kind(&told), Some(ErrorKind::Unknown | ErrorKind::Closed)), "{told:?}");
 }

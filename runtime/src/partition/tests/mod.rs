@@ -27,7 +27,7 @@ use crate::{
     commit::merged,
     entropy::Entropy,
     store::{
-        Batch, CommitOutcome, Fence, Store,
+        Batch, CommitOutcome, Fence, ReadError, Store,
         keys::Table,
         memory::{MemoryDisk, MemoryStore},
         record::{IdempotencyKey, Settings},

@@ -88,3 +88,36 @@ fn minted_numbers_grow_over_restarts_and_bursts() {
     let mut bench = bench.crashed();
     assert!(bench.partition.mint() > first[first.len() - 1]);
 }
+
+#[test]
+fn what_could_not_be_read_is_read_again_whatever_else_wakes_the_partition() {
+    let mut bench = Bench::open(MemoryDisk::new(), Timestamp::from_micros(1_000_000_000));
+    let generation = bench.partition.generation();
+    bench.step([Input::Barrier(generation)]);
+    let failed = ReadError::Unavailable("on purpose".into());
+    bench.step([Input::Recovered(generation, Err(failed))]);
+    let again = bench.wake_at;
+    assert!(again > bench.now && again < Timestamp::MAX);
+    // An earlier tick comes to nothing, and the wish is not forgotten.
+    bench.step([Input::Tick]);
+    assert_eq!(bench.wake_at, again);
+    bench.reads.clear();
+    bench.now = again;
+    bench.step([Input::Tick]);
+    assert!(matches!(bench.reads.front(), Some(Output::Recover)));
+}
+
+#[test]
+fn a_partition_that_has_drained_begins_nothing_more() {
+    let mut bench = Bench::new();
+    bench.call("a", "remind_once", "1");
+    bench.settle();
+    let (ticket, drained) = Ticket::new(Duration::from_secs(30), None);
+    bench.step([Input::Drain(ticket)]);
+    assert_eq!(answer(told(drained)), Some(Answer::Done));
+    bench.advance(60);
+    assert_eq!(bench.wake_at, Timestamp::MAX, "it asks for nothing");
+    assert!(bench.bursts.is_empty() && bench.reads.is_empty());
+    let late = bench.call("a", "append", "2");
+    assert_eq!(kind(told(late)), Some(ErrorKind::Closed));
+}
