@@ -20,7 +20,9 @@ build: setup
 serve: build
 	$${CARGO_TARGET_DIR:-target}/release/stead serve --data ./data --listen 127.0.0.1:8080
 
+# PostgreSQL too, where it can be installed; the tests start private servers of their own.
 test: build
+	@bash tests/setup.sh
 	$(CARGO) test --release --locked --workspace
 
 check: setup

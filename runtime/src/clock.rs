@@ -94,6 +94,7 @@ pub(crate) fn monotonic() -> Instant {
 
 /// Waits in real time, blocking the thread.
 #[allow(clippy::disallowed_methods, reason = "this is the home of waiting")]
+#[cfg(feature = "rocksdb")]
 pub(crate) fn wait(length: Duration) {
     std::thread::sleep(length);
 }

@@ -30,6 +30,8 @@ pub use config::Config;
 pub use http::Server;
 pub use node::{Node, NodeBuilder, StartError};
 pub use partition::ticket::StateView;
+#[cfg(feature = "postgres")]
+pub use store::PostgresStore;
 #[cfg(feature = "rocksdb")]
 pub use store::RocksStore;
 

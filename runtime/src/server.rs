@@ -14,8 +14,11 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    Config, Fatal, Node, NodeBuilder, RocksStore, Server, StartError,
-    store::rocks::{OpenError, RocksSettings},
+    Config, Fatal, Node, NodeBuilder, PostgresStore, RocksStore, Server, StartError,
+    store::{
+        postgres::{ConnectError, PostgresSettings},
+        rocks::{OpenError, RocksSettings},
+    },
 };
 
 /// A node that hosts stateful entities.
@@ -24,7 +27,7 @@ use crate::{
     version,
     about,
     after_help = "Logs are filtered by RUST_LOG. Exit codes: 0 stopped, 1 \
-    address or disk, 2 usage, 3 directory in use, 4 flush failed, 5 layout or version refused, 6 log \
+    address, disk or database, 2 usage, 3 directory in use or database taken over, 4 flush failed, 5 layout or version refused, 6 log \
     shorter than what was durable, 7 an operation does not end."
 )]
 struct Command {
@@ -43,6 +46,16 @@ struct Serve {
     /// The directory that holds the data; it is created where it is missing.
     #[arg(long, env = "STEAD_DATA", default_value = "data")]
     data: PathBuf,
+    /// The database that holds the data instead of a directory, as in
+    /// postgres://USER:PASSWORD@HOST/DATABASE. One node uses it at a time.
+    #[arg(
+        long,
+        env = "STEAD_STORE",
+        value_name = "URL",
+        hide_env_values = true,
+        conflicts_with = "data"
+    )]
+    store: Option<String>,
     /// Where to listen.
     #[arg(long, env = "STEAD_LISTEN", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
@@ -99,7 +112,7 @@ pub mod exit {
     pub const FAILED: u8 = 1;
     /// A flag, a setting or an entity type cannot be used.
     pub const USAGE: u8 = 2;
-    /// Another process uses the data directory.
+    /// Another process uses the data directory, or has taken the database over.
     pub const IN_USE: u8 = 3;
     /// A flush failed; starting again recovers everything that was acknowledged.
     pub const POISONED: u8 = 4;
@@ -189,28 +202,15 @@ async fn serve(settings: Serve, entities: impl FnOnce(NodeBuilder) -> NodeBuilde
             return fail(exit::FAILED, &message);
         }
     };
-    let rocks = RocksSettings {
-        node: settings.node_id.as_str().into(),
-        free_bytes_min: settings.free_bytes_min,
-        ..RocksSettings::default()
+    let opening = match &settings.store {
+        Some(url) => open_database(url, &settings).await,
+        None => open_directory(&settings).await,
     };
-    let path = settings.data.clone();
-    let opening = tokio::task::spawn_blocking(move || RocksStore::open_with(path, &rocks)).await;
-    let store = match opening {
-        Ok(Ok(store)) => store,
-        Ok(Err(error @ OpenError::InUse(_))) => {
-            let message = format!("{error}: stop it, or choose another directory with --data");
-            return fail(exit::IN_USE, &message);
-        }
-        Ok(Err(error @ OpenError::LostTail(_))) => {
-            return fail(exit::LOST_TAIL, &error.to_string());
-        }
-        Ok(Err(error)) => {
-            return fail(exit::FAILED, &format!("{}: {error}", settings.data.display()));
-        }
-        Err(error) => return fail(exit::FAILED, &error.to_string()),
+    let (builder, place) = match opening {
+        Ok(opened) => opened,
+        Err((code, message)) => return fail(code, &message),
     };
-    let builder = Node::builder().store(store).config(config).name(settings.node_id);
+    let builder = builder.config(config).name(settings.node_id);
     let node = match entities(builder).start().await {
         Ok(node) => node,
         Err(error @ StartError::Invalid(_)) => return fail(exit::USAGE, &error.to_string()),
@@ -218,14 +218,50 @@ async fn serve(settings: Serve, entities: impl FnOnce(NodeBuilder) -> NodeBuilde
         Err(error) => return fail(exit::FAILED, &error.to_string()),
     };
     let address = server.address().unwrap_or(settings.listen);
-    let data = settings.data.display();
     let has_counter = node.descriptions().iter().any(|known| known.name == "counter");
     let hint = match has_counter {
         true => format!("curl --json 5 http://{address}/v1/entities/counter/visits/calls/add"),
         false => format!("curl http://{address}/v1/entities"),
     };
-    tracing::info!("listening on http://{address}, data in {data}; try: {hint}");
+    tracing::info!("listening on http://{address}, data in {place}; try: {hint}");
     serve_until(node, server, stop).await
+}
+
+/// A node whose data is in a directory, and the name of that; or an exit code with its reason.
+async fn open_directory(settings: &Serve) -> Result<(NodeBuilder, String), (u8, String)> {
+    let rocks = RocksSettings {
+        node: settings.node_id.as_str().into(),
+        free_bytes_min: settings.free_bytes_min,
+        ..RocksSettings::default()
+    };
+    let path = settings.data.clone();
+    let opening = tokio::task::spawn_blocking(move || RocksStore::open_with(path, &rocks)).await;
+    let place = settings.data.display().to_string();
+    match opening {
+        Ok(Ok(store)) => Ok((Node::builder().store(store), place)),
+        Ok(Err(error @ OpenError::InUse(_))) => {
+            let message = format!("{error}: stop it, or choose another directory with --data");
+            Err((exit::IN_USE, message))
+        }
+        Ok(Err(error @ OpenError::LostTail(_))) => Err((exit::LOST_TAIL, error.to_string())),
+        Ok(Err(error)) => Err((exit::FAILED, format!("{place}: {error}"))),
+        Err(error) => Err((exit::FAILED, error.to_string())),
+    }
+}
+
+/// The same for a database.
+async fn open_database(url: &str, settings: &Serve) -> Result<(NodeBuilder, String), (u8, String)> {
+    let node = settings.node_id.as_str().into();
+    let postgres = PostgresSettings { node, ..PostgresSettings::default() };
+    match PostgresStore::connect_with(url, &postgres).await {
+        Ok(store) => {
+            let place = store.place().to_owned();
+            Ok((Node::builder().store(store), place))
+        }
+        Err(error @ ConnectError::Address(_)) => Err((exit::USAGE, error.to_string())),
+        Err(error @ ConnectError::Newer(..)) => Err((exit::LAYOUT, error.to_string())),
+        Err(error) => Err((exit::FAILED, error.to_string())),
+    }
 }
 
 async fn serve_until(node: Node, server: Server, asked_to_stop: impl Future<Output = ()>) -> u8 {

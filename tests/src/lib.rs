@@ -6,7 +6,10 @@
 #[derive(Debug)]
 pub struct Readme;
 
+pub mod database;
+
 use std::{
+    io::Write as _,
     net::{SocketAddr, TcpListener},
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
@@ -23,6 +26,12 @@ pub struct Server {
     child: Child,
     address: SocketAddr,
     client: Client,
+}
+
+/// Says what a test leaves out, past the capture of the test runner.
+pub fn leave_out(what: &str) {
+    // Where nobody reads, nobody misses it.
+    let _unread = writeln!(std::io::stderr(), "left out: {what}");
 }
 
 /// A binary under test.
@@ -77,6 +86,17 @@ pub fn command_of(
     let mut command = Command::new(binary(name)?);
     command.arg("serve").arg("--data").arg(data);
     command.arg("--listen").arg(address.to_string()).args(arguments);
+    command.stdin(Stdio::null());
+    Ok(command)
+}
+
+/// The command that serves the data of a database at `address`.
+///
+/// # Errors
+/// Where the binary is missing.
+pub fn command_on(store: &str, address: SocketAddr) -> Result<Command> {
+    let mut command = Command::new(binary("stead")?);
+    command.args(["serve", "--listen", &address.to_string()]).env("STEAD_STORE", store);
     command.stdin(Stdio::null());
     Ok(command)
 }

@@ -12,5 +12,7 @@ pub mod http {}
 pub mod invariants {}
 #[doc = include_str!("operations.md")]
 pub mod operations {}
+#[doc = include_str!("postgres.md")]
+pub mod postgres {}
 #[doc = include_str!("storage-format.md")]
 pub mod storage_format {}

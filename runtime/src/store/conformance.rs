@@ -19,7 +19,8 @@ use super::{
 ///
 /// # Panics
 /// With the first obligation that is broken.
-pub async fn suite(open: impl Fn() -> Arc<dyn Store>) {
+pub async fn suite<S: Store>(open: impl AsyncFn() -> S) {
+    let open = async || Arc::new(open().await) as Arc<dyn Store>;
     a_batch_is_read_back_after_opening_again(&open).await;
     a_wrong_fence_writes_nothing(&open).await;
     a_missing_row_refuses_the_whole_batch(&open).await;
@@ -93,7 +94,7 @@ fn row(sender: &str, revision: u64) -> (InboxKey, InboxRecord) {
     (key, record)
 }
 
-async fn a_batch_is_read_back_after_opening_again(open: &impl Fn() -> Arc<dyn Store>) {
+async fn a_batch_is_read_back_after_opening_again(open: &impl AsyncFn() -> Arc<dyn Store>) {
     let key = IdempotencyKey { partition: 3, id: id("a"), caller: "".into(), key: "k".into() };
     let kept = IdempotencyRecord {
         fingerprint: 5,
@@ -114,7 +115,7 @@ async fn a_batch_is_read_back_after_opening_again(open: &impl Fn() -> Arc<dyn St
         buried_at: Timestamp::default(),
     };
     let first = {
-        let mut writer = Writer::new(open());
+        let mut writer = Writer::new(open().await);
         let first = writer.store.opened().incarnation;
         let writes = vec![
             Write::PutState(id("a"), state(1)),
@@ -126,7 +127,7 @@ async fn a_batch_is_read_back_after_opening_again(open: &impl Fn() -> Arc<dyn St
         writer.store.close().await;
         first
     };
-    let store = open();
+    let store = open().await;
     assert!(store.opened().incarnation > first, "an opening mints an incarnation");
     assert!(store.opened().time >= Timestamp::from_micros(5), "the clock's mark is kept");
     let loaded = store.load(id("a")).await;
@@ -140,8 +141,8 @@ async fn a_batch_is_read_back_after_opening_again(open: &impl Fn() -> Arc<dyn St
     store.close().await;
 }
 
-async fn a_wrong_fence_writes_nothing(open: &impl Fn() -> Arc<dyn Store>) {
-    let store = open();
+async fn a_wrong_fence_writes_nothing(open: &impl AsyncFn() -> Arc<dyn Store>) {
+    let store = open().await;
     let writer = Writer::new(store.clone());
     let wrong: [fn(&mut Fence); 3] =
         [|fence| fence.number += 1, |fence| fence.number -= 1, |fence| fence.incarnation -= 1];
@@ -155,8 +156,8 @@ async fn a_wrong_fence_writes_nothing(open: &impl Fn() -> Arc<dyn Store>) {
     store.close().await;
 }
 
-async fn a_missing_row_refuses_the_whole_batch(open: &impl Fn() -> Arc<dyn Store>) {
-    let mut writer = Writer::new(open());
+async fn a_missing_row_refuses_the_whole_batch(open: &impl AsyncFn() -> Arc<dyn Store>) {
+    let mut writer = Writer::new(open().await);
     let (key, record) = row("suite/sender", 1);
     writer.write(vec![Write::Accept(key.clone(), record)]).await;
     writer.write(vec![Write::Consume(key.clone())]).await;
@@ -172,8 +173,8 @@ async fn a_missing_row_refuses_the_whole_batch(open: &impl Fn() -> Arc<dyn Store
     writer.store.close().await;
 }
 
-async fn pages_follow_each_other(open: &impl Fn() -> Arc<dyn Store>) {
-    let mut writer = Writer::new(open());
+async fn pages_follow_each_other(open: &impl AsyncFn() -> Arc<dyn Store>) {
+    let mut writer = Writer::new(open().await);
     let rows: Vec<_> = (1..=5).map(|revision| row("suite/pager", revision)).collect();
     let mut writes: Vec<_> =
         rows.iter().cloned().map(|(key, record)| Write::Accept(key, record)).collect();
@@ -201,8 +202,8 @@ async fn pages_follow_each_other(open: &impl Fn() -> Arc<dyn Store>) {
     writer.store.clone().close().await;
 }
 
-async fn reminders_are_found_by_due_time(open: &impl Fn() -> Arc<dyn Store>) {
-    let mut writer = Writer::new(open());
+async fn reminders_are_found_by_due_time(open: &impl AsyncFn() -> Arc<dyn Store>) {
+    let mut writer = Writer::new(open().await);
     let reminder = |due: i64| ReminderRecord {
         due: Timestamp::from_micros(due),
         number: due.unsigned_abs(),

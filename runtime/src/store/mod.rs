@@ -7,6 +7,8 @@
 pub mod conformance;
 pub mod keys;
 pub mod memory;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 pub mod record;
 #[cfg(feature = "rocksdb")]
 pub mod rocks;
@@ -18,6 +20,8 @@ use siphasher::sip128::{Hasher128, SipHasher24};
 use stead_entities::{BoxFuture, EntityId, Error, ErrorKind, Timestamp};
 
 pub use memory::MemoryStore;
+#[cfg(feature = "postgres")]
+pub use postgres::PostgresStore;
 use record::{
     Damaged, DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey, InboxRecord,
     ReminderRecord, Settings, Slot, StateRecord,

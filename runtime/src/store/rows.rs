@@ -19,7 +19,7 @@ const PAGE_BYTES_MAX: usize = 4 << 20;
 /// How much a scan returns.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limit {
-    rows: usize,
+    pub(super) rows: usize,
     bytes: usize,
 }
 

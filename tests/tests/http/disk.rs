@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use stead_tests::{Server, command_of, free_address, problem};
+use stead_tests::{Server, command_of, free_address, leave_out, problem};
 
 const ADD: &str = "/v1/entities/unruly/a/calls/append";
 
@@ -21,7 +21,7 @@ async fn entries(server: &Server) -> Result<Vec<u32>> {
 fn has(tool: &str, arguments: &[&str], left_out: &str) -> bool {
     let works = Command::new(tool).args(arguments).output().is_ok_and(|out| out.status.success());
     if !works {
-        eprintln!("left out, because {tool} cannot be used here: {left_out}");
+        leave_out(&format!("{left_out}, because {tool} cannot be used here"));
     }
     works
 }

@@ -1,5 +1,6 @@
 //! The HTTP surface from outside: a real server, good requests and bad ones.
 
+mod database;
 mod disk;
 mod failures;
 mod fixtures;

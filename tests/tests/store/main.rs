@@ -1,9 +1,10 @@
 //! Every store passes the same conformance suite, and RocksDB keeps its own promises beside it.
 
+mod postgres;
+
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use stead::{
@@ -19,13 +20,14 @@ use stead::{
 #[tokio::test]
 async fn the_memory_store_conforms() {
     let disk = MemoryDisk::new();
-    conformance::suite(|| Arc::new(disk.open().expect("readable"))).await;
+    conformance::suite(async || disk.open().expect("readable")).await;
 }
 
 #[tokio::test]
 async fn the_rocksdb_store_conforms() {
     let directory = tempfile::tempdir().expect("a directory");
-    conformance::suite(|| Arc::new(RocksStore::open(directory.path()).expect("opens"))).await;
+    let open = || RocksStore::open(directory.path()).expect("opens");
+    conformance::suite(async || open()).await;
 }
 
 async fn commit_empty(store: &RocksStore, number: u64) {

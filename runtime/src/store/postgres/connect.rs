@@ -1,0 +1,172 @@
+//! Connections, and what is asked of a database before anything is kept in it.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
+use tokio_postgres::{Client, Config, NoTls, config::Host, types::Type};
+
+use super::{PostgresSettings, sql};
+use crate::clock;
+
+/// How long a connection may take.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+/// The most connections that read at one time.
+pub(super) const READERS_MAX: usize = 4;
+
+/// Why a store in PostgreSQL cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The address is not one of a PostgreSQL database.
+    #[error("{0}: write postgres://USER:PASSWORD@HOST:PORT/DATABASE")]
+    Address(String),
+    /// The database cannot be reached, or does not let this user in.
+    #[error("the database cannot be reached: {0}")]
+    Unreachable(String),
+    /// The tables were made by a newer program.
+    #[error("the tables have version {0}, this program knows versions up to {1}: use a newer one")]
+    Newer(i32, i32),
+    /// The database may lose what it has confirmed.
+    #[error(
+        "the database may lose what it has confirmed ({0} is off): switch it on, or accept the loss \
+         with `unsafe_durability`"
+    )]
+    Unsafe(String),
+    /// What the database answers makes no sense.
+    #[error("the database cannot be used: {0}")]
+    Unusable(String),
+}
+
+impl From<tokio_postgres::Error> for ConnectError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Unusable(said(&error))
+    }
+}
+
+/// What a database says of an error, its own words first.
+pub(super) fn said(error: &tokio_postgres::Error) -> String {
+    match error.as_db_error() {
+        Some(known) => format!("{} ({})", known.message(), known.code().code()),
+        None => match std::error::Error::source(error) {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        },
+    }
+}
+
+pub(super) fn parse(address: &str) -> Result<Config, ConnectError> {
+    let mut config: Config = address
+        .parse()
+        .map_err(|error: tokio_postgres::Error| ConnectError::Address(error.to_string()))?;
+    config.connect_timeout(CONNECT_DEADLINE);
+    config.application_name("stead");
+    Ok(config)
+}
+
+/// Hosts and name of a database, without what is secret.
+pub(super) fn place(config: &Config) -> String {
+    let hosts = config.get_hosts().iter().map(|host| match host {
+        Host::Tcp(name) => name.clone(),
+        Host::Unix(path) => path.display().to_string(),
+    });
+    let hosts = hosts.collect::<Vec<_>>().join(", ");
+    format!("database {} at {hosts}", config.get_dbname().unwrap_or("of the user's name"))
+}
+
+/// A new connection; the task that carries it ends with the client.
+#[allow(clippy::disallowed_methods, reason = "the one task of a connection")]
+pub(super) async fn connect(config: &Config) -> Result<Client, ConnectError> {
+    let connecting = clock::within(2 * CONNECT_DEADLINE, config.connect(NoTls));
+    let connected =
+        connecting.await.ok_or_else(|| ConnectError::Unreachable("it does not answer".into()))?;
+    let (client, connection) =
+        connected.map_err(|error| ConnectError::Unreachable(said(&error)))?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::warn!(error = said(&error), "a connection to the database ended");
+        }
+    });
+    Ok(client)
+}
+
+/// Refuses a database that confirms what it may lose. What a database does not know is reported.
+pub(super) async fn check_durability(
+    client: &Client,
+    settings: &PostgresSettings,
+) -> Result<(), ConnectError> {
+    let names = ["fsync", "full_page_writes", "synchronous_commit"];
+    let known = client.query_typed(sql::SETTINGS, &[(&&names[..], Type::TEXT_ARRAY)]).await?;
+    for name in names {
+        let row = known.iter().find(|row| row.get::<_, &str>(0) == name);
+        match row.map(|row| row.get::<_, &str>(1)) {
+            Some("off") if settings.unsafe_durability => {
+                tracing::warn!(name, "the database may lose what it has confirmed");
+            }
+            Some("off") => return Err(ConnectError::Unsafe(name.into())),
+            Some(_) => {}
+            None => tracing::warn!(name, "unchecked: the database does not know this setting"),
+        }
+    }
+    Ok(())
+}
+
+/// Makes the tables, or brings them up to this program's version.
+pub(super) async fn migrate(
+    client: &mut Client,
+    mint: impl AsyncFnOnce(&tokio_postgres::Transaction<'_>) -> Result<(), tokio_postgres::Error>,
+) -> Result<(), ConnectError> {
+    let found: i64 = client.query_typed_one(sql::FIND_TABLES, &[]).await?.get(0);
+    if found > 0 {
+        let schema: i32 = client.query_typed_one(sql::READ_STORE, &[]).await?.get(0);
+        return match schema {
+            sql::SCHEMA => Ok(()),
+            newer => Err(ConnectError::Newer(newer, sql::SCHEMA)),
+        };
+    }
+    let making = client.transaction().await?;
+    for migration in sql::MIGRATIONS {
+        making.batch_execute(migration).await?;
+    }
+    mint(&making).await?;
+    Ok(making.commit().await?)
+}
+
+/// A few connections that only read.
+#[derive(Debug)]
+pub(super) struct Readers {
+    config: Config,
+    room: Arc<Semaphore>,
+    idle: Mutex<Vec<Client>>,
+}
+
+/// A connection of its own, for one read.
+pub(super) struct Reader {
+    pub(super) client: Client,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Readers {
+    pub(super) fn new(config: Config) -> Self {
+        Self { config, room: Arc::new(Semaphore::new(READERS_MAX)), idle: Mutex::default() }
+    }
+
+    pub(super) async fn take(&self) -> Result<Reader, ConnectError> {
+        let permit = self.room.clone().acquire_owned().await;
+        let permit = permit.map_err(|error| ConnectError::Unusable(error.to_string()))?;
+        loop {
+            let idle = self.idle.lock().await.pop();
+            match idle {
+                Some(client) if client.is_closed() => {}
+                Some(client) => return Ok(Reader { client, _permit: permit }),
+                None => {
+                    let client = connect(&self.config).await?;
+                    return Ok(Reader { client, _permit: permit });
+                }
+            }
+        }
+    }
+
+    /// Only a connection without an open transaction is handed back.
+    pub(super) async fn give_back(&self, reader: Reader) {
+        self.idle.lock().await.push(reader.client);
+    }
+}

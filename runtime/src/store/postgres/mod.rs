@@ -1,0 +1,324 @@
+//! A store in PostgreSQL, or in what speaks its protocol: many nodes can share it.
+//!
+//! One transaction for each batch, its statements sent one behind the other without waiting. The
+//! first one is the fence: it moves the lane of this incarnation from the batch before to this one,
+//! and fails inside the database where it cannot. Where the answer to a COMMIT does not arrive, a
+//! write on the same row waits for the transaction to end, or keeps it from ever moving the lane if
+//! it is still on its way; then the number of the lane tells. A plain read could miss a commit that
+//! is still becoming visible, and a transaction that a slow server finds in its socket later.
+//!
+//! What must never happen: a row is written, or removed, by a statement that is not behind the fence
+//! of its transaction; an outcome is guessed. The home of the PostgreSQL client; all SQL is in
+//! [`sql`].
+
+mod commit;
+mod connect;
+mod sql;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use stead_entities::{BoxFuture, EntityId, Timestamp};
+use tokio::runtime::Handle;
+use tokio_postgres::{Client, types::Type};
+
+use self::{commit::Writer, connect::Readers};
+use super::{
+    Batch, CommitOutcome, DeadLetterPage, InboxPage, Opened, ReadError, ReadResult, ReminderRows,
+    StatePage, Store,
+    keys::Table,
+    record::{
+        DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey, Settings,
+        StateRecord,
+    },
+    rows::{self, Limit, Rows, Scanned},
+};
+use crate::entropy::Entropy;
+
+pub use connect::ConnectError;
+
+/// Lanes of this many earlier incarnations are kept, so that who was fenced can learn how its last
+/// batch ended.
+const LANES_KEPT: i64 = 1_000;
+
+/// How a store in PostgreSQL is opened.
+#[derive(Debug, Clone)]
+pub struct PostgresSettings {
+    /// The name of the node. `node`.
+    pub node: Arc<str>,
+    /// How many partitions a new store has. 1,024; 1 to 4,096.
+    pub partitions: u16,
+    /// How long a statement may take before the database gives it up. 10 s.
+    pub statement_timeout: Duration,
+    /// How long it is asked how a batch ended whose answer did not arrive. 30 s.
+    pub settle_deadline: Duration,
+    /// Accepts a database that may lose what it has confirmed. Not set.
+    pub unsafe_durability: bool,
+}
+
+impl Default for PostgresSettings {
+    fn default() -> Self {
+        Self {
+            node: "node".into(),
+            partitions: 1_024,
+            statement_timeout: Duration::from_secs(10),
+            settle_deadline: Duration::from_secs(30),
+            unsafe_durability: false,
+        }
+    }
+}
+
+/// A store whose data is in PostgreSQL. Opening it fences whoever had it open.
+#[derive(Debug)]
+pub struct PostgresStore {
+    opened: Opened,
+    readers: Arc<Readers>,
+    writer: tokio::sync::Mutex<Writer>,
+    is_closed: AtomicBool,
+    forget_before: Arc<AtomicI64>,
+    place: String,
+}
+
+impl PostgresStore {
+    /// Opens or creates the store in the database at `address`, such as
+    /// `postgres://stead@127.0.0.1/stead`.
+    ///
+    /// # Errors
+    /// [`ConnectError`] by what to do about it.
+    pub async fn connect(address: &str) -> Result<Self, ConnectError> {
+        Self::connect_with(address, &PostgresSettings::default()).await
+    }
+
+    /// The same with other settings.
+    ///
+    /// # Errors
+    /// [`ConnectError`] by what to do about it.
+    pub async fn connect_with(
+        address: &str,
+        settings: &PostgresSettings,
+    ) -> Result<Self, ConnectError> {
+        let config = connect::parse(address)?;
+        let mut client = connect::connect(&config).await?;
+        connect::check_durability(&client, settings).await?;
+        mint(&mut client, settings).await?;
+        let opened = open_lane(&mut client, settings).await?;
+        let forget_before = Arc::new(AtomicI64::new(i64::MIN));
+        let place = connect::place(&config);
+        let writer = Writer::new(config.clone(), client, settings.clone(), forget_before.clone());
+        Ok(Self {
+            opened,
+            readers: Arc::new(Readers::new(config)),
+            writer: tokio::sync::Mutex::new(writer),
+            is_closed: false.into(),
+            forget_before,
+            place,
+        })
+    }
+
+    /// The database for people: its hosts and its name, without user and password.
+    pub fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// Runs a read on a connection of its own, in one view: a batch is seen as a whole or not at
+    /// all.
+    fn blocking<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&dyn Rows) -> ReadResult<T> + Send + 'static,
+    ) -> BoxFuture<'static, ReadResult<T>> {
+        let readers = self.readers.clone();
+        let runtime = Handle::current();
+        Box::pin(async move {
+            let reader = readers.take().await.map_err(unreadable)?;
+            let begun = reader.client.batch_execute(sql::BEGIN_READ);
+            begun.await.map_err(unreadable)?;
+            let reading = tokio::task::spawn_blocking(move || {
+                let found = read(&View { client: &reader.client, runtime });
+                (reader, found)
+            });
+            let (reader, found) = match reading.await {
+                Ok(done) => done,
+                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                // The runtime is being torn down, and nobody waits.
+                Err(_) => std::future::pending().await,
+            };
+            if reader.client.batch_execute("commit").await.is_ok() {
+                readers.give_back(reader).await;
+            }
+            found
+        })
+    }
+}
+
+fn unreadable(error: impl Into<ConnectError>) -> ReadError {
+    ReadError::Unavailable(error.into().to_string())
+}
+
+/// Makes the tables with what is minted once.
+async fn mint(client: &mut Client, settings: &PostgresSettings) -> Result<(), ConnectError> {
+    let mut entropy = Entropy::system();
+    let identity = entropy.next_wide().to_be_bytes();
+    let (first, second) = (entropy.next().to_be_bytes(), entropy.next().to_be_bytes());
+    let partitions = i32::from(settings.partitions.clamp(1, 4_096));
+    let made = connect::migrate(client, async |making| {
+        let values: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 5] = [
+            (&sql::SCHEMA, Type::INT4),
+            (&&identity[..], Type::BYTEA),
+            (&partitions, Type::INT4),
+            (&&first[..], Type::BYTEA),
+            (&&second[..], Type::BYTEA),
+        ];
+        making.execute_typed(sql::MINT_STORE, &values).await.map(drop)
+    });
+    match made.await {
+        // Somebody else may have made them at the same time.
+        Err(ConnectError::Unusable(_)) => connect::migrate(client, async |_| Ok(())).await,
+        made => made,
+    }
+}
+
+/// Closes every lane and opens one of a new incarnation.
+async fn open_lane(
+    client: &mut Client,
+    settings: &PostgresSettings,
+) -> Result<Opened, ConnectError> {
+    let opening = client.transaction().await?;
+    let incarnation: i64 = opening.query_typed_one(sql::NEXT_INCARNATION, &[]).await?.get(0);
+    opening.execute_typed(sql::CLOSE_LANES, &[]).await?;
+    let last = opening.query_typed_opt(sql::LAST_LANE, &[]).await?;
+    let now: i64 = opening.query_typed_one(sql::NOW, &[]).await?.get(0);
+    let number = last.as_ref().map_or(0, |row| row.get::<_, i64>(0));
+    let time = last.as_ref().map_or(now, |row| now.max(row.get(1)));
+    let node: &str = &settings.node;
+    let values: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 4] = [
+        (&incarnation, Type::INT8),
+        (&node, Type::TEXT),
+        (&number, Type::INT8),
+        (&time, Type::INT8),
+    ];
+    opening.execute_typed(sql::OPEN_LANE, &values).await?;
+    opening.execute_typed(sql::DROP_LANES, &[(&(incarnation - LANES_KEPT), Type::INT8)]).await?;
+    let store = opening.query_typed_one(sql::READ_STORE, &[]).await?;
+    let seed = |column| {
+        let bytes: &[u8] = store.get(column);
+        let bytes = bytes.try_into().map_err(|_| ConnectError::Unusable("its seed".into()))?;
+        Ok::<_, ConnectError>(u64::from_be_bytes(bytes))
+    };
+    let partitions = u16::try_from(store.get::<_, i32>(2));
+    let partitions = partitions.map_err(|error| ConnectError::Unusable(error.to_string()))?;
+    let settings = Settings { partitions, seed: (seed(3)?, seed(4)?) };
+    opening.commit().await?;
+    Ok(Opened {
+        settings,
+        incarnation: incarnation.unsigned_abs(),
+        last_batch: number.unsigned_abs(),
+        time: Timestamp::from_micros(time),
+        was_unclean: last.is_some_and(|row| !row.get::<_, bool>(2)),
+    })
+}
+
+/// The tables as one read sees them.
+struct View<'r> {
+    client: &'r Client,
+    runtime: Handle,
+}
+
+impl Rows for View<'_> {
+    fn get(&self, table: Table, key: &[u8]) -> ReadResult<Option<Vec<u8>>> {
+        let statement = sql::TABLES[table as usize].get;
+        let values: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 1] = [(&key, Type::BYTEA)];
+        let asking = self.client.query_typed_opt(statement, &values);
+        let found = self.runtime.block_on(asking).map_err(unreadable)?;
+        Ok(found.map(|row| row.get(0)))
+    }
+
+    fn scan(&self, table: Table, from: &[u8], to: &[u8], limit: Limit) -> ReadResult<Scanned> {
+        let statement = sql::TABLES[table as usize].scan;
+        let part = i64::try_from(limit.rows.saturating_add(1)).unwrap_or(PART).min(PART);
+        let mut from = from.to_vec();
+        let mut waiting = Vec::new().into_iter();
+        let mut is_end = false;
+        let more = std::iter::from_fn(|| {
+            loop {
+                if let Some(row) = waiting.next() {
+                    return Some(Ok(row));
+                }
+                if is_end {
+                    return None;
+                }
+                let (first, last) = (from.as_slice(), to);
+                let values: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 3] =
+                    [(&first, Type::BYTEA), (&last, Type::BYTEA), (&part, Type::INT8)];
+                let asking = self.client.query_typed(statement, &values);
+                let found: Vec<(Vec<u8>, Vec<u8>)> = match self.runtime.block_on(asking) {
+                    Ok(found) => found.iter().map(|row| (row.get(0), row.get(1))).collect(),
+                    Err(error) => {
+                        is_end = true;
+                        return Some(Err(unreadable(error)));
+                    }
+                };
+                is_end = found.len() < part as usize;
+                if let Some((key, _)) = found.last() {
+                    // The first key behind it.
+                    from = [key, &[0][..]].concat();
+                }
+                waiting = found.into_iter();
+            }
+        });
+        Scanned::take(more, limit)
+    }
+}
+
+/// How many rows a scan asks for at most at one time.
+const PART: i64 = 256;
+
+impl Store for PostgresStore {
+    fn opened(&self) -> &Opened {
+        &self.opened
+    }
+
+    fn commit(&self, batch: Batch) -> BoxFuture<'_, CommitOutcome> {
+        Box::pin(async move {
+            if self.is_closed.load(Ordering::SeqCst) {
+                return CommitOutcome::Unavailable("the store is closed".into());
+            }
+            self.writer.lock().await.commit(&batch).await
+        })
+    }
+
+    fn has_room(&self) -> bool {
+        true
+    }
+
+    fn tend(&self, time: Timestamp) {
+        self.forget_before.store(time.as_micros(), Ordering::Relaxed);
+    }
+
+    fn load_cached(&self, _id: &EntityId) -> Option<ReadResult<Option<StateRecord>>> {
+        None
+    }
+
+    fn remembered_cached(
+        &self,
+        _key: &IdempotencyKey,
+    ) -> Option<ReadResult<Option<IdempotencyRecord>>> {
+        None
+    }
+
+    rows::reads!(blocking);
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move { self.is_closed.store(true, Ordering::SeqCst) })
+    }
+}
+
+impl From<tokio_postgres::Error> for ReadError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        unreadable(error)
+    }
+}

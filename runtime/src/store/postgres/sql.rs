@@ -1,0 +1,179 @@
+//! Every statement that is sent to the database, and why it works on any that speaks PostgreSQL's
+//! protocol. `docs/postgres.md` lists them for people.
+//!
+//! Nothing here depends on the session: no advisory lock, no LISTEN, no prepared statement, no
+//! setting that outlives its transaction. A statement that must change an exact number of rows says
+//! so itself, by dividing by zero where it does not: an error inside the database keeps everything
+//! that was sent behind it, the COMMIT included, from taking effect.
+
+use std::time::Duration;
+
+/// The version of the tables that this build reads and writes.
+pub(super) const SCHEMA: i32 = 1;
+
+/// What makes the tables of each version from those of the one before.
+pub(super) const MIGRATIONS: [&str; SCHEMA as usize] = ["
+create table stead_store (
+    one boolean primary key default true check (one),
+    schema integer not null,
+    identity bytea not null,
+    partitions integer not null,
+    seed_first bytea not null,
+    seed_second bytea not null,
+    incarnations bigint not null
+);
+create table stead_lanes (
+    incarnation bigint not null,
+    lane integer not null,
+    node text not null,
+    number bigint not null,
+    attempt bigint not null,
+    time_micros bigint not null,
+    is_clean boolean not null,
+    is_closed boolean not null,
+    primary key (incarnation, lane)
+);
+create table stead_meta (key bytea primary key, record bytea not null);
+create table stead_states (
+    key bytea primary key,
+    generation bytea not null,
+    revision bigint not null,
+    record bytea not null
+);
+create table stead_inbox (key bytea primary key, record bytea not null);
+create table stead_reminders (key bytea primary key, record bytea not null);
+create table stead_due (key bytea primary key, record bytea not null);
+create table stead_idempotency (
+    key bytea primary key,
+    at_micros bigint not null default 0,
+    record bytea not null
+);
+create table stead_dead_letters (key bytea primary key, record bytea not null);
+"];
+
+/// Names the version of the tables, if there are any.
+pub(super) const FIND_TABLES: &str = "select count(*) from information_schema.tables where table_name = 'stead_store' \
+     and table_schema = any(current_schemas(false))";
+pub(super) const READ_STORE: &str =
+    "select schema, identity, partitions, seed_first, seed_second from stead_store where one";
+pub(super) const MINT_STORE: &str = "insert into stead_store \
+    (schema, identity, partitions, seed_first, seed_second, incarnations) \
+    values ($1, $2, $3, $4, $5, 0)";
+pub(super) const SETTINGS: &str =
+    "select name, setting from pg_settings where name = any($1::text[])";
+
+/// Locks the one row that every opening changes, so that openings follow one another.
+pub(super) const NEXT_INCARNATION: &str = "update stead_store set incarnations = incarnations + 1 \
+    where one returning incarnations";
+/// Waits for a batch in flight: it holds the row of its lane.
+pub(super) const CLOSE_LANES: &str = "update stead_lanes set is_closed = true where not is_closed";
+pub(super) const LAST_LANE: &str = "select number, time_micros, is_clean from stead_lanes \
+    order by incarnation desc, lane limit 1";
+pub(super) const OPEN_LANE: &str = "insert into stead_lanes \
+    (incarnation, lane, node, number, attempt, time_micros, is_clean, is_closed) \
+    values ($1, 0, $2, $3, 0, $4, false, false)";
+/// Lanes that nobody can ask about any more.
+pub(super) const DROP_LANES: &str = "delete from stead_lanes where is_closed and incarnation < $1";
+pub(super) const NOW: &str =
+    "select cast(extract(epoch from clock_timestamp()) * 1000000 as bigint)";
+
+/// Begins a batch. A client that is paused in the middle of it holds its rows no longer than
+/// `timeout`.
+pub(super) fn begin(timeout: Duration) -> String {
+    let millis = timeout.as_millis();
+    format!(
+        "begin isolation level read committed read write; \
+         set local statement_timeout = {millis}; \
+         set local idle_in_transaction_session_timeout = {millis}"
+    )
+}
+
+/// Begins a read of several statements that see the same rows.
+pub(super) const BEGIN_READ: &str =
+    "begin isolation level repeatable read read only; set local statement_timeout = 10000";
+
+/// The first statement of every batch: the fence.
+pub(super) const MOVE_LANE: &str = "with moved as (\
+    update stead_lanes set number = $3, attempt = attempt + 1, time_micros = $4, is_clean = $5 \
+    where incarnation = $1 and lane = $2 and number = $3 - 1 and attempt = $6 \
+    and not is_closed returning 1) \
+    select 1 / count(*) from moved";
+/// Conflicts with a batch whose end is not known, so it waits for that; and where the batch has not
+/// been committed, it never can be from here on, though it may still be on its way.
+pub(super) const SETTLE_LANE: &str = "update stead_lanes set attempt = attempt + 1 \
+    where incarnation = $1 and lane = $2 and attempt = $3";
+/// How the batch ended, once that is settled.
+pub(super) const READ_LANE: &str = "select number, attempt, is_closed from stead_lanes \
+    where incarnation = $1 and lane = $2";
+/// The fence without its teeth, for sabotage only.
+pub(super) const MOVE_LANE_LOOSELY: &str = "update stead_lanes \
+    set number = $3, attempt = attempt + 1, time_micros = $4, is_clean = $5 \
+    where incarnation = $1 and lane = $2 and number = $3 - 1 and attempt = $6 and not is_closed";
+
+/// States of entities that had none, or whose earlier incarnation ended.
+pub(super) const NEW_STATES: &str = "with put as (\
+    insert into stead_states (key, generation, revision, record) \
+    select * from unnest($1::bytea[], $2::bytea[], $3::bigint[], $4::bytea[]) \
+    on conflict (key) do update set generation = excluded.generation, \
+    revision = excluded.revision, record = excluded.record \
+    where excluded.generation > stead_states.generation returning 1) \
+    select 1 / (case when count(*) = $5 then 1 else 0 end) from put";
+/// States that follow another one.
+pub(super) const NEXT_STATES: &str = "with put as (\
+    update stead_states set revision = new.revision, record = new.record \
+    from unnest($1::bytea[], $2::bytea[], $3::bigint[], $4::bytea[], $6::bigint[]) \
+    as new (key, generation, revision, record, follows) \
+    where stead_states.key = new.key and stead_states.generation = new.generation \
+    and stead_states.revision = new.follows returning 1) \
+    select 1 / (case when count(*) = $5 then 1 else 0 end) from put";
+/// Applied signals, each of which must be there.
+pub(super) const CONSUME: &str = "with gone as (\
+    delete from stead_inbox where key = any($1::bytea[]) returning 1) \
+    select 1 / (case when count(*) = $2 then 1 else 0 end) from gone";
+
+pub(super) const PUT_IDEMPOTENCY: &str = "insert into stead_idempotency (key, record, at_micros) \
+    select * from unnest($1::bytea[], $2::bytea[], $3::bigint[]) \
+    on conflict (key) do update set record = excluded.record, at_micros = excluded.at_micros";
+/// Keys that nobody may use any more, some at a time.
+pub(super) const FORGET: &str = "delete from stead_idempotency where key in (\
+    select key from stead_idempotency where at_micros < $1 limit 1000)";
+
+/// The four statements of a table of plain rows.
+pub(super) struct Plain {
+    pub(super) put: &'static str,
+    pub(super) delete: &'static str,
+    pub(super) get: &'static str,
+    pub(super) scan: &'static str,
+}
+
+macro_rules! plain {
+    ($table:literal) => {
+        Plain {
+            put: concat!(
+                "insert into ",
+                $table,
+                " (key, record) select * from ",
+                "unnest($1::bytea[], $2::bytea[]) on conflict (key) do update set record = ",
+                "excluded.record"
+            ),
+            delete: concat!("delete from ", $table, " where key = any($1::bytea[])"),
+            get: concat!("select record from ", $table, " where key = $1"),
+            scan: concat!(
+                "select key, record from ",
+                $table,
+                " where key >= $1 and key < $2 order by key limit $3"
+            ),
+        }
+    };
+}
+
+/// By [`crate::store::keys::Table`], in its order.
+pub(super) const TABLES: [Plain; 7] = [
+    plain!("stead_meta"),
+    plain!("stead_states"),
+    plain!("stead_inbox"),
+    plain!("stead_reminders"),
+    plain!("stead_due"),
+    plain!("stead_idempotency"),
+    plain!("stead_dead_letters"),
+];

@@ -1,0 +1,174 @@
+//! What a store in PostgreSQL promises beside the conformance suite.
+
+use anyhow::{Context as _, Result};
+use stead::{
+    EntityId, Node, PostgresStore, Timestamp,
+    stock::Counter,
+    store::{
+        Batch, CommitOutcome, Fence, Store, Write, conformance,
+        postgres::{ConnectError, PostgresSettings},
+        record::StateRecord,
+    },
+};
+use stead_tests::database::{Database, LATER, Loses, Proxy};
+
+fn batch(store: &PostgresStore, number: u64, writes: Vec<Write>) -> Batch {
+    let fence = Fence { incarnation: store.opened().incarnation, lane: 0, number };
+    let time = Timestamp::from_micros(store.opened().time.as_micros() + number as i64);
+    Batch { fence, owner: "test".into(), time, is_clean: false, writes }
+}
+
+fn state(key: &str, generation: u64, revision: u64, follows: u64) -> Write {
+    let id = EntityId::new("counter", key).expect("valid");
+    let record = StateRecord {
+        version: 1,
+        generation,
+        revision,
+        follows,
+        incarnation: 1,
+        committed_at: Timestamp::default(),
+        reminders: Vec::new(),
+        state: vec![2],
+    };
+    Write::PutState(id, record)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_postgres_store_conforms() -> Result<()> {
+    let Some(database) = Database::start(&[]).await? else { return Ok(()) };
+    let url = database.url();
+    conformance::suite(async || PostgresStore::connect(&url).await.expect("opens")).await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_was_followed_can_commit_nothing() -> Result<()> {
+    let Some(database) = Database::start(&[]).await? else { return Ok(()) };
+    let first = PostgresStore::connect(&database.url()).await?;
+    let next = first.opened().last_batch + 1;
+    let committed = first.commit(batch(&first, next, vec![state("a", 9, 1, 0)])).await;
+    assert_eq!(committed, CommitOutcome::Committed);
+    let second = PostgresStore::connect(&database.url()).await?;
+    let late = first.commit(batch(&first, next + 1, vec![state("a", 9, 2, 1)])).await;
+    assert_eq!(late, CommitOutcome::Fenced);
+    let next = second.opened().last_batch + 1;
+    let other = second.commit(batch(&second, next, vec![state("a", 9, 2, 1)])).await;
+    assert_eq!(other, CommitOutcome::Committed, "nothing of the late batch was written");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_that_does_not_follow_the_stored_one_is_refused() -> Result<()> {
+    let Some(database) = Database::start(&[]).await? else { return Ok(()) };
+    let store = PostgresStore::connect(&database.url()).await?;
+    let mut next = store.opened().last_batch + 1;
+    let rows = [
+        (state("a", 9, 1, 0), true),
+        (state("a", 9, 1, 0), false),
+        (state("a", 9, 3, 2), false),
+        (state("a", 8, 1, 0), false),
+        (state("a", 9, 4, 1), true),
+        (state("a", 9, 5, 1), false),
+        (state("b", 9, 2, 1), false),
+        (state("a", 10, 1, 0), true),
+        (state("a", 9, 5, 4), false),
+    ];
+    for (write, is_next) in rows {
+        let outcome = store.commit(batch(&store, next, vec![write.clone()])).await;
+        assert_eq!(outcome == CommitOutcome::Committed, is_next, "{write:?}: {outcome:?}");
+        next += u64::from(is_next);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_whose_answer_is_lost_is_settled_by_what_happened() -> Result<()> {
+    let Some(database) = Database::start(&[]).await? else { return Ok(()) };
+    let proxy = Proxy::start(database.address()).await?;
+    let store = PostgresStore::connect(&proxy.url()).await?;
+    let mut next = store.opened().last_batch + 1;
+    let kinds = [Loses::TheAnswer, Loses::TheCommit, Loses::TheClient];
+    for (round, loses) in kinds.into_iter().cycle().take(9).enumerate() {
+        proxy.lose(loses);
+        let key = format!("round-{round}");
+        let outcome = store.commit(batch(&store, next, vec![state(&key, 9, 1, 0)])).await;
+        assert!(proxy.has_lost());
+        let id = EntityId::new("counter", &key)?;
+        // Long enough for what is on its way to arrive.
+        tokio::time::sleep(2 * LATER).await;
+        let is_there = store.load(id).await?.is_some();
+        assert_eq!(outcome == CommitOutcome::Committed, is_there, "{loses:?}: {outcome:?}");
+        assert!(is_there || matches!(outcome, CommitOutcome::Unavailable(_)), "{outcome:?}");
+        assert!(is_there || loses != Loses::TheAnswer, "it was committed");
+        next += u64::from(is_there);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_database_that_may_lose_what_it_confirms_is_refused() -> Result<()> {
+    for setting in ["fsync", "full_page_writes", "synchronous_commit"] {
+        let off = format!("{setting}=off");
+        let Some(database) = Database::start(&[&off]).await? else { return Ok(()) };
+        let refused = PostgresStore::connect(&database.url()).await;
+        assert!(matches!(refused, Err(ConnectError::Unsafe(name)) if name == setting));
+        let settings = PostgresSettings { unsafe_durability: true, ..PostgresSettings::default() };
+        PostgresStore::connect_with(&database.url(), &settings).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_database_that_cannot_be_used_says_why() -> Result<()> {
+    let refused = PostgresStore::connect("mysql://somewhere").await;
+    assert!(matches!(refused, Err(ConnectError::Address(_))), "{refused:?}");
+    let nobody = stead_tests::database::url(stead_tests::free_address()?);
+    let refused = PostgresStore::connect(&nobody).await;
+    assert!(matches!(refused, Err(ConnectError::Unreachable(_))), "{refused:?}");
+    let Some(database) = Database::start(&[]).await? else { return Ok(()) };
+    let stranger = database.url().replace("stead@", "stranger@");
+    let refused = PostgresStore::connect(&stranger).await;
+    assert!(matches!(refused, Err(ConnectError::Unreachable(_))), "{refused:?}");
+    PostgresStore::connect(&database.url()).await?;
+    database.execute("update stead_store set schema = 99").await?;
+    let refused = PostgresStore::connect(&database.url()).await;
+    assert!(matches!(refused, Err(ConnectError::Newer(99, _))), "{refused:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_loses_nothing_when_its_database_crashes() -> Result<()> {
+    let Some(mut database) = Database::start(&[]).await? else { return Ok(()) };
+    let store = PostgresStore::connect(&database.url()).await?;
+    let node = Node::builder().store(store).entity::<Counter>().start().await?;
+    let mut adding = tokio::task::JoinSet::new();
+    for key in 0..20 {
+        let counter = node.entity::<Counter>(key.to_string());
+        adding.spawn(async move {
+            let mut added = 0;
+            for turn in 0..50 {
+                // Under a key, so that what is not known is settled.
+                while counter.add(1).idempotency_key(turn.to_string()).await.is_err() {
+                    tokio::task::yield_now().await;
+                }
+                added += 1;
+            }
+            (key, added)
+        });
+    }
+    let (_, first) = adding.join_next().await.context("one")??;
+    assert_eq!(first, 50);
+    database.crash().await?;
+    while let Some(done) = adding.join_next().await {
+        let (key, added) = done?;
+        assert_eq!(node.entity::<Counter>(key.to_string()).value().await?, added);
+    }
+    node.drain().await?;
+    let store = PostgresStore::connect(&database.url()).await?;
+    assert!(!store.opened().was_unclean, "it was drained");
+    let node = Node::builder().store(store).entity::<Counter>().start().await?;
+    for key in 0..20 {
+        assert_eq!(node.entity::<Counter>(key.to_string()).value().await?, 50);
+    }
+    Ok(())
+}
