@@ -82,7 +82,7 @@ pub fn key(number: usize) -> String {
 }
 
 /// The key and value bytes that stead stores for a counter.
-fn row(number: usize) -> (Vec<u8>, Vec<u8>) {
+pub fn row(number: usize) -> (Vec<u8>, Vec<u8>) {
     let id = EntityId::new("counter", &key(number)).expect("a valid id");
     let record = StateRecord {
         version: 1,

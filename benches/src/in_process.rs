@@ -62,7 +62,7 @@ pub async fn measure(
 
 /// Signals a second of senders that each wait for the answer before they send the next, and the
 /// microseconds of processor that each takes, its sender's included.
-async fn signals_per_second(node: &Node, entities: usize) -> Result<(f64, f64)> {
+pub async fn signals_per_second(node: &Node, entities: usize) -> Result<(f64, f64)> {
     let (sent, is_over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
     let mut senders = tokio::task::JoinSet::new();
     for sender in 0..SENDERS {

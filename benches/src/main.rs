@@ -10,6 +10,7 @@ mod http;
 mod in_process;
 mod load;
 mod placement;
+mod postgres;
 mod recovery;
 mod table;
 
@@ -30,7 +31,7 @@ struct Command {
     #[command(subcommand)]
     verb: Option<Verb>,
     /// Only these figures: spread, hot, http, latency, activation, recovery,
-    /// placement.
+    /// placement, postgres.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// How often ceiling and figure are measured in turn.
@@ -80,6 +81,9 @@ async fn measure(only: &[String], rounds: usize) -> Result<()> {
     }
     if wanted("recovery") {
         recovery::measure(&mut table).await?;
+    }
+    if wanted("postgres") {
+        postgres::measure(&mut table, rounds).await?;
     }
     if wanted("placement") {
         placement::measure(&mut table, rounds);

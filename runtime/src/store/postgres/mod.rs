@@ -9,7 +9,7 @@
 //!
 //! What must never happen: a row is written, or removed, by a statement that is not behind the fence
 //! of its transaction; an outcome is guessed. The home of the PostgreSQL client; all SQL is in
-//! [`sql`].
+//! `sql`.
 
 mod commit;
 mod connect;

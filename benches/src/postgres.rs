@@ -1,0 +1,67 @@
+//! Durable signals with the data in PostgreSQL: how near to batches written by hand?
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use stead::{Node, PostgresStore, stock::Counter};
+use stead_tests::database::Database;
+use tokio_postgres::{Client, NoTls, types::Type};
+
+use crate::{
+    ceiling::row,
+    in_process::signals_per_second,
+    table::{Figure, Table, median_ratio, medians, thousands},
+};
+
+const ENTITIES: usize = 10_000;
+const BATCH: usize = 1_000;
+const LENGTH: Duration = Duration::from_secs(2);
+const FLOOR: f64 = 0.50;
+
+pub async fn measure(table: &mut Table, rounds: usize) -> Result<()> {
+    let Some(database) = Database::start(&[]).await? else { return Ok(()) };
+    let (client, connection) = tokio_postgres::connect(&database.url(), NoTls).await?;
+    let carrying = tokio::spawn(connection);
+    client.batch_execute("create table by_hand (key bytea primary key, record bytea)").await?;
+    let store = PostgresStore::connect(&database.url()).await?;
+    let node = Node::builder().store(store).entity::<Counter>().start().await?;
+    let mut pairs = Vec::new();
+    for _ in 0..rounds {
+        let bound = rows_per_second(&client).await?;
+        let (rate, _) = signals_per_second(&node, ENTITIES).await?;
+        pairs.push((rate, bound));
+    }
+    node.drain().await?;
+    drop(client);
+    carrying.await?.context("the connection")?;
+    let (ours, bound) = medians(&pairs);
+    let ratio = median_ratio(&pairs);
+    table.add(Figure {
+        name: "the same with PostgreSQL",
+        figure: thousands(ours),
+        ceiling: format!("{} rows in transactions of 1,000", thousands(bound)),
+        ratio: format!("{:.0} %", ratio * 100.0),
+        demanded: "50 %",
+        is_met: ratio >= FLOOR,
+    });
+    Ok(())
+}
+
+/// Rows a second in transactions that are written by hand, one after the other.
+async fn rows_per_second(client: &Client) -> Result<f64> {
+    let rows: Vec<_> = (0..ENTITIES).map(row).collect();
+    let (started, mut written) = (Instant::now(), 0);
+    for batch in rows.chunks(BATCH).cycle() {
+        if started.elapsed() >= LENGTH {
+            break;
+        }
+        let (keys, records): (Vec<&[u8]>, Vec<&[u8]>) =
+            batch.iter().map(|(key, record)| (&key[..], &record[..])).unzip();
+        let put = "insert into by_hand select * from unnest($1::bytea[], $2::bytea[]) \
+            on conflict (key) do update set record = excluded.record";
+        let values: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] =
+            [(&keys, Type::BYTEA_ARRAY), (&records, Type::BYTEA_ARRAY)];
+        written += client.execute_typed(put, &values).await?;
+    }
+    Ok(written as f64 / started.elapsed().as_secs_f64())
+}
