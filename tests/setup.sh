@@ -22,5 +22,6 @@ if [ ! -e /etc/postgresql-common/createcluster.conf ]; then
     "${sudo[@]}" tee /etc/postgresql-common/createcluster.conf >/dev/null
 fi
 "${sudo[@]}" apt-get update -qq &&
-  "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq postgresql ||
+  "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive UCF_FORCE_CONFFOLD=1 \
+    apt-get install -y -qq postgresql ||
   leave_out "its package cannot be installed"
