@@ -92,6 +92,13 @@ pub(crate) fn monotonic() -> Instant {
     Instant::now()
 }
 
+/// The moment that is `length` from now; a length beyond what the clock can count is as good as a
+/// year.
+pub(crate) fn deadline_after(length: Duration) -> Instant {
+    let now = monotonic();
+    now.checked_add(length).unwrap_or(now + Duration::from_secs(365 * 86_400))
+}
+
 /// Waits in real time, blocking the thread.
 #[allow(clippy::disallowed_methods, reason = "this is the home of waiting")]
 #[cfg(feature = "rocksdb")]

@@ -18,7 +18,7 @@ use stead_entities::{
     operation::Reply,
 };
 
-use crate::clock::{self, monotonic};
+use crate::clock::{self, deadline_after, monotonic};
 
 /// How long an operation is waited for, retries included, where it does not say: longer than a
 /// server waits, so that its own answer arrives.
@@ -232,10 +232,7 @@ struct Patience {
 
 impl Patience {
     fn new(length: Duration, is_safe: bool) -> Self {
-        let now = monotonic();
-        let year = Duration::from_secs(365 * 86_400);
-        let deadline = now.checked_add(length).unwrap_or(now + year);
-        Self { deadline, is_safe, pause: RETRY_FIRST, is_unknown: false }
+        Self { deadline: deadline_after(length), is_safe, pause: RETRY_FIRST, is_unknown: false }
     }
 
     fn left(&self) -> Duration {

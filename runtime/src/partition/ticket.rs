@@ -17,7 +17,7 @@ use std::{
 
 use stead_entities::{Error, ErrorKind, Rejection, Timestamp};
 
-use crate::{admission::Permit, clock::monotonic, sabotage};
+use crate::{admission::Permit, clock::deadline_after, sabotage};
 
 /// What a caller is told.
 pub(crate) type Response = Result<Answer, Error>;
@@ -81,15 +81,11 @@ enum Reply {
 impl Ticket {
     /// A ticket whose caller waits for at most `patience`.
     pub(crate) fn new(patience: Duration, permit: Option<Permit>) -> (Self, Waiting) {
-        let now = monotonic();
-        // A patience beyond what the clock can count is as good as a year.
-        let year = Duration::from_secs(365 * 86_400);
-        let deadline = now.checked_add(patience).unwrap_or(now + year);
         let ticket = Self(Arc::new(Inner {
             stage: AtomicU8::new(WAITING),
             is_uncertain: AtomicBool::new(false),
             reply: Mutex::new(Reply::Open(None)),
-            deadline,
+            deadline: deadline_after(patience),
             patience,
             _permit: permit,
         }));
@@ -256,6 +252,7 @@ impl Overdue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::monotonic;
 
     fn overdue(tickets: &mut Tickets, after: Duration) -> usize {
         let overdue = tickets.overdue(monotonic().checked_add(after));

@@ -237,6 +237,17 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     fn close(&self) -> BoxFuture<'_, ()>;
 }
 
+/// Runs what blocks on a thread for it; a panic goes on in whoever waits.
+#[cfg(any(feature = "postgres", feature = "rocksdb"))]
+async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // The runtime is being torn down, and nobody waits.
+        Err(_) => std::future::pending().await,
+    }
+}
+
 impl Settings {
     /// The partition of an entity: SipHash-2-4 of its id under the store's own key, modulo the
     /// number of partitions. It is stable for the life of the store.

@@ -17,15 +17,15 @@ use tokio_postgres::{
     types::{ToSql, Type},
 };
 
-use super::{PostgresSettings, connect, sql};
+use super::{PostgresSettings, Value, connect, sql};
 use crate::{
-    clock::{self, monotonic},
+    clock::{self, deadline_after, monotonic},
     sabotage,
     store::{
         Batch, CommitOutcome, Fence, Write,
         keys::{self, Table},
-        record::{self, StateRecord},
-        rows,
+        record::StateRecord,
+        rows::{self, Row},
     },
 };
 
@@ -61,8 +61,8 @@ struct Statement {
 /// How one transaction came out.
 enum Sent {
     Committed,
-    /// The database says why it did not commit: at which statement, and with which error.
-    Refused(usize, Error),
+    /// The database says why it did not commit: with which error, and of which statement.
+    Refused(&'static str, Error),
     /// The answer did not arrive.
     Unsettled(String),
 }
@@ -100,10 +100,10 @@ impl Writer {
                 self.attempt += 1;
                 CommitOutcome::Committed
             }
-            Sent::Refused(place, error) => {
+            Sent::Refused(text, error) => {
                 // The transaction was rolled back by its own COMMIT.
                 self.client = Some(client);
-                refused(statements.get(place).map_or("", |statement| statement.text), &error)
+                refused(text, &error)
             }
             Sent::Unsettled(why) => {
                 drop(client);
@@ -123,7 +123,7 @@ impl Writer {
     /// Learns how a batch ended whose answer did not arrive.
     async fn settle(&mut self, fence: Fence, why: &str) -> CommitOutcome {
         tracing::warn!(why, number = fence.number, "the end of a batch is not known yet");
-        let deadline = monotonic() + self.settings.settle_deadline;
+        let deadline = deadline_after(self.settings.settle_deadline);
         loop {
             match self.ask(fence).await {
                 Ok(outcome) => return outcome,
@@ -141,8 +141,8 @@ impl Writer {
     async fn ask(&mut self, fence: Fence) -> Result<CommitOutcome, String> {
         let client = self.connected().await?;
         let asked = async {
-            let lane = [
-                (&signed(fence.incarnation) as &(dyn ToSql + Sync), Type::INT8),
+            let lane: [Value<'_>; 3] = [
+                (&signed(fence.incarnation), Type::INT8),
                 (&i32::from(fence.lane), Type::INT4),
                 (&self.attempt, Type::INT8),
             ];
@@ -178,11 +178,8 @@ impl Statement {
     }
 
     async fn send(&self, client: &Client) -> Result<(), Error> {
-        let values: Vec<(&(dyn ToSql + Sync), Type)> = self
-            .values
-            .iter()
-            .map(|(value, kind)| (&**value as &(dyn ToSql + Sync), kind.clone()))
-            .collect();
+        let values = self.values.iter().map(|(value, kind)| (&**value as _, kind.clone()));
+        let values: Vec<Value<'_>> = values.collect();
         client.query_typed(self.text, &values).await.map(drop)
     }
 }
@@ -198,19 +195,15 @@ async fn send(client: &Client, statements: &[Statement], timeout: Duration) -> S
         tokio::join!(biased; begin, bodies, commit)
     };
     let (begun, bodies, committed) = all.await;
-    let mut errors = bodies.into_iter().enumerate().filter_map(|(n, it)| Some((n, it.err()?)));
-    let first = errors.next();
-    for error in [&begun, &committed].into_iter().filter_map(|it| it.as_ref().err()) {
-        if is_unsettled(error) {
-            return Sent::Unsettled(connect::said(error));
-        }
+    let bodies = statements.iter().map(|statement| statement.text).zip(bodies);
+    let all = [("begin", begun)].into_iter().chain(bodies).chain([("commit", committed)]);
+    let errors: Vec<_> = all.filter_map(|(text, sent)| Some((text, sent.err()?))).collect();
+    if let Some((_, error)) = errors.iter().find(|(_, error)| is_unsettled(error)) {
+        return Sent::Unsettled(connect::said(error));
     }
-    match (begun, first, committed) {
-        (Ok(()), None, Ok(())) => Sent::Committed,
-        (_, Some((_, error)), _) if is_unsettled(&error) => Sent::Unsettled(connect::said(&error)),
-        (_, Some((place, error)), _) => Sent::Refused(place, error),
-        (Err(error), None, _) | (_, None, Err(error)) => Sent::Refused(usize::MAX, error),
-    }
+    // What fails behind the first error fails because of it.
+    let first = errors.into_iter().next();
+    first.map_or(Sent::Committed, |(text, error)| Sent::Refused(text, error))
 }
 
 /// Whether an error leaves it open how the transaction ended.
@@ -254,41 +247,41 @@ fn statements(batch: &Batch, attempt: i64) -> Vec<Statement> {
         .value(batch.is_clean, Type::BOOL)
         .value(attempt, Type::INT8);
     let mut statements = vec![fence];
-    let states = batch.writes.iter().filter_map(|write| match write {
-        Write::PutState(id, record) => Some((id.as_str().as_bytes(), record)),
+    let Changes { consumed, states, rows } = changes(batch);
+    let records = batch.writes.iter().filter_map(|write| match write {
+        Write::PutState(_, record) => Some(record),
         _ => None,
     });
-    let (new, next): (Vec<_>, Vec<_>) = states.partition(|(_, record)| record.follows == 0);
-    statements.extend(put_states(sql::NEW_STATES, &new));
-    statements.extend(put_states(sql::NEXT_STATES, &next));
-    let Changes { consumed, rows } = changes(batch);
+    let states = records.zip(states);
+    let (new, next): (Vec<_>, Vec<_>) = states.partition(|(record, _)| record.follows == 0);
+    statements.extend(put_states(sql::NEW_STATES, new));
+    statements.extend(put_states(sql::NEXT_STATES, next));
     if !consumed.is_empty() {
         let count = consumed.len() as i64;
         let consume = Statement::new(sql::CONSUME).value(consumed, Type::BYTEA_ARRAY);
         statements.push(consume.value(count, Type::INT8));
     }
-    for table in Table::ALL {
-        let mine = rows.iter().filter(|((of, _), _)| *of == table);
-        let (mut gone, mut keys, mut values) = (Vec::new(), Vec::new(), Vec::new());
-        for ((_, key), value) in mine {
-            match value {
-                Some(value) => {
-                    keys.push(key.clone());
-                    values.push(value.clone());
-                }
-                None => gone.push(key.clone()),
+    let mut tables: BTreeMap<Table, Rows> = BTreeMap::new();
+    for ((table, key), value) in rows {
+        let rows = tables.entry(table).or_default();
+        match value {
+            Some(value) => {
+                rows.keys.push(key);
+                rows.values.push(value);
             }
+            None => rows.gone.push(key),
         }
+    }
+    for (table, Rows { gone, keys, values }) in tables {
+        let plain = &sql::TABLES[table as usize];
         if !gone.is_empty() {
-            let delete = Statement::new(sql::TABLES[table as usize].delete);
-            statements.push(delete.value(gone, Type::BYTEA_ARRAY));
+            statements.push(Statement::new(plain.delete).value(gone, Type::BYTEA_ARRAY));
         }
         if keys.is_empty() {
             continue;
         }
         let times = (table == Table::Idempotency).then(|| born(batch, &keys));
-        let text = times.as_ref().map_or(sql::TABLES[table as usize].put, |_| sql::PUT_IDEMPOTENCY);
-        let put = Statement::new(text);
+        let put = Statement::new(times.as_ref().map_or(plain.put, |_| sql::PUT_IDEMPOTENCY));
         let put = put.value(keys, Type::BYTEA_ARRAY).value(values, Type::BYTEA_ARRAY);
         statements.push(match times {
             Some(times) => put.value(times, Type::INT8_ARRAY),
@@ -298,25 +291,34 @@ fn statements(batch: &Batch, attempt: i64) -> Vec<Statement> {
     statements
 }
 
-fn put_states(text: &'static str, states: &[(&[u8], &StateRecord)]) -> Option<Statement> {
+/// What a batch does to one table of plain rows.
+#[derive(Default)]
+struct Rows {
+    gone: Vec<Vec<u8>>,
+    keys: Vec<Vec<u8>>,
+    values: Vec<Vec<u8>>,
+}
+
+/// A state, with its row.
+type State<'b> = (&'b StateRecord, Row);
+
+fn put_states(text: &'static str, states: Vec<State<'_>>) -> Option<Statement> {
     if states.is_empty() {
         return None;
     }
-    let keys: Vec<_> = states.iter().map(|(key, _)| key.to_vec()).collect();
-    let generations = states.iter().map(|(_, it)| it.generation.to_be_bytes().to_vec());
-    let revisions: Vec<_> = states.iter().map(|(_, it)| signed(it.revision)).collect();
-    let records: Vec<_> = states.iter().map(|(_, it)| record::encode(*it)).collect();
+    let count = states.len() as i64;
+    let generations = states.iter().map(|(it, _)| it.generation.to_be_bytes().to_vec());
+    let generations: Vec<_> = generations.collect();
+    let revisions: Vec<_> = states.iter().map(|(it, _)| signed(it.revision)).collect();
+    let follows: Vec<_> = states.iter().map(|(it, _)| signed(it.follows)).collect();
+    let (keys, records): (Vec<_>, Vec<_>) = states.into_iter().map(|(_, row)| row).unzip();
     let put = Statement::new(text)
         .value(keys, Type::BYTEA_ARRAY)
-        .value(generations.collect::<Vec<_>>(), Type::BYTEA_ARRAY)
+        .value(generations, Type::BYTEA_ARRAY)
         .value(revisions, Type::INT8_ARRAY)
         .value(records, Type::BYTEA_ARRAY)
-        .value(states.len() as i64, Type::INT8);
-    if text == sql::NEW_STATES {
-        return Some(put);
-    }
-    let follows: Vec<_> = states.iter().map(|(_, it)| signed(it.follows)).collect();
-    Some(put.value(follows, Type::INT8_ARRAY))
+        .value(count, Type::INT8);
+    Some(if text == sql::NEW_STATES { put } else { put.value(follows, Type::INT8_ARRAY) })
 }
 
 /// When the keys of a batch were used, in the order of `keys`.
@@ -332,20 +334,26 @@ fn born(batch: &Batch, keys: &[Vec<u8>]) -> Vec<i64> {
     keys.iter().map(|key| times.get(key).copied().unwrap_or(0)).collect()
 }
 
-/// The changes of a batch beside its states, the last one of each row.
+/// The changes of a batch.
+#[derive(Default)]
 struct Changes {
     consumed: Vec<Vec<u8>>,
+    /// The states that are put, in the order of the batch.
+    states: Vec<Row>,
+    /// Everything else, the last change of each row.
     rows: BTreeMap<(Table, Vec<u8>), Option<Vec<u8>>>,
 }
 
 fn changes(batch: &Batch) -> Changes {
-    let mut changes = Changes { consumed: Vec::new(), rows: BTreeMap::new() };
+    let mut changes = Changes::default();
     let gathered = rows::each_change(batch, |change| {
-        if change.must_exist {
-            changes.consumed.push(change.key.to_vec());
-        } else if !is_elsewhere(change.table, change.key, change.value) {
-            let value = change.value.map(<[u8]>::to_vec);
-            changes.rows.insert((change.table, change.key.to_vec()), value);
+        let (key, value) = (change.key.to_vec(), change.value.map(<[u8]>::to_vec));
+        match (change.table, value) {
+            _ if change.must_exist => changes.consumed.push(key),
+            (Table::States, Some(value)) => changes.states.push((key, value)),
+            // Lanes have a table of their own.
+            (Table::Meta, _) if key == keys::LANE => {}
+            (table, value) => drop(changes.rows.insert((table, key), value)),
         }
         Ok::<_, Infallible>(())
     });
@@ -353,11 +361,6 @@ fn changes(batch: &Batch) -> Changes {
         Ok(()) => changes,
         Err(never) => match never {},
     }
-}
-
-/// Lanes and states have statements of their own.
-fn is_elsewhere(table: Table, key: &[u8], value: Option<&[u8]>) -> bool {
-    (table == Table::Meta && key == keys::LANE) || (table == Table::States && value.is_some())
 }
 
 #[cfg(test)]

@@ -1,8 +1,11 @@
 //! Connections, and what is asked of a database before anything is kept in it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_postgres::{Client, Config, NoTls, config::Host, types::Type};
 
 use super::{PostgresSettings, sql};
@@ -11,7 +14,7 @@ use crate::clock;
 /// How long a connection may take.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// The most connections that read at one time.
-pub(super) const READERS_MAX: usize = 4;
+const READERS_MAX: usize = 4;
 
 /// Why a store in PostgreSQL cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -152,21 +155,23 @@ impl Readers {
     pub(super) async fn take(&self) -> Result<Reader, ConnectError> {
         let permit = self.room.clone().acquire_owned().await;
         let permit = permit.map_err(|error| ConnectError::Unusable(error.to_string()))?;
-        loop {
-            let idle = self.idle.lock().await.pop();
+        let client = loop {
+            let idle = self.idle().pop();
             match idle {
                 Some(client) if client.is_closed() => {}
-                Some(client) => return Ok(Reader { client, _permit: permit }),
-                None => {
-                    let client = connect(&self.config).await?;
-                    return Ok(Reader { client, _permit: permit });
-                }
+                Some(client) => break client,
+                None => break connect(&self.config).await?,
             }
-        }
+        };
+        Ok(Reader { client, _permit: permit })
     }
 
     /// Only a connection without an open transaction is handed back.
-    pub(super) async fn give_back(&self, reader: Reader) {
-        self.idle.lock().await.push(reader.client);
+    pub(super) fn give_back(&self, reader: Reader) {
+        self.idle().push(reader.client);
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Client>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

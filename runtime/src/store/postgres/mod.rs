@@ -25,13 +25,17 @@ use std::{
 
 use stead_entities::{BoxFuture, EntityId, Timestamp};
 use tokio::runtime::Handle;
-use tokio_postgres::{Client, types::Type};
+use tokio_postgres::{
+    Client,
+    types::{ToSql, Type},
+};
 
 use self::{commit::Writer, connect::Readers};
 use super::{
     Batch, CommitOutcome, DeadLetterPage, InboxPage, Opened, ReadError, ReadResult, ReminderRows,
     StatePage, Store,
     keys::Table,
+    on_thread,
     record::{
         DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey, Settings,
         StateRecord,
@@ -45,6 +49,12 @@ pub use connect::ConnectError;
 /// Lanes of this many earlier incarnations are kept, so that who was fenced can learn how its last
 /// batch ended.
 const LANES_KEPT: i64 = 1_000;
+
+/// How many rows a scan asks for at most at one time.
+const PART: i64 = 256;
+
+/// A value of a statement, with its type: a statement that is not prepared cannot ask for it.
+type Value<'v> = (&'v (dyn ToSql + Sync), Type);
 
 /// How a store in PostgreSQL is opened.
 #[derive(Debug, Clone)]
@@ -137,18 +147,13 @@ impl PostgresStore {
             let reader = readers.take().await.map_err(unreadable)?;
             let begun = reader.client.batch_execute(sql::BEGIN_READ);
             begun.await.map_err(unreadable)?;
-            let reading = tokio::task::spawn_blocking(move || {
+            let (reader, found) = on_thread(move || {
                 let found = read(&View { client: &reader.client, runtime });
                 (reader, found)
-            });
-            let (reader, found) = match reading.await {
-                Ok(done) => done,
-                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-                // The runtime is being torn down, and nobody waits.
-                Err(_) => std::future::pending().await,
-            };
+            })
+            .await;
             if reader.client.batch_execute("commit").await.is_ok() {
-                readers.give_back(reader).await;
+                readers.give_back(reader);
             }
             found
         })
@@ -166,7 +171,7 @@ async fn mint(client: &mut Client, settings: &PostgresSettings) -> Result<(), Co
     let (first, second) = (entropy.next().to_be_bytes(), entropy.next().to_be_bytes());
     let partitions = i32::from(settings.partitions.clamp(1, 4_096));
     let made = connect::migrate(client, async |making| {
-        let values: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 5] = [
+        let values: [Value<'_>; 5] = [
             (&sql::SCHEMA, Type::INT4),
             (&&identity[..], Type::BYTEA),
             (&partitions, Type::INT4),
@@ -195,7 +200,7 @@ async fn open_lane(
     let number = last.as_ref().map_or(0, |row| row.get::<_, i64>(0));
     let time = last.as_ref().map_or(now, |row| now.max(row.get(1)));
     let node: &str = &settings.node;
-    let values: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 4] = [
+    let values: [Value<'_>; 4] = [
         (&incarnation, Type::INT8),
         (&node, Type::TEXT),
         (&number, Type::INT8),
@@ -209,9 +214,9 @@ async fn open_lane(
         let bytes = bytes.try_into().map_err(|_| ConnectError::Unusable("its seed".into()))?;
         Ok::<_, ConnectError>(u64::from_be_bytes(bytes))
     };
-    let partitions = u16::try_from(store.get::<_, i32>(2));
+    let partitions = u16::try_from(store.get::<_, i32>(1));
     let partitions = partitions.map_err(|error| ConnectError::Unusable(error.to_string()))?;
-    let settings = Settings { partitions, seed: (seed(3)?, seed(4)?) };
+    let settings = Settings { partitions, seed: (seed(2)?, seed(3)?) };
     opening.commit().await?;
     Ok(Opened {
         settings,
@@ -231,7 +236,7 @@ struct View<'r> {
 impl Rows for View<'_> {
     fn get(&self, table: Table, key: &[u8]) -> ReadResult<Option<Vec<u8>>> {
         let statement = sql::TABLES[table as usize].get;
-        let values: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 1] = [(&key, Type::BYTEA)];
+        let values: [Value<'_>; 1] = [(&key, Type::BYTEA)];
         let asking = self.client.query_typed_opt(statement, &values);
         let found = self.runtime.block_on(asking).map_err(unreadable)?;
         Ok(found.map(|row| row.get(0)))
@@ -252,7 +257,7 @@ impl Rows for View<'_> {
                     return None;
                 }
                 let (first, last) = (from.as_slice(), to);
-                let values: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 3] =
+                let values: [Value<'_>; 3] =
                     [(&first, Type::BYTEA), (&last, Type::BYTEA), (&part, Type::INT8)];
                 let asking = self.client.query_typed(statement, &values);
                 let found: Vec<(Vec<u8>, Vec<u8>)> = match self.runtime.block_on(asking) {
@@ -273,9 +278,6 @@ impl Rows for View<'_> {
         Scanned::take(more, limit)
     }
 }
-
-/// How many rows a scan asks for at most at one time.
-const PART: i64 = 256;
 
 impl Store for PostgresStore {
     fn opened(&self) -> &Opened {
@@ -314,11 +316,5 @@ impl Store for PostgresStore {
 
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move { self.is_closed.store(true, Ordering::SeqCst) })
-    }
-}
-
-impl From<tokio_postgres::Error> for ReadError {
-    fn from(error: tokio_postgres::Error) -> Self {
-        unreadable(error)
     }
 }

@@ -51,11 +51,11 @@ create table stead_idempotency (
 create table stead_dead_letters (key bytea primary key, record bytea not null);
 "];
 
-/// Names the version of the tables, if there are any.
-pub(super) const FIND_TABLES: &str = "select count(*) from information_schema.tables where table_name = 'stead_store' \
-     and table_schema = any(current_schemas(false))";
+/// Whether there are tables yet: 0 or 1.
+pub(super) const FIND_TABLES: &str = "select count(*) from information_schema.tables \
+    where table_name = 'stead_store' and table_schema = any(current_schemas(false))";
 pub(super) const READ_STORE: &str =
-    "select schema, identity, partitions, seed_first, seed_second from stead_store where one";
+    "select schema, partitions, seed_first, seed_second from stead_store where one";
 pub(super) const MINT_STORE: &str = "insert into stead_store \
     (schema, identity, partitions, seed_first, seed_second, incarnations) \
     values ($1, $2, $3, $4, $5, 0)";

@@ -28,6 +28,7 @@ use super::{
     Batch, CommitOutcome, DeadLetterPage, InboxPage, Opened, ReadError, ReadResult, ReminderRows,
     StatePage, Store,
     keys::{self, Table},
+    on_thread,
     record::{
         self, DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey, LaneRecord,
         Settings, StateRecord,
@@ -112,17 +113,8 @@ impl RocksStore {
         read: impl FnOnce(&dyn Rows) -> T + Send + 'static,
     ) -> BoxFuture<'static, T> {
         let shared = self.shared.clone();
-        Box::pin(async move {
-            // One view for the whole read: a batch is seen as a whole or not at all.
-            let reading =
-                tokio::task::spawn_blocking(move || read(&View(shared.db.snapshot(), &shared.db)));
-            match reading.await {
-                Ok(read) => read,
-                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-                // The runtime is being torn down, and nobody waits.
-                Err(_) => std::future::pending().await,
-            }
-        })
+        // One view for the whole read: a batch is seen as a whole or not at all.
+        Box::pin(on_thread(move || read(&View(shared.db.snapshot(), &shared.db))))
     }
 }
 
