@@ -10,10 +10,9 @@
 //! integers; the order in which members are listed, the machine and the build make no difference,
 //! and golden vectors pin what it answers.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, hash::Hasher as _, sync::Arc};
 
 use siphasher::sip::SipHasher24;
-use std::hash::Hasher as _;
 
 /// Points of a member on the ring, for each unit of its weight.
 pub const POINTS: u32 = 128;

@@ -1,6 +1,6 @@
 //! Every limit of a turn, an entity or a node, reached from both sides.
 
-use std::task::Poll;
+use std::{pin::Pin, task::Poll};
 
 use stead::operation::Operation;
 
@@ -74,6 +74,11 @@ async fn start(world: &World) -> Node {
     builder.entity::<Hoard>().entity::<Journal>().start().await.expect("starts")
 }
 
+/// Polls a call once, which hands it to its partition.
+async fn is_pending(call: &mut (impl Future + Unpin)) -> bool {
+    std::future::poll_fn(|ctx| Poll::Ready(Pin::new(&mut *call).poll(ctx).is_pending())).await
+}
+
 #[tokio::test]
 async fn a_turn_that_takes_more_than_it_may_leaves_nothing() {
     let mut world = World::new();
@@ -126,9 +131,7 @@ async fn a_full_node_refuses_until_there_is_room() {
     world.config.requests_max = 1;
     let node = start(&world).await;
     let mut hanging = node.entity::<Journal>("a").hang().into_future();
-    // Polled once, it is with its partition.
-    let is_there = std::future::poll_fn(|ctx| Poll::Ready(hanging.as_mut().poll(ctx).is_pending()));
-    assert!(is_there.await);
+    assert!(is_pending(&mut hanging).await);
     let hoard = node.entity::<Hoard>("a");
     let error = hoard.nothing().await.expect_err("the node is full");
     assert_eq!(kind(&error), Some(ErrorKind::Overloaded));
@@ -198,8 +201,7 @@ async fn a_drain_waits_until_its_deadline() {
     world.config.drain_deadline = Duration::from_millis(50);
     let node = start(&world).await;
     let mut hanging = node.entity::<Journal>("a").hang().into_future();
-    let is_there = std::future::poll_fn(|ctx| Poll::Ready(hanging.as_mut().poll(ctx).is_pending()));
-    assert!(is_there.await);
+    assert!(is_pending(&mut hanging).await);
     node.entity::<Journal>("b").append(1).await.expect("a call");
     assert!(node.drain().await.is_err(), "something runs");
     let told = hanging.await.expect_err("it was dropped");
