@@ -4,6 +4,11 @@
 //! the wall clock stands, whichever is later, ticks with the monotonic clock, follows the wall clock
 //! forward and never goes back; so a wall clock that is set back neither doubles nor stalls
 //! anything.
+//!
+//! On many nodes it is the database's: a [`SharedClock`] stands where the database's clock stood when
+//! it was last heard of, ticks with the monotonic clock, and never looks at the wall clock.
+//!
+//! The monotonic clock is tokio's, so that a test that pauses it moves everything.
 
 use std::{
     fmt,
@@ -37,8 +42,12 @@ impl HighWaterClock {
     }
 
     fn elapsed(&self) -> i64 {
-        i64::try_from(self.started.elapsed().as_micros()).unwrap_or(i64::MAX)
+        micros_since(self.started)
     }
+}
+
+fn micros_since(start: Instant) -> i64 {
+    i64::try_from(since(start).as_micros()).unwrap_or(i64::MAX)
 }
 
 impl Default for HighWaterClock {
@@ -57,6 +66,40 @@ impl Clock for HighWaterClock {
     fn advance_to(&self, moment: Timestamp) {
         let base = moment.as_micros().saturating_sub(self.elapsed());
         self.base.fetch_max(base, Ordering::Relaxed);
+    }
+}
+
+/// The clock of a node among many. It is never ahead of the clock that it follows, but for what the
+/// two drift apart between two messages.
+#[derive(Debug)]
+pub struct SharedClock {
+    started: Instant,
+    base: AtomicI64,
+}
+
+impl SharedClock {
+    /// A clock that stands at the beginning of time until it hears of another.
+    pub fn new() -> Self {
+        Self { started: monotonic(), base: AtomicI64::new(0) }
+    }
+}
+
+impl Default for SharedClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Clock for SharedClock {
+    fn now(&self) -> Timestamp {
+        // Both parts only grow.
+        let base = self.base.load(Ordering::SeqCst);
+        Timestamp::from_micros(base.saturating_add(micros_since(self.started)))
+    }
+
+    fn advance_to(&self, moment: Timestamp) {
+        let base = moment.as_micros().saturating_sub(micros_since(self.started));
+        self.base.fetch_max(base, Ordering::SeqCst);
     }
 }
 
@@ -87,9 +130,13 @@ fn wall_micros() -> i64 {
 }
 
 /// A point on the monotonic clock.
-#[allow(clippy::disallowed_methods, reason = "this is the home of the monotonic clock")]
 pub(crate) fn monotonic() -> Instant {
-    Instant::now()
+    tokio::time::Instant::now().into_std()
+}
+
+/// How long ago a point on the monotonic clock was.
+pub(crate) fn since(start: Instant) -> Duration {
+    monotonic().saturating_duration_since(start)
 }
 
 /// The moment that is `length` from now; a length beyond what the clock can count is as good as a

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use crate::admission::{REQUEST_BYTES_MAX, REQUESTS_MAX};
 
+/// The shortest lease: a store needs time to answer.
+const LEASE_MIN: Duration = Duration::from_millis(200);
 /// The highest number of retries that can be set.
 const RETRIES_MAX: u32 = 1_000;
 
@@ -43,6 +45,10 @@ pub struct Config {
     pub rejections_age: Duration,
     /// How long a draining node waits for what runs. 6 s.
     pub drain_deadline: Duration,
+    /// How long a node that shares its store may be silent before others take over what it owns. 3 s.
+    pub lease: Duration,
+    /// How long a partition that moves to another node waits for what runs. 2 s.
+    pub handoff_deadline: Duration,
 }
 
 impl Default for Config {
@@ -64,6 +70,8 @@ impl Default for Config {
             rejections_max: 100,
             rejections_age: Duration::from_secs(7 * 24 * 3600),
             drain_deadline: Duration::from_secs(6),
+            lease: Duration::from_secs(3),
+            handoff_deadline: Duration::from_secs(2),
         }
     }
 }
@@ -97,6 +105,7 @@ impl Config {
             "the retention must be at least one second",
         );
         check(self.retries <= RETRIES_MAX, "there must be at most 1,000 retries");
+        check(self.lease >= LEASE_MIN, "a lease must last at least 200 ms");
         check(!self.idle.is_zero(), "the idle time must not be zero");
         problems
     }

@@ -12,6 +12,11 @@ impl Entropy {
         Self(getrandom::u64().expect("the operating system provides randomness"))
     }
 
+    /// The sequence of one seed, for tests that are repeated.
+    pub(crate) fn seeded(seed: u64) -> Self {
+        Self(seed)
+    }
+
     pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut mixed = self.0;

@@ -1,24 +1,18 @@
 //! The layout guard: a state whose layout changed without a new version would be read as something
 //! else, so the node refuses to start.
 
-use std::sync::Arc;
-
-use stead_entities::Timestamp;
-
 use crate::{
-    node::StartError,
-    store::{Batch, CommitOutcome, Fence, Store, Write},
-    types::EntityTypes,
+    node::{Inner, StartError},
+    store::{Batch, CommitOutcome, Fence, Write},
 };
 
-/// Compares every layout with the stored one and stores the new ones. Returns how many batches that
-/// took.
+/// Compares every layout with the stored one and stores the new ones, behind the last batch of the
+/// lane of an incarnation. Returns how many batches that took.
 pub(crate) async fn guard(
-    store: &dyn Store,
-    types: &EntityTypes,
-    owner: &Arc<str>,
-    now: Timestamp,
+    node: &Inner,
+    (incarnation, last_batch): (u64, u64),
 ) -> Result<u64, StartError> {
+    let (store, types) = (node.store(), node.types());
     let (mut writes, mut problems) = (Vec::new(), Vec::new());
     let mut names: Vec<_> = types.keys().copied().collect();
     names.sort_unstable();
@@ -65,10 +59,9 @@ pub(crate) async fn guard(
     if writes.is_empty() {
         return Ok(0);
     }
-    let opened = store.opened();
-    let number = opened.last_batch + 1;
-    let fence = Fence { incarnation: opened.incarnation, lane: 0, number };
-    let batch = Batch { fence, owner: owner.clone(), time: now, is_clean: false, writes };
+    let fence = Fence { incarnation, lane: 0, number: last_batch + 1 };
+    let (owner, time) = (node.name().clone(), node.clock().now());
+    let batch = Batch { fence, owner, time, is_clean: false, writes };
     match store.commit(batch).await {
         CommitOutcome::Committed => Ok(1),
         other => Err(StartError::Unavailable(format!("the layouts cannot be stored: {other:?}"))),

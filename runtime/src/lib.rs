@@ -20,6 +20,7 @@ mod sabotage;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod store;
+pub mod transport;
 mod types;
 
 #[cfg(feature = "client")]

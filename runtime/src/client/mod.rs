@@ -3,6 +3,7 @@
 
 #[cfg(feature = "client")]
 pub(crate) mod remote;
+pub(crate) mod route;
 
 use std::{sync::Arc, time::Duration};
 
@@ -11,12 +12,13 @@ use stead_entities::{
     entity::OperationKind, operation::Reply,
 };
 
+use self::route::Ask;
 use crate::{
     node::Node,
     partition::{
-        Queued,
+        Queued, Shut,
         message::{Input, Keyed, Work},
-        ticket::{Answer, StateView, Ticket, Waiting},
+        ticket::{Answer, Response, StateView, Ticket, Waiting},
     },
     store::record::{DeadLetterId, IdempotencyKey},
     types::{EntityType, Found},
@@ -30,7 +32,7 @@ const BIRTH_SKEW: Duration = Duration::from_secs(60);
 
 /// How an outside caller uses an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Use {
+pub(crate) enum Use {
     Call,
     Signal,
     Query,
@@ -38,18 +40,18 @@ enum Use {
 
 impl Caller for Node {
     fn call(&self, request: Request) -> BoxFuture<'static, Result<Reply, Error>> {
-        let submitted = self.submit(request, Use::Call);
-        Box::pin(async move { reply(submitted?.await?) })
+        let used = self.use_of(request, Use::Call);
+        Box::pin(async move { reply(used.await?) })
     }
 
     fn signal(&self, request: Request) -> BoxFuture<'static, Result<(), Error>> {
-        let submitted = self.submit(request, Use::Signal);
-        Box::pin(async move { submitted?.await.map(drop) })
+        let used = self.use_of(request, Use::Signal);
+        Box::pin(async move { used.await.map(drop) })
     }
 
     fn query(&self, request: Request) -> BoxFuture<'static, Result<Reply, Error>> {
-        let submitted = self.submit(request, Use::Query);
-        Box::pin(async move { reply(submitted?.await?) })
+        let used = self.use_of(request, Use::Query);
+        Box::pin(async move { reply(used.await?) })
     }
 }
 
@@ -71,8 +73,7 @@ impl Node {
     /// [`ErrorKind::NotFound`] for an unknown type, [`ErrorKind::Corrupt`] where the stored state
     /// cannot be read, and what can befall any request.
     pub async fn state(&self, id: &EntityId) -> Result<Option<StateView>, Error> {
-        self.known_type(id.entity_type())?;
-        match self.send(id, call(Work::State, Vec::new()))?.await? {
+        match self.ask(Ask::State(id.clone())).await? {
             Answer::State(view) => Ok(view),
             _ => Err(Error::new(ErrorKind::Internal, "another answer than a state")),
         }
@@ -84,9 +85,7 @@ impl Node {
     /// # Errors
     /// As [`Node::state`].
     pub async fn delete(&self, id: &EntityId) -> Result<(), Error> {
-        self.known_type(id.entity_type())?;
-        self.check_room()?;
-        self.send(id, call(Work::Delete, Vec::new()))?.await.map(drop)
+        self.ask(Ask::Delete(id.clone())).await.map(drop)
     }
 
     /// Sends the operation of a dead letter again, behind everything that its entity has accepted.
@@ -96,6 +95,10 @@ impl Node {
     /// [`ErrorKind::NotFound`] for an unknown letter, or where its entity no longer has the
     /// operation.
     pub async fn replay(&self, letter: DeadLetterId) -> Result<(), Error> {
+        self.ask(Ask::Replay(letter)).await.map(drop)
+    }
+
+    async fn replay_here(&self, letter: DeadLetterId, patience: Duration) -> Response {
         let stored = self.store().dead_letter(letter).await;
         let stored = stored?;
         let stored =
@@ -107,7 +110,7 @@ impl Node {
         item.is_call = false;
         item.token = stored.token;
         item.exhume = Some(letter);
-        self.send(&id, item)?.await.map(drop)
+        self.send_within(&id, item, patience)?.await
     }
 
     /// Drops a dead letter. Dropping one that is gone does nothing.
@@ -115,9 +118,36 @@ impl Node {
     /// # Errors
     /// What can befall any request.
     pub async fn drop_dead_letter(&self, letter: DeadLetterId) -> Result<(), Error> {
-        let (ticket, answered) = Ticket::new(self.config().call_deadline, None);
-        self.partition(letter.partition)?.ask(&ticket, |ticket| Input::Exhume(letter, ticket));
-        answered.await.map(drop)
+        self.ask(Ask::Drop(letter)).await.map(drop)
+    }
+
+    fn drop_letter_here(&self, letter: DeadLetterId, patience: Duration) -> Result<Waiting, Error> {
+        let (ticket, answered) = Ticket::new(patience, None);
+        let asked = self.partition(letter.partition)?;
+        asked.ask(&ticket, |ticket| Input::Exhume(letter, ticket)).map_err(moved)?;
+        Ok(answered)
+    }
+
+    fn show(&self, id: &EntityId, patience: Duration) -> Result<Waiting, Error> {
+        self.known_type(id.entity_type())?;
+        self.send_within(id, call(Work::State, Vec::new()), patience)
+    }
+
+    fn end_entity(&self, id: &EntityId, patience: Duration) -> Result<Waiting, Error> {
+        self.known_type(id.entity_type())?;
+        self.check_room()?;
+        self.send_within(id, call(Work::Delete, Vec::new()), patience)
+    }
+
+    /// Begins at once where the node shares nothing, so that what is sent first comes first though
+    /// nobody awaits it yet.
+    fn use_of(&self, request: Request, used: Use) -> BoxFuture<'static, Response> {
+        if self.cluster().is_some() {
+            let node = self.clone();
+            return Box::pin(async move { node.ask(Ask::Use(request, used)).await });
+        }
+        let submitted = self.submit(request, used);
+        Box::pin(async move { submitted?.await })
     }
 
     /// Checks a request and hands it to its partition; what is returned only waits.
@@ -143,10 +173,8 @@ impl Node {
         item.is_call = used != Use::Signal;
         item.key = key;
         item.due = due;
-        if let Some(deadline) = request.deadline {
-            return self.send_within(&request.id, item, deadline.as_duration());
-        }
-        self.send(&request.id, item)
+        let patience = request.deadline.map(|deadline| deadline.as_duration());
+        self.send_within(&request.id, item, patience.unwrap_or(self.config().call_deadline))
     }
 
     fn check_input(&self, known: &dyn EntityType, found: Found, input: &[u8]) -> Result<(), Error> {
@@ -209,10 +237,6 @@ impl Node {
         Ok(Keyed { key: Arc::new(key), fingerprint })
     }
 
-    fn send(&self, id: &EntityId, item: Box<Queued>) -> Result<Waiting, Error> {
-        self.send_within(id, item, self.config().call_deadline)
-    }
-
     /// Hands an operation to its partition, if there is room for it.
     fn send_within(
         &self,
@@ -221,15 +245,15 @@ impl Node {
         patience: Duration,
     ) -> Result<Waiting, Error> {
         let Some(permit) = self.load().admit(item.input.len(), self.config()) else {
-            return Err(Error::new(ErrorKind::Overloaded, "the node holds all it can: back off"));
+            return Err(overloaded());
         };
-        let number = self.store().opened().settings.partition_of(id);
-        let partition = self.partition(number)?;
+        let partition = self.partition(self.partition_of(id))?;
         let (ticket, answered) = Ticket::new(patience, Some(permit));
-        partition.ask(&ticket, |ticket| {
+        let asked = partition.ask(&ticket, |ticket| {
             item.ticket = Some(ticket);
             Input::Request(id.clone(), item)
         });
+        asked.map_err(moved)?;
         Ok(answered)
     }
 
@@ -237,6 +261,14 @@ impl Node {
         let known = self.known_type(id.entity_type())?;
         known.find(operation).ok_or_else(|| no_operation(known, operation))
     }
+}
+
+fn overloaded() -> Error {
+    Error::new(ErrorKind::Overloaded, "the node holds all it can: back off")
+}
+
+fn moved(_shut: Shut) -> Error {
+    Error::new(ErrorKind::Fenced, "the partition is not this node's")
 }
 
 /// Work whose caller waits for its end; when it came is known once it arrives.

@@ -10,7 +10,7 @@ use crate::{
     map::Map,
     store::{
         Write,
-        record::{InboxKey, StateRecord},
+        record::{InboxKey, Slot, StateRecord},
     },
 };
 
@@ -42,7 +42,14 @@ pub(super) struct Merge {
     writes: Vec<Option<Write>>,
     chains: Chains,
     /// Rows that this batch writes: their places, and whether they are new to the store.
-    rows: Map<InboxKey, (usize, bool)>,
+    rows: Map<RowKey, (usize, bool)>,
+}
+
+/// A row that is written once, and removed once.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum RowKey {
+    Inbox(InboxKey),
+    Delayed(EntityId, u64),
 }
 
 impl Merge {
@@ -56,23 +63,26 @@ impl Merge {
                 Write::PutState(id, record) => self.put_state(last, id, record)?,
                 Write::DeleteState(id) => self.delete_state(last, id),
                 Write::Accept(key, record) => {
-                    self.rows.insert(key.clone(), (self.writes.len(), true));
+                    self.rows.insert(RowKey::Inbox(key.clone()), (self.writes.len(), true));
                     Write::Accept(key, record)
                 }
-                Write::Retry(key, record) => match self.replace_row(&key) {
+                Write::Retry(key, record) => match self.replace_row(RowKey::Inbox(key.clone())) {
                     true => Write::Accept(key, record),
                     false => Write::Retry(key, record),
                 },
-                Write::Consume(key) => match self.rows.remove(&key) {
-                    Some((place, is_new)) => {
-                        self.writes[place] = None;
-                        if is_new {
-                            continue;
-                        }
-                        Write::Consume(key)
+                Write::Remind(partition, id, slot @ Slot::Delayed(number), record) => {
+                    let row = RowKey::Delayed(id.clone(), number);
+                    if !self.replace_row(row.clone()) && record.attempts == 0 {
+                        self.rows.insert(row, (self.writes.len(), true));
                     }
-                    None => Write::Consume(key),
-                },
+                    Write::Remind(partition, id, slot, record)
+                }
+                Write::Consume(key) if self.is_removed(&RowKey::Inbox(key.clone())) => continue,
+                Write::CancelReminder(_, id, Slot::Delayed(number), _)
+                    if self.is_removed(&RowKey::Delayed(id.clone(), number)) =>
+                {
+                    continue;
+                }
                 other => other,
             };
             self.writes.push(Some(write));
@@ -133,13 +143,23 @@ impl Merge {
     }
 
     /// Makes room for another version of a row; says whether the row is new to the store.
-    fn replace_row(&mut self, key: &InboxKey) -> bool {
+    fn replace_row(&mut self, key: RowKey) -> bool {
         let place = self.writes.len();
-        let (earlier, is_new) = self.rows.get(key).copied().unwrap_or((place, false));
+        let (earlier, is_new) = self.rows.get(&key).copied().unwrap_or((place, false));
         if let Some(write) = self.writes.get_mut(earlier) {
             *write = None;
         }
-        self.rows.insert(key.clone(), (place, is_new));
+        self.rows.insert(key, (place, is_new));
+        is_new
+    }
+
+    /// Takes back what this batch writes to a row that is removed; says whether that was all there
+    /// is of it.
+    fn is_removed(&mut self, key: &RowKey) -> bool {
+        let Some((place, is_new)) = self.rows.remove(key) else {
+            return false;
+        };
+        self.writes[place] = None;
         is_new
     }
 }

@@ -9,20 +9,26 @@
 //!   are dropped, because they were built on what was not committed.
 //! - A barrier is answered once everything sent before it is settled.
 //! - After an outcome that is not known nothing is committed or answered as committed any more.
+//! - What was not flushed, because nothing of it writes, is told only while the node's lease holds.
+//! - Giving up a partition ends its generation: what its turns still bring is never committed.
 
+mod incarnation;
 mod merge;
 
 use std::sync::Arc;
 
 use stead_entities::{Error, ErrorKind};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::JoinSet,
 };
 
+pub use self::incarnation::Fatal;
+pub(crate) use self::incarnation::{Incarnation, Outbound};
 use self::merge::{Chains, Merge};
 use crate::{
     clock::Clock,
+    node::Threads,
     partition::{
         Handle,
         message::{Burst, Input},
@@ -45,47 +51,33 @@ pub(crate) enum Work {
     Burst(Burst),
     /// Tell this partition when everything before is settled.
     Barrier(u16, u64),
+    /// Give up a partition, and say whether that is durable.
+    Release(u16, oneshot::Sender<CommitOutcome>),
     /// Mark the end of a drained node and stop.
-    Close(tokio::sync::oneshot::Sender<CommitOutcome>),
+    Close(oneshot::Sender<CommitOutcome>),
 }
 
 /// The way to the committer.
 pub(crate) type Sender = mpsc::Sender<Work>;
 
-/// Why a node cannot go on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Fatal {
-    /// A flush failed: what is durable is known only after the store is opened again.
-    Poisoned(String),
-    /// Another process has taken the store.
-    Fenced,
-    /// An operation spins and cannot be stopped.
-    Spinning(String),
-}
-
-impl Fatal {
-    /// Ends the node, unless an earlier reason has.
-    pub(crate) fn report(self, fatals: &watch::Sender<Option<Self>>) {
-        fatals.send_if_modified(|known| {
-            let is_first = known.is_none();
-            known.get_or_insert(self);
-            is_first
-        });
-    }
-}
-
 pub(crate) struct Committer {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     owner: Arc<str>,
+    incarnation: Arc<Incarnation>,
+    outbound: Option<Arc<dyn Outbound>>,
     partitions: Arc<[Handle]>,
     number: u64,
     /// Bursts of earlier generations are dropped.
     generations: Vec<u64>,
+    /// The last generation of each partition that began, and that was given up.
+    begun: Vec<u64>,
+    released: Vec<u64>,
     /// Where the entities of the last batch stand.
     last: Chains,
     fatal: watch::Sender<Option<Fatal>>,
     has_failed: bool,
+    is_fenced: bool,
     /// Tasks that tell callers.
     telling: JoinSet<()>,
 }
@@ -100,38 +92,48 @@ impl Committer {
         store: Arc<dyn Store>,
         clock: Arc<dyn Clock>,
         owner: Arc<str>,
+        incarnation: Arc<Incarnation>,
         partitions: Arc<[Handle]>,
         fatal: watch::Sender<Option<Fatal>>,
     ) -> Self {
-        let number = store.opened().last_batch;
+        let number = incarnation.last_batch;
         let generations = vec![0; partitions.len()];
         let last = Chains::default();
         Self {
             store,
             clock,
             owner,
+            incarnation,
+            outbound: None,
             partitions,
             number,
+            begun: generations.clone(),
+            released: generations.clone(),
             generations,
             last,
             fatal,
             has_failed: false,
+            is_fenced: false,
             telling: JoinSet::new(),
         }
     }
 
-    /// Continues behind batches that were committed before it.
-    pub(crate) fn after(mut self, batches: u64) -> Self {
-        self.number += batches;
+    /// Hands what is for other nodes to `outbound`.
+    pub(crate) fn with(mut self, outbound: Arc<dyn Outbound>) -> Self {
+        self.outbound = Some(outbound);
         self
     }
 
     /// Serves on a thread of its own, which a flush may block, until it is closed or its queue ends.
-    #[allow(clippy::disallowed_methods, reason = "the one thread that commits")]
-    pub(crate) fn start(self, queue: mpsc::Receiver<Work>) -> std::io::Result<()> {
-        let runtime = tokio::runtime::Handle::current();
-        let builder = std::thread::Builder::new().name("stead-committer".into());
-        builder.spawn(move || runtime.block_on(self.run(queue))).map(drop)
+    ///
+    /// # Errors
+    /// Where there is no thread.
+    pub(crate) fn start(
+        self,
+        threads: &Threads,
+        queue: mpsc::Receiver<Work>,
+    ) -> std::io::Result<()> {
+        threads.run("stead-committer", self.run(queue))
     }
 
     /// Serves until it is closed or its queue ends.
@@ -139,12 +141,16 @@ impl Committer {
         let mut gathered = Vec::new();
         while queue.recv_many(&mut gathered, BURSTS_PER_BATCH_MAX).await > 0 {
             let mut bursts = Vec::with_capacity(gathered.len());
+            let mut released = Vec::new();
             for work in gathered.drain(..) {
                 match work {
                     Work::Burst(burst) => bursts.push(burst),
+                    Work::Release(partition, done) => released.push((partition, done)),
                     Work::Barrier(partition, generation) => {
                         self.commit(std::mem::take(&mut bursts)).await;
+                        self.release(std::mem::take(&mut released)).await;
                         let index = usize::from(partition);
+                        self.begun[index] = self.begun[index].max(generation);
                         self.generations[index] = self.generations[index].max(generation);
                         self.partitions[index].push(Input::Barrier(generation));
                     }
@@ -159,6 +165,40 @@ impl Committer {
                 }
             }
             self.commit(bursts).await;
+            self.release(released).await;
+        }
+    }
+
+    /// Gives up partitions. Whatever their turns still bring is dropped, also where the store did not
+    /// take it.
+    async fn release(&mut self, released: Vec<(u16, oneshot::Sender<CommitOutcome>)>) {
+        if released.is_empty() {
+            return;
+        }
+        for (partition, _) in &released {
+            let index = usize::from(*partition);
+            self.released[index] = self.begun[index];
+            if !sabotage::is("X19") {
+                self.generations[index] = self.generations[index].max(self.begun[index] + 1);
+            }
+        }
+        let writes = released.iter().map(|(partition, _)| Write::Release(*partition)).collect();
+        let outcome = match self.has_failed {
+            true => CommitOutcome::Fenced,
+            false => self.store.commit(self.batch(writes, false)).await,
+        };
+        match &outcome {
+            CommitOutcome::Committed => {
+                self.number += 1;
+                // Others move these entities on from here; the store compares with what it has.
+                self.last.clear();
+            }
+            CommitOutcome::Fenced => self.give_up(Fatal::Fenced),
+            CommitOutcome::Unknown(why) => self.give_up(Fatal::Poisoned(why.clone())),
+            CommitOutcome::Unavailable(_) | CommitOutcome::Full(_) => {}
+        }
+        for (_, done) in released {
+            let _nobody_waits = done.send(outcome.clone());
         }
     }
 
@@ -170,7 +210,11 @@ impl Committer {
         }
         let needs_flush = bursts.iter().any(|burst| burst.is_probe || !burst.writes.is_empty());
         if !needs_flush {
-            return self.let_out(bursts);
+            // What was read was read before the lease is looked at.
+            if self.incarnation.lease.holds() {
+                return self.let_out(bursts);
+            }
+            return self.fail(bursts, &Error::new(ErrorKind::Fenced, "the lease has run out"));
         }
         let mut bursts = bursts;
         let mut merge = Merge::default();
@@ -178,7 +222,12 @@ impl Committer {
         let merged = { writes }.try_for_each(|writes| merge.add(&self.last, writes));
         if let Err(reason) = merged {
             tracing::error!(reason, "a turn does not follow what was committed");
-            return self.fail(bursts, &Error::new(ErrorKind::Internal, reason));
+            if self.outbound.is_none() {
+                return self.fail(bursts, &Error::new(ErrorKind::Internal, reason));
+            }
+            // It follows what another owner has committed.
+            self.give_up(Fatal::Fenced);
+            return self.fail(bursts, &Error::new(ErrorKind::Fenced, reason));
         }
         let (writes, chains) = merge.finish();
         let batch = self.batch(writes, false);
@@ -210,8 +259,13 @@ impl Committer {
         }
     }
 
+    /// Why nothing is committed any more: another owner may do it, or nobody.
+    fn refusal(&self) -> ErrorKind {
+        if self.is_fenced { ErrorKind::Fenced } else { ErrorKind::Unavailable }
+    }
+
     fn batch(&self, writes: Vec<Write>, is_clean: bool) -> Batch {
-        let incarnation = self.store.opened().incarnation;
+        let incarnation = self.incarnation.number;
         let fence = Fence { incarnation, lane: 0, number: self.number + 1 };
         let (owner, time) = (self.owner.clone(), self.clock.now());
         Batch { fence, owner, time, is_clean, writes }
@@ -224,9 +278,13 @@ impl Committer {
             if burst.generation < self.generations[usize::from(burst.partition)]
                 && !sabotage::is("X26")
             {
-                refuse(burst, &Error::new(ErrorKind::Unavailable, "an earlier commit failed"));
+                let why = match burst.generation <= self.released[usize::from(burst.partition)] {
+                    true => Error::new(ErrorKind::Fenced, "the partition has moved"),
+                    false => Error::new(ErrorKind::Unavailable, "an earlier commit failed"),
+                };
+                refuse(burst, &why);
             } else if self.has_failed {
-                let error = Error::new(ErrorKind::Unavailable, "the store takes no more commits");
+                let error = Error::new(self.refusal(), "the store takes no more commits");
                 self.fail(vec![burst], &error);
             } else {
                 current.push(burst);
@@ -238,10 +296,15 @@ impl Committer {
     fn let_out(&mut self, bursts: Vec<Burst>) {
         let mut settled = Vec::with_capacity(bursts.len());
         let mut replies = Vec::new();
+        let link = self.incarnation.link();
         for mut burst in bursts {
             // Receivers hear of a row before its sender can send the next one.
             for (partition, delivery) in burst.deliveries {
-                self.partitions[usize::from(partition)].push(Input::Deliver(Box::new(delivery)));
+                let partition_of = &self.partitions[usize::from(partition)];
+                let delivered = partition_of.deliver(Box::new(delivery), link);
+                if let (Err(delivery), Some(outbound)) = (delivered, &self.outbound) {
+                    outbound.send(partition, delivery);
+                }
             }
             replies.append(&mut burst.replies);
             settled.push((burst.partition, burst.generation, burst.number));
@@ -280,8 +343,9 @@ impl Committer {
     }
 
     fn give_up(&mut self, fatal: Fatal) {
-        tracing::error!(?fatal, "the node cannot go on");
+        tracing::error!(?fatal, "this incarnation cannot go on");
         self.has_failed = true;
+        self.is_fenced = fatal == Fatal::Fenced;
         fatal.report(&self.fatal);
     }
 }
@@ -304,62 +368,4 @@ fn refuse(burst: Burst, error: &Error) {
 }
 
 #[cfg(test)]
-mod tests {
-    use stead_entities::{EntityId, Timestamp};
-    use tokio::sync::watch;
-
-    use super::*;
-    use crate::{
-        clock::ManualClock,
-        partition::ticket::{Answer, Ticket, Waiting},
-        store::{
-            keys::Table,
-            memory::{Fault, MemoryDisk},
-            record::StateRecord,
-        },
-    };
-
-    fn burst(generation: u64, number: u64, follows: u64) -> (Burst, Waiting) {
-        let id = EntityId::new("counter", "a").expect("valid");
-        let record = StateRecord {
-            version: 1,
-            generation: 1,
-            revision: follows + 1,
-            follows,
-            incarnation: 1,
-            committed_at: Timestamp::default(),
-            reminders: Vec::new(),
-            state: vec![number as u8],
-        };
-        let (ticket, waiting) = Ticket::new(std::time::Duration::from_secs(9), None);
-        let burst = Burst {
-            generation,
-            number,
-            writes: vec![Write::PutState(id, record)],
-            replies: vec![(ticket, Ok(Answer::Done))],
-            ..Burst::default()
-        };
-        (burst, waiting)
-    }
-
-    #[tokio::test]
-    async fn a_burst_that_was_built_on_a_refused_one_is_not_committed() {
-        let disk = MemoryDisk::new();
-        let store = Arc::new(disk.open().expect("readable"));
-        let clock = Arc::new(ManualClock::new(Timestamp::default()));
-        let (fatal, _fatals) = watch::channel(None);
-        let partitions: Arc<[Handle]> = Arc::new([Handle::new()]);
-        let mut committer = Committer::new(store, clock, "t".into(), partitions, fatal);
-        let (first, refused) = burst(1, 1, 0);
-        let (second, dropped) = burst(1, 2, 1);
-        disk.inject(Fault::Refuse);
-        committer.commit(vec![first]).await;
-        committer.commit(vec![second]).await;
-        assert_eq!(refused.await.expect_err("refused").kind(), ErrorKind::Unavailable);
-        assert_eq!(dropped.await.expect_err("dropped").kind(), ErrorKind::Unavailable);
-        assert!(disk.rows(Table::States).is_empty(), "nothing of the generation is stored");
-        let (next, committed) = burst(2, 1, 0);
-        committer.commit(vec![next]).await;
-        assert!(committed.await.is_ok(), "the next generation goes on");
-    }
-}
+mod tests;

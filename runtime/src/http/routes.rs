@@ -67,7 +67,9 @@ async fn request(
 ) -> Result<Request, Problem> {
     let (id, rest) = path::entity(node, uri)?;
     let operation = rest.into_iter().nth(1).unwrap_or_default();
-    node.find(&id, &operation)?;
+    if node.is_open(node.partition_of(&id)) {
+        node.find(&id, &operation)?;
+    }
     let idempotency_key = idempotency_key(headers)?;
     let limit = node.config().body_bytes_max;
     // Room is taken before the body is read, so that many bodies at one time are bounded too.

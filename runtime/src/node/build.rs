@@ -6,28 +6,45 @@ use std::{
 };
 
 use stead_entities::{Entity, Error};
-use tokio::sync::watch;
+use tokio::{
+    runtime::Handle as Runtime,
+    sync::{oneshot, watch},
+};
 
+use super::{Inner, Node, Threads, peers::Peer};
 use crate::{
-    clock::{Clock, HighWaterClock},
-    commit::{self, Committer},
+    clock::{Clock, HighWaterClock, SharedClock},
     config::Config,
     entropy::Entropy,
     layout,
-    partition::{self, Handle, Partition, Shell, Surroundings},
-    store::Store,
+    partition::{self, Handle, Shell},
+    placement::{cluster::Cluster, member},
+    store::{
+        Store,
+        shared::{Registration, SharedStore},
+    },
+    transport::Transport,
     types::{EntityType, EntityTypes, entity_type},
 };
-
-use super::{Inner, Node};
 
 /// Puts a node together.
 pub struct NodeBuilder {
     store: Option<Arc<dyn Store>>,
-    clock: Arc<dyn Clock>,
+    peers: Option<Peers>,
+    clock: Option<Arc<dyn Clock>>,
     config: Config,
     name: String,
+    weight: u32,
+    seed: Option<u64>,
+    shares_threads: bool,
     entities: Vec<Arc<dyn EntityType>>,
+}
+
+/// A node's way to others.
+struct Peers {
+    store: Arc<dyn SharedStore>,
+    transport: Arc<dyn Transport>,
+    address: String,
 }
 
 /// Why a node does not start. Each text says what to do.
@@ -42,15 +59,22 @@ pub enum StartError {
     /// The store cannot be read or written.
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
+    /// Another node is alive under this one's name.
+    #[error("{0}")]
+    InUse(String),
 }
 
 impl NodeBuilder {
     pub(super) fn new() -> Self {
         Self {
             store: None,
-            clock: Arc::new(HighWaterClock::new()),
+            peers: None,
+            clock: None,
             config: Config::default(),
             name: "node".into(),
+            weight: 1,
+            seed: None,
+            shares_threads: false,
             entities: Vec::new(),
         }
     }
@@ -66,6 +90,20 @@ impl NodeBuilder {
         self
     }
 
+    /// Shares `store` with other nodes, which reach this one at `address` by way of `transport`. All
+    /// that share it have names of their own.
+    pub fn share(
+        mut self,
+        store: impl SharedStore,
+        transport: impl Transport,
+        address: impl Into<String>,
+    ) -> Self {
+        let (store, transport) = (Arc::new(store), Arc::new(transport));
+        self.store = Some(store.clone());
+        self.peers = Some(Peers { store, transport, address: address.into() });
+        self
+    }
+
     /// Hosts an entity type.
     pub fn entity<E: Entity>(mut self) -> Self {
         self.entities.push(entity_type::<E>());
@@ -78,6 +116,20 @@ impl NodeBuilder {
         self
     }
 
+    /// How much of the whole this node should own, beside the others: 1 to 64. 1.
+    pub fn weight(mut self, weight: u32) -> Self {
+        self.weight = weight;
+        self
+    }
+
+    /// Runs everything on the threads of the present runtime, and draws everything random from
+    /// `seed`: on a runtime of one thread with a paused clock a test then does the same each time it
+    /// runs.
+    pub fn deterministic(mut self, seed: u64) -> Self {
+        (self.seed, self.shares_threads) = (Some(seed), true);
+        self
+    }
+
     /// Names the node; the name is stored as the owner of its batches.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
@@ -86,7 +138,7 @@ impl NodeBuilder {
 
     /// Replaces the clock.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
-        self.clock = clock;
+        self.clock = Some(clock);
         self
     }
 
@@ -105,75 +157,93 @@ impl NodeBuilder {
             problems.extend(problems.is_empty().then(|| "a node needs a store".to_owned()));
             return Err(StartError::Invalid(problems));
         };
-        let opened = store.opened().clone();
-        self.clock.advance_to(opened.time);
-        let owner: Arc<str> = self.name.into();
-        let batches = layout::guard(&*store, &types, &owner, self.clock.now()).await?;
-        let partitions: Arc<[Handle]> =
-            (0..opened.settings.partitions).map(|_| Handle::new()).collect();
-        let (fatal_tx, fatal) = watch::channel(None);
-        let (committer, queue) = commit::queue();
-        let service = Committer::new(
-            store.clone(),
-            self.clock.clone(),
-            owner,
-            partitions.clone(),
-            fatal_tx.clone(),
-        );
-        let started = service.after(batches).start(queue);
-        started.map_err(|error| StartError::Unavailable(error.to_string()))?;
+        let config = Arc::new(self.config);
+        let registration = Registration {
+            name: self.name.into(),
+            address: self.peers.as_ref().map_or("".into(), |peers| peers.address.as_str().into()),
+            weight: self.weight,
+            types: names(&types),
+            lease: config.lease,
+        };
+        let fatal = watch::Sender::new(None);
+        let cluster = self.peers.map(|peers| {
+            let Peers { store, transport, .. } = peers;
+            let (node, fatal) = (registration.clone(), fatal.clone());
+            Arc::new(Cluster::new(store, transport, node, config.handoff_deadline, fatal))
+        });
+        let clock = self.clock.unwrap_or_else(|| match &cluster {
+            Some(_) => Arc::new(SharedClock::new()),
+            None => Arc::new(HighWaterClock::new()),
+        });
+        clock.advance_to(store.opened().time);
+        let partitions = 0..store.opened().settings.partitions;
         let node = Node(Arc::new(Inner {
+            name: registration.name,
+            partitions: partitions.map(|_| Handle::new()).collect(),
             watches: Arc::default(),
             store,
-            clock: self.clock,
-            config: Arc::new(self.config),
+            clock,
+            config,
             types: Arc::new(types),
-            partitions,
-            committer,
+            threads: Threads { runtime: Runtime::current(), is_shared: self.shares_threads },
+            entropy: Mutex::new(self.seed.map_or_else(Entropy::system, Entropy::seeded)),
+            home: Mutex::new(None),
+            cluster,
             load: Arc::default(),
             fatal,
             spinning: Mutex::new(None),
             probed_at: Mutex::new(None),
             is_closing: AtomicBool::new(false),
         }));
-        node.start_partitions().await.map_err(|e| StartError::Unavailable(e.to_string()))?;
-        node.start_watchdog(fatal_tx).map_err(|e| StartError::Unavailable(e.to_string()))?;
+        node.begin().await?;
         Ok(node)
     }
 }
 
 impl Node {
-    async fn start_partitions(&self) -> Result<(), Error> {
+    async fn begin(&self) -> Result<(), StartError> {
+        let unavailable = |error: &dyn fmt::Display| StartError::Unavailable(error.to_string());
+        self.start_partitions().await.map_err(|error| unavailable(&error))?;
         let inner = &self.0;
         let opened = inner.store.opened();
-        for (number, handle) in (0_u16..).zip(inner.partitions.iter()) {
-            let around = Surroundings {
-                number,
-                incarnation: opened.incarnation,
-                was_unclean: opened.was_unclean,
-                settings: opened.settings.clone(),
-                types: inner.types.clone(),
-                config: inner.config.clone(),
-                entropy: Entropy::system(),
-                watch: inner.watches.add(),
-            };
+        match &inner.cluster {
+            None => {
+                let batches = layout::guard(inner, (opened.incarnation, opened.last_batch)).await?;
+                inner.settle_alone(batches).map_err(|error| unavailable(&error))?;
+            }
+            Some(cluster) => {
+                cluster.transport.listen(Arc::new(Peer::new(inner)));
+                let (started, joined) = oneshot::channel();
+                let running = member::run(cluster.clone(), Arc::downgrade(inner), started);
+                let running = inner.threads.run_apart("stead-member", running);
+                running.map_err(|error| unavailable(&error))?;
+                joined.await.map_err(|error| unavailable(&error))??;
+            }
+        }
+        self.start_watchdog().map_err(|error| unavailable(&error))
+    }
+
+    async fn start_partitions(&self) -> Result<(), Error> {
+        let inner = &self.0;
+        for handle in inner.partitions.iter() {
             let shell = Shell {
                 handle: handle.clone(),
-                partition: Partition::new(around, inner.clock.now()),
                 store: inner.store.clone(),
                 clock: inner.clock.clone(),
-                committer: inner.committer.clone(),
                 types: inner.types.clone(),
                 config: inner.config.clone(),
-                wake_at: None,
-                taken: Default::default(),
-                runs: Vec::new(),
                 watches: inner.watches.clone(),
             };
             partition::start(shell).await?;
         }
         Ok(())
     }
+}
+
+fn names(types: &EntityTypes) -> Vec<String> {
+    let mut names: Vec<_> = types.keys().map(|name| (*name).to_owned()).collect();
+    names.sort_unstable();
+    names
 }
 
 fn problems_of(known: &dyn EntityType, others: &EntityTypes) -> Vec<String> {

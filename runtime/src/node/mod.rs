@@ -1,6 +1,9 @@
 //! One node: its parts put together, started, watched, drained.
 
 mod build;
+mod home;
+mod peers;
+mod threads;
 mod watchdog;
 
 use std::{
@@ -17,18 +20,22 @@ use tokio::sync::watch;
 use crate::{
     admission::Load,
     clock::{self, Clock},
-    commit::{self, Fatal, Work},
+    commit::{Fatal, Work},
     config::Config,
+    entropy::Entropy,
     partition::{
         Handle, Watches,
         message::Input,
         ticket::{Ticket, Waiting},
     },
+    placement::cluster::{Cluster, Stop},
     store::{CommitOutcome, ReminderRows, Store, record::DeadLetterId},
     types::{EntityType, EntityTypes},
 };
 
 pub use build::{NodeBuilder, StartError};
+pub(crate) use home::Home;
+pub(crate) use threads::Threads;
 
 /// How old the last probe may be for readiness to rest on it.
 const PROBE_AGE: Duration = Duration::from_secs(1);
@@ -36,6 +43,8 @@ const PROBE_AGE: Duration = Duration::from_secs(1);
 const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
 /// The most reminders of an entity that are shown.
 const REMINDERS_MAX: usize = 1_000;
+/// What a stop says that was not in order.
+const LATE: &str = "not everything ended within the drain deadline; what was accepted is kept";
 /// How long readiness waits for the commits it asks for.
 const PROBE_DEADLINE: Duration = Duration::from_secs(3);
 
@@ -45,16 +54,21 @@ const PROBE_DEADLINE: Duration = Duration::from_secs(3);
 #[derive(Clone)]
 pub struct Node(Arc<Inner>);
 
-struct Inner {
+pub(crate) struct Inner {
+    name: Arc<str>,
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     config: Arc<Config>,
     types: Arc<EntityTypes>,
     partitions: Arc<[Handle]>,
     watches: Arc<Watches>,
-    committer: commit::Sender,
+    threads: Threads,
+    entropy: Mutex<Entropy>,
+    /// None while a node among others is joining.
+    home: Mutex<Option<Arc<Home>>>,
+    cluster: Option<Arc<Cluster>>,
     load: Arc<Load>,
-    fatal: watch::Receiver<Option<Fatal>>,
+    fatal: watch::Sender<Option<Fatal>>,
     spinning: Mutex<Option<String>>,
     probed_at: Mutex<Option<Timestamp>>,
     is_closing: AtomicBool,
@@ -97,7 +111,7 @@ impl Node {
     /// cannot be read.
     pub async fn reminders(&self, id: &EntityId) -> Result<ReminderRows, Error> {
         self.known_type(id.entity_type())?;
-        let partition = self.0.store.opened().settings.partition_of(id);
+        let partition = self.partition_of(id);
         Ok(self.0.store.reminders(partition, id.clone(), Some(REMINDERS_MAX)).await?)
     }
 
@@ -130,20 +144,23 @@ impl Node {
         Ok(())
     }
 
-    /// Asks every partition the same.
-    fn ask_all(&self, question: fn(Ticket) -> Input, patience: Duration) -> Vec<Waiting> {
-        let ask = |handle: &Handle| {
+    /// Asks every partition of this node the same.
+    fn ask_all(&self, question: fn(Ticket) -> Input, patience: Duration) -> Vec<(usize, Waiting)> {
+        let ask = |(number, handle): (usize, &Handle)| {
             let (ticket, answered) = Ticket::new(patience, None);
-            handle.ask(&ticket, question);
-            answered
+            handle.ask(&ticket, question).is_ok().then_some((number, answered))
         };
-        self.0.partitions.iter().map(ask).collect()
+        self.0.partitions.iter().enumerate().filter_map(ask).collect()
     }
 
     async fn probe(&self) -> Result<(), String> {
+        let home = self.0.home().ok_or("the node is joining")?;
+        if !home.incarnation.lease.holds() {
+            return Err("the lease has run out".into());
+        }
         let waiting = self.ask_all(Input::Probe, PROBE_DEADLINE);
         let mut stuck = Vec::new();
-        for (number, answered) in waiting.into_iter().enumerate() {
+        for (number, answered) in waiting {
             if let Err(error) = answered.await {
                 stuck.push(format!("{number} ({error})"));
             }
@@ -157,7 +174,7 @@ impl Node {
 
     /// Waits until the node cannot go on, and says why. Never ends for a healthy node.
     pub async fn failed(&self) -> Fatal {
-        let mut fatal = self.0.fatal.clone();
+        let mut fatal = self.0.fatal.subscribe();
         loop {
             let known = fatal.borrow_and_update().clone();
             if let Some(fatal) = known {
@@ -178,23 +195,66 @@ impl Node {
     /// [`ErrorKind::Unavailable`] where the node could not finish within its drain deadline, or the
     /// store could not be closed cleanly.
     pub async fn drain(&self) -> Result<(), Error> {
+        if let Some(cluster) = &self.0.cluster {
+            return self.leave(cluster).await;
+        }
         self.0.is_closing.store(true, Ordering::SeqCst);
         let waiting = self.ask_all(Input::Drain, self.0.config.drain_deadline);
         let mut is_clean = true;
-        for answered in waiting {
+        for (_, answered) in waiting {
             is_clean &= answered.await.is_ok();
         }
         self.close(is_clean).await
+    }
+
+    /// Stops at once, as if the process had been killed: nothing is finished or given up. For tests
+    /// of what others do then.
+    pub async fn abort(&self) {
+        self.0.is_closing.store(true, Ordering::SeqCst);
+        if let Some(cluster) = &self.0.cluster {
+            cluster.stop.send_replace(Stop::Abort);
+        }
+        if let Some(home) = self.0.home() {
+            home.incarnation.lease.end();
+        }
+        self.0.move_out(&Error::new(ErrorKind::Closed, "the node has stopped"));
+        self.end().await;
+    }
+
+    /// Hands everything over, then stops.
+    async fn leave(&self, cluster: &Cluster) -> Result<(), Error> {
+        cluster.stop.send_replace(Stop::Leave);
+        let patience = self.0.config.drain_deadline + self.0.config.drain_deadline;
+        let has_left = clock::within(patience, cluster.left()).await.is_some();
+        self.0.is_closing.store(true, Ordering::SeqCst);
+        cluster.stop.send_replace(Stop::Abort);
+        self.0.move_out(&Error::new(ErrorKind::Closed, "the node has stopped"));
+        self.end().await;
+        match has_left {
+            true => Ok(()),
+            false => Err(Error::new(ErrorKind::Unavailable, LATE)),
+        }
     }
 
     async fn close(&self, is_clean: bool) -> Result<(), Error> {
         let mut outcome = None;
         if is_clean {
             let (tx, rx) = tokio::sync::oneshot::channel();
-            if self.0.committer.send(Work::Close(tx)).await.is_ok() {
+            if let Some(home) = self.0.home()
+                && home.committer.send(Work::Close(tx)).await.is_ok()
+            {
                 outcome = clock::within(CLOSE_DEADLINE, rx).await.and_then(Result::ok);
             }
         }
+        self.end().await;
+        if outcome == Some(CommitOutcome::Committed) {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Unavailable, LATE))
+    }
+
+    /// Stops the partitions, and closes the store.
+    async fn end(&self) {
         for handle in self.0.partitions.iter() {
             handle.stop();
             handle.expire(None);
@@ -207,11 +267,6 @@ impl Node {
         let _or_one_spins = clock::within(CLOSE_DEADLINE, stopped).await;
         // A flush that does not return must not keep the process from ending.
         let _or_out_of_patience = clock::within(CLOSE_DEADLINE, self.0.store.close()).await;
-        if outcome == Some(CommitOutcome::Committed) {
-            return Ok(());
-        }
-        let message = "not everything ended within the drain deadline; what was accepted is kept";
-        Err(Error::new(ErrorKind::Unavailable, message))
     }
 
     pub(crate) fn known_type(&self, name: &str) -> Result<&dyn EntityType, Error> {
@@ -219,9 +274,19 @@ impl Node {
             let mut names: Vec<_> = self.0.types.keys().copied().collect();
             names.sort_unstable();
             let names = names.join(", ");
+            if self.serves(name) {
+                let message = format!("{name} is served by other nodes, but not by its owner");
+                return Error::new(ErrorKind::Unavailable, message);
+            }
             let message = format!("there is no entity type {name:?}; there are: {names}");
             Error::new(ErrorKind::NotFound, message)
         })
+    }
+
+    /// Whether this node, or another one, serves an entity type.
+    pub(crate) fn serves(&self, name: &str) -> bool {
+        let others = self.0.cluster.as_ref();
+        self.0.types.contains_key(name) || others.is_some_and(|others| others.serves(name))
     }
 
     pub(crate) fn partition(&self, number: u16) -> Result<&Handle, Error> {
@@ -232,6 +297,16 @@ impl Node {
         found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no partition {number}")))
     }
 
+    pub(crate) fn partition_of(&self, id: &EntityId) -> u16 {
+        self.0.store.opened().settings.partition_of(id)
+    }
+    /// Whether this node owns a partition and takes more in for it.
+    pub(crate) fn is_open(&self, partition: u16) -> bool {
+        self.0.partitions.get(usize::from(partition)).is_some_and(Handle::is_open)
+    }
+    pub(crate) fn cluster(&self) -> Option<&Arc<Cluster>> {
+        self.0.cluster.as_ref()
+    }
     pub(crate) fn store(&self) -> &Arc<dyn Store> {
         &self.0.store
     }
@@ -243,6 +318,29 @@ impl Node {
     }
     pub(crate) fn load(&self) -> &Arc<Load> {
         &self.0.load
+    }
+}
+
+impl Inner {
+    pub(crate) fn clock(&self) -> &dyn Clock {
+        &*self.clock
+    }
+
+    /// How long a node that stops waits for what runs.
+    pub(crate) fn drain_deadline(&self) -> Duration {
+        self.config.drain_deadline
+    }
+
+    pub(crate) fn types(&self) -> &EntityTypes {
+        &self.types
+    }
+
+    pub(crate) fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    pub(crate) fn name(&self) -> &Arc<str> {
+        &self.name
     }
 }
 

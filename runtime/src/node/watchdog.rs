@@ -10,7 +10,7 @@ use std::{
 };
 
 use stead_entities::Timestamp;
-use tokio::{runtime::Handle as Runtime, sync::watch};
+use tokio::runtime::Handle as Runtime;
 
 use super::{Inner, Node};
 use crate::{
@@ -32,38 +32,39 @@ const ROWS_MAX: usize = 1_000;
 /// The generation of writes that rest on no turn.
 const NO_GENERATION: u64 = u64::MAX - 1;
 
-type Fatals = watch::Sender<Option<Fatal>>;
-
 impl Node {
-    /// Starts the thread; it ends with the node.
-    #[allow(clippy::disallowed_methods, reason = "the home of the watchdog")]
-    pub(super) fn start_watchdog(&self, fatals: Fatals) -> std::io::Result<()> {
-        let (inner, runtime) = (Arc::downgrade(&self.0), Runtime::current());
-        let builder = std::thread::Builder::new().name("stead-watchdog".into());
-        let watch = move || {
+    /// Starts it; it ends with the node.
+    pub(super) fn start_watchdog(&self) -> std::io::Result<()> {
+        let (inner, threads) = (Arc::downgrade(&self.0), self.0.threads.clone());
+        let runtime = threads.runtime.clone();
+        threads.run_apart("stead-watchdog", async move {
             let mut retiring: Option<(Instant, String)> = None;
             while let Some(inner) = inner.upgrade() {
-                match (inner.look(), &retiring) {
-                    (Some(late), None) => {
-                        retiring = Some((clock::monotonic(), late.name.clone()));
-                        let (inner, fatals) = (inner.clone(), fatals.clone());
-                        runtime.spawn(async move { inner.end_with(late, &fatals).await });
-                    }
-                    // Whatever runs tasks may spin as well: then this thread says it.
-                    (_, Some((since, name))) if since.elapsed() > 2 * RETIRE_DEADLINE => {
-                        Fatal::Spinning(name.clone()).report(&fatals);
-                    }
-                    _ => {}
-                }
+                inner.watch(&mut retiring, &runtime);
                 drop(inner);
-                std::thread::sleep(INTERVAL);
+                clock::sleep(INTERVAL).await;
             }
-        };
-        builder.spawn(watch).map(drop)
+        })
     }
 }
 
 impl Inner {
+    /// Looks, and acts on what runs past the hard limit.
+    fn watch(self: &Arc<Self>, retiring: &mut Option<(Instant, String)>, runtime: &Runtime) {
+        match (self.look(), &retiring) {
+            (Some(late), None) => {
+                *retiring = Some((clock::monotonic(), late.name.clone()));
+                let inner = self.clone();
+                drop(runtime.spawn(async move { inner.end_with(late).await }));
+            }
+            // Whatever runs tasks may spin as well: then this thread says it.
+            (_, Some((began, name))) if clock::since(*began) > 2 * RETIRE_DEADLINE => {
+                Fatal::Spinning(name.clone()).report(&self.fatal);
+            }
+            _ => {}
+        }
+    }
+
     /// Looks at every partition; returns a turn that has run past the hard limit.
     fn look(&self) -> Option<Late> {
         let retention = i64::try_from(self.config.retention.as_micros()).unwrap_or(i64::MAX);
@@ -79,12 +80,12 @@ impl Inner {
         late.into_iter().find(|late| late.elapsed >= self.config.spin_limit)
     }
 
-    async fn end_with(&self, late: Late, fatals: &Fatals) {
+    async fn end_with(&self, late: Late) {
         let name = late.name.clone();
         if clock::within(RETIRE_DEADLINE, self.retire(late)).await.is_none() {
             tracing::error!(name, "the operation could not be retired; its attempts are counted");
         }
-        Fatal::Spinning(name).report(fatals);
+        Fatal::Spinning(name).report(&self.fatal);
     }
 
     /// A row of the inbox.
@@ -103,6 +104,8 @@ impl Inner {
     /// Marks a stored operation as tried for the last time. One that is not stored was not accepted.
     async fn retire(&self, late: Late) {
         let partition = self.store.opened().settings.partition_of(&late.id);
+        // What has moved is for its owner to retire, when it has spun there too.
+        let Some(home) = self.home().filter(|_| self.handle(partition).is_open()) else { return };
         let last = self.config.retries.saturating_add(1);
         let write = match late.row {
             Row::None => None,
@@ -128,7 +131,7 @@ impl Inner {
             replies: vec![(ticket, Ok(crate::partition::ticket::Answer::Done))],
             ..Burst::default()
         };
-        if self.committer.send(Work::Burst(burst)).await.is_ok() {
+        if home.committer.send(Work::Burst(burst)).await.is_ok() {
             let _told_in_the_log_otherwise = done.await;
         }
     }

@@ -1,15 +1,14 @@
-//! The shell of a partition: a ractor actor that carries wake-ups, and a queue that carries inputs.
-//! The home of ractor.
+//! The shell of a partition: a ractor actor that carries wake-ups. The home of ractor.
 //!
-//! ractor's mailbox is unbounded, so inputs wait in a queue of our own, whose length admission
-//! bounds; at most one wake-up is under way. What the partition asks for is done here: reads of the
-//! store at once where they need no disk, else in tasks that come back as inputs.
+//! What the partition asks for is done here: reads of the store at once where they need no disk, else
+//! in tasks that come back as inputs. Where many nodes share a store, nothing is stepped, and nothing
+//! that rests on memory is told, unless the node's lease holds.
 
 use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
-    time::{Duration, Instant},
+    sync::Arc,
+    time::Duration,
 };
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -18,9 +17,9 @@ use tokio::task::AbortHandle;
 
 use super::{
     INBOX_PAGE, Partition,
+    handle::{Change, Handle, Hosting},
     message::{Input, Output, Returned, Start},
     task::{self, spawn},
-    ticket::{Ticket, Tickets},
     turn::panicked,
     watch::Watches,
 };
@@ -28,6 +27,7 @@ use crate::{
     clock::{self, Clock},
     commit::{self, Work},
     config::Config,
+    placement::lease::Lease,
     store::{Store, record::DeadLetterId},
     types::EntityTypes,
 };
@@ -35,126 +35,59 @@ use crate::{
 /// The pause before a generation after a failed one begins.
 const RESTART_PAUSE: Duration = Duration::from_millis(100);
 
-/// A way to one partition. Cheap to clone.
-#[derive(Clone, Debug)]
-pub(crate) struct Handle(Arc<Queue>);
-
-#[derive(Debug)]
-struct Queue {
-    inputs: Mutex<Inputs>,
-    actor: OnceLock<ActorRef<Wake>>,
-}
-
-#[derive(Default)]
-struct Inputs {
-    waiting: VecDeque<Input>,
-    is_awake: bool,
-    /// Whether news of a commit lets anything go on. Where it does not, the news waits for company.
-    waits_for_commit: bool,
-    tickets: Tickets,
-}
-
-impl std::fmt::Debug for Inputs {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Inputs").field("waiting", &self.waiting.len()).finish()
-    }
-}
-
 /// There is something in the queue.
 #[derive(Debug)]
 pub(crate) struct Wake;
 
-impl Handle {
-    pub(crate) fn new() -> Self {
-        Self(Arc::new(Queue { inputs: Mutex::default(), actor: OnceLock::new() }))
+/// What wakes an actor, and ends it.
+#[derive(Debug)]
+pub(super) struct Wakes(ActorRef<Wake>);
+
+impl Wakes {
+    pub(super) fn wake(&self) {
+        // A stopped actor has no use for a wake-up.
+        let _stopped = self.0.send_message(Wake);
     }
 
-    /// Gives the partition an input. Inputs are taken in the order in which they are pushed.
-    pub(crate) fn push(&self, input: Input) {
-        self.push_to(self.lock(), input);
+    pub(super) fn stop(&self) {
+        self.0.stop(None);
     }
 
-    /// Gives the partition a question, and watches the deadline of who asks.
-    pub(crate) fn ask(&self, ticket: &Ticket, question: impl FnOnce(Ticket) -> Input) {
-        let question = question(ticket.clone());
-        let mut inputs = self.lock();
-        inputs.tickets.add(ticket);
-        self.push_to(inputs, question);
-    }
-
-    /// Tells those who wait past their deadlines; everybody, where `now` is `None`.
-    pub(crate) fn expire(&self, now: Option<Instant>) {
-        let overdue = self.lock().tickets.overdue(now);
-        overdue.expire();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Inputs> {
-        self.0.inputs.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn push_to(&self, mut inputs: MutexGuard<'_, Inputs>, input: Input) {
-        let can_wait = matches!(input, Input::Committed(..)) && !inputs.waits_for_commit;
-        inputs.waiting.push_back(input);
-        if can_wait || std::mem::replace(&mut inputs.is_awake, true) {
-            return;
-        }
-        drop(inputs);
-        self.wake();
-    }
-
-    fn wake(&self) {
-        if let Some(actor) = self.0.actor.get() {
-            // A stopped actor has no use for a wake-up.
-            let _stopped = actor.send_message(Wake);
-        }
-    }
-
-    /// Swaps what waits for the empty queue `inputs`.
-    fn take(&self, inputs: &mut VecDeque<Input>) {
-        std::mem::swap(&mut self.lock().waiting, inputs);
-    }
-
-    /// Goes to sleep if nothing waits; says whether it does.
-    fn rest(&self, has_more: bool, waits_for_commit: bool) -> bool {
-        let mut inputs = self.lock();
-        inputs.waits_for_commit = waits_for_commit;
-        let mut waiting = inputs.waiting.iter();
-        let is_news = |input: &Input| waits_for_commit || !matches!(input, Input::Committed(..));
-        inputs.is_awake = has_more || waiting.any(is_news);
-        !inputs.is_awake
-    }
-
-    /// Lets the actor end when it has finished its step.
-    pub(crate) fn stop(&self) {
-        if let Some(actor) = self.0.actor.get() {
-            actor.stop(None);
-        }
-    }
-
-    /// Waits until the actor has ended and let go of the store.
-    pub(crate) async fn stopped(&self) {
-        if let Some(actor) = self.0.actor.get() {
-            let _ended_already = actor.wait(None).await;
-        }
+    pub(super) async fn stopped(&self) {
+        let _ended_already = self.0.wait(None).await;
     }
 }
 
 /// What the shell of a partition works with.
 pub(crate) struct Shell {
     pub(crate) handle: Handle,
-    pub(crate) partition: Partition,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) committer: commit::Sender,
     pub(crate) types: Arc<EntityTypes>,
     pub(crate) config: Arc<Config>,
     pub(crate) watches: Arc<Watches>,
+}
+
+/// The partition that an actor hosts at present.
+struct Hosted {
+    shell: Arc<Shell>,
+    partition: Partition,
+    committer: commit::Sender,
+    lease: Arc<Lease>,
     /// The next tick.
-    pub(crate) wake_at: Option<(Timestamp, AbortHandle)>,
+    wake_at: Option<(Timestamp, AbortHandle)>,
     /// Operations that await.
-    pub(crate) runs: Vec<AbortHandle>,
+    runs: Vec<AbortHandle>,
+}
+
+/// An actor: it lives as long as its node, and hosts its partition while that is the node's.
+struct Host {
+    shell: Arc<Shell>,
+    hosted: Option<Hosted>,
+    /// The last generation of the partition that was hosted last.
+    generation: u64,
     /// The empty queue that is swapped for the next inputs.
-    pub(crate) taken: VecDeque<Input>,
+    taken: VecDeque<Input>,
 }
 
 struct PartitionActor;
@@ -169,49 +102,94 @@ pub(crate) async fn start(shell: Shell) -> Result<(), Error> {
     let (actor, _joined) = started.map_err(|error| {
         Error::new(ErrorKind::Internal, "a partition cannot be started").with_source(error)
     })?;
-    // Set once: a handle starts one actor.
-    let _ = handle.0.actor.set(actor);
-    handle.push(Input::Tick);
-    handle.wake();
+    handle.bind(Wakes(actor));
     Ok(())
 }
 
 impl Actor for PartitionActor {
     type Msg = Wake;
-    type State = Shell;
+    type State = Host;
     type Arguments = Shell;
 
     async fn pre_start(
         &self,
         _myself: ActorRef<Wake>,
         shell: Shell,
-    ) -> Result<Shell, ActorProcessingErr> {
-        Ok(shell)
+    ) -> Result<Host, ActorProcessingErr> {
+        let shell = Arc::new(shell);
+        Ok(Host { shell, hosted: None, generation: 0, taken: VecDeque::new() })
     }
 
     async fn handle(
         &self,
         _myself: ActorRef<Wake>,
         _wake: Wake,
-        shell: &mut Shell,
+        host: &mut Host,
     ) -> Result<(), ActorProcessingErr> {
-        let has_more = shell.turn_over().await;
-        if !shell.handle.rest(has_more, shell.partition.waits_for_commit()) {
+        let handle = host.shell.handle.clone();
+        for change in handle.take_changes() {
+            host.change(change).await;
+        }
+        let Some(hosted) = &mut host.hosted else {
+            // What is left is of no use to anybody.
+            handle.take(&mut host.taken);
+            host.taken.drain(..).filter_map(Input::into_ticket).for_each(|ticket| {
+                ticket.answer(Err(Error::new(ErrorKind::Fenced, "the partition has moved")));
+            });
+            handle.rest(false, false);
+            return Ok(());
+        };
+        if !hosted.lease.holds() {
+            handle.doze();
+            return Ok(());
+        }
+        let mut inputs = std::mem::take(&mut host.taken);
+        handle.take(&mut inputs);
+        let has_more = hosted.turn_over(&mut inputs).await;
+        host.taken = inputs;
+        if !handle.rest(has_more, hosted.partition.waits_for_commit()) {
             // Others get their turn before this partition goes on.
-            shell.handle.wake();
+            handle.wake();
         }
         Ok(())
     }
 }
 
-impl Shell {
+impl Host {
+    async fn change(&mut self, change: Change) {
+        let shell = &self.shell;
+        match change {
+            Change::Host(hosting) => {
+                let Hosting { around, committer, lease } = *hosting;
+                let partition = Partition::new(around, shell.clock.now(), self.generation);
+                let (shell, runs) = (shell.clone(), Vec::new());
+                let hosted = Hosted { shell, partition, committer, lease, wake_at: None, runs };
+                self.hosted = Some(hosted);
+            }
+            Change::Dismiss(error) => {
+                let Some(mut hosted) = self.hosted.take() else { return };
+                self.generation = hosted.partition.generation();
+                let mut inputs = std::mem::take(&mut self.taken);
+                shell.handle.take(&mut inputs);
+                for output in hosted.partition.dissolve(&error, inputs.drain(..)) {
+                    if let Output::Reply(ticket, response) = output {
+                        ticket.answer(response);
+                    }
+                }
+                self.taken = inputs;
+                let timer = hosted.wake_at.take().map(|(_, timer)| timer);
+                hosted.runs.drain(..).chain(timer).for_each(|task| task.abort());
+            }
+        }
+    }
+}
+
+impl Hosted {
     /// One step, and what it asks for; says whether there is more to run at once.
-    async fn turn_over(&mut self) -> bool {
-        let mut inputs = std::mem::take(&mut self.taken);
-        self.handle.take(&mut inputs);
+    async fn turn_over(&mut self, inputs: &mut VecDeque<Input>) -> bool {
         let mut has_more = false;
         loop {
-            let (now, room) = (self.clock.now(), self.store.has_room());
+            let (now, room) = (self.shell.clock.now(), self.shell.store.has_room());
             let step =
                 catch_unwind(AssertUnwindSafe(|| self.partition.step(now, room, inputs.drain(..))));
             let outputs = step.unwrap_or_else(|panic| {
@@ -235,7 +213,6 @@ impl Shell {
                 tokio::task::yield_now().await;
             }
             if inputs.is_empty() {
-                self.taken = inputs;
                 return has_more;
             }
         }
@@ -245,42 +222,51 @@ impl Shell {
     async fn perform(&mut self, output: Output) -> Option<Input> {
         let generation = self.partition.generation();
         let number = self.partition.number();
+        let store = &self.shell.store;
         match output {
+            // What it rests on was read before the lease is looked at.
+            Output::Reply(ticket, Ok(_)) if !self.lease.holds() => {
+                ticket.answer(Err(Error::new(ErrorKind::Fenced, "the lease has run out")));
+            }
             Output::Reply(ticket, response) => ticket.answer(response),
             // The queue has room for every burst and barrier that can be under way.
             Output::Burst(burst) => drop(self.committer.send(Work::Burst(burst)).await),
             Output::Barrier(generation) => self.barrier(number, generation),
             Output::Recover => self.recover(generation, number),
-            Output::Load(id) => match self.store.load_cached(&id) {
+            Output::Receivers => {
+                let reading = store.receivers(number);
+                self.later(async move { Input::Receivers(generation, reading.await) });
+            }
+            Output::Load(id) => match self.shell.store.load_cached(&id) {
                 Some(loaded) => return Some(Input::Loaded(generation, id, Box::new(loaded))),
                 None => {
-                    let loading = self.store.load(id.clone());
+                    let loading = self.shell.store.load(id.clone());
                     self.later(
                         async move { Input::Loaded(generation, id, Box::new(loading.await)) },
                     );
                 }
             },
             Output::Inbox(id, after) => {
-                let reading = self.store.inbox(number, id.clone(), after, INBOX_PAGE);
+                let reading = self.shell.store.inbox(number, id.clone(), after, INBOX_PAGE);
                 self.later(async move { Input::Inbox(generation, id, reading.await) });
             }
-            Output::LookUp(key) => match self.store.remembered_cached(&key) {
+            Output::LookUp(key) => match self.shell.store.remembered_cached(&key) {
                 Some(found) => {
                     return Some(Input::LookedUp(generation, key, Box::new(found)));
                 }
                 None => {
-                    let reading = self.store.remembered((*key).clone());
+                    let reading = self.shell.store.remembered((*key).clone());
                     self.later(
                         async move { Input::LookedUp(generation, key, Box::new(reading.await)) },
                     );
                 }
             },
             Output::Due(until, limit) => {
-                let reading = self.store.due(number, until, limit);
+                let reading = self.shell.store.due(number, until, limit);
                 self.later(async move { Input::Due(generation, until, reading.await) });
             }
             Output::Reminders(id) => {
-                let reading = self.store.reminders(number, id.clone(), None);
+                let reading = self.shell.store.reminders(number, id.clone(), None);
                 self.later(async move { Input::Reminders(generation, id, reading.await) });
             }
             Output::Start(start) => self.start(generation, *start),
@@ -306,8 +292,8 @@ impl Shell {
     }
 
     fn recover(&self, generation: u64, number: u16) {
-        let (store, handle) = (self.store.clone(), self.handle.clone());
-        let (receivers, max) = (store.receivers(number), self.config.rejections_max);
+        let (store, handle) = (self.shell.store.clone(), self.shell.handle.clone());
+        let (receivers, max) = (store.receivers(number), self.shell.config.rejections_max);
         spawn(async move {
             let start = DeadLetterId { partition: number, is_rejection: true, number: 0 };
             let known = store.dead_letters(Some(start), max).await;
@@ -324,9 +310,9 @@ impl Shell {
     /// Runs an operation that awaits in a task of its own, at most until its deadline.
     fn start(&mut self, generation: u64, start: Start) {
         let Start { id, run, index, state, ctx, input, row, ticket } = start;
-        let (handle, deadline) = (self.handle.clone(), self.config.turn_deadline);
-        let known = self.types.get(id.entity_type()).cloned();
-        let watch = self.watches.add();
+        let (handle, deadline) = (self.shell.handle.clone(), self.shell.config.turn_deadline);
+        let known = self.shell.types.get(id.entity_type()).cloned();
+        let watch = self.shell.watches.add();
         let operation = known.as_ref().map_or("", |known| known.name_of(index));
         let watched_id = id.clone();
         let work = async move {
@@ -350,14 +336,14 @@ impl Shell {
 
     /// Ticks at `at`, unless an earlier tick is under way.
     fn wake_at(&mut self, at: Timestamp) {
-        let now = self.clock.now();
+        let now = self.shell.clock.now();
         if let Some((known, timer)) = &self.wake_at {
             if *known > now && *known <= at {
                 return;
             }
             timer.abort();
         }
-        let (handle, length) = (self.handle.clone(), at.since(now));
+        let (handle, length) = (self.shell.handle.clone(), at.since(now));
         let timer = spawn(async move {
             clock::sleep(length).await;
             handle.push(Input::Tick);
@@ -366,7 +352,7 @@ impl Shell {
     }
 
     fn later(&self, input: impl Future<Output = Input> + Send + 'static) {
-        let handle = self.handle.clone();
+        let handle = self.shell.handle.clone();
         spawn(async move { handle.push(input.await) });
     }
 }

@@ -98,7 +98,8 @@ impl Partition {
                 }
                 let id = key.receiver.clone();
                 let limit = self.around.config.mailbox_max;
-                let crowded = self.held_bytes > HELD_BYTES_MAX
+                let crowded = self.rescan.is_running
+                    || self.held_bytes > HELD_BYTES_MAX
                     || self.table.get(&id).is_some_and(|entry| entry.waiting() >= limit);
                 if crowded || self.backlog.contains_key(&id) {
                     let backlog = self.backlog.entry(id.clone()).or_default();

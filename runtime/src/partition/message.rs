@@ -63,6 +63,20 @@ pub(crate) enum Delivery {
     Delayed(EntityId, Slot, ReminderRecord),
 }
 
+/// Where a delivery stands among those of its node.
+///
+/// Deliveries of one link reach a partition in the order of the commits that made them. Wherever one
+/// may be missing, a link of a higher number begins, and the partition reads the store before it goes
+/// on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Link {
+    /// The incarnation of the sending node.
+    pub(crate) source: u64,
+    pub(crate) number: u64,
+    /// Counted from 1; 0 within one process, where nothing is lost.
+    pub(crate) place: u64,
+}
+
 /// What an operation that awaited brings back.
 pub(crate) struct Returned {
     pub(crate) id: EntityId,
@@ -74,7 +88,12 @@ pub(crate) struct Returned {
 pub(crate) enum Input {
     /// What a caller outside asks of an entity; its ticket is in the item.
     Request(EntityId, Item),
-    Deliver(Box<Delivery>),
+    /// What another partition's commit made durable; without a body where that was lost.
+    Deliver(Option<Box<Delivery>>, Link),
+    /// Something may have been missed: read the inbox and the reminders again.
+    Rescan,
+    /// The entities that have inbox rows.
+    Receivers(u64, ReadResult<Vec<EntityId>>),
     /// The burst of this generation and number, and all before it, are durable.
     Committed(u64, u64),
     /// The bursts of this generation will not be committed.
@@ -101,6 +120,17 @@ pub(crate) enum Input {
     Tick,
 }
 
+impl Input {
+    /// Who waits for an answer to it.
+    pub(crate) fn into_ticket(self) -> Option<Ticket> {
+        match self {
+            Self::Request(_, item) => item.ticket,
+            Self::Probe(ticket) | Self::Exhume(_, ticket) | Self::Drain(ticket) => Some(ticket),
+            _ => None,
+        }
+    }
+}
+
 /// What a partition asks for.
 pub(crate) enum Output {
     Reply(Ticket, Response),
@@ -108,6 +138,8 @@ pub(crate) enum Output {
     Barrier(u64),
     /// Read what the partition begins with: receivers and rejections.
     Recover,
+    /// Read which entities have inbox rows.
+    Receivers,
     Load(EntityId),
     Inbox(EntityId, Option<InboxKey>),
     LookUp(Arc<IdempotencyKey>),

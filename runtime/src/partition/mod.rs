@@ -25,9 +25,11 @@ mod awaiting;
 mod burst;
 mod bury;
 mod delete;
+mod handle;
 mod idempotency;
 pub(crate) mod message;
 mod recover;
+mod rescan;
 mod run;
 mod settle;
 mod task;
@@ -49,12 +51,13 @@ use stead_entities::{EntityId, Timestamp};
 
 use self::{
     activation::{Activation, Item, Retry, Stage},
-    message::{Burst, Input, Output},
+    message::{Burst, Input, Link, Output},
     ticket::{Response, Ticket},
 };
 pub(crate) use self::{
     activation::{Queued, Row},
-    actor::{Handle, Shell, start},
+    actor::{Shell, start},
+    handle::{Handle, Hosting, Shut},
     watch::{Late, Watch, Watches},
 };
 use crate::{
@@ -90,8 +93,10 @@ const FAILURES_MAX: u32 = 3;
 pub(crate) struct Surroundings {
     pub(crate) number: u16,
     pub(crate) incarnation: u64,
-    /// Whether the node before this one stopped without draining.
+    /// Whether the owner before this one stopped without draining.
     pub(crate) was_unclean: bool,
+    /// The link of this node whose deliveries the first reads will not miss.
+    pub(crate) link: Link,
     pub(crate) settings: Settings,
     pub(crate) types: Arc<EntityTypes>,
     pub(crate) config: Arc<Config>,
@@ -135,6 +140,9 @@ pub(crate) struct Partition {
     recovering: VecDeque<EntityId>,
     /// When to read again what could not be read.
     recover_at: Option<Timestamp>,
+    /// The last delivery of each node.
+    links: Map<u64, Link>,
+    rescan: rescan::Rescan,
     keys: Map<Arc<IdempotencyKey>, Pending>,
     due: wake::Window,
     retries: BTreeSet<Retry>,
@@ -194,12 +202,16 @@ struct Pending {
 }
 
 impl Partition {
-    pub(crate) fn new(around: Surroundings, now: Timestamp) -> Self {
+    /// A partition that begins behind `generation`.
+    pub(crate) fn new(around: Surroundings, now: Timestamp, generation: u64) -> Self {
+        let links = Map::from_iter([(around.link.source, around.link)]);
         let mut partition = Self {
             around,
+            links,
+            rescan: rescan::Rescan::default(),
             now,
             phase: Phase::Fencing,
-            generation: 0,
+            generation,
             sent: 0,
             released: 0,
             // Numbers of the incarnation before this one may be ahead of its last commit's time.
@@ -286,7 +298,8 @@ impl Partition {
                 self.rejections = known.into();
             }
             // Rows that were delivered before the barrier are in the store that is read after it.
-            Input::Deliver(_) if self.phase == Phase::Fencing || self.is_stopping => {}
+            Input::Deliver(..) | Input::Rescan
+                if self.phase == Phase::Fencing || self.is_stopping => {}
             Input::Tick => self.retry_recovery(),
             Input::Drain(ticket) => {
                 self.draining = Some(ticket);
@@ -294,7 +307,11 @@ impl Partition {
             }
             input if self.phase != Phase::Serving => self.early.push_back(input),
             Input::Request(id, item) => self.arrive(&id, item),
-            Input::Deliver(delivery) => self.deliver(*delivery),
+            Input::Deliver(delivery, link) => self.deliver_in_order(delivery, link),
+            Input::Rescan => self.rescan(),
+            Input::Receivers(generation, receivers) if generation == self.generation => {
+                self.receivers_read(receivers);
+            }
             Input::Probe(ticket) => {
                 self.open.is_probe = true;
                 self.open.replies.push((ticket, Ok(ticket::Answer::Done)));
@@ -326,6 +343,7 @@ impl Partition {
             Input::Failed(..)
             | Input::Barrier(_)
             | Input::Recovered(..)
+            | Input::Receivers(..)
             | Input::Rejections(..)
             | Input::Loaded(..)
             | Input::Inbox(..)

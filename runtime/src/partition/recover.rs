@@ -3,8 +3,8 @@
 use stead_entities::{EntityId, Error};
 
 use super::{
-    Activation, Backlog, FAILURES_MAX, Item, Output, Partition, Phase, Row, Stage,
-    activation::Queued, run::Next, ticket::Response, turn::guarded,
+    Activation, FAILURES_MAX, Item, Output, Partition, Phase, Row, Stage, activation::Queued,
+    message::Input, run::Next, ticket::Response, turn::guarded,
 };
 use crate::{
     sabotage,
@@ -20,7 +20,7 @@ const RECOVERING_MAX: usize = 64;
 /// The most recovered operations of one entity that are counted at one time.
 const RECOVER_SHARE_MAX: usize = 64;
 /// The wait before the store is read again.
-const RECOVERY_PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
+pub(super) const RECOVERY_PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
 
 impl Partition {
     /// Starts over: the next thing that is read is behind the committer's barrier.
@@ -47,6 +47,26 @@ impl Partition {
 
     /// Ends a generation whose burst was not committed. Everything in memory was built on it.
     pub(crate) fn restart(&mut self, error: &Error) {
+        self.refuse_all(error);
+        self.begin_generation();
+    }
+
+    /// Ends for good; what is to be done is told to nobody but those who wait, in these and in
+    /// earlier inputs.
+    pub(crate) fn dissolve(
+        &mut self,
+        error: &Error,
+        inputs: impl IntoIterator<Item = Input>,
+    ) -> Vec<Output> {
+        let early = std::mem::take(&mut self.early);
+        let tickets = early.into_iter().chain(inputs).filter_map(Input::into_ticket);
+        let tickets = tickets.chain(self.draining.take());
+        self.outputs.extend(tickets.map(|ticket| Output::Reply(ticket, Err(error.clone()))));
+        self.refuse_all(error);
+        std::mem::take(&mut self.outputs)
+    }
+
+    fn refuse_all(&mut self, error: &Error) {
         let refused: Response = Err(error.clone());
         // Reads that were asked for belong to this generation; answers and bursts left it already.
         self.outputs.retain(|output| matches!(output, Output::Reply(..) | Output::Burst(_)));
@@ -54,12 +74,17 @@ impl Partition {
         for (ticket, _) in open.replies {
             self.outputs.push(Output::Reply(ticket, refused.clone()));
         }
-        for activation in std::mem::take(&mut self.table).into_values() {
+        // In an order that does not depend on how tables hash.
+        let mut table: Vec<_> = std::mem::take(&mut self.table).into_iter().collect();
+        table.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        for (_, activation) in table {
             for item in activation.items() {
                 self.outputs.extend(item.ticket.map(|t| Output::Reply(t, refused.clone())));
             }
         }
-        for pending in std::mem::take(&mut self.keys).into_values() {
+        let mut keys: Vec<_> = std::mem::take(&mut self.keys).into_iter().collect();
+        keys.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        for (_, pending) in keys {
             for ticket in pending.waiters {
                 self.outputs.push(Output::Reply(ticket, refused.clone()));
             }
@@ -74,9 +99,9 @@ impl Partition {
         self.retries.clear();
         self.exhumed.clear();
         self.due.clear();
+        self.rescan = super::rescan::Rescan::default();
         self.sent = 0;
         self.released = 0;
-        self.begin_generation();
     }
 
     pub(super) fn recover(&mut self) {
@@ -94,15 +119,7 @@ impl Partition {
             }
         };
         self.phase = Phase::Serving;
-        for id in receivers {
-            if self.type_of(&id).is_none() {
-                tracing::warn!(entity = %id, "signals wait for an entity type that is not served");
-                continue;
-            }
-            self.backlog.insert(id.clone(), Backlog::default());
-            self.recovering.push_back(id);
-        }
-        self.wake_recovering();
+        self.add_backlogs(receivers);
         self.scan_due();
         for input in std::mem::take(&mut self.early) {
             self.take(input);
@@ -356,7 +373,11 @@ impl Partition {
     pub(super) fn retry_recovery(&mut self) {
         if self.recover_at.is_some_and(|at| at <= self.now) {
             self.recover_at = None;
-            self.recover();
+            match self.phase {
+                Phase::Serving => self.read_receivers(),
+                Phase::Fencing => {}
+                Phase::Recovering => self.recover(),
+            }
         }
     }
 }

@@ -133,8 +133,8 @@ impl Ticket {
     }
 
     fn honest(&self, error: Error) -> Error {
-        use ErrorKind::{Closed, Full, Unavailable};
-        let denies = matches!(error.kind(), Closed | Full | Unavailable);
+        use ErrorKind::{Closed, Fenced, Full, Unavailable};
+        let denies = matches!(error.kind(), Closed | Fenced | Full | Unavailable);
         if denies && self.0.is_uncertain.load(Ordering::SeqCst) && !sabotage::is("X15") {
             let message = format!("the operation is stored, and goes on: {}", error.message());
             return Error::new(ErrorKind::Unknown, message);

@@ -42,6 +42,8 @@ pub(super) struct Window {
     /// Everything that is due at this time or before, and durable, is in `pending` or `fired`.
     until: Option<Timestamp>,
     is_scanning: bool,
+    /// Whether something was stored that the scan under way may miss.
+    again: bool,
     /// When to scan again after the store could not be read.
     retry_at: Option<Timestamp>,
     /// Removed from the store while it was being scanned, which may show them.
@@ -93,10 +95,10 @@ impl Window {
 
     fn wants_scan(&self, now: Timestamp) -> bool {
         !self.is_scanning
-            && self.pending.is_empty()
+            && (self.pending.is_empty() || self.again)
             && self.fired.len() < FIRED_MAX
             && self.retry_at.is_none_or(|at| at <= now)
-            && self.until.is_none_or(|until| until <= now + WINDOW / 2)
+            && (self.again || self.until.is_none_or(|until| until <= now + WINDOW / 2))
     }
 
     pub(super) fn drop_pending(&mut self, id: &EntityId, slot: &Slot, record: &ReminderRecord) {
@@ -125,10 +127,17 @@ impl Partition {
         self.outputs.push(Output::WakeAt(due));
     }
 
+    /// Scans once more, though nothing was to be missed.
+    pub(super) fn scan_due_again(&mut self) {
+        self.due.again = true;
+    }
+
     pub(super) fn scan_due(&mut self) {
         self.due.is_scanning = true;
+        self.due.again = false;
         self.due.retry_at = None;
-        let limit = WINDOW_ROWS + self.due.fired.len() + self.due.parked.len();
+        let known = self.due.pending.len() + self.due.fired.len() + self.due.parked.len();
+        let limit = WINDOW_ROWS + known;
         self.outputs.push(Output::Due(self.now + WINDOW, limit));
     }
 
@@ -198,7 +207,8 @@ impl Partition {
         let next_try = self.due.retry_at.filter(|at| *at > self.now);
         let next_sweep = self.swept_at + self.around.config.idle / 4;
         let next_sweep = Some(next_sweep).filter(|_| !self.table.is_empty());
-        let next = [next_due, next_retry, next_scan, next_try, next_sweep];
+        let next_read = self.recover_at;
+        let next = [next_due, next_retry, next_scan, next_try, next_sweep, next_read];
         let next = next.into_iter().flatten().min();
         self.outputs.extend(next.map(Output::WakeAt));
     }

@@ -8,7 +8,7 @@ use std::{
 use stead_entities::{EntityId, Error, ErrorKind};
 
 use super::{activation::Row, ticket::Ticket};
-use crate::clock::monotonic;
+use crate::clock::{monotonic, since};
 
 /// What runs at present in one partition, for the watchdog.
 #[derive(Debug, Default)]
@@ -48,7 +48,7 @@ impl Watch {
     pub(crate) fn check(&self, deadline: Duration) -> Option<Late> {
         let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let running = running.as_mut()?;
-        let elapsed = running.seen.get_or_insert_with(monotonic).elapsed();
+        let elapsed = since(*running.seen.get_or_insert_with(monotonic));
         if elapsed < deadline {
             return None;
         }

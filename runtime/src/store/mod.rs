@@ -13,6 +13,7 @@ pub mod record;
 #[cfg(feature = "rocksdb")]
 pub mod rocks;
 mod rows;
+pub mod shared;
 
 use std::{fmt, sync::Arc};
 
@@ -70,7 +71,7 @@ pub enum Write {
     Consume(InboxKey),
     /// A reminder, or one whose attempts changed.
     Remind(u16, EntityId, Slot, ReminderRecord),
-    /// A reminder that was due at this time.
+    /// A reminder that was due at this time; the row of a delayed signal must be there.
     CancelReminder(u16, EntityId, Slot, Timestamp),
     /// An idempotency key.
     Remember(IdempotencyKey, IdempotencyRecord),
@@ -82,6 +83,8 @@ pub enum Write {
     Exhume(DeadLetterId),
     /// The layout of a version of an entity type.
     PutLayout(String, u32, String),
+    /// The end of the ownership of a partition, which must be the writer's; shared stores only.
+    Release(u16),
 }
 
 /// How a commit ended.
@@ -141,6 +144,8 @@ pub type DeadLetterPage = Page<(DeadLetterId, DeadLetter)>;
 pub type ReminderRows = Vec<(EntityId, Slot, ReminderRecord)>;
 
 /// What a store knows of itself when it is opened.
+///
+/// A shared store that was only connected to has incarnation 0 and no lane: its nodes join it.
 #[derive(Debug, Clone)]
 pub struct Opened {
     /// Minted once with the store.

@@ -153,7 +153,7 @@ impl StoredSchedule {
 }
 
 /// The caller's name for one operation of one entity.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct IdempotencyKey {
     /// The entity's partition.
     pub partition: u16,

@@ -1,4 +1,4 @@
-//! The tables as ordered rows of bytes: what `memory` and `rocks` have in common.
+//! The tables as ordered rows of bytes: what all stores have in common. Ownership is none of them.
 
 use stead_entities::{EntityId, Timestamp};
 
@@ -122,7 +122,10 @@ impl<E, C: FnMut(Change<'_>) -> Result<(), E>> Changes<'_, C> {
                 (self.change)(Change { table: Table::Due, key, value, must_exist: false })
             }
             Write::CancelReminder(partition, id, slot, due) => {
-                self.delete(Table::Reminders, &keys::reminder(*partition, id, slot))?;
+                let key = &keys::reminder(*partition, id, slot);
+                // A delayed signal is applied once: whoever finds it gone was told of it too late.
+                let must_exist = matches!(slot, Slot::Delayed(_));
+                (self.change)(Change { table: Table::Reminders, key, value: None, must_exist })?;
                 self.delete(Table::Due, &keys::due(*partition, *due, id, slot))
             }
             Write::Remember(key, what) => {
@@ -136,6 +139,7 @@ impl<E, C: FnMut(Change<'_>) -> Result<(), E>> Changes<'_, C> {
             Write::PutLayout(entity_type, version, text) => {
                 self.put(Table::Meta, &keys::layout(entity_type, *version), text)
             }
+            Write::Release(_) => Ok(()),
         }
     }
 

@@ -18,7 +18,7 @@ use stead_entities::{
 
 use super::{
     FAILURES_MAX, Partition, Queued, Surroundings,
-    message::{Burst, Delivery, Input, Keyed, Output, Returned, Start, Work},
+    message::{Burst, Delivery, Input, Keyed, Link, Output, Returned, Start, Work},
     ticket::{Answer, Response, Ticket, Waiting},
     watch::Watches,
 };
@@ -106,6 +106,9 @@ struct Bench {
     wake_at: Timestamp,
 }
 
+/// What arrives by it is never lost.
+const LINK: Link = Link { source: 1, number: 0, place: 0 };
+
 fn types() -> Arc<EntityTypes> {
     let known = entity_type::<Log>();
     Arc::new(EntityTypes::from_iter([(known.name(), known)]))
@@ -154,8 +157,9 @@ impl Bench {
             config: Arc::new(config),
             entropy: Entropy::system(),
             watch: Watches::default().add(),
+            link: LINK,
         };
-        let partition = Partition::new(around, now);
+        let partition = Partition::new(around, now, 0);
         let (reads, bursts, starts) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
         let batches = opened.last_batch;
         let wake_at = Timestamp::MAX;
@@ -238,7 +242,7 @@ impl Bench {
         let mut told = Vec::new();
         for burst in bursts {
             for (_, delivery) in burst.deliveries {
-                told.push(Input::Deliver(Box::new(delivery)));
+                told.push(Input::Deliver(Some(Box::new(delivery)), LINK));
             }
             for (ticket, response) in burst.replies {
                 ticket.answer(response);

@@ -145,7 +145,8 @@ fn a_row_that_was_delivered_twice_is_applied_once() {
         ..Burst::default()
     });
     bench.flush();
-    let deliver = || Input::Deliver(Box::new(Delivery::Signal(key.clone(), record.clone())));
+    let deliver =
+        || Input::Deliver(Some(Box::new(Delivery::Signal(key.clone(), record.clone()))), LINK);
     bench.step([deliver(), deliver()]);
     bench.settle();
     assert_eq!(bench.entries("a"), [1]);

@@ -2,6 +2,10 @@
 //!
 //! A commit changes the live image and, when it is flushed, the durable one. [`MemoryDisk::crash`]
 //! throws the live image away, and the next opening sees the durable one, under a new incarnation.
+//!
+//! [`MemoryDisk::share`] gives many nodes a way to one disk, each of which can be slow or cut off.
+
+mod shared;
 
 use std::{
     collections::BTreeMap,
@@ -14,9 +18,11 @@ use std::{
 use stead_entities::{BoxFuture, EntityId, Timestamp};
 use tokio::sync::Notify;
 
+pub use self::shared::Reach;
+use self::shared::{Cluster, Way};
 use super::{
-    Batch, CommitOutcome, DeadLetterPage, InboxPage, Opened, ReadResult, ReminderRows, StatePage,
-    Store,
+    Batch, CommitOutcome, DeadLetterPage, Fence, InboxPage, Opened, ReadError, ReadResult,
+    ReminderRows, StatePage, Store,
     keys::{self, Table},
     record::{
         self, DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey, LaneRecord,
@@ -24,6 +30,7 @@ use super::{
     },
     rows::{self, Limit, Rows, Scanned},
 };
+use crate::sabotage;
 
 type Key = (Table, Vec<u8>);
 type Image = BTreeMap<Key, Vec<u8>>;
@@ -55,15 +62,21 @@ struct Disk {
     fault: Option<Fault>,
     commits: u64,
     stalled: bool,
+    cluster: Cluster,
 }
 
 /// A store without a directory, for tests. It keeps nothing when its [`MemoryDisk`] is dropped.
-#[derive(Debug)]
+/// Clones are the same store.
+#[derive(Debug, Clone)]
 pub struct MemoryStore {
     disk: MemoryDisk,
     opened: Opened,
-    poisoned: AtomicBool,
+    poisoned: Arc<AtomicBool>,
+    way: Arc<Way>,
 }
+
+/// What is minted with every disk.
+const SETTINGS: Settings = Settings { partitions: 16, seed: (7, 11) };
 
 impl MemoryDisk {
     /// An empty disk.
@@ -79,7 +92,7 @@ impl MemoryDisk {
         let mut disk = self.lock();
         disk.incarnation += 1;
         let incarnation = disk.incarnation;
-        let settings = Settings { partitions: 16, seed: (7, 11) };
+        disk.cluster.close();
         let lane = disk.live.get(&(Table::Meta, keys::LANE.to_vec()));
         let lane: Option<LaneRecord> = lane.map(|bytes| record::decode(bytes)).transpose()?;
         if let Some(lane) = &lane {
@@ -89,14 +102,15 @@ impl MemoryDisk {
             disk.flush();
         }
         let opened = Opened {
-            settings,
+            settings: SETTINGS,
             incarnation,
             last_batch: lane.as_ref().map_or(0, |lane| lane.number),
             time: lane.as_ref().map_or(Timestamp::default(), |lane| lane.time),
             was_unclean: lane.is_some_and(|lane| !lane.is_clean),
         };
         drop(disk);
-        Ok(MemoryStore { disk: self.clone(), opened, poisoned: false.into() })
+        let way = Arc::default();
+        Ok(MemoryStore { disk: self.clone(), opened, poisoned: Arc::default(), way })
     }
 
     /// Throws away what was not flushed.
@@ -162,9 +176,21 @@ impl MemoryDisk {
 }
 
 impl MemoryStore {
-    fn ready<T: Send + 'static>(&self, read: impl FnOnce(&dyn Rows) -> T) -> BoxFuture<'static, T> {
-        let answer = read(&*self.disk.lock());
-        Box::pin(std::future::ready(answer))
+    fn ready<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&dyn Rows) -> ReadResult<T> + Send + 'static,
+    ) -> BoxFuture<'static, ReadResult<T>> {
+        if self.way.is_plain() {
+            let answer = read(&*self.disk.lock());
+            return Box::pin(std::future::ready(answer));
+        }
+        let (way, disk) = (self.way.clone(), self.disk.clone());
+        Box::pin(async move {
+            way.there().await.map_err(ReadError::Unavailable)?;
+            let answer = read(&*disk.lock());
+            way.back().await.map_err(ReadError::Unavailable)?;
+            answer
+        })
     }
 
     /// Writes the live image, or says why not.
@@ -173,10 +199,8 @@ impl MemoryStore {
         if self.poisoned.load(Ordering::SeqCst) {
             return Some(CommitOutcome::Unknown("poisoned".into()));
         }
-        let last = disk.live.get(&(Table::Meta, keys::LANE.to_vec()));
-        let last = last.and_then(|bytes| record::decode::<LaneRecord>(bytes).ok());
-        let next = last.map_or(0, |lane| lane.number) + 1;
-        if batch.fence.incarnation != disk.incarnation || batch.fence.number != next {
+        let is_shared = !self.way.is_plain();
+        if !disk.is_next(&batch.fence, is_shared) {
             return Some(CommitOutcome::Fenced);
         }
         let fault = disk.fault.take();
@@ -189,11 +213,19 @@ impl MemoryStore {
         let mut changes = Vec::new();
         let gathered = rows::each_change(batch, |change| {
             let key = (change.table, change.key.to_vec());
-            if change.must_exist && !disk.live.contains_key(&key) {
+            if change.must_exist && !disk.live.contains_key(&key) && !sabotage::is("X30") {
                 return Err(format!("a consumed row is not there: {:?}", change.key));
+            }
+            if is_shared && key.1 == keys::LANE {
+                // It is a member's, and kept with the members.
+                return Ok(());
             }
             changes.push((key, change.value.map(<[u8]>::to_vec)));
             Ok(())
+        });
+        let gathered = gathered.and_then(|()| match is_shared {
+            true => disk.move_lane(batch),
+            false => Ok(()),
         });
         if let Err(reason) = gathered {
             return Some(CommitOutcome::Unavailable(reason));
@@ -214,6 +246,17 @@ impl MemoryStore {
 }
 
 impl Disk {
+    /// Whether a batch is the next of its lane.
+    fn is_next(&self, fence: &Fence, is_shared: bool) -> bool {
+        if is_shared {
+            return self.cluster.is_next(fence);
+        }
+        let last = self.live.get(&(Table::Meta, keys::LANE.to_vec()));
+        let last = last.and_then(|bytes| record::decode::<LaneRecord>(bytes).ok());
+        let next = last.map_or(0, |lane| lane.number) + 1;
+        fence.incarnation == self.incarnation && fence.number == next
+    }
+
     fn apply(&mut self, changes: Vec<(Key, Option<Vec<u8>>)>) {
         for (key, value) in changes {
             self.unflushed.push(key.clone());
@@ -254,7 +297,14 @@ impl Store for MemoryStore {
 
     fn commit(&self, batch: Batch) -> BoxFuture<'_, CommitOutcome> {
         Box::pin(async move {
-            if let Some(refused) = self.write(&batch) {
+            if let Err(why) = self.way.there().await {
+                return self.settle(&batch.fence, why).await;
+            }
+            let refused = self.write(&batch);
+            if let Err(why) = self.way.back().await {
+                return self.settle(&batch.fence, why).await;
+            }
+            if let Some(refused) = refused {
                 return refused;
             }
             loop {
@@ -275,14 +325,14 @@ impl Store for MemoryStore {
     fn tend(&self, _time: Timestamp) {}
 
     fn load_cached(&self, id: &EntityId) -> Option<ReadResult<Option<StateRecord>>> {
-        Some(rows::load(&*self.disk.lock(), id))
+        self.way.is_plain().then(|| rows::load(&*self.disk.lock(), id))
     }
 
     fn remembered_cached(
         &self,
         key: &IdempotencyKey,
     ) -> Option<ReadResult<Option<IdempotencyRecord>>> {
-        Some(rows::remembered(&*self.disk.lock(), key))
+        self.way.is_plain().then(|| rows::remembered(&*self.disk.lock(), key))
     }
 
     rows::reads!(ready);

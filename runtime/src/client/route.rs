@@ -1,0 +1,190 @@
+//! To the owner: any node takes any request, and sends it on at most once.
+//!
+//! What must never happen: a request is tried again that may have been applied, unless it carries an
+//! idempotency key or reads only. A node that is not the owner says so before it does anything, and a
+//! request that arrives while its partition moves waits, within its own deadline.
+
+use std::time::Duration;
+
+use stead_entities::{EntityId, Error, ErrorKind, Request};
+
+use super::Use;
+use crate::{
+    clock::{deadline_after, monotonic},
+    node::Node,
+    partition::ticket::Response,
+    placement::cluster::Cluster,
+    store::{
+        record::{self, DeadLetterId},
+        shared::Member,
+    },
+    transport::{
+        SendError,
+        wire::{Asked, Forwarded, Question, Reply, Task},
+    },
+};
+
+/// How long a request waits before it looks again for an owner.
+const LOOK_PAUSE: Duration = Duration::from_millis(50);
+/// How much longer than the caller a node waits for the owner, whose own answer says more.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// What a caller asks for.
+#[derive(Debug, Clone)]
+pub(crate) enum Ask {
+    Use(Request, Use),
+    State(EntityId),
+    Delete(EntityId),
+    Replay(DeadLetterId),
+    Drop(DeadLetterId),
+}
+
+impl Ask {
+    pub(crate) fn from_wire(task: Task, patience: Duration) -> Result<Self, Error> {
+        let letter =
+            |partition, is_rejection, number| DeadLetterId { partition, is_rejection, number };
+        Ok(match task {
+            Task::Call(asked) => Self::Use(asked.read(patience)?, Use::Call),
+            Task::Signal(asked) => Self::Use(asked.read(patience)?, Use::Signal),
+            Task::Query(asked) => Self::Use(asked.read(patience)?, Use::Query),
+            Task::State(id) => Self::State(EntityId::parse(&id)?),
+            Task::Delete(id) => Self::Delete(EntityId::parse(&id)?),
+            Task::Replay(partition, class, number) => {
+                Self::Replay(letter(partition, class, number))
+            }
+            Task::Drop(partition, class, number) => Self::Drop(letter(partition, class, number)),
+        })
+    }
+
+    fn to_wire(&self) -> Task {
+        match self {
+            Self::Use(request, Use::Call) => Task::Call(Asked::new(request)),
+            Self::Use(request, Use::Signal) => Task::Signal(Asked::new(request)),
+            Self::Use(request, Use::Query) => Task::Query(Asked::new(request)),
+            Self::State(id) => Task::State(id.to_string()),
+            Self::Delete(id) => Task::Delete(id.to_string()),
+            Self::Replay(letter) => Task::letter(true, *letter),
+            Self::Drop(letter) => Task::letter(false, *letter),
+        }
+    }
+
+    pub(crate) fn partition(&self, node: &Node) -> u16 {
+        match self {
+            Self::Use(request, _) => node.partition_of(&request.id),
+            Self::State(id) | Self::Delete(id) => node.partition_of(id),
+            Self::Replay(letter) | Self::Drop(letter) => letter.partition,
+        }
+    }
+
+    /// Whether asking twice does no harm.
+    fn is_safe(&self) -> bool {
+        match self {
+            Self::Use(_, Use::Query) | Self::State(_) | Self::Drop(_) => true,
+            Self::Use(request, Use::Call | Use::Signal) => request.idempotency_key.is_some(),
+            Self::Delete(_) | Self::Replay(_) => false,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Use(request, _) => request.input.len(),
+            _ => 0,
+        }
+    }
+}
+
+impl Node {
+    /// Does what is asked for, here or at the owner. Dropping it cancels nothing that was accepted.
+    pub(super) async fn ask(&self, ask: Ask) -> Response {
+        let patience = match &ask {
+            Ask::Use(request, _) => request.deadline.map(|deadline| deadline.as_duration()),
+            _ => None,
+        };
+        let patience = patience.unwrap_or(self.config().call_deadline);
+        match self.cluster() {
+            None => self.here(ask, patience).await,
+            Some(cluster) => self.routed(cluster, ask, patience).await,
+        }
+    }
+
+    async fn routed(&self, cluster: &Cluster, ask: Ask, patience: Duration) -> Response {
+        let Some(_room) = self.load().admit(ask.bytes(), self.config()) else {
+            return Err(super::overloaded());
+        };
+        let (deadline, partition) = (deadline_after(patience), ask.partition(self));
+        let mut is_in_doubt = false;
+        loop {
+            let left = deadline.saturating_duration_since(monotonic());
+            let answered = if self.is_open(partition) {
+                self.here(ask.clone(), left).await
+            } else {
+                match cluster.owner(partition) {
+                    Some(owner) if owner.name != cluster.registration.name => {
+                        forward(cluster, owner, &ask, left).await
+                    }
+                    _ => Err(no_owner(partition)),
+                }
+            };
+            let error = match answered {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            let is_moved = matches!(error.kind(), ErrorKind::Fenced | ErrorKind::Closed);
+            let is_repeated = is_moved || (error.kind() == ErrorKind::Unknown && ask.is_safe());
+            is_in_doubt |= error.kind() == ErrorKind::Unknown;
+            if !is_repeated || monotonic() + LOOK_PAUSE >= deadline {
+                return Err(match (is_in_doubt, is_moved) {
+                    (true, true) => Error::new(ErrorKind::Unknown, error.message()),
+                    (false, true) => Error::new(ErrorKind::Unavailable, error.message()),
+                    _ => error,
+                });
+            }
+            cluster.look(LOOK_PAUSE).await;
+        }
+    }
+
+    /// Does what is asked for at this node; [`ErrorKind::Fenced`] where it is another one's.
+    pub(crate) async fn here(&self, ask: Ask, patience: Duration) -> Response {
+        match ask {
+            Ask::Use(mut request, used) => {
+                request.deadline = Some(patience.into());
+                self.submit(request, used)?.await
+            }
+            Ask::State(id) => self.show(&id, patience)?.await,
+            Ask::Delete(id) => self.end_entity(&id, patience)?.await,
+            Ask::Replay(letter) => self.replay_here(letter, patience).await,
+            Ask::Drop(letter) => self.drop_letter_here(letter, patience)?.await,
+        }
+    }
+}
+
+fn no_owner(partition: u16) -> Error {
+    let message = format!("partition {partition} has no owner at the moment");
+    Error::new(ErrorKind::Fenced, message)
+}
+
+/// One hop to the owner.
+async fn forward(cluster: &Cluster, owner: Member, ask: &Ask, left: Duration) -> Response {
+    let patience = u64::try_from(left.as_micros()).unwrap_or(u64::MAX);
+    let question = record::encode(&Question::Do(Forwarded { task: ask.to_wire(), patience }));
+    let asking = cluster.transport.ask(owner.address, question, left + GRACE);
+    let unknown = |why: String| Error::new(ErrorKind::Unknown, why);
+    let bytes = match asking.await {
+        Ok(bytes) => bytes,
+        Err(error @ SendError::NotSent(_)) => {
+            return Err(Error::new(ErrorKind::Fenced, error.to_string()));
+        }
+        Err(error @ SendError::Refused(_)) => {
+            return Err(Error::new(ErrorKind::Unavailable, error.to_string()));
+        }
+        Err(error @ SendError::Lost(_)) => return Err(unknown(error.to_string())),
+    };
+    match record::decode::<Reply>(&bytes) {
+        Ok(Reply::NotOwner(version)) => {
+            let message = format!("{} is not the owner in version {version}", owner.name);
+            Err(Error::new(ErrorKind::Fenced, message))
+        }
+        Ok(reply) => reply.into_response().unwrap_or_else(|| Err(unknown("another answer".into()))),
+        Err(error) => Err(unknown(format!("the owner's answer cannot be read: {error}"))),
+    }
+}

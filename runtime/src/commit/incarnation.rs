@@ -1,0 +1,58 @@
+//! Under which right a node commits, and how it loses it for good.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use tokio::sync::watch;
+
+use crate::{
+    partition::message::{Delivery, Link},
+    placement::lease::Lease,
+};
+
+/// The incarnation under which a node commits.
+#[derive(Debug)]
+pub(crate) struct Incarnation {
+    pub(crate) number: u64,
+    /// The last batch of its lane.
+    pub(crate) last_batch: u64,
+    pub(crate) lease: Arc<Lease>,
+    /// The number of the link between the partitions of this node.
+    pub(crate) link: Arc<AtomicU64>,
+}
+
+impl Incarnation {
+    /// The link between the partitions of this node at present.
+    pub(crate) fn link(&self) -> Link {
+        Link { source: self.number, number: self.link.load(Ordering::SeqCst), place: 0 }
+    }
+}
+
+/// Takes what was made durable for partitions of other nodes.
+pub(crate) trait Outbound: Send + Sync {
+    fn send(&self, partition: u16, delivery: Box<Delivery>);
+}
+
+/// Why a node cannot go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fatal {
+    /// A flush failed: what is durable is known only after the store is opened again.
+    Poisoned(String),
+    /// Another process has taken the store, or the name of this node.
+    Fenced,
+    /// An operation spins and cannot be stopped.
+    Spinning(String),
+}
+
+impl Fatal {
+    /// Ends the node, unless an earlier reason has.
+    pub(crate) fn report(self, fatals: &watch::Sender<Option<Self>>) {
+        fatals.send_if_modified(|known| {
+            let is_first = known.is_none();
+            known.get_or_insert(self);
+            is_first
+        });
+    }
+}

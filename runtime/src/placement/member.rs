@@ -1,0 +1,205 @@
+//! Membership: joining, renewing the lease, and starting over under a new incarnation when it is
+//! lost.
+//!
+//! It runs on a thread of its own, so that an operation which spins does not cost the lease. What
+//! must never happen: a renewal that came late extends the lease; anything of an incarnation goes on
+//! after it was lost.
+
+use std::{
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
+
+use stead_entities::{Error, ErrorKind};
+use tokio::sync::oneshot;
+
+use super::{
+    cluster::{Cluster, Stop},
+    lease::Lease,
+    owner::Owner,
+};
+use crate::{
+    clock::{self, deadline_after, monotonic},
+    commit::{Fatal, Incarnation},
+    layout,
+    node::{Home, Inner, StartError},
+    store::shared::{Joined, MemberError},
+};
+
+/// How many renewals a lease has room for.
+const RENEWALS: u32 = 4;
+/// How long a store that does not answer is asked before the first join fails.
+const JOIN_DEADLINE: Duration = Duration::from_secs(10);
+/// The wait before a store that did not answer is asked again.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// How a membership ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// Somebody else may have its partitions.
+    Lost,
+    /// Everything was handed over.
+    Left,
+    /// The node is gone.
+    Gone,
+}
+
+/// Told how the first join came out.
+pub(crate) type Started = oneshot::Sender<Result<(), StartError>>;
+
+/// Keeps a node a member until it leaves, or cannot go on.
+pub(crate) async fn run(cluster: Arc<Cluster>, node: Weak<Inner>, started: Started) {
+    let mut started = Some(started);
+    loop {
+        let (asked, joined) = match join(&cluster, &node, started.is_some()).await {
+            Ok(joined) => joined,
+            Err(error) => return fail(&cluster, started, error),
+        };
+        let begun = begin(&cluster, &node, started.is_some(), asked, joined).await;
+        let home = match begun {
+            Ok(Some(home)) => home,
+            Ok(None) => return,
+            Err(error) => {
+                let _or_it_runs_out = cluster.store.leave(joined.incarnation).await;
+                return fail(&cluster, started, error);
+            }
+        };
+        if let Some(started) = started.take() {
+            // Who starts a node waits for it.
+            let _gone = started.send(Ok(()));
+        }
+        let ended = serve(&cluster, &node, &home).await;
+        home.incarnation.lease.end();
+        if let Some(inner) = node.upgrade() {
+            inner.move_out(&Error::new(ErrorKind::Fenced, "the node has lost its lease"));
+        }
+        match ended {
+            Ended::Lost => tracing::warn!("the lease is lost: joining again"),
+            Ended::Left => {
+                cluster.has_left.send_replace(true);
+                return;
+            }
+            Ended::Gone => return,
+        }
+    }
+}
+
+fn fail(cluster: &Cluster, started: Option<Started>, error: StartError) {
+    match started {
+        Some(started) => drop(started.send(Err(error))),
+        None => {
+            tracing::error!(%error, "the node cannot join again");
+            Fatal::Fenced.report(&cluster.fatal);
+        }
+    }
+}
+
+/// Joins. A name that is held is waited for as long as its lease lasts; if it is renewed meanwhile,
+/// another node is alive under it.
+async fn join(
+    cluster: &Cluster,
+    node: &Weak<Inner>,
+    is_first: bool,
+) -> Result<(Instant, Joined), StartError> {
+    let deadline = deadline_after(JOIN_DEADLINE);
+    let mut has_waited = false;
+    loop {
+        if *cluster.stop.borrow() != Stop::No || (node.strong_count() == 0) {
+            return Err(StartError::Unavailable("the node is stopping".into()));
+        }
+        let asked = monotonic();
+        let joining = cluster.store.join(cluster.registration.clone());
+        let joined = clock::within(JOIN_DEADLINE, joining).await;
+        match joined {
+            Some(Ok(joined)) => return Ok((asked, joined)),
+            Some(Err(MemberError::Held { left, .. })) if !has_waited => {
+                has_waited = true;
+                let name = &cluster.registration.name;
+                tracing::info!(%name, ?left, "the name is held; waiting for the lease to run out");
+                clock::sleep(left + Duration::from_millis(20)).await;
+            }
+            Some(Err(MemberError::Held { .. })) => {
+                let name = &cluster.registration.name;
+                return Err(StartError::InUse(format!(
+                    "another node is alive under the name {name}: stop it, or choose another name"
+                )));
+            }
+            Some(Err(error)) if is_first && monotonic() >= deadline => {
+                return Err(StartError::Unavailable(error.to_string()));
+            }
+            Some(Err(error)) => {
+                tracing::warn!(%error, "cannot join; trying again");
+                clock::sleep(PAUSE).await;
+            }
+            None if is_first => {
+                return Err(StartError::Unavailable("the store does not answer".into()));
+            }
+            None => {}
+        }
+    }
+}
+
+/// Makes an incarnation of what a join brought; none where the node is gone.
+async fn begin(
+    cluster: &Arc<Cluster>,
+    node: &Weak<Inner>,
+    is_first: bool,
+    asked: Instant,
+    joined: Joined,
+) -> Result<Option<Arc<Home>>, StartError> {
+    let Some(inner) = node.upgrade() else { return Ok(None) };
+    inner.clock().advance_to(joined.time);
+    let mut last_batch = 0;
+    if is_first {
+        let lane = (joined.incarnation, last_batch);
+        last_batch += layout::guard(&inner, lane).await?;
+    }
+    let lease = Arc::new(Lease::given(asked, cluster.registration.lease));
+    let number = joined.incarnation;
+    let incarnation = Incarnation { number, last_batch, lease, link: Arc::default() };
+    let home = inner.settle_in(incarnation, Some(cluster.clone()));
+    home.map(Some).map_err(|error| StartError::Unavailable(error.to_string()))
+}
+
+async fn serve(cluster: &Arc<Cluster>, node: &Weak<Inner>, home: &Arc<Home>) -> Ended {
+    let mut owner = Owner::new(cluster.clone(), node.clone(), home.clone());
+    tokio::select! {
+        biased;
+        () = renew(cluster, node, home) => Ended::Lost,
+        () = home.cannot_go_on() => Ended::Lost,
+        ended = owner.run() => ended,
+    }
+}
+
+/// Renews the lease until it is lost.
+async fn renew(cluster: &Cluster, node: &Weak<Inner>, home: &Home) {
+    let (number, lease) = (home.incarnation.number, &home.incarnation.lease);
+    let length = cluster.registration.lease;
+    let interval = length / RENEWALS;
+    loop {
+        clock::sleep(interval).await;
+        let asked = monotonic();
+        let renewed = clock::within(length, cluster.store.renew(number)).await;
+        match renewed {
+            Some(Ok(renewed)) => {
+                let Some(inner) = node.upgrade() else { return };
+                inner.clock().advance_to(renewed.time);
+                let had_run_out = !lease.holds();
+                lease.extend(asked, length);
+                if had_run_out {
+                    inner.rouse();
+                }
+                let view = &cluster.seen().view;
+                let is_known = renewed.membership == view.membership
+                    && renewed.ownership == view.ownership()
+                    && !renewed.has_expired;
+                if !is_known {
+                    cluster.look.notify_one();
+                }
+            }
+            Some(Err(MemberError::Lost | MemberError::Held { .. })) => return,
+            Some(Err(error)) => tracing::warn!(%error, "the lease cannot be renewed"),
+            None => tracing::warn!("the lease cannot be renewed: the store does not answer"),
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! What a node tells others of rows that its commits wrote for them.
+//!
+//! The rows are durable before this hears of them, so nothing here has to be kept: what is lost is
+//! found in the store. What must never happen is that a loss goes unnoticed. Deliveries to one
+//! partition are counted; wherever one is dropped, a link of a higher number begins, and partitions
+//! with a broken link are told so until one of them has heard it. When this node takes partitions
+//! over, all its links begin anew: their owner before may not have sent what it committed last.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{runtime::Handle as Runtime, sync::mpsc};
+
+use super::wire::{Question, Reply, Row, Wake, Wakes};
+use crate::{
+    clock,
+    commit::{Incarnation, Outbound},
+    partition::{
+        Handle,
+        message::{Delivery, Input},
+    },
+    placement::cluster::Cluster,
+    store::{record, shared::Member},
+};
+
+/// The most deliveries that wait for one node.
+const QUEUE_MAX: usize = 8_192;
+/// The most deliveries in one message.
+const WAKES_MAX: usize = 512;
+/// How long a node may take to take them.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How often broken links are mended.
+const MEND_PAUSE: Duration = Duration::from_millis(100);
+
+type Queued = (u16, Option<Box<Delivery>>);
+
+/// The links of one incarnation to all others. They end when it is dropped.
+pub(crate) struct Links {
+    cluster: Arc<Cluster>,
+    incarnation: Arc<Incarnation>,
+    partitions: Arc<[Handle]>,
+    runtime: Runtime,
+    peers: Mutex<HashMap<u64, mpsc::Sender<Queued>>>,
+    /// Partitions that may have missed something.
+    broken: Mutex<BTreeSet<u16>>,
+    /// The number of the last link.
+    number: AtomicU64,
+    this: Weak<Self>,
+}
+
+impl Links {
+    pub(crate) fn new(
+        cluster: Arc<Cluster>,
+        incarnation: Arc<Incarnation>,
+        partitions: Arc<[Handle]>,
+        runtime: Runtime,
+    ) -> Arc<Self> {
+        let links = Arc::new_cyclic(|this: &Weak<Self>| Self {
+            cluster,
+            incarnation,
+            partitions,
+            runtime: runtime.clone(),
+            peers: Mutex::default(),
+            broken: Mutex::default(),
+            number: AtomicU64::new(0),
+            this: this.clone(),
+        });
+        drop(runtime.spawn(mend(Arc::downgrade(&links))));
+        links
+    }
+
+    fn broken(&self) -> MutexGuard<'_, BTreeSet<u16>> {
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn post(&self, partition: u16, delivery: Option<Box<Delivery>>) {
+        let owner = self.cluster.owner(partition);
+        let other = owner.filter(|owner| owner.incarnation != self.incarnation.number);
+        let sent = other.map(|owner| {
+            let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
+            let queue = peers.entry(owner.incarnation).or_insert_with(|| self.connect(owner));
+            queue.try_send((partition, delivery)).is_ok()
+        });
+        if sent != Some(true) {
+            self.broken().insert(partition);
+        }
+    }
+
+    fn connect(&self, peer: Member) -> mpsc::Sender<Queued> {
+        let (queue, queued) = mpsc::channel(QUEUE_MAX);
+        let link = Link { links: self.this.clone(), peer, places: HashMap::new(), own: 0 };
+        drop(self.runtime.spawn(link.run(queued)));
+        queue
+    }
+}
+
+impl Outbound for Links {
+    fn send(&self, partition: u16, delivery: Box<Delivery>) {
+        self.post(partition, Some(delivery));
+    }
+}
+
+/// Tells partitions that they may have missed something, until they have heard it.
+async fn mend(links: Weak<Links>) {
+    loop {
+        clock::sleep(MEND_PAUSE).await;
+        let Some(links) = links.upgrade() else { return };
+        let members = links.cluster.seen();
+        let mut peers = links.peers.lock().unwrap_or_else(PoisonError::into_inner);
+        peers.retain(|incarnation, _| members.view.member(*incarnation).is_some());
+        drop(peers);
+        let broken: Vec<u16> = links.broken().iter().copied().collect();
+        for partition in broken {
+            let handle = &links.partitions[usize::from(partition)];
+            if handle.is_open() {
+                links.broken().remove(&partition);
+                handle.push(Input::Rescan);
+            } else {
+                links.post(partition, None);
+            }
+        }
+    }
+}
+
+/// The way to one other incarnation.
+struct Link {
+    links: Weak<Links>,
+    peer: Member,
+    /// The link to each partition, and the place of its last delivery.
+    places: HashMap<u16, (u64, u64)>,
+    /// The node's own link when they were counted.
+    own: u64,
+}
+
+impl Link {
+    async fn run(mut self, mut queued: mpsc::Receiver<Queued>) {
+        let mut taken = Vec::new();
+        while queued.recv_many(&mut taken, WAKES_MAX).await > 0 {
+            let Some(links) = self.links.upgrade() else { return };
+            let wakes: Vec<_> = taken.drain(..).map(|next| self.wake(&links, next)).collect();
+            let mut lost: BTreeSet<u16> = wakes.iter().map(|wake| wake.partition).collect();
+            let wakes =
+                Wakes { source: links.incarnation.number, target: self.peer.incarnation, wakes };
+            let question = record::encode(&Question::Wake(wakes));
+            let asking = links.cluster.transport.ask(self.peer.address.clone(), question, PATIENCE);
+            drop(links);
+            let answer = asking.await.ok().and_then(|bytes| record::decode::<Reply>(&bytes).ok());
+            if let Some(Reply::Woken(refused)) = answer {
+                lost = refused.into_iter().collect();
+            }
+            let Some(links) = self.links.upgrade() else { return };
+            links.broken().extend(lost);
+        }
+    }
+
+    /// Gives a delivery its place; behind a loss it is the first of a new link.
+    fn wake(&mut self, links: &Links, (partition, delivery): Queued) -> Wake {
+        let was_broken = links.broken().remove(&partition);
+        let own = links.incarnation.link().number;
+        if std::mem::replace(&mut self.own, own) != own {
+            self.places.clear();
+        }
+        let (link, place) = match self.places.get(&partition) {
+            Some((link, place)) if !was_broken => (*link, place + 1),
+            _ => (links.number.fetch_add(1, Ordering::SeqCst) + 1, 1),
+        };
+        self.places.insert(partition, (link, place));
+        let row = delivery.as_deref().map(|delivery| Row::new(partition, delivery));
+        Wake { partition, link, place, row }
+    }
+}

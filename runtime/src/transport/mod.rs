@@ -1,0 +1,47 @@
+//! What nodes say to one another: questions and answers as bytes, from one address to another.
+//!
+//! A transport knows neither entities nor partitions. What it must tell apart is whether a question
+//! that brought no answer was never sent, so that it can be asked elsewhere, or may have arrived.
+
+pub(crate) mod links;
+mod memory;
+pub(crate) mod wire;
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use stead_entities::BoxFuture;
+
+pub use memory::{Faults, Network};
+
+/// Why a question brought no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SendError {
+    /// It did not leave, or did not arrive.
+    #[error("the peer cannot be reached: {0}")]
+    NotSent(String),
+    /// It may have arrived.
+    #[error("the peer's answer did not arrive: {0}")]
+    Lost(String),
+    /// The peer does not know this node's secret.
+    #[error("the peer refuses this node: {0}")]
+    Refused(String),
+}
+
+/// What answers the questions of peers.
+pub trait Answers: Send + Sync + 'static {
+    /// Answers a question. It is not cancelled when the asker goes away.
+    fn answer(&self, question: Vec<u8>) -> BoxFuture<'static, Vec<u8>>;
+}
+
+/// A way to the peers of a node.
+pub trait Transport: Send + Sync + fmt::Debug + 'static {
+    /// Begins to answer at the address under which this node is known.
+    fn listen(&self, node: Arc<dyn Answers>);
+    /// Asks the node at `address`, and waits for at most `patience`.
+    fn ask(
+        &self,
+        address: Arc<str>,
+        question: Vec<u8>,
+        patience: Duration,
+    ) -> BoxFuture<'static, Result<Vec<u8>, SendError>>;
+}

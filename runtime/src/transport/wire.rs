@@ -1,0 +1,277 @@
+//! The messages between nodes. They are encoded as records are: one format byte, then the fields.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use stead_entities::{
+    Delay, EntityId, Error, ErrorKind, Rejection, Request, Timeout, Timestamp, input::InputError,
+};
+
+use crate::{
+    partition::{
+        message::Delivery,
+        ticket::{Answer, Response, StateView},
+    },
+    store::{
+        keys,
+        record::{self, Damaged, DeadLetterId, InboxKey, Slot},
+    },
+};
+
+/// What a node asks of another one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Question {
+    /// Do this, if the entity is yours.
+    Do(Forwarded),
+    /// These rows are in the store.
+    Wake(Wakes),
+}
+
+/// What one node tells another of rows that it wrote.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Wakes {
+    /// The incarnation of the sender.
+    pub(crate) source: u64,
+    /// The incarnation for which it is meant.
+    pub(crate) target: u64,
+    pub(crate) wakes: Vec<Wake>,
+}
+
+/// One delivery: where it stands on its link, and its row; none where that was lost.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Wake {
+    pub(crate) partition: u16,
+    pub(crate) link: u64,
+    pub(crate) place: u64,
+    pub(crate) row: Option<Row>,
+}
+
+/// A row of the store: whether it is a delayed signal, its key, its record.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Row {
+    is_delayed: bool,
+    key: Vec<u8>,
+    record: Vec<u8>,
+}
+
+impl Row {
+    pub(crate) fn new(partition: u16, delivery: &Delivery) -> Self {
+        match delivery {
+            Delivery::Signal(key, row) => {
+                Self { is_delayed: false, key: keys::inbox(key), record: record::encode(row) }
+            }
+            Delivery::Delayed(id, slot, row) => {
+                let key = keys::reminder(partition, id, slot);
+                Self { is_delayed: true, key, record: record::encode(row) }
+            }
+        }
+    }
+
+    pub(crate) fn read(&self) -> Result<Delivery, Damaged> {
+        if self.is_delayed {
+            let (id, slot) = keys::read_reminder(&self.key)?;
+            if !matches!(slot, Slot::Delayed(_)) {
+                return Err(Damaged("a named reminder is nobody else's".into()));
+            }
+            return Ok(Delivery::Delayed(id, slot, record::decode(&self.record)?));
+        }
+        let key: InboxKey = keys::read_inbox(&self.key)?;
+        Ok(Delivery::Signal(key, record::decode(&self.record)?))
+    }
+}
+
+/// What a caller asks for, on its one hop to the owner.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Forwarded {
+    pub(crate) task: Task,
+    /// What is left of the caller's patience, in microseconds.
+    pub(crate) patience: u64,
+}
+
+/// What can be asked of an entity, or of a partition.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Task {
+    Call(Asked),
+    Signal(Asked),
+    Query(Asked),
+    State(String),
+    Delete(String),
+    /// Replay this dead letter.
+    Replay(u16, bool, u64),
+    /// Drop this dead letter.
+    Drop(u16, bool, u64),
+}
+
+/// An operation or query of an entity.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Asked {
+    id: String,
+    operation: String,
+    input: Vec<u8>,
+    after_micros: Option<u64>,
+    at: Option<Timestamp>,
+    idempotency_key: Option<String>,
+}
+
+impl Asked {
+    pub(crate) fn new(request: &Request) -> Self {
+        let (after_micros, at) = match &request.delay {
+            Some(Delay::After(length)) => {
+                let micros = length.as_duration().as_micros();
+                (Some(u64::try_from(micros).unwrap_or(u64::MAX)), None)
+            }
+            Some(Delay::At(moment)) => (None, Some(*moment)),
+            None => (None, None),
+        };
+        Self {
+            id: request.id.to_string(),
+            operation: request.operation.to_string(),
+            input: request.input.clone(),
+            after_micros,
+            at,
+            idempotency_key: request.idempotency_key.clone(),
+        }
+    }
+
+    pub(crate) fn read(self, patience: Duration) -> Result<Request, Error> {
+        let after = self.after_micros.map(|micros| Delay::After(Timeout::from_micros(micros)));
+        Ok(Request {
+            id: EntityId::parse(&self.id)?,
+            operation: self.operation.into(),
+            input: self.input,
+            delay: after.or(self.at.map(Delay::At)),
+            idempotency_key: self.idempotency_key,
+            deadline: Some(Timeout::from(patience)),
+        })
+    }
+}
+
+impl Task {
+    pub(crate) fn letter(replays: bool, id: DeadLetterId) -> Self {
+        let DeadLetterId { partition, is_rejection, number } = id;
+        match replays {
+            true => Self::Replay(partition, is_rejection, number),
+            false => Self::Drop(partition, is_rejection, number),
+        }
+    }
+}
+
+/// What the owner answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Reply {
+    Done,
+    Replied(Vec<u8>),
+    Rejected(String),
+    State(Option<(u64, u64, Timestamp, Vec<u8>)>),
+    Failed(Failure),
+    /// The entity is not this node's; this is the version of the ownership that it knows.
+    NotOwner(u64),
+    /// The rows of these partitions could not be taken.
+    Woken(Vec<u16>),
+}
+
+/// An error, with what its status depends on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    kind: u8,
+    message: String,
+    input: Option<(String, String, bool)>,
+}
+
+const KINDS: [ErrorKind; 12] = [
+    ErrorKind::Invalid,
+    ErrorKind::NotFound,
+    ErrorKind::Overloaded,
+    ErrorKind::Unavailable,
+    ErrorKind::Full,
+    ErrorKind::Deadline,
+    ErrorKind::Unknown,
+    ErrorKind::Conflict,
+    ErrorKind::Fenced,
+    ErrorKind::Closed,
+    ErrorKind::Corrupt,
+    ErrorKind::Internal,
+];
+
+impl From<&Error> for Failure {
+    fn from(error: &Error) -> Self {
+        let kind = KINDS.iter().position(|kind| *kind == error.kind()).unwrap_or(KINDS.len() - 1);
+        let source =
+            std::error::Error::source(error).and_then(|it| it.downcast_ref::<InputError>());
+        let input = source.map(|it| (it.path.clone(), it.message.clone(), it.malformed));
+        Self { kind: kind as u8, message: error.message().to_owned(), input }
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        // A kind of a later version may mean anything.
+        let kind = KINDS.get(usize::from(failure.kind)).copied().unwrap_or(ErrorKind::Unknown);
+        let error = Self::new(kind, failure.message);
+        match failure.input {
+            Some((path, message, malformed)) => {
+                error.with_source(InputError { path, message, malformed })
+            }
+            None => error,
+        }
+    }
+}
+
+impl From<Response> for Reply {
+    fn from(response: Response) -> Self {
+        match response {
+            Ok(Answer::Done) => Self::Done,
+            Ok(Answer::Replied(json)) => Self::Replied(json),
+            Ok(Answer::Rejected(no)) => Self::Rejected(no.reason().to_owned()),
+            Ok(Answer::State(view)) => {
+                Self::State(view.map(|it| (it.generation, it.revision, it.committed_at, it.state)))
+            }
+            Err(error) => Self::Failed(Failure::from(&error)),
+        }
+    }
+}
+
+impl Reply {
+    /// What the caller is told, if this is an answer to a caller.
+    pub(crate) fn into_response(self) -> Option<Response> {
+        Some(match self {
+            Self::Done => Ok(Answer::Done),
+            Self::Replied(json) => Ok(Answer::Replied(json)),
+            Self::Rejected(reason) => Ok(Answer::Rejected(Rejection::new(reason))),
+            Self::State(view) => {
+                Ok(Answer::State(view.map(|(generation, revision, committed_at, state)| {
+                    StateView { generation, revision, committed_at, state }
+                })))
+            }
+            Self::Failed(failure) => Err(failure.into()),
+            Self::NotOwner(_) | Self::Woken(_) => return None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_failure_crosses_the_wire() {
+        for kind in KINDS {
+            let failure = Failure::from(&Error::new(kind, "why"));
+            let error =
+                Error::from(record::decode::<Failure>(&record::encode(&failure)).expect("read"));
+            assert_eq!((error.kind(), error.message()), (kind, "why"));
+        }
+        let input = InputError { path: "$".into(), message: "m".into(), malformed: false };
+        let error = Error::new(ErrorKind::Invalid, "why").with_source(input.clone());
+        let error = Error::from(Failure::from(&error));
+        let source = std::error::Error::source(&error).and_then(|it| it.downcast_ref());
+        assert_eq!(source, Some(&input), "which decides between two statuses");
+    }
+
+    #[test]
+    fn what_is_no_message_is_refused() {
+        for bytes in [&b""[..], &[9], &[1, 99], &[1, 0, 0, 255, 255, 255, 255]] {
+            assert!(record::decode::<Question>(bytes).is_err(), "{bytes:?}");
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! What must hold of a history.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::entities::Log;
+
+/// What clients know.
+#[derive(Debug, Default)]
+pub struct History {
+    /// What was asked for, and by which operation.
+    pub sent: BTreeMap<(String, u64), Kind>,
+    /// What was answered.
+    pub acknowledged: BTreeSet<(String, u64)>,
+    /// The delayed signals, with their receivers.
+    pub delayed: BTreeMap<u64, String>,
+    /// What was read of an entity, and how much of it was acknowledged before.
+    pub reads: Vec<(String, Vec<u64>, BTreeSet<u64>)>,
+    /// Answers that nobody should get.
+    pub wrong: Vec<String>,
+}
+
+/// What an id was sent by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Append,
+    Tell,
+    Remind,
+}
+
+/// Compares what is stored in the end with what clients know. Returns what is wrong.
+pub fn compare(history: &History, logs: &BTreeMap<String, Log>) -> Vec<String> {
+    let mut wrong = history.wrong.clone();
+    for (key, log) in logs {
+        let mut seen = BTreeSet::new();
+        for entry in &log.entries {
+            if !seen.insert(*entry) {
+                wrong.push(format!("{key} has {entry} twice"));
+            }
+            if !history.sent.contains_key(&(key.clone(), *entry)) {
+                wrong.push(format!("{key} has {entry}, which nobody sent"));
+            }
+        }
+        wrong.extend(heard(key, log, logs));
+        let reminded =
+            |entry: &&u64| history.sent.get(&(key.clone(), **entry)) == Some(&Kind::Remind);
+        let due: BTreeSet<u64> = log.entries.iter().filter(reminded).copied().collect();
+        let rung: BTreeSet<u64> = log.rung.iter().copied().collect();
+        if rung.len() != log.rung.len() {
+            wrong.push(format!("{key} was reminded twice: {:?}", log.rung));
+        }
+        if rung != due {
+            wrong.push(format!("{key} was reminded of {rung:?}, not of {due:?}"));
+        }
+        for entry in &due {
+            let Some(receiver) = history.delayed.get(entry) else { continue };
+            let arrived = logs
+                .get(receiver)
+                .map_or(0, |log| log.late.iter().filter(|late| *late == entry).count());
+            if arrived != 1 {
+                wrong.push(format!("{entry} arrived late at {receiver} {arrived} times"));
+            }
+        }
+    }
+    for (key, entry) in &history.acknowledged {
+        if !logs.get(key).is_some_and(|log| log.entries.contains(entry)) {
+            wrong.push(format!("{key} has lost {entry}, which was acknowledged"));
+        }
+    }
+    for (key, read, known) in &history.reads {
+        let entries = logs.get(key).map_or(&[][..], |log| &log.entries);
+        if !entries.starts_with(read) {
+            wrong.push(format!("{key} showed {read:?}, which is no beginning of {entries:?}"));
+        }
+        if let Some(missing) = known.iter().find(|entry| !read.contains(entry)) {
+            wrong.push(format!("{key} was read without {missing}, acknowledged before"));
+        }
+    }
+    wrong
+}
+
+/// Each receiver has heard each sender's numbers, all of them, in order.
+fn heard(key: &str, log: &Log, logs: &BTreeMap<String, Log>) -> Vec<String> {
+    let mut last: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut wrong = Vec::new();
+    for (sender, number) in &log.heard {
+        let last = last.entry(sender).or_default();
+        if *number != *last + 1 {
+            wrong.push(format!("{key} heard {number} of {sender} after {last}"));
+        }
+        *last = *number;
+    }
+    for (sender, of) in logs {
+        let told = of.told.get(key).copied().unwrap_or(0);
+        let heard = last.get(sender.as_str()).copied().unwrap_or(0);
+        if told != heard {
+            wrong.push(format!("{key} heard {heard} of {told} signals of {sender}"));
+        }
+    }
+    wrong
+}

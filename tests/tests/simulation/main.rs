@@ -1,0 +1,43 @@
+//! Clusters in one process, on one thread, in time that a test moves: everything that goes wrong is
+//! decided by a seed, and happens again with it.
+
+mod check;
+mod entities;
+mod run;
+
+use run::{Run, Settings};
+
+/// Runs every seed of a range; `STEAD_SEEDS=from..to` chooses others.
+fn seeds(default: std::ops::Range<u64>) -> std::ops::Range<u64> {
+    let chosen = std::env::var("STEAD_SEEDS").ok();
+    let parsed = chosen.as_deref().and_then(|text| text.split_once(".."));
+    parsed.map_or(default, |(from, to)| {
+        from.parse().expect("a number")..to.parse().expect("a number")
+    })
+}
+
+#[test]
+fn a_cluster_without_faults_applies_everything_once_and_in_order() {
+    for seed in seeds(0..3) {
+        Run::new(seed, Settings { faults: 0, ..Settings::default() }).finish();
+    }
+}
+
+#[test]
+fn nothing_is_lost_doubled_or_reordered_whatever_goes_wrong() {
+    for seed in seeds(100..140) {
+        Run::new(seed, Settings::default()).finish();
+    }
+}
+
+#[test]
+fn a_seed_decides_everything() {
+    for seed in seeds(7..9) {
+        let settings = Settings { faults: 12, ..Settings::default() };
+        let traces = [0, 1].map(|_| Run::new(seed, settings).finish());
+        assert!(traces[0].len() > 100, "something happened");
+        for (number, (one, other)) in traces[0].iter().zip(&traces[1]).enumerate() {
+            assert_eq!(one, other, "line {number} of seed {seed}");
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! One run: nodes, clients, and what goes wrong.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use stead::{
+    CallError, Config, ErrorKind, Node, TypedReference,
+    store::memory::{MemoryDisk, MemoryStore, Reach},
+    transport::{Faults, Network},
+};
+
+use super::{
+    check::{History, Kind, compare},
+    entities::Log,
+};
+
+/// How much happens in a run.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    pub nodes: usize,
+    pub clients: usize,
+    pub requests: usize,
+    pub entities: u64,
+    pub faults: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { nodes: 3, clients: 6, requests: 60, entities: 10, faults: 25 }
+    }
+}
+
+/// SplitMix64 (Steele, Lea and Flood, 2014).
+#[derive(Clone)]
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (mixed ^ (mixed >> 31)) % limit
+    }
+}
+
+const LEASE: Duration = Duration::from_secs(1);
+
+/// A node that runs, and its way to the store.
+struct Place {
+    node: Node,
+    store: MemoryStore,
+}
+
+pub struct Run {
+    seed: u64,
+    settings: Settings,
+    disk: MemoryDisk,
+    network: Network,
+    places: Mutex<Vec<Option<Arc<Place>>>>,
+    history: Mutex<History>,
+    trace: Mutex<Vec<String>>,
+    started: Mutex<Option<tokio::time::Instant>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Run {
+    pub fn new(seed: u64, settings: Settings) -> Arc<Self> {
+        Arc::new(Self {
+            seed,
+            settings,
+            disk: MemoryDisk::new(),
+            network: Network::new(seed, Faults::default()),
+            places: Mutex::new((0..settings.nodes).map(|_| None).collect()),
+            history: Mutex::default(),
+            trace: Mutex::default(),
+            started: Mutex::new(None),
+        })
+    }
+
+    /// Runs it all, and returns what happened.
+    pub fn finish(self: Arc<Self>) -> Vec<String> {
+        let builder = &mut tokio::runtime::Builder::new_current_thread();
+        let runtime = builder.enable_all().start_paused(true).build().expect("a runtime");
+        let wrong = runtime.block_on(self.clone().all());
+        let trace = std::mem::take(&mut *lock(&self.trace));
+        if !wrong.is_empty() {
+            let shown = trace.iter().rev().take(90).rev();
+            shown.for_each(|line| eprintln!("{line}"));
+            panic!("seed {}: {wrong:#?}", self.seed);
+        }
+        trace
+    }
+
+    fn note(&self, what: String) {
+        let began = lock(&self.started).expect("it has started");
+        let at = began.elapsed().as_millis();
+        lock(&self.trace).push(format!("{at:>6} {what}"));
+    }
+
+    async fn all(self: Arc<Self>) -> Vec<String> {
+        *lock(&self.started) = Some(tokio::time::Instant::now());
+        for number in 0..self.settings.nodes {
+            self.start(number).await;
+        }
+        let clients = (0..self.settings.clients).map(|client| {
+            let run = self.clone();
+            tokio::spawn(async move { run.client(client as u64).await })
+        });
+        let clients: Vec<_> = clients.collect();
+        self.go_wrong().await;
+        for client in clients {
+            client.await.expect("a client ends");
+        }
+        self.settled().await
+    }
+
+    async fn start(&self, number: usize) {
+        let name = format!("n{number}");
+        let seed = self.seed.wrapping_mul(31).wrapping_add(number as u64);
+        let slow = || self.disk.share_slowly(seed, Duration::from_millis(8));
+        let config = Config {
+            lease: LEASE,
+            idle: Duration::from_millis(50),
+            call_deadline: Duration::from_secs(3),
+            ..Config::default()
+        };
+        loop {
+            let store = slow();
+            let started = Node::builder()
+                .share(store.clone(), self.network.at(&name), &name)
+                .name(&name)
+                .config(config.clone())
+                .deterministic(seed)
+                .entity::<Log>()
+                .start()
+                .await;
+            match started {
+                Ok(node) => {
+                    self.note(format!("{name} has started"));
+                    lock(&self.places)[number] = Some(Arc::new(Place { node, store }));
+                    return;
+                }
+                Err(error) => self.note(format!("{name} does not start: {error}")),
+            }
+        }
+    }
+
+    fn place(&self, number: usize) -> Option<Arc<Place>> {
+        lock(&self.places)[number].clone()
+    }
+
+    /// Breaks something, again and again; in the end everything is whole again.
+    async fn go_wrong(&self) {
+        let mut random = Random(self.seed);
+        let nodes = self.settings.nodes;
+        for _ in 0..self.settings.faults {
+            tokio::time::sleep(Duration::from_millis(100 + random.below(1_500))).await;
+            let number = random.below(nodes as u64) as usize;
+            let Some(place) = self.place(number) else { continue };
+            let pause = LEASE * (1 + random.below(5) as u32) / 2;
+            match random.below(8) {
+                0 | 1 => {
+                    self.note(format!("n{number} dies"));
+                    lock(&self.places)[number] = None;
+                    self.network.forget(&format!("n{number}"));
+                    place.node.abort().await;
+                    drop(place);
+                    tokio::time::sleep(pause).await;
+                    self.start(number).await;
+                }
+                2 => {
+                    self.note(format!("n{number} leaves"));
+                    let left = place.node.drain().await;
+                    self.note(format!("n{number} has left: {left:?}"));
+                    lock(&self.places)[number] = None;
+                    drop(place);
+                    self.start(number).await;
+                }
+                3 => {
+                    self.note(format!("n{number} does not reach the store"));
+                    place.store.set_reach(Reach::Deaf);
+                    tokio::time::sleep(pause).await;
+                    place.store.set_reach(Reach::Open);
+                }
+                4 => {
+                    self.note(format!("the store's answers do not reach n{number}"));
+                    place.store.set_reach(Reach::Mute);
+                    tokio::time::sleep(pause).await;
+                    place.store.set_reach(Reach::Open);
+                }
+                5 => {
+                    let other = random.below(nodes as u64);
+                    self.note(format!("n{number} does not reach n{other}"));
+                    self.network.cut(&format!("n{number}"), &format!("n{other}"));
+                    tokio::time::sleep(pause).await;
+                    self.network.heal();
+                }
+                6 => {
+                    self.note(format!("the lease of n{number} is stolen"));
+                    self.disk.steal_lease(&format!("n{number}"));
+                }
+                _ => {
+                    self.note("the network loses and doubles".into());
+                    let delay = Duration::from_millis(40);
+                    self.network.set_faults(Faults { delay, loss: 0.1, doubling: 0.2 });
+                    tokio::time::sleep(pause).await;
+                    self.network.set_faults(Faults::default());
+                }
+            }
+        }
+        self.note("everything is whole".into());
+    }
+
+    /// Sends requests through any node until each is answered.
+    async fn client(&self, client: u64) {
+        let mut random = Random(self.seed ^ (client + 1).wrapping_mul(0x1234_5678_9abc));
+        for request in 0..self.settings.requests as u64 {
+            tokio::time::sleep(Duration::from_millis(random.below(900))).await;
+            let key = format!("e{}", random.below(self.settings.entities));
+            let entry = client * 1_000_000 + request;
+            match random.below(10) {
+                0..3 => self.send(&mut random, &key, entry, Kind::Append).await,
+                3..6 => self.send(&mut random, &key, entry, Kind::Tell).await,
+                6 => self.send(&mut random, &key, entry, Kind::Remind).await,
+                _ => self.read(&mut random, &key).await,
+            }
+        }
+    }
+
+    fn any(
+        &self,
+        random: &mut Random,
+        key: &str,
+    ) -> Option<<Log as TypedReference>::Reference<Node>> {
+        let number = random.below(self.settings.nodes as u64) as usize;
+        Some(self.place(number)?.node.entity::<Log>(key))
+    }
+
+    async fn send(&self, random: &mut Random, key: &str, entry: u64, kind: Kind) {
+        lock(&self.history).sent.insert((key.to_owned(), entry), kind);
+        let other = |random: &mut Random| format!("e{}", random.below(self.settings.entities));
+        let others: Vec<_> = (0..3).map(|_| other(random)).collect();
+        if kind == Kind::Remind {
+            lock(&self.history).delayed.insert(entry, others[0].clone());
+        }
+        let id = format!("id-{entry}");
+        for attempt in 0..2_000 {
+            let Some(log) = self.any(random, key) else {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            };
+            let answered: Result<(), CallError> = match kind {
+                Kind::Append => log.append(entry).idempotency_key(&id).await.map(drop),
+                Kind::Tell => log.tell(entry, others.clone()).idempotency_key(&id).await,
+                Kind::Remind => log.remind(entry, others[0].clone()).idempotency_key(&id).await,
+            };
+            match answered {
+                Ok(()) => {
+                    self.note(format!("{key} took {entry} at try {attempt}"));
+                    lock(&self.history).acknowledged.insert((key.to_owned(), entry));
+                    return;
+                }
+                Err(CallError::Failed(error)) if may_be_repeated(error.kind()) => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                Err(error) => return self.object(format!("{key} {entry}: {error:?}")),
+            }
+        }
+        self.object(format!("{key} never took {entry}"));
+    }
+
+    /// Something that must not happen has happened.
+    fn object(&self, what: String) {
+        self.note(what.clone());
+        lock(&self.history).wrong.push(what);
+    }
+
+    async fn read(&self, random: &mut Random, key: &str) {
+        let known: BTreeSet<u64> = {
+            let history = lock(&self.history);
+            let of_key = history.acknowledged.iter().filter(|(of, _)| of == key);
+            of_key.map(|(_, entry)| *entry).collect()
+        };
+        let Some(log) = self.any(random, key) else { return };
+        match log.all().await {
+            Ok(log) => lock(&self.history).reads.push((key.to_owned(), log.entries, known)),
+            Err(CallError::Failed(error)) if may_be_repeated(error.kind()) => {}
+            Err(error) => self.object(format!("{key}: {error:?}")),
+        }
+    }
+
+    /// Waits, at most 30 s, until everything that was accepted is applied, and says what is wrong.
+    async fn settled(&self) -> Vec<String> {
+        let mut wrong = Vec::new();
+        for _ in 0..60 {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            let mut logs = BTreeMap::new();
+            wrong.clear();
+            for number in 0..self.settings.entities {
+                let key = format!("e{number}");
+                let place = self.place(0).expect("it runs");
+                match place.node.entity::<Log>(&key).all().await {
+                    Ok(log) => drop(logs.insert(key, log)),
+                    Err(error) => wrong.push(format!("{key} cannot be read: {error}")),
+                }
+            }
+            if wrong.is_empty() {
+                wrong = compare(&lock(&self.history), &logs);
+            }
+            if wrong.is_empty() {
+                break;
+            }
+        }
+        for number in 0..self.settings.nodes {
+            let place = lock(&self.places)[number].take();
+            if let Some(place) = place {
+                place.node.abort().await;
+            }
+        }
+        wrong
+    }
+}
+
+fn may_be_repeated(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Unavailable | ErrorKind::Unknown | ErrorKind::Closed)
+}
