@@ -9,7 +9,7 @@ ifdef CI
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/stead/target
 endif
 
-.PHONY: setup build serve test check bench sabotage permits
+.PHONY: setup build serve cluster test check bench sabotage permits
 
 setup:
 	@bash examples/setup.sh
@@ -19,6 +19,11 @@ build: setup
 
 serve: build
 	$${CARGO_TARGET_DIR:-target}/release/stead serve --data ./data --listen 127.0.0.1:8080
+
+# Three nodes that share a private PostgreSQL, until they are stopped.
+cluster: build
+	@bash tests/setup.sh
+	@bash examples/cluster.sh $${CARGO_TARGET_DIR:-target}/release/stead
 
 # PostgreSQL too, where it can be installed; the tests start private servers of their own.
 test: build

@@ -88,6 +88,25 @@ impl Client {
         E::reference(Reference::new(E::NAME, key.as_ref()).bind(self.clone()))
     }
 
+    /// What the server shows under a path, as JSON for people.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] where it cannot be reached, and what it answers instead.
+    #[cfg(feature = "server")]
+    pub(crate) async fn show(&self, path: &[&str]) -> Result<String, Error> {
+        let escaped = path.iter().map(|part| utf8_percent_encode(part, PLAIN).to_string());
+        let path = escaped.collect::<Vec<_>>().join("/");
+        let mut url = self.base.clone();
+        url.set_path(&format!("{}/{path}", self.base.path().trim_end_matches('/')));
+        let (headers, body) = (HeaderMap::new(), Vec::new());
+        let asked = Prepared { method: Method::GET, url, headers, body, is_signal: false };
+        let shown = self.once(&asked, CONNECT_DEADLINE).await?;
+        let shown = shown.map_err(|no| Error::new(ErrorKind::Invalid, no.reason()))?;
+        let shown: serde_json::Value = serde_json::from_slice(&shown)
+            .map_err(|error| Error::new(ErrorKind::Invalid, error.to_string()))?;
+        Ok(format!("{shown:#}"))
+    }
+
     fn send(&self, kind: &'static str, request: Request) -> BoxFuture<'static, Answered> {
         let client = self.clone();
         Box::pin(async move {

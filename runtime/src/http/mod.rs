@@ -39,6 +39,8 @@ fn router<S: Clone + Send + Sync + 'static>(node: &Node) -> Router<S> {
         .route("/v1/dead-letters", get(routes::dead_letters))
         .route("/v1/dead-letters/{id}", delete(routes::drop_dead_letter))
         .route("/v1/dead-letters/{id}/replay", post(routes::replay))
+        .route("/v1/placement/{type}/{key}", get(routes::placement))
+        .route("/v1/cluster", get(routes::cluster))
         .route("/livez", get(routes::livez))
         .route("/readyz", get(routes::readyz))
         .fallback(routes::not_found)

@@ -276,6 +276,17 @@ fn letter(text: &str) -> Result<DeadLetterId, Problem> {
     parsed.ok_or_else(|| Problem::invalid(format!("{text:?} is not the id of a dead letter")))
 }
 
+pub(super) async fn placement(State(node): State<Node>, uri: Uri) -> Answer {
+    parameters(&uri, &[])?;
+    let (id, _) = path::entity(&node, &uri)?;
+    Ok(show(&json!(node.placement(&id).await)))
+}
+
+pub(super) async fn cluster(State(node): State<Node>, uri: Uri) -> Answer {
+    parameters(&uri, &[])?;
+    Ok(show(&json!(node.cluster_view().await)))
+}
+
 pub(super) async fn livez() -> &'static str {
     "alive\n"
 }

@@ -4,6 +4,7 @@ mod build;
 mod home;
 mod peers;
 mod threads;
+mod view;
 mod watchdog;
 
 use std::{
@@ -36,6 +37,7 @@ use crate::{
 pub use build::{NodeBuilder, StartError};
 pub(crate) use home::Home;
 pub(crate) use threads::Threads;
+pub use view::{ClusterView, MemberView, MoveView, PartitionView, Placement};
 
 /// How old the last probe may be for readiness to rest on it.
 const PROBE_AGE: Duration = Duration::from_secs(1);

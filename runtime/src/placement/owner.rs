@@ -95,8 +95,10 @@ impl Owner {
             tokio::select! {
                 biased;
                 Some(moved) = self.moves.join_next() => {
-                    if let Ok(partition) = moved {
+                    let mut moved = Some(moved);
+                    while let Some(Ok(partition)) = moved {
                         self.moving.remove(&partition);
+                        moved = self.moves.try_join_next();
                     }
                 }
                 () = self.cluster.look.notified() => {}

@@ -7,7 +7,7 @@
 //! over, all its links begin anew: their owner before may not have sent what it committed last.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
@@ -33,6 +33,8 @@ use crate::{
 const QUEUE_MAX: usize = 8_192;
 /// The most deliveries in one message.
 const WAKES_MAX: usize = 512;
+/// The most bytes of rows in one message, but for the last row.
+const WAKE_BYTES_MAX: usize = 4 << 20;
 /// How long a node may take to take them.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How often broken links are mended.
@@ -140,21 +142,39 @@ struct Link {
 
 impl Link {
     async fn run(mut self, mut queued: mpsc::Receiver<Queued>) {
-        let mut taken = Vec::new();
-        while queued.recv_many(&mut taken, WAKES_MAX).await > 0 {
-            let Some(links) = self.links.upgrade() else { return };
-            let wakes: Vec<_> = taken.drain(..).map(|next| self.wake(&links, next)).collect();
-            let mut lost: BTreeSet<u16> = wakes.iter().map(|wake| wake.partition).collect();
-            let wakes =
-                Wakes { source: links.incarnation.number, target: self.peer.incarnation, wakes };
-            let question = record::encode(&Question::Wake(wakes));
-            let asking = links.cluster.transport.ask(self.peer.address.clone(), question, PATIENCE);
-            drop(links);
-            let answer = asking.await.ok().and_then(|bytes| record::decode::<Reply>(&bytes).ok());
-            if let Some(Reply::Woken(refused)) = answer {
-                lost = refused.into_iter().collect();
+        let mut received = Vec::new();
+        let mut taken = VecDeque::new();
+        while queued.recv_many(&mut received, WAKES_MAX).await > 0 {
+            taken.extend(received.drain(..));
+            while !taken.is_empty() {
+                self.tell(&mut taken).await;
             }
-            let Some(links) = self.links.upgrade() else { return };
+        }
+    }
+
+    /// Tells the peer of as many deliveries as one message holds.
+    async fn tell(&mut self, taken: &mut VecDeque<Queued>) {
+        let Some(links) = self.links.upgrade() else { return taken.clear() };
+        let mut bytes = 0;
+        let mut wakes = Vec::new();
+        while bytes < WAKE_BYTES_MAX
+            && let Some(next) = taken.pop_front()
+        {
+            let wake = self.wake(&links, next);
+            bytes += wake.row.as_ref().map_or(0, Row::bytes);
+            wakes.push(wake);
+        }
+        let mut lost: BTreeSet<u16> = wakes.iter().map(|wake| wake.partition).collect();
+        let wakes =
+            Wakes { source: links.incarnation.number, target: self.peer.incarnation, wakes };
+        let question = record::encode(&Question::Wake(wakes));
+        let asking = links.cluster.transport.ask(self.peer.address.clone(), question, PATIENCE);
+        drop(links);
+        let answer = asking.await.ok().and_then(|bytes| record::decode::<Reply>(&bytes).ok());
+        if let Some(Reply::Woken(refused)) = answer {
+            lost = refused.into_iter().collect();
+        }
+        if let Some(links) = self.links.upgrade() {
             links.broken().extend(lost);
         }
     }

@@ -3,6 +3,8 @@
 //! A transport knows neither entities nor partitions. What it must tell apart is whether a question
 //! that brought no answer was never sent, so that it can be asked elsewhere, or may have arrived.
 
+#[cfg(feature = "peers")]
+mod http;
 pub(crate) mod links;
 mod memory;
 pub(crate) mod wire;
@@ -11,6 +13,8 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use stead_entities::BoxFuture;
 
+#[cfg(feature = "peers")]
+pub use http::{HttpTransport, SECRET_BYTES_MIN, Secret};
 pub use memory::{Faults, Network};
 
 /// Why a question brought no answer.

@@ -67,6 +67,10 @@ impl Row {
         }
     }
 
+    pub(crate) fn bytes(&self) -> usize {
+        self.key.len() + self.record.len()
+    }
+
     pub(crate) fn read(&self) -> Result<Delivery, Damaged> {
         if self.is_delayed {
             let (id, slot) = keys::read_reminder(&self.key)?;

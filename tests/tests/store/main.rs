@@ -30,6 +30,11 @@ async fn the_rocksdb_store_conforms() {
     conformance::suite(async || open()).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_memory_store_conforms_when_it_is_shared() {
+    conformance::shared_suite(MemoryDisk::new().share()).await;
+}
+
 async fn commit_empty(store: &RocksStore, number: u64) {
     commit(store, number, Vec::new()).await;
 }

@@ -42,6 +42,15 @@ async fn the_postgres_store_conforms() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_postgres_store_conforms_when_it_is_shared() -> Result<()> {
+    let Some(database) = Database::start(&[]).await? else { return Ok(()) };
+    let settings = PostgresSettings::default();
+    let store = PostgresStore::connect_shared(&database.url(), &settings).await?;
+    conformance::shared_suite(store).await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_was_followed_can_commit_nothing() -> Result<()> {
     let Some(database) = Database::start(&[]).await? else { return Ok(()) };
     let first = PostgresStore::connect(&database.url()).await?;

@@ -1,8 +1,6 @@
 //! One batch as one transaction, and the truth about how it ended.
 
 use std::{
-    collections::BTreeMap,
-    convert::Infallible,
     sync::{
         Arc,
         atomic::{AtomicI64, Ordering},
@@ -14,19 +12,18 @@ use futures_util::future::join_all;
 use tokio_postgres::{
     Client, Config, Error,
     error::{Severity, SqlState},
-    types::{ToSql, Type},
+    types::Type,
 };
 
-use super::{PostgresSettings, Value, connect, sql};
+use super::{
+    PostgresSettings, Value, connect, sql,
+    statements::{Statement, signed, statements},
+};
 use crate::{
     clock::{self, deadline_after, monotonic},
+    map::Map,
     sabotage,
-    store::{
-        Batch, CommitOutcome, Fence, Write,
-        keys::{self, Table},
-        record::StateRecord,
-        rows::{self, Row},
-    },
+    store::{Batch, CommitOutcome, Fence, record::Settings},
 };
 
 /// The wait before the database is asked again how a batch ended.
@@ -41,21 +38,24 @@ pub(super) struct Writer {
     forget_before: Arc<AtomicI64>,
     /// What was forgotten last.
     forgotten: i64,
-    /// How often the lane was moved, or a batch kept from moving it.
+    /// What was minted with the store.
+    kept: Settings,
+    /// The lanes that it moves, by incarnation.
+    lanes: Map<u64, Lane>,
+}
+
+/// What is known of a lane.
+#[derive(Debug, Default)]
+struct Lane {
+    /// How often it was moved, or a batch kept from moving it.
     attempt: i64,
     is_poisoned: bool,
 }
 
 impl std::fmt::Debug for Writer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Writer").field("is_poisoned", &self.is_poisoned).finish()
+        f.debug_struct("Writer").field("lanes", &self.lanes).finish()
     }
-}
-
-/// A statement with its values, ready to be sent.
-struct Statement {
-    text: &'static str,
-    values: Vec<(Box<dyn ToSql + Sync + Send>, Type)>,
 }
 
 /// How one transaction came out.
@@ -72,32 +72,55 @@ impl Writer {
         config: Config,
         client: Client,
         settings: PostgresSettings,
+        kept: Settings,
         forget_before: Arc<AtomicI64>,
     ) -> Self {
-        let client = Some(client);
-        let forgotten = i64::MIN;
-        Self { config, client, settings, forget_before, forgotten, attempt: 0, is_poisoned: false }
+        Self {
+            config,
+            client: Some(client),
+            settings,
+            forget_before,
+            forgotten: i64::MIN,
+            kept,
+            lanes: Map::default(),
+        }
     }
 
     pub(super) async fn commit(&mut self, batch: &Batch) -> CommitOutcome {
-        if self.is_poisoned {
+        let outcome = self.commit_on_lane(batch).await;
+        if outcome == CommitOutcome::Fenced {
+            self.lanes.remove(&batch.fence.incarnation);
+        }
+        outcome
+    }
+
+    fn lane(&mut self, fence: &Fence) -> &mut Lane {
+        self.lanes.entry(fence.incarnation).or_default()
+    }
+
+    async fn commit_on_lane(&mut self, batch: &Batch) -> CommitOutcome {
+        if self.lane(&batch.fence).is_poisoned {
             return CommitOutcome::Unknown("the end of an earlier batch is not known".into());
         }
         let client = match self.connected().await {
             Ok(client) => client,
             Err(why) => return CommitOutcome::Unavailable(why),
         };
-        let mut statements = statements(batch, self.attempt);
+        let attempt = self.lane(&batch.fence).attempt;
+        let mut statements = statements(batch, attempt, &self.kept);
         let horizon = self.forget_before.load(Ordering::Relaxed);
         if horizon > self.forgotten {
             self.forgotten = horizon.saturating_add(FORGET_EVERY);
             statements.push(Statement::new(sql::FORGET).value(horizon, Type::INT8));
         }
-        let sent = send(&client, &statements, self.settings.statement_timeout).await;
-        match sent {
+        // The database gives a statement up before that; a connection may be silent for ever.
+        let patience = 2 * self.settings.statement_timeout;
+        let sent = send(&client, &statements, self.settings.statement_timeout);
+        let sent = clock::within(patience, sent).await;
+        match sent.unwrap_or_else(|| Sent::Unsettled("the database does not answer".into())) {
             Sent::Committed => {
                 self.client = Some(client);
-                self.attempt += 1;
+                self.lane(&batch.fence).attempt += 1;
                 CommitOutcome::Committed
             }
             Sent::Refused(text, error) => {
@@ -128,7 +151,7 @@ impl Writer {
             match self.ask(fence).await {
                 Ok(outcome) => return outcome,
                 Err(error) if monotonic() >= deadline => {
-                    self.is_poisoned = true;
+                    self.lane(&fence).is_poisoned = true;
                     return CommitOutcome::Unknown(format!("{why}; then: {error}"));
                 }
                 Err(_) => clock::sleep(SETTLE_PAUSE).await,
@@ -140,11 +163,12 @@ impl Writer {
     /// committed later; only then can a read tell.
     async fn ask(&mut self, fence: Fence) -> Result<CommitOutcome, String> {
         let client = self.connected().await?;
+        let attempt = self.lane(&fence).attempt;
         let asked = async {
             let lane: [Value<'_>; 3] = [
                 (&signed(fence.incarnation), Type::INT8),
                 (&i32::from(fence.lane), Type::INT4),
-                (&self.attempt, Type::INT8),
+                (&attempt, Type::INT8),
             ];
             if !sabotage::is("X29") {
                 client.execute_typed(sql::SETTLE_LANE, &lane).await?;
@@ -155,7 +179,7 @@ impl Writer {
         let found = asked.ok_or("the database does not answer")?;
         let row = found.map_err(|error| connect::said(&error))?.ok_or("the lane is gone")?;
         self.client = Some(client);
-        self.attempt = row.get(1);
+        self.lane(&fence).attempt = row.get(1);
         Ok(match (row.get::<_, i64>(0) >= signed(fence.number), row.get(2)) {
             (true, _) => CommitOutcome::Committed,
             (false, true) => CommitOutcome::Fenced,
@@ -166,23 +190,6 @@ impl Writer {
 
 /// How far, in microseconds, the horizon of keys moves between two clean-ups.
 const FORGET_EVERY: i64 = 10_000_000;
-
-impl Statement {
-    fn new(text: &'static str) -> Self {
-        Self { text, values: Vec::new() }
-    }
-
-    fn value(mut self, value: impl ToSql + Sync + Send + 'static, kind: Type) -> Self {
-        self.values.push((Box::new(value), kind));
-        self
-    }
-
-    async fn send(&self, client: &Client) -> Result<(), Error> {
-        let values = self.values.iter().map(|(value, kind)| (&**value as _, kind.clone()));
-        let values: Vec<Value<'_>> = values.collect();
-        client.query_typed(self.text, &values).await.map(drop)
-    }
-}
 
 /// Sends everything from BEGIN to COMMIT without waiting in between.
 async fn send(client: &Client, statements: &[Statement], timeout: Duration) -> Sent {
@@ -219,8 +226,11 @@ fn refused(text: &str, error: &Error) -> CommitOutcome {
     let is_miscounted = error.code() == Some(&SqlState::DIVISION_BY_ZERO);
     match text {
         sql::MOVE_LANE if is_miscounted => CommitOutcome::Fenced,
-        sql::CONSUME if is_miscounted => {
+        sql::CONSUME | sql::CONSUME_DELAYED if is_miscounted => {
             CommitOutcome::Unavailable("a consumed row is not there".into())
+        }
+        sql::RELEASE if is_miscounted => {
+            CommitOutcome::Unavailable("a partition is not the writer's".into())
         }
         sql::NEW_STATES | sql::NEXT_STATES if is_miscounted => {
             CommitOutcome::Unavailable("a state does not follow the one that is stored".into())
@@ -229,163 +239,5 @@ fn refused(text: &str, error: &Error) -> CommitOutcome {
             CommitOutcome::Full(connect::said(error))
         }
         _ => CommitOutcome::Unavailable(connect::said(error)),
-    }
-}
-
-fn signed(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
-}
-
-/// A batch as statements, the fence first.
-fn statements(batch: &Batch, attempt: i64) -> Vec<Statement> {
-    let fence = if sabotage::is("X5") { sql::MOVE_LANE_LOOSELY } else { sql::MOVE_LANE };
-    let fence = Statement::new(fence)
-        .value(signed(batch.fence.incarnation), Type::INT8)
-        .value(i32::from(batch.fence.lane), Type::INT4)
-        .value(signed(batch.fence.number), Type::INT8)
-        .value(batch.time.as_micros(), Type::INT8)
-        .value(batch.is_clean, Type::BOOL)
-        .value(attempt, Type::INT8);
-    let mut statements = vec![fence];
-    let Changes { consumed, states, rows } = changes(batch);
-    let records = batch.writes.iter().filter_map(|write| match write {
-        Write::PutState(_, record) => Some(record),
-        _ => None,
-    });
-    let states = records.zip(states);
-    let (new, next): (Vec<_>, Vec<_>) = states.partition(|(record, _)| record.follows == 0);
-    statements.extend(put_states(sql::NEW_STATES, new));
-    statements.extend(put_states(sql::NEXT_STATES, next));
-    if !consumed.is_empty() {
-        let count = consumed.len() as i64;
-        let consume = Statement::new(sql::CONSUME).value(consumed, Type::BYTEA_ARRAY);
-        statements.push(consume.value(count, Type::INT8));
-    }
-    let mut tables: BTreeMap<Table, Rows> = BTreeMap::new();
-    for ((table, key), value) in rows {
-        let rows = tables.entry(table).or_default();
-        match value {
-            Some(value) => {
-                rows.keys.push(key);
-                rows.values.push(value);
-            }
-            None => rows.gone.push(key),
-        }
-    }
-    for (table, Rows { gone, keys, values }) in tables {
-        let plain = &sql::TABLES[table as usize];
-        if !gone.is_empty() {
-            statements.push(Statement::new(plain.delete).value(gone, Type::BYTEA_ARRAY));
-        }
-        if keys.is_empty() {
-            continue;
-        }
-        let times = (table == Table::Idempotency).then(|| born(batch, &keys));
-        let put = Statement::new(times.as_ref().map_or(plain.put, |_| sql::PUT_IDEMPOTENCY));
-        let put = put.value(keys, Type::BYTEA_ARRAY).value(values, Type::BYTEA_ARRAY);
-        statements.push(match times {
-            Some(times) => put.value(times, Type::INT8_ARRAY),
-            None => put,
-        });
-    }
-    statements
-}
-
-/// What a batch does to one table of plain rows.
-#[derive(Default)]
-struct Rows {
-    gone: Vec<Vec<u8>>,
-    keys: Vec<Vec<u8>>,
-    values: Vec<Vec<u8>>,
-}
-
-/// A state, with its row.
-type State<'b> = (&'b StateRecord, Row);
-
-fn put_states(text: &'static str, states: Vec<State<'_>>) -> Option<Statement> {
-    if states.is_empty() {
-        return None;
-    }
-    let count = states.len() as i64;
-    let generations = states.iter().map(|(it, _)| it.generation.to_be_bytes().to_vec());
-    let generations: Vec<_> = generations.collect();
-    let revisions: Vec<_> = states.iter().map(|(it, _)| signed(it.revision)).collect();
-    let follows: Vec<_> = states.iter().map(|(it, _)| signed(it.follows)).collect();
-    let (keys, records): (Vec<_>, Vec<_>) = states.into_iter().map(|(_, row)| row).unzip();
-    let put = Statement::new(text)
-        .value(keys, Type::BYTEA_ARRAY)
-        .value(generations, Type::BYTEA_ARRAY)
-        .value(revisions, Type::INT8_ARRAY)
-        .value(records, Type::BYTEA_ARRAY)
-        .value(count, Type::INT8);
-    Some(if text == sql::NEW_STATES { put } else { put.value(follows, Type::INT8_ARRAY) })
-}
-
-/// When the keys of a batch were used, in the order of `keys`.
-fn born(batch: &Batch, keys: &[Vec<u8>]) -> Vec<i64> {
-    let times: BTreeMap<_, _> = batch
-        .writes
-        .iter()
-        .filter_map(|write| match write {
-            Write::Remember(key, what) => Some((keys::idempotency(key), what.at.as_micros())),
-            _ => None,
-        })
-        .collect();
-    keys.iter().map(|key| times.get(key).copied().unwrap_or(0)).collect()
-}
-
-/// The changes of a batch.
-#[derive(Default)]
-struct Changes {
-    consumed: Vec<Vec<u8>>,
-    /// The states that are put, in the order of the batch.
-    states: Vec<Row>,
-    /// Everything else, the last change of each row.
-    rows: BTreeMap<(Table, Vec<u8>), Option<Vec<u8>>>,
-}
-
-fn changes(batch: &Batch) -> Changes {
-    let mut changes = Changes::default();
-    let gathered = rows::each_change(batch, |change| {
-        let (key, value) = (change.key.to_vec(), change.value.map(<[u8]>::to_vec));
-        match (change.table, value) {
-            _ if change.must_exist => changes.consumed.push(key),
-            (Table::States, Some(value)) => changes.states.push((key, value)),
-            // Lanes have a table of their own.
-            (Table::Meta, _) if key == keys::LANE => {}
-            (table, value) => drop(changes.rows.insert((table, key), value)),
-        }
-        Ok::<_, Infallible>(())
-    });
-    match gathered {
-        Ok(()) => changes,
-        Err(never) => match never {},
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use stead_entities::{EntityId, Timestamp};
-
-    use super::*;
-    use crate::store::record::{DeadLetterId, Slot};
-
-    #[test]
-    fn every_statement_of_a_batch_is_behind_its_fence() {
-        let id = EntityId::new("counter", "a").expect("valid");
-        let writes = vec![
-            Write::DeleteState(id.clone()),
-            Write::CancelReminder(1, id, Slot::Delayed(7), Timestamp::default()),
-            Write::Exhume(DeadLetterId { partition: 1, is_rejection: false, number: 9 }),
-        ];
-        let fence = Fence { incarnation: 1, lane: 0, number: 1 };
-        for writes in [Vec::new(), writes] {
-            let (owner, time) = ("a".into(), Timestamp::default());
-            let batch = Batch { fence, owner, time, is_clean: false, writes };
-            let texts: Vec<_> = statements(&batch, 0).iter().map(|it| it.text).collect();
-            assert_eq!(texts[0], sql::MOVE_LANE);
-            assert_eq!(texts.iter().filter(|text| **text == sql::MOVE_LANE).count(), 1);
-            assert_eq!(texts.len(), 1 + 4 * usize::from(!batch.writes.is_empty()), "{texts:?}");
-        }
     }
 }

@@ -11,6 +11,8 @@ use tokio_postgres::{Client, Config, NoTls, config::Host, types::Type};
 use super::{PostgresSettings, sql};
 use crate::clock;
 
+/// How long a connection may be without an answer from the other machine.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// How long a connection may take.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// The most connections that read at one time.
@@ -61,6 +63,8 @@ pub(super) fn parse(address: &str) -> Result<Config, ConnectError> {
         .parse()
         .map_err(|error: tokio_postgres::Error| ConnectError::Address(error.to_string()))?;
     config.connect_timeout(CONNECT_DEADLINE);
+    // A peer that is gone without a word is found out.
+    config.tcp_user_timeout(SILENCE_MAX).keepalives_idle(SILENCE_MAX / 2);
     config.application_name("stead");
     Ok(config)
 }
@@ -118,18 +122,26 @@ pub(super) async fn migrate(
     mint: impl AsyncFnOnce(&tokio_postgres::Transaction<'_>) -> Result<(), tokio_postgres::Error>,
 ) -> Result<(), ConnectError> {
     let found: i64 = client.query_typed_one(sql::FIND_TABLES, &[]).await?.get(0);
-    if found > 0 {
-        let schema: i32 = client.query_typed_one(sql::READ_STORE, &[]).await?.get(0);
-        return match schema {
-            sql::SCHEMA => Ok(()),
-            newer => Err(ConnectError::Newer(newer, sql::SCHEMA)),
-        };
-    }
     let making = client.transaction().await?;
-    for migration in sql::MIGRATIONS {
+    let mut known = 0;
+    if found > 0 {
+        let row = making.query_typed_one(sql::LOCK_STORE, &[]).await?;
+        known = row.get(0);
+        if known > sql::SCHEMA {
+            return Err(ConnectError::Newer(known, sql::SCHEMA));
+        }
+    }
+    for migration in &sql::MIGRATIONS[usize::try_from(known).unwrap_or(0)..] {
         making.batch_execute(migration).await?;
     }
-    mint(&making).await?;
+    if known == 0 {
+        mint(&making).await?;
+    } else if known < sql::SCHEMA {
+        making.execute_typed(sql::SET_SCHEMA, &[(&sql::SCHEMA, Type::INT4)]).await?;
+    }
+    if known < sql::SCHEMA {
+        making.execute_typed(sql::FILL_PARTITIONS, &[]).await?;
+    }
     Ok(making.commit().await?)
 }
 

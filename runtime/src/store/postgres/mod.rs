@@ -9,11 +9,14 @@
 //!
 //! What must never happen: a row is written, or removed, by a statement that is not behind the fence
 //! of its transaction; an outcome is guessed. The home of the PostgreSQL client; all SQL is in
-//! `sql`.
+//! `sql` and `members`.
 
 mod commit;
 mod connect;
+mod members;
+mod shared;
 mod sql;
+mod statements;
 
 use std::{
     sync::{
@@ -26,11 +29,11 @@ use std::{
 use stead_entities::{BoxFuture, EntityId, Timestamp};
 use tokio::runtime::Handle;
 use tokio_postgres::{
-    Client,
+    Client, Config,
     types::{ToSql, Type},
 };
 
-use self::{commit::Writer, connect::Readers};
+use self::{commit::Writer, connect::Readers, shared::Desk};
 use super::{
     Batch, CommitOutcome, DeadLetterPage, InboxPage, Opened, ReadError, ReadResult, ReminderRows,
     StatePage, Store,
@@ -83,10 +86,13 @@ impl Default for PostgresSettings {
     }
 }
 
-/// A store whose data is in PostgreSQL. Opening it fences whoever had it open.
+/// A store whose data is in PostgreSQL. [`PostgresStore::connect`] opens it for one node, which fences
+/// whoever had it open; [`PostgresStore::connect_shared`] lets nodes join it.
 #[derive(Debug)]
 pub struct PostgresStore {
     opened: Opened,
+    config: Config,
+    desk: Desk,
     readers: Arc<Readers>,
     writer: tokio::sync::Mutex<Writer>,
     is_closed: AtomicBool,
@@ -117,17 +123,50 @@ impl PostgresStore {
         connect::check_durability(&client, settings).await?;
         mint(&mut client, settings).await?;
         let opened = open_lane(&mut client, settings).await?;
+        Ok(Self::on_connection(config, client, opened, settings))
+    }
+
+    /// Connects to the store for nodes that share it; the tables are made where they are missing.
+    ///
+    /// # Errors
+    /// [`ConnectError`] by what to do about it.
+    pub async fn connect_shared(
+        address: &str,
+        settings: &PostgresSettings,
+    ) -> Result<Self, ConnectError> {
+        let config = connect::parse(address)?;
+        let mut client = connect::connect(&config).await?;
+        connect::check_durability(&client, settings).await?;
+        mint(&mut client, settings).await?;
+        let kept = read_settings(&client).await?;
+        let now: i64 = client.query_typed_one(sql::NOW, &[]).await?.get(0);
+        let time = Timestamp::from_micros(now);
+        let opened =
+            Opened { settings: kept, incarnation: 0, last_batch: 0, time, was_unclean: false };
+        Ok(Self::on_connection(config, client, opened, settings))
+    }
+
+    fn on_connection(
+        config: Config,
+        client: Client,
+        opened: Opened,
+        settings: &PostgresSettings,
+    ) -> Self {
         let forget_before = Arc::new(AtomicI64::new(i64::MIN));
         let place = connect::place(&config);
-        let writer = Writer::new(config.clone(), client, settings.clone(), forget_before.clone());
-        Ok(Self {
+        let kept = opened.settings.clone();
+        let writer =
+            Writer::new(config.clone(), client, settings.clone(), kept, forget_before.clone());
+        Self {
             opened,
-            readers: Arc::new(Readers::new(config)),
+            readers: Arc::new(Readers::new(config.clone())),
+            config,
+            desk: Desk::default(),
             writer: tokio::sync::Mutex::new(writer),
             is_closed: false.into(),
             forget_before,
             place,
-        })
+        }
     }
 
     /// The database for people: its hosts and its name, without user and password.
@@ -195,6 +234,8 @@ async fn open_lane(
     let opening = client.transaction().await?;
     let incarnation: i64 = opening.query_typed_one(sql::NEXT_INCARNATION, &[]).await?.get(0);
     opening.execute_typed(sql::CLOSE_LANES, &[]).await?;
+    opening.execute_typed(sql::DROP_NODES, &[]).await?;
+    opening.execute_typed(sql::FREE_ALL, &[]).await?;
     let last = opening.query_typed_opt(sql::LAST_LANE, &[]).await?;
     let now: i64 = opening.query_typed_one(sql::NOW, &[]).await?.get(0);
     let number = last.as_ref().map_or(0, |row| row.get::<_, i64>(0));
@@ -208,15 +249,7 @@ async fn open_lane(
     ];
     opening.execute_typed(sql::OPEN_LANE, &values).await?;
     opening.execute_typed(sql::DROP_LANES, &[(&(incarnation - LANES_KEPT), Type::INT8)]).await?;
-    let store = opening.query_typed_one(sql::READ_STORE, &[]).await?;
-    let seed = |column| {
-        let bytes: &[u8] = store.get(column);
-        let bytes = bytes.try_into().map_err(|_| ConnectError::Unusable("its seed".into()))?;
-        Ok::<_, ConnectError>(u64::from_be_bytes(bytes))
-    };
-    let partitions = u16::try_from(store.get::<_, i32>(1));
-    let partitions = partitions.map_err(|error| ConnectError::Unusable(error.to_string()))?;
-    let settings = Settings { partitions, seed: (seed(2)?, seed(3)?) };
+    let settings = read_settings(opening.client()).await?;
     opening.commit().await?;
     Ok(Opened {
         settings,
@@ -225,6 +258,19 @@ async fn open_lane(
         time: Timestamp::from_micros(time),
         was_unclean: last.is_some_and(|row| !row.get::<_, bool>(2)),
     })
+}
+
+/// What was minted with the store.
+async fn read_settings(client: &Client) -> Result<Settings, ConnectError> {
+    let store = client.query_typed_one(sql::READ_STORE, &[]).await?;
+    let seed = |column| {
+        let bytes: &[u8] = store.get(column);
+        let bytes = bytes.try_into().map_err(|_| ConnectError::Unusable("its seed".into()))?;
+        Ok::<_, ConnectError>(u64::from_be_bytes(bytes))
+    };
+    let partitions = u16::try_from(store.get::<_, i32>(1));
+    let partitions = partitions.map_err(|error| ConnectError::Unusable(error.to_string()))?;
+    Ok(Settings { partitions, seed: (seed(2)?, seed(3)?) })
 }
 
 /// The tables as one read sees them.

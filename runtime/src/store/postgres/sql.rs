@@ -9,10 +9,11 @@
 use std::time::Duration;
 
 /// The version of the tables that this build reads and writes.
-pub(super) const SCHEMA: i32 = 1;
+pub(super) const SCHEMA: i32 = 2;
 
 /// What makes the tables of each version from those of the one before.
-pub(super) const MIGRATIONS: [&str; SCHEMA as usize] = ["
+pub(super) const MIGRATIONS: [&str; SCHEMA as usize] = [
+    "
 create table stead_store (
     one boolean primary key default true check (one),
     schema integer not null,
@@ -49,7 +50,28 @@ create table stead_idempotency (
     record bytea not null
 );
 create table stead_dead_letters (key bytea primary key, record bytea not null);
-"];
+",
+    "
+alter table stead_store add column membership bigint not null default 0;
+alter table stead_states add column partition integer not null default -1;
+create table stead_nodes (
+    name text primary key,
+    incarnation bigint not null unique,
+    address text not null,
+    weight integer not null,
+    types text[] not null,
+    lease_micros bigint not null,
+    expires_micros bigint not null,
+    is_leaving boolean not null
+);
+create table stead_partitions (
+    partition integer primary key,
+    owner bigint,
+    epoch bigint not null,
+    was_unclean boolean not null
+);
+",
+];
 
 /// Whether there are tables yet: 0 or 1.
 pub(super) const FIND_TABLES: &str = "select count(*) from information_schema.tables \
@@ -59,14 +81,27 @@ pub(super) const READ_STORE: &str =
 pub(super) const MINT_STORE: &str = "insert into stead_store \
     (schema, identity, partitions, seed_first, seed_second, incarnations) \
     values ($1, $2, $3, $4, $5, 0)";
+/// The version of the tables; changes of the tables follow one another.
+pub(super) const LOCK_STORE: &str = "select schema from stead_store where one for update";
+/// The version of the tables once they were brought up to date.
+pub(super) const SET_SCHEMA: &str = "update stead_store set schema = $1 where one";
+/// A row for each partition.
+pub(super) const FILL_PARTITIONS: &str = "insert into stead_partitions \
+    (partition, owner, epoch, was_unclean) select n, null, 0, true \
+    from generate_series(0, (select partitions - 1 from stead_store where one)) as series (n) \
+    on conflict (partition) do nothing";
 pub(super) const SETTINGS: &str =
     "select name, setting from pg_settings where name = any($1::text[])";
 
 /// Locks the one row that every opening changes, so that openings follow one another.
 pub(super) const NEXT_INCARNATION: &str = "update stead_store set incarnations = incarnations + 1 \
     where one returning incarnations";
-/// Waits for a batch in flight: it holds the row of its lane.
+/// Closes every lane. Waits for a batch in flight: it holds the row of its lane.
 pub(super) const CLOSE_LANES: &str = "update stead_lanes set is_closed = true where not is_closed";
+/// Members make way for a node that uses the store alone.
+pub(super) const DROP_NODES: &str = "delete from stead_nodes";
+pub(super) const FREE_ALL: &str = "update stead_partitions \
+    set owner = null, epoch = epoch + 1, was_unclean = true where owner is not null";
 pub(super) const LAST_LANE: &str = "select number, time_micros, is_clean from stead_lanes \
     order by incarnation desc, lane limit 1";
 pub(super) const OPEN_LANE: &str = "insert into stead_lanes \
@@ -110,12 +145,18 @@ pub(super) const MOVE_LANE_LOOSELY: &str = "update stead_lanes \
     set number = $3, attempt = attempt + 1, time_micros = $4, is_clean = $5 \
     where incarnation = $1 and lane = $2 and number = $3 - 1 and attempt = $6 and not is_closed";
 
+/// Partitions that their owner gives up.
+pub(super) const RELEASE: &str = "with gone as (update stead_partitions \
+    set owner = null, epoch = epoch + 1, was_unclean = false \
+    where partition = any($1::integer[]) and owner = $2 returning 1) \
+    select 1 / (case when count(*) = $3 then 1 else 0 end) from gone";
+
 /// States of entities that had none, or whose earlier incarnation ended.
 pub(super) const NEW_STATES: &str = "with put as (\
-    insert into stead_states (key, generation, revision, record) \
-    select * from unnest($1::bytea[], $2::bytea[], $3::bigint[], $4::bytea[]) \
+    insert into stead_states (key, generation, revision, record, partition) \
+    select * from unnest($1::bytea[], $2::bytea[], $3::bigint[], $4::bytea[], $6::integer[]) \
     on conflict (key) do update set generation = excluded.generation, \
-    revision = excluded.revision, record = excluded.record \
+    revision = excluded.revision, record = excluded.record, partition = excluded.partition \
     where excluded.generation > stead_states.generation returning 1) \
     select 1 / (case when count(*) = $5 then 1 else 0 end) from put";
 /// States that follow another one.
@@ -130,6 +171,13 @@ pub(super) const NEXT_STATES: &str = "with put as (\
 pub(super) const CONSUME: &str = "with gone as (\
     delete from stead_inbox where key = any($1::bytea[]) returning 1) \
     select 1 / (case when count(*) = $2 then 1 else 0 end) from gone";
+/// Delayed signals that were applied, each of which must be there.
+pub(super) const CONSUME_DELAYED: &str = "with gone as (\
+    delete from stead_reminders where key = any($1::bytea[]) returning 1) \
+    select 1 / (case when count(*) = $2 then 1 else 0 end) from gone";
+/// Both without their teeth, for sabotage only.
+pub(super) const CONSUME_LOOSELY: &str =
+    "delete from stead_inbox where key = any($1::bytea[]) and $2 >= 0";
 
 pub(super) const PUT_IDEMPOTENCY: &str = "insert into stead_idempotency (key, record, at_micros) \
     select * from unnest($1::bytea[], $2::bytea[], $3::bigint[]) \

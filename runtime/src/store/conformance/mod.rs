@@ -3,6 +3,8 @@
 //! Each check panics with the obligation that is broken. A store is opened by the closure, each time
 //! under a new incarnation on the same data.
 
+mod shared;
+
 use std::sync::Arc;
 
 use stead_entities::{EntityId, Timestamp};
@@ -14,6 +16,8 @@ use super::{
         Remembered, ReminderRecord, Slot, StateRecord,
     },
 };
+
+pub use shared::shared_suite;
 
 /// Runs every check.
 ///

@@ -1,0 +1,188 @@
+//! What a node tells of the cluster, or of itself where it shares nothing.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use stead_entities::EntityId;
+
+use super::Node;
+use crate::placement::plan::Seen;
+
+/// How long a fresh look at the store is waited for.
+const LOOK_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Where an entity is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Placement {
+    /// The entity's type.
+    #[serde(rename = "type")]
+    pub entity_type: String,
+    /// The entity's key.
+    pub key: String,
+    /// Its partition.
+    pub partition: u16,
+    /// The node that owns it at present; none while it moves.
+    pub owner: Option<String>,
+    /// Grows each time the partition is taken or given up.
+    pub epoch: u64,
+    /// Grows each time a node joins, leaves or is evicted.
+    pub membership_version: u64,
+    /// The node that should own it.
+    pub preferred: Option<String>,
+}
+
+/// Who is there, and who owns what.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct ClusterView {
+    /// The node that tells.
+    pub node: String,
+    /// Grows each time a node joins, leaves or is evicted.
+    pub membership_version: u64,
+    /// Grows each time a partition is taken or given up.
+    pub ownership_version: u64,
+    /// The members, by name.
+    pub members: Vec<MemberView>,
+    /// The partitions, by number.
+    pub partitions: Vec<PartitionView>,
+    /// Partitions that are not owned by whom they are due to.
+    pub moves: Vec<MoveView>,
+}
+
+/// A member.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct MemberView {
+    /// Its name.
+    pub name: String,
+    /// Its incarnation: it grows with each join of any node.
+    pub incarnation: u64,
+    /// Where its peers reach it.
+    pub address: String,
+    /// Its share, beside the others'.
+    pub weight: u32,
+    /// Whether it hands over what it owns, in order to stop.
+    pub is_leaving: bool,
+    /// How many partitions it owns.
+    pub partitions: usize,
+    /// The entity types that it serves.
+    pub types: Vec<String>,
+}
+
+/// A partition.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct PartitionView {
+    /// Its number.
+    pub partition: u16,
+    /// The node that owns it at present; none while it moves.
+    pub owner: Option<String>,
+    /// Grows each time it is taken or given up.
+    pub epoch: u64,
+}
+
+/// A partition on its way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct MoveView {
+    /// Its number.
+    pub partition: u16,
+    /// The node that owns it at present.
+    pub from: Option<String>,
+    /// The node that should own it.
+    pub to: Option<String>,
+}
+
+fn owner(seen: &Seen, partition: u16) -> Option<String> {
+    seen.owner(partition).map(|member| member.name.to_string())
+}
+
+fn preferred(seen: &Seen, partition: u16) -> Option<String> {
+    seen.preferred(partition).map(|member| member.name.to_string())
+}
+
+impl Node {
+    /// Which node owns an entity, as far as this one knows, and which one should.
+    pub async fn placement(&self, id: &EntityId) -> Placement {
+        let partition = self.partition_of(id);
+        let shown = self.cluster_view().await;
+        let found = shown.partitions.into_iter().nth(usize::from(partition));
+        let moving = shown.moves.into_iter().find(|it| it.partition == partition);
+        let owner = found.as_ref().and_then(|found| found.owner.clone());
+        Placement {
+            entity_type: id.entity_type().to_owned(),
+            key: id.key().to_owned(),
+            partition,
+            preferred: moving.map_or_else(|| owner.clone(), |moving| moving.to),
+            owner,
+            epoch: found.map_or(0, |found| found.epoch),
+            membership_version: shown.membership_version,
+        }
+    }
+
+    /// Who is there and who owns what, as a fresh look shows it where the store answers in time.
+    pub async fn cluster_view(&self) -> ClusterView {
+        let Some(cluster) = self.cluster() else { return self.alone() };
+        cluster.look(LOOK_PATIENCE).await;
+        let seen = cluster.seen();
+        let owns = |incarnation| {
+            seen.view.partitions.iter().filter(|it| it.owner == Some(incarnation)).count()
+        };
+        let members = seen.view.members.iter().map(|member| MemberView {
+            name: member.name.to_string(),
+            incarnation: member.incarnation,
+            address: member.address.to_string(),
+            weight: member.weight,
+            is_leaving: member.is_leaving,
+            partitions: owns(member.incarnation),
+            types: member.types.clone(),
+        });
+        let partitions = (0_u16..).zip(&seen.view.partitions);
+        let moves = partitions.clone().filter_map(|(partition, _)| {
+            let (from, to) = (owner(&seen, partition), preferred(&seen, partition));
+            (from != to).then_some(MoveView { partition, from, to })
+        });
+        ClusterView {
+            node: cluster.registration.name.to_string(),
+            membership_version: seen.view.membership,
+            ownership_version: seen.view.ownership(),
+            members: members.collect(),
+            moves: moves.collect(),
+            partitions: partitions
+                .map(|(partition, it)| PartitionView {
+                    partition,
+                    owner: owner(&seen, partition),
+                    epoch: it.epoch,
+                })
+                .collect(),
+        }
+    }
+
+    /// A node that shares nothing is a cluster of its own.
+    fn alone(&self) -> ClusterView {
+        let opened = self.store().opened();
+        let (node, epoch) = (self.0.name.to_string(), opened.incarnation);
+        let partitions = 0..opened.settings.partitions;
+        let member = MemberView {
+            name: node.clone(),
+            incarnation: epoch,
+            address: String::new(),
+            weight: 1,
+            is_leaving: false,
+            partitions: partitions.len(),
+            types: self.descriptions().iter().map(|known| known.name.to_owned()).collect(),
+        };
+        let owner = Some(node.clone());
+        ClusterView {
+            node,
+            membership_version: epoch,
+            ownership_version: epoch,
+            members: vec![member],
+            partitions: partitions
+                .map(|partition| PartitionView { partition, owner: owner.clone(), epoch })
+                .collect(),
+            moves: Vec::new(),
+        }
+    }
+}

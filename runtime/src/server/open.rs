@@ -1,0 +1,102 @@
+//! The stores that a server can be given.
+
+use std::{net::SocketAddr, time::Duration};
+
+use super::{exit, flags::Serve};
+use crate::{
+    Node, NodeBuilder, PostgresStore, RocksStore,
+    store::{
+        postgres::{ConnectError, PostgresSettings},
+        rocks::{OpenError, RocksSettings},
+    },
+    transport::{HttpTransport, SECRET_BYTES_MIN, Secret},
+};
+
+/// The shortest time that a statement is given.
+const STATEMENT_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+
+/// A node with its store, and a name for that; or an exit code with its reason.
+pub(super) async fn open(settings: &Serve) -> Result<(NodeBuilder, String), (u8, String)> {
+    match (&settings.store, settings.peer_listen) {
+        (Some(url), Some(listen)) => join(url, listen, settings).await,
+        (Some(url), None) => open_database(url, settings).await,
+        (None, _) => open_directory(settings).await,
+    }
+}
+
+/// The name of the node.
+pub(super) fn name(settings: &Serve) -> &str {
+    settings.node_id.as_deref().unwrap_or("node")
+}
+
+/// A node whose data is in a directory, and the name of that; or an exit code with its reason.
+async fn open_directory(settings: &Serve) -> Result<(NodeBuilder, String), (u8, String)> {
+    let rocks = RocksSettings {
+        node: name(settings).into(),
+        free_bytes_min: settings.free_bytes_min,
+        ..RocksSettings::default()
+    };
+    let path = settings.data.clone();
+    let opening = tokio::task::spawn_blocking(move || RocksStore::open_with(path, &rocks)).await;
+    let place = settings.data.display().to_string();
+    match opening {
+        Ok(Ok(store)) => Ok((Node::builder().store(store), place)),
+        Ok(Err(error @ OpenError::InUse(_))) => {
+            let message = format!("{error}: stop it, or choose another directory with --data");
+            Err((exit::IN_USE, message))
+        }
+        Ok(Err(error @ OpenError::LostTail(_))) => Err((exit::LOST_TAIL, error.to_string())),
+        Ok(Err(error)) => Err((exit::FAILED, format!("{place}: {error}"))),
+        Err(error) => Err((exit::FAILED, error.to_string())),
+    }
+}
+
+/// The same for a database.
+async fn open_database(url: &str, settings: &Serve) -> Result<(NodeBuilder, String), (u8, String)> {
+    let postgres = PostgresSettings { node: name(settings).into(), ..PostgresSettings::default() };
+    match PostgresStore::connect_with(url, &postgres).await {
+        Ok(store) => {
+            let place = store.place().to_owned();
+            Ok((Node::builder().store(store), place))
+        }
+        Err(error) => Err(why_not(error)),
+    }
+}
+
+/// The same for a database that other nodes use too.
+async fn join(
+    url: &str,
+    listen: SocketAddr,
+    settings: &Serve,
+) -> Result<(NodeBuilder, String), (u8, String)> {
+    let Some(file) = &settings.cluster_secret_file else {
+        return Err((exit::USAGE, "--peer-listen needs --cluster-secret-file".into()));
+    };
+    let usage = |why: String| (exit::USAGE, format!("{}: {why}", file.display()));
+    let bytes = std::fs::read(file).map_err(|error| usage(error.to_string()))?;
+    let secret = Secret::new(&bytes).ok_or_else(|| {
+        usage(format!("a cluster's secret has at least {SECRET_BYTES_MIN} bytes"))
+    })?;
+    let peers = HttpTransport::bind(listen, settings.peer_address.clone(), secret).await;
+    let peers = peers
+        .map_err(|error| (exit::FAILED, format!("cannot listen for peers on {listen}: {error}")))?;
+    let postgres = PostgresSettings {
+        node: name(settings).into(),
+        // A batch that is stuck must not hold up who takes over.
+        statement_timeout: settings.lease.max(STATEMENT_TIMEOUT_MIN),
+        ..PostgresSettings::default()
+    };
+    let store = PostgresStore::connect_shared(url, &postgres).await.map_err(why_not)?;
+    let (place, address) = (store.place().to_owned(), peers.address().to_owned());
+    let place = format!("{place}, peers at {address}");
+    Ok((Node::builder().share(store, peers, address).weight(settings.weight), place))
+}
+
+fn why_not(error: ConnectError) -> (u8, String) {
+    let code = match error {
+        ConnectError::Address(_) => exit::USAGE,
+        ConnectError::Newer(..) => exit::LAYOUT,
+        _ => exit::FAILED,
+    };
+    (code, error.to_string())
+}

@@ -1,0 +1,230 @@
+//! A batch as statements: the fence first, then each kind of change as one statement for all rows.
+
+use std::{collections::BTreeMap, convert::Infallible};
+
+use tokio_postgres::{
+    Client, Error,
+    types::{ToSql, Type},
+};
+
+use super::{Value, sql};
+use crate::{
+    sabotage,
+    store::{
+        Batch, Write,
+        keys::{self, Table},
+        record::{Settings, StateRecord},
+        rows::{self, Row},
+    },
+};
+
+/// A statement with its values, ready to be sent.
+pub(super) struct Statement {
+    pub(super) text: &'static str,
+    values: Vec<(Box<dyn ToSql + Sync + Send>, Type)>,
+}
+
+impl Statement {
+    pub(super) fn new(text: &'static str) -> Self {
+        Self { text, values: Vec::new() }
+    }
+
+    pub(super) fn value(mut self, value: impl ToSql + Sync + Send + 'static, kind: Type) -> Self {
+        self.values.push((Box::new(value), kind));
+        self
+    }
+
+    pub(super) async fn send(&self, client: &Client) -> Result<(), Error> {
+        let values = self.values.iter().map(|(value, kind)| (&**value as _, kind.clone()));
+        let values: Vec<Value<'_>> = values.collect();
+        client.query_typed(self.text, &values).await.map(drop)
+    }
+}
+
+pub(super) fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// A batch as statements, the fence first.
+pub(super) fn statements(batch: &Batch, attempt: i64, kept: &Settings) -> Vec<Statement> {
+    let fence = if sabotage::is("X5") { sql::MOVE_LANE_LOOSELY } else { sql::MOVE_LANE };
+    let fence = Statement::new(fence)
+        .value(signed(batch.fence.incarnation), Type::INT8)
+        .value(i32::from(batch.fence.lane), Type::INT4)
+        .value(signed(batch.fence.number), Type::INT8)
+        .value(batch.time.as_micros(), Type::INT8)
+        .value(batch.is_clean, Type::BOOL)
+        .value(attempt, Type::INT8);
+    let mut statements = vec![fence];
+    let Changes { consumed, delayed, states, rows } = changes(batch);
+    let records = batch.writes.iter().filter_map(|write| match write {
+        Write::PutState(id, record) => Some((i32::from(kept.partition_of(id)), record)),
+        _ => None,
+    });
+    let states = records.zip(states);
+    let (new, next): (Vec<_>, Vec<_>) = states.partition(|((_, record), _)| record.follows == 0);
+    statements.extend(put_states(sql::NEW_STATES, new));
+    statements.extend(put_states(sql::NEXT_STATES, next));
+    let consume = if sabotage::is("X30") { sql::CONSUME_LOOSELY } else { sql::CONSUME };
+    for (text, gone) in [(consume, consumed), (sql::CONSUME_DELAYED, delayed)] {
+        if !gone.is_empty() {
+            let count = gone.len() as i64;
+            let gone = Statement::new(text).value(gone, Type::BYTEA_ARRAY);
+            statements.push(gone.value(count, Type::INT8));
+        }
+    }
+    statements.extend(release(batch));
+    let mut tables: BTreeMap<Table, Rows> = BTreeMap::new();
+    for ((table, key), value) in rows {
+        let rows = tables.entry(table).or_default();
+        match value {
+            Some(value) => {
+                rows.keys.push(key);
+                rows.values.push(value);
+            }
+            None => rows.gone.push(key),
+        }
+    }
+    for (table, Rows { gone, keys, values }) in tables {
+        let plain = &sql::TABLES[table as usize];
+        if !gone.is_empty() {
+            statements.push(Statement::new(plain.delete).value(gone, Type::BYTEA_ARRAY));
+        }
+        if keys.is_empty() {
+            continue;
+        }
+        let times = (table == Table::Idempotency).then(|| born(batch, &keys));
+        let put = Statement::new(times.as_ref().map_or(plain.put, |_| sql::PUT_IDEMPOTENCY));
+        let put = put.value(keys, Type::BYTEA_ARRAY).value(values, Type::BYTEA_ARRAY);
+        statements.push(match times {
+            Some(times) => put.value(times, Type::INT8_ARRAY),
+            None => put,
+        });
+    }
+    statements
+}
+
+/// What a batch does to one table of plain rows.
+#[derive(Default)]
+struct Rows {
+    gone: Vec<Vec<u8>>,
+    keys: Vec<Vec<u8>>,
+    values: Vec<Vec<u8>>,
+}
+
+/// The partitions that a batch gives up.
+fn release(batch: &Batch) -> Option<Statement> {
+    let released = batch.writes.iter().filter_map(|write| match write {
+        Write::Release(partition) => Some(i32::from(*partition)),
+        _ => None,
+    });
+    let released: Vec<_> = released.collect();
+    let count = released.len() as i64;
+    (count > 0).then(|| {
+        Statement::new(sql::RELEASE)
+            .value(released, Type::INT4_ARRAY)
+            .value(signed(batch.fence.incarnation), Type::INT8)
+            .value(count, Type::INT8)
+    })
+}
+
+/// A state, with its partition and its row.
+type State<'b> = ((i32, &'b StateRecord), Row);
+
+fn put_states(text: &'static str, states: Vec<State<'_>>) -> Option<Statement> {
+    if states.is_empty() {
+        return None;
+    }
+    let count = states.len() as i64;
+    let generations = states.iter().map(|((_, it), _)| it.generation.to_be_bytes().to_vec());
+    let generations: Vec<_> = generations.collect();
+    let revisions: Vec<_> = states.iter().map(|((_, it), _)| signed(it.revision)).collect();
+    let follows: Vec<_> = states.iter().map(|((_, it), _)| signed(it.follows)).collect();
+    let partitions: Vec<_> = states.iter().map(|((partition, _), _)| *partition).collect();
+    let (keys, records): (Vec<_>, Vec<_>) = states.into_iter().map(|(_, row)| row).unzip();
+    let put = Statement::new(text)
+        .value(keys, Type::BYTEA_ARRAY)
+        .value(generations, Type::BYTEA_ARRAY)
+        .value(revisions, Type::INT8_ARRAY)
+        .value(records, Type::BYTEA_ARRAY)
+        .value(count, Type::INT8);
+    Some(match text {
+        sql::NEW_STATES => put.value(partitions, Type::INT4_ARRAY),
+        _ => put.value(follows, Type::INT8_ARRAY),
+    })
+}
+
+/// When the keys of a batch were used, in the order of `keys`.
+fn born(batch: &Batch, keys: &[Vec<u8>]) -> Vec<i64> {
+    let times: BTreeMap<_, _> = batch
+        .writes
+        .iter()
+        .filter_map(|write| match write {
+            Write::Remember(key, what) => Some((keys::idempotency(key), what.at.as_micros())),
+            _ => None,
+        })
+        .collect();
+    keys.iter().map(|key| times.get(key).copied().unwrap_or(0)).collect()
+}
+
+/// The changes of a batch.
+#[derive(Default)]
+struct Changes {
+    consumed: Vec<Vec<u8>>,
+    delayed: Vec<Vec<u8>>,
+    /// The states that are put, in the order of the batch.
+    states: Vec<Row>,
+    /// Everything else, the last change of each row.
+    rows: BTreeMap<(Table, Vec<u8>), Option<Vec<u8>>>,
+}
+
+fn changes(batch: &Batch) -> Changes {
+    let mut changes = Changes::default();
+    let gathered = rows::each_change(batch, |change| {
+        let (key, value) = (change.key.to_vec(), change.value.map(<[u8]>::to_vec));
+        match (change.table, value) {
+            (Table::Inbox, _) if change.must_exist => changes.consumed.push(key),
+            (_, _) if change.must_exist => changes.delayed.push(key),
+            (Table::States, Some(value)) => changes.states.push((key, value)),
+            // Lanes have a table of their own.
+            (Table::Meta, _) if key == keys::LANE => {}
+            (table, value) => drop(changes.rows.insert((table, key), value)),
+        }
+        Ok::<_, Infallible>(())
+    });
+    match gathered {
+        Ok(()) => changes,
+        Err(never) => match never {},
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use stead_entities::{EntityId, Timestamp};
+
+    use super::*;
+    use crate::store::{
+        Fence,
+        record::{DeadLetterId, Slot},
+    };
+
+    #[test]
+    fn every_statement_of_a_batch_is_behind_its_fence() {
+        let id = EntityId::new("counter", "a").expect("valid");
+        let writes = vec![
+            Write::DeleteState(id.clone()),
+            Write::CancelReminder(1, id, Slot::Delayed(7), Timestamp::default()),
+            Write::Exhume(DeadLetterId { partition: 1, is_rejection: false, number: 9 }),
+        ];
+        let fence = Fence { incarnation: 1, lane: 0, number: 1 };
+        let kept = Settings { partitions: 16, seed: (7, 11) };
+        for writes in [Vec::new(), writes] {
+            let (owner, time) = ("a".into(), Timestamp::default());
+            let batch = Batch { fence, owner, time, is_clean: false, writes };
+            let texts: Vec<_> = statements(&batch, 0, &kept).iter().map(|it| it.text).collect();
+            assert_eq!(texts[0], sql::MOVE_LANE);
+            assert_eq!(texts.iter().filter(|text| **text == sql::MOVE_LANE).count(), 1);
+            assert_eq!(texts.len(), 1 + 4 * usize::from(!batch.writes.is_empty()), "{texts:?}");
+        }
+    }
+}

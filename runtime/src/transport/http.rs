@@ -1,0 +1,285 @@
+//! Questions and answers over HTTP/2: one kept connection for each pair of nodes, many questions on it
+//! at one time.
+//!
+//! A node takes questions on a listener of its own, and only from who knows the cluster's secret:
+//! each carries the code (HMAC-SHA-256, RFC 2104) of its bytes and of the address that it is meant
+//! for. That keeps strangers out; it hides nothing and does not keep a listener from repeating what it
+//! heard, so the network between nodes has to be one's own.
+
+use std::{
+    convert::Infallible,
+    fmt, io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use hmac::{Hmac, KeyInit, Mac};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{
+    Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use sha2::Sha256;
+use stead_entities::BoxFuture;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+
+use super::{Answers, SendError, Transport};
+use crate::clock;
+
+/// The largest question, in bytes, and the largest answer.
+const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// The most connections of peers at one time.
+const CONNECTIONS_MAX: usize = 4_096;
+/// The most questions on one connection at one time.
+const STREAMS_MAX: u32 = 4_096;
+/// How long a connection may take.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
+/// How often a silent connection is tried, and how long that may take.
+const PING_INTERVAL: Duration = Duration::from_secs(2);
+/// The wait after the operating system refused a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// The shortest secret, in bytes.
+pub const SECRET_BYTES_MIN: usize = 16;
+const CODE: &str = "x-stead-code";
+
+/// What all nodes of a cluster know, and nobody else.
+#[derive(Clone)]
+pub struct Secret(Hmac<Sha256>);
+
+impl Secret {
+    /// A secret of at least [`SECRET_BYTES_MIN`] bytes; white space around it does not count.
+    pub fn new(bytes: &[u8]) -> Option<Self> {
+        let bytes = bytes.trim_ascii();
+        let is_long = bytes.len() >= SECRET_BYTES_MIN;
+        is_long.then(|| Hmac::new_from_slice(bytes).ok().map(Self)).flatten()
+    }
+
+    fn of(&self, address: &str, message: &[u8]) -> Hmac<Sha256> {
+        let mut code = self.0.clone();
+        code.update(&(address.len() as u64).to_be_bytes());
+        code.update(address.as_bytes());
+        code.update(message);
+        code
+    }
+
+    fn code(&self, address: &str, message: &[u8]) -> String {
+        let code = self.of(address, message).finalize().into_bytes();
+        code.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// Compares in a time that does not depend on where the two differ.
+    fn is_code(&self, address: &str, message: &[u8], code: &str) -> bool {
+        let digit =
+            |at: usize| code.get(at..at + 2).and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        let bytes: Option<Vec<u8>> = (0..code.len()).step_by(2).map(digit).collect();
+        bytes.is_some_and(|bytes| self.of(address, message).verify_slice(&bytes).is_ok())
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+/// A way to peers over the network.
+#[derive(Debug)]
+pub struct HttpTransport {
+    listener: Mutex<Option<TcpListener>>,
+    /// The address under which peers know this node.
+    address: Arc<str>,
+    secret: Secret,
+    client: reqwest::Client,
+}
+
+impl HttpTransport {
+    /// Listens for peers on `listen`. They reach this node at `address`, which is where it listens
+    /// unless it says otherwise.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub async fn bind(
+        listen: SocketAddr,
+        address: Option<String>,
+        secret: Secret,
+    ) -> io::Result<Self> {
+        let listener = TcpListener::bind(listen).await?;
+        let address = match address {
+            Some(address) => address,
+            None => listener.local_addr()?.to_string(),
+        };
+        let client = reqwest::Client::builder()
+            .http2_prior_knowledge()
+            .http2_adaptive_window(true)
+            .http2_keep_alive_interval(PING_INTERVAL)
+            .http2_keep_alive_timeout(PING_INTERVAL)
+            .http2_keep_alive_while_idle(true)
+            .connect_timeout(CONNECT_DEADLINE)
+            .tcp_nodelay(true)
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .build()
+            .map_err(io::Error::other)?;
+        let listener = Mutex::new(Some(listener));
+        Ok(Self { listener, address: address.into(), secret, client })
+    }
+
+    /// The address under which peers know this node.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+}
+
+impl Transport for HttpTransport {
+    #[allow(clippy::disallowed_methods, reason = "the one task that accepts peers")]
+    fn listen(&self, node: Arc<dyn Answers>) {
+        let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let door = Door { node, address: self.address.clone(), secret: self.secret.clone() };
+        if let Some(listener) = listener {
+            tokio::spawn(accept(listener, Arc::new(door)));
+        }
+    }
+
+    fn ask(
+        &self,
+        address: Arc<str>,
+        question: Vec<u8>,
+        patience: Duration,
+    ) -> BoxFuture<'static, Result<Vec<u8>, SendError>> {
+        let code = self.secret.code(&address, &question);
+        let asking = self
+            .client
+            .post(format!("http://{address}/v1/peer"))
+            .header(CODE, code)
+            .body(question)
+            .timeout(patience)
+            .send();
+        Box::pin(async move {
+            let response = asking.await.map_err(|error| match error.is_connect() {
+                true => SendError::NotSent(told(&error)),
+                false => SendError::Lost(told(&error)),
+            })?;
+            let status = response.status();
+            if response.content_length().is_some_and(|length| length > MESSAGE_BYTES_MAX as u64) {
+                return Err(SendError::Lost("the answer is too long".into()));
+            }
+            let body = response.bytes().await.map_err(|error| SendError::Lost(told(&error)))?;
+            match status.as_u16() {
+                200 => Ok(body.to_vec()),
+                401 => Err(SendError::Refused(String::from_utf8_lossy(&body).into_owned())),
+                other => Err(SendError::Lost(format!("a peer answered {other}"))),
+            }
+        })
+    }
+}
+
+/// An error with the cause that says most.
+fn told(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    cause.to_string()
+}
+
+/// Where peers come in.
+struct Door {
+    node: Arc<dyn Answers>,
+    address: Arc<str>,
+    secret: Secret,
+}
+
+#[allow(clippy::disallowed_methods, reason = "one task for each connection")]
+async fn accept(listener: TcpListener, door: Arc<Door>) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        // The semaphore is never closed.
+        let permit = room.clone().acquire_owned().await.ok();
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let door = door.clone();
+                tokio::spawn(async move {
+                    serve(stream, door).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a peer's connection cannot be accepted");
+                clock::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn serve(stream: TcpStream, door: Arc<Door>) {
+    let _slower_without = stream.set_nodelay(true);
+    let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .adaptive_window(true)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(2 * PING_INTERVAL);
+    let answer = service_fn(move |request| {
+        let door = door.clone();
+        async move { Ok::<_, Infallible>(door.answer(request).await) }
+    });
+    // A peer that breaks off is no news.
+    let _ended = builder.serve_connection(TokioIo::new(stream), answer).await;
+}
+
+impl Door {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let code = request.headers().get(CODE).and_then(|code| code.to_str().ok());
+        let Some(code) = code.map(str::to_owned) else {
+            return refuse(StatusCode::UNAUTHORIZED, "this listener is for peers");
+        };
+        let body = Limited::new(request.into_body(), MESSAGE_BYTES_MAX).collect().await;
+        let Ok(body) = body else {
+            return refuse(StatusCode::PAYLOAD_TOO_LARGE, "the question broke off, or is too long");
+        };
+        let question = body.to_bytes().to_vec();
+        if !self.secret.is_code(&self.address, &question, &code) {
+            tracing::warn!(
+                "a peer with another cluster secret, or address of this node, was refused"
+            );
+            return refuse(
+                StatusCode::UNAUTHORIZED,
+                "the cluster secrets differ, or the address is not the one that this node gave",
+            );
+        }
+        Response::new(Full::new(self.node.answer(question).await.into()))
+    }
+}
+
+fn refuse(status: StatusCode, why: &'static str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from_static(why.as_bytes())));
+    *response.status_mut() = status;
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_knows_the_secret_makes_the_code() {
+        let secret = Secret::new(b"  sixteen letters!\n").expect("long enough");
+        let other = Secret::new(b"other sixteen letters").expect("long enough");
+        let code = secret.code("a:1", b"question");
+        assert!(secret.is_code("a:1", b"question", &code));
+        assert!(!secret.is_code("a:2", b"question", &code), "meant for another node");
+        assert!(!secret.is_code("a:1", b"questions", &code), "another question");
+        assert!(!other.is_code("a:1", b"question", &code), "another secret");
+        for wrong in ["", "0", "zz", &code[2..], "\u{fc}\u{fc}"] {
+            assert!(!secret.is_code("a:1", b"question", wrong), "{wrong}");
+        }
+        assert!(Secret::new(b"too short").is_none());
+    }
+}
