@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use stead::{Context, Layout, NodeBuilder, Rejection, entity};
+use stead_tests::log::Log;
 
 /// Appends, and fails in every way.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
@@ -111,7 +112,7 @@ impl Forgetful {
 
 fn main() {
     stead::server::run(|node: NodeBuilder| {
-        let node = node.entity::<Unruly>();
+        let node = node.entity::<Unruly>().entity::<Log>();
         match std::env::var("SHIFTY").unwrap_or_default().as_str() {
             "moved" => node.entity::<Moved>(),
             "second" => node.entity::<Second>(),

@@ -1,26 +1,17 @@
-//! A private PostgreSQL, and a proxy that loses its answers.
+//! A private PostgreSQL.
 
 use std::{
     net::SocketAddr,
     os::unix::{fs::chown, process::CommandExt},
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicU8, Ordering},
-    },
     time::Duration,
 };
 
+use crate::{free_address, leave_out};
 use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use tempfile::TempDir;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-};
-
-use crate::{free_address, leave_out};
 
 /// The user of a server that root starts, because PostgreSQL refuses to run as root: nobody.
 const NOBODY: u32 = 65_534;
@@ -111,6 +102,21 @@ impl Database {
         bail!("PostgreSQL does not answer within 30 s")
     }
 
+    /// The first column of the first row of a query.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn number(&self, sql: &str) -> Result<i64> {
+        let (client, connection) =
+            tokio_postgres::connect(&self.url(), tokio_postgres::NoTls).await?;
+        let carrying = tokio::spawn(connection);
+        let row = client.query_one(sql, &[]).await?;
+        let number = row.try_get::<_, Option<i64>>(0)?.unwrap_or(0);
+        drop(client);
+        carrying.await?.context("the connection")?;
+        Ok(number)
+    }
+
     /// Runs SQL on a connection of its own.
     ///
     /// # Errors
@@ -159,108 +165,4 @@ impl Drop for Database {
     fn drop(&mut self) {
         let _stopped_already = self.stop(Signal::QUIT);
     }
-}
-
-/// What a [`Proxy`] does with the next COMMIT.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Loses {
-    /// It and its answer pass.
-    Nothing,
-    /// It passes, and its answer is lost with the connection.
-    TheAnswer,
-    /// It is lost with the connection.
-    TheCommit,
-    /// The connection is lost, and what was sent passes a while later.
-    TheClient,
-}
-
-/// How much later.
-pub const LATER: Duration = Duration::from_millis(300);
-
-/// Stands between a client and a database, and loses what it is told to, once.
-#[derive(Debug)]
-pub struct Proxy {
-    address: SocketAddr,
-    loses: Arc<AtomicU8>,
-}
-
-impl Proxy {
-    /// A proxy in front of `database`.
-    ///
-    /// # Errors
-    /// What the operating system says.
-    pub async fn start(database: SocketAddr) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let address = listener.local_addr()?;
-        let loses = Arc::new(AtomicU8::new(Loses::Nothing as u8));
-        let asked = loses.clone();
-        tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                let asked = asked.clone();
-                tokio::spawn(async move {
-                    let server = TcpStream::connect(database).await?;
-                    carry(client, server, &asked).await
-                });
-            }
-        });
-        Ok(Self { address, loses })
-    }
-
-    /// What happens to the next COMMIT.
-    pub fn lose(&self, what: Loses) {
-        self.loses.store(what as u8, Ordering::SeqCst);
-    }
-
-    /// Whether it has lost what it was to lose.
-    pub fn has_lost(&self) -> bool {
-        self.loses.load(Ordering::SeqCst) == Loses::Nothing as u8
-    }
-
-    /// The address of the database behind it.
-    pub fn url(&self) -> String {
-        url(self.address)
-    }
-}
-
-/// Carries bytes both ways until one side ends, or something is to be lost.
-async fn carry(mut client: TcpStream, mut server: TcpStream, loses: &AtomicU8) -> Result<()> {
-    let (mut sent, mut answered) = (vec![0; 1 << 16], vec![0; 1 << 16]);
-    loop {
-        tokio::select! {
-            length = client.read(&mut sent) => {
-                let part = &sent[..length?];
-                let is_commit = contains(part, b"commit\0");
-                if part.is_empty() || is_commit && take(loses, Loses::TheCommit) {
-                    return Ok(());
-                }
-                if is_commit && take(loses, Loses::TheClient) {
-                    drop(client);
-                    tokio::time::sleep(LATER).await;
-                    server.write_all(part).await?;
-                    while server.read(&mut answered).await? > 0 {}
-                    return Ok(());
-                }
-                server.write_all(part).await?;
-            }
-            length = server.read(&mut answered) => {
-                let part = &answered[..length?];
-                let is_committed = contains(part, b"COMMIT\0");
-                if part.is_empty() || is_committed && take(loses, Loses::TheAnswer) {
-                    return Ok(());
-                }
-                client.write_all(part).await?;
-            }
-        }
-    }
-}
-
-fn contains(part: &[u8], word: &[u8]) -> bool {
-    part.windows(word.len()).any(|window| window == word)
-}
-
-/// Whether this is to be lost, and now is.
-fn take(loses: &AtomicU8, what: Loses) -> bool {
-    let (what, nothing) = (what as u8, Loses::Nothing as u8);
-    loses.compare_exchange(what, nothing, Ordering::SeqCst, Ordering::SeqCst).is_ok()
 }

@@ -7,6 +7,10 @@
 pub struct Readme;
 
 pub mod database;
+pub mod history;
+pub mod log;
+pub mod proxy;
+pub mod random;
 
 use std::{
     io::Write as _,
@@ -35,7 +39,10 @@ pub fn leave_out(what: &str) {
 }
 
 /// A binary under test.
-fn binary(name: &str) -> Result<std::path::PathBuf> {
+///
+/// # Errors
+/// Where it is missing.
+pub fn binary(name: &str) -> Result<std::path::PathBuf> {
     // Test binaries lie in `<target>/release/deps`, the program in `<target>/release`.
     let this = std::env::current_exe()?;
     let directory = this.parent().and_then(Path::parent).context("a target directory")?;

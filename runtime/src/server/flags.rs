@@ -103,6 +103,9 @@ pub(super) struct Serve {
     /// How long idempotency keys are remembered, in seconds.
     #[arg(long, env = "STEAD_RETENTION", default_value = "86400", value_name = "SECONDS", value_parser = seconds)]
     pub(super) retention: Duration,
+    /// How long an unused entity stays in memory, in seconds.
+    #[arg(long, env = "STEAD_IDLE", default_value = "60", value_name = "SECONDS", value_parser = seconds)]
+    pub(super) idle: Duration,
     /// The largest request body, in bytes.
     #[arg(long, env = "STEAD_BODY_BYTES_MAX", default_value = "1048576")]
     pub(super) body_bytes_max: usize,

@@ -112,6 +112,7 @@ async fn serve(settings: Serve, entities: impl FnOnce(NodeBuilder) -> NodeBuilde
         mailbox_max: settings.mailbox_max,
         requests_max: settings.requests_max,
         lease: settings.lease,
+        idle: settings.idle,
         ..Config::default()
     };
     let problems = config.problems();

@@ -1,8 +1,6 @@
 //! Clusters in one process, on one thread, in time that a test moves: everything that goes wrong is
 //! decided by a seed, and happens again with it.
 
-mod check;
-mod entities;
 mod run;
 
 use run::{Run, Settings};

@@ -12,9 +12,10 @@ use stead::{
     transport::{Faults, Network},
 };
 
-use super::{
-    check::{History, Kind, compare},
-    entities::Log,
+use stead_tests::{
+    history::{History, Kind, compare},
+    log::Log,
+    random::Random,
 };
 
 /// How much happens in a run.
@@ -30,20 +31,6 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self { nodes: 3, clients: 6, requests: 60, entities: 10, faults: 25 }
-    }
-}
-
-/// SplitMix64 (Steele, Lea and Flood, 2014).
-#[derive(Clone)]
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (mixed ^ (mixed >> 31)) % limit
     }
 }
 

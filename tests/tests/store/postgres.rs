@@ -10,7 +10,10 @@ use stead::{
         record::StateRecord,
     },
 };
-use stead_tests::database::{Database, LATER, Loses, Proxy};
+use stead_tests::{
+    database::Database,
+    proxy::{LATER, Loses, Proxy},
+};
 
 fn batch(store: &PostgresStore, number: u64, writes: Vec<Write>) -> Batch {
     let fence = Fence { incarnation: store.opened().incarnation, lane: 0, number };

@@ -1,4 +1,4 @@
-//! What the clients of a simulated cluster work with: lists, in which an id that is lost, doubled or
+//! What the clients of a cluster work with: lists, in which an id that is lost, doubled or
 //! out of order is seen at once.
 
 use std::collections::BTreeMap;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::entities::Log;
+use crate::log::Log;
 
 /// What clients know.
 #[derive(Debug, Default)]

@@ -1,0 +1,276 @@
+//! One run: three nodes, clients, and what goes wrong.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Write as _,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+use stead::{CallError, Client, ErrorKind};
+use stead_tests::{
+    database::Database,
+    history::{History, Kind, compare},
+    log::Log,
+    random::Random,
+};
+use tempfile::NamedTempFile;
+
+use super::{
+    audit,
+    nodes::{LEASE, NodeProcess, can_skew},
+    wrong::Counts,
+};
+
+const CLIENTS: u64 = 12;
+const ENTITIES: u64 = 40;
+/// How long a client waits for one node.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How many things go wrong in a run.
+const FAULTS: usize = 10;
+
+/// A run that has begun.
+pub struct Run {
+    pub database: Database,
+    pub nodes: Vec<NodeProcess>,
+    pub random: Random,
+    pub secret: NamedTempFile,
+    pub counts: Counts,
+    seed: u64,
+    shared: Arc<Shared>,
+}
+
+/// What clients share.
+struct Shared {
+    seed: u64,
+    urls: Vec<String>,
+    history: Mutex<History>,
+    is_over: AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Run {
+    /// Starts database and nodes; none where there is no PostgreSQL.
+    pub async fn start(seed: u64) -> Result<Option<Self>> {
+        let Some(database) = Database::start(&["max_connections=200"]).await? else {
+            return Ok(None);
+        };
+        let mut secret = NamedTempFile::new()?;
+        secret.write_all(b"the secret of a cluster under test")?;
+        let mut nodes = Vec::new();
+        for (number, name) in ["a", "b", "c"].into_iter().enumerate() {
+            let skews = ["+0", "+7h", "-3h"];
+            let skew = can_skew().then(|| skews[(number + seed as usize) % 3].to_owned());
+            let mut node = NodeProcess::new(name, &database, skew).await?;
+            node.start(secret.path()).await?;
+            nodes.push(node);
+        }
+        let shared = Shared {
+            seed,
+            urls: nodes.iter().map(NodeProcess::url).collect(),
+            history: Mutex::default(),
+            is_over: AtomicBool::new(false),
+        };
+        let counts = Counts::default();
+        let (random, shared) = (Random(seed), Arc::new(shared));
+        Ok(Some(Self { database, nodes, random, secret, counts, seed, shared }))
+    }
+
+    /// Runs it all, and compares.
+    pub async fn finish(mut self) -> Result<()> {
+        let began = Instant::now();
+        self.shared.wait_alive().await?;
+        self.database.execute(audit::TRIGGERS).await?;
+        let clients = (0..CLIENTS).map(|client| {
+            let shared = self.shared.clone();
+            tokio::spawn(async move { shared.client(client).await })
+        });
+        let clients: Vec<_> = clients.collect();
+        for _ in 0..FAULTS {
+            let pause = Duration::from_millis(self.random.below(1_000));
+            tokio::time::sleep(pause).await;
+            self.break_one().await?;
+            self.revive().await?;
+        }
+        let whole = Instant::now();
+        self.shared.is_over.store(true, Ordering::SeqCst);
+        for client in clients {
+            client.await?;
+        }
+        let wrong = self.settled(whole).await?;
+        let hits = self.database.number(audit::HITS).await?;
+        let acknowledged = lock(&self.shared.history).acknowledged.len();
+        let line = format!(
+            "{},{:.0},{acknowledged},{},{},{},{},{},{},{},{},{hits},{}",
+            self.seed,
+            began.elapsed().as_secs_f64(),
+            self.counts.kills,
+            self.counts.leaves,
+            self.counts.pauses,
+            self.counts.takeovers,
+            self.counts.ambiguous,
+            self.counts.splits,
+            self.counts.crashes,
+            self.counts.thefts,
+            wrong.len(),
+        );
+        println!("{line}");
+        if let Ok(ledger) = std::env::var("STEAD_LEDGER") {
+            let mut file = std::fs::File::options().create(true).append(true).open(ledger)?;
+            writeln!(file, "{line}")?;
+        }
+        if !wrong.is_empty() || hits > 0 {
+            bail!("seed {}: {hits} writes of strangers; {wrong:#?}", self.seed);
+        }
+        Ok(())
+    }
+
+    /// A node whose name was still held may have ended: it is started again.
+    async fn revive(&mut self) -> Result<()> {
+        for node in &mut self.nodes {
+            if !node.runs() {
+                node.start(self.secret.path()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits, at most 30 s from when everything was whole, until what was accepted is applied.
+    async fn settled(&mut self, whole: Instant) -> Result<Vec<String>> {
+        loop {
+            self.revive().await?;
+            let mut wrong = Vec::new();
+            let mut logs = BTreeMap::new();
+            for number in 0..ENTITIES {
+                let key = format!("e{number}");
+                let client = Client::new(&self.shared.urls[(number % 3) as usize])?;
+                match tokio::time::timeout(PATIENCE, client.entity::<Log>(&key).all()).await {
+                    Ok(Ok(log)) => drop(logs.insert(key, log)),
+                    Ok(Err(error)) => wrong.push(format!("{key} cannot be read: {error}")),
+                    Err(_) => wrong.push(format!("{key} cannot be read in time")),
+                }
+            }
+            if wrong.is_empty() {
+                wrong = compare(&lock(&self.shared.history), &logs);
+            }
+            for table in ["stead_inbox", "stead_due", "stead_dead_letters"] {
+                let rows = self.database.number(&format!("select count(*) from {table}")).await?;
+                if rows > 0 {
+                    wrong.push(format!("{rows} rows are left in {table}"));
+                }
+            }
+            if wrong.is_empty() || whole.elapsed() > Duration::from_secs(30) + LEASE {
+                return Ok(wrong);
+            }
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+    }
+}
+
+impl Shared {
+    async fn wait_alive(&self) -> Result<()> {
+        let client = Client::new(&self.urls[0])?;
+        for _ in 0..300 {
+            if client.entity::<Log>("e0").all().await.is_ok() {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        bail!("the cluster does not answer within 30 s")
+    }
+
+    /// Sends requests through any node until each is answered, until all is over.
+    async fn client(&self, client: u64) {
+        let mut random = Random(self.seed ^ (client + 1).wrapping_mul(0x1234_5678_9abc));
+        let clients: Vec<_> =
+            self.urls.iter().map(|url| Client::new(url).expect("a URL of this machine")).collect();
+        let mut request = 0;
+        while !self.is_over.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(random.below(30))).await;
+            let key = format!("e{}", random.below(ENTITIES));
+            let entry = client * 1_000_000 + request;
+            request += 1;
+            match random.below(10) {
+                0..3 => self.send(&mut random, &clients, &key, entry, Kind::Append).await,
+                3..6 => self.send(&mut random, &clients, &key, entry, Kind::Tell).await,
+                6 => self.send(&mut random, &clients, &key, entry, Kind::Remind).await,
+                _ => self.read(&mut random, &clients, &key).await,
+            }
+        }
+    }
+
+    async fn send(
+        &self,
+        random: &mut Random,
+        clients: &[Client],
+        key: &str,
+        entry: u64,
+        kind: Kind,
+    ) {
+        lock(&self.history).sent.insert((key.to_owned(), entry), kind);
+        let others: Vec<_> = (0..3).map(|_| format!("e{}", random.below(ENTITIES))).collect();
+        if kind == Kind::Remind {
+            lock(&self.history).delayed.insert(entry, others[0].clone());
+        }
+        let id = format!("id-{entry}");
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(90) {
+            let log = clients[random.below(3) as usize].entity::<Log>(key);
+            let answered: Result<(), CallError> = match kind {
+                Kind::Append => {
+                    log.append(entry).idempotency_key(&id).deadline(PATIENCE).await.map(drop)
+                }
+                Kind::Tell => {
+                    let told = log.tell(entry, others.clone());
+                    told.idempotency_key(&id).deadline(PATIENCE).await
+                }
+                Kind::Remind => {
+                    let reminded = log.remind(entry, others[0].clone());
+                    reminded.idempotency_key(&id).deadline(PATIENCE).await
+                }
+            };
+            match answered {
+                Ok(()) => {
+                    lock(&self.history).acknowledged.insert((key.to_owned(), entry));
+                    return;
+                }
+                Err(CallError::Failed(error)) if may_be_repeated(error.kind()) => {}
+                Err(error) => return self.object(format!("{key} {entry}: {error:?}")),
+            }
+        }
+        self.object(format!("{key} did not take {entry} within 90 s"));
+    }
+
+    async fn read(&self, random: &mut Random, clients: &[Client], key: &str) {
+        let known: BTreeSet<u64> = {
+            let history = lock(&self.history);
+            let of_key =
+                history.acknowledged.range((key.to_owned(), 0)..(key.to_owned(), u64::MAX));
+            of_key.map(|(_, entry)| *entry).collect()
+        };
+        let log = clients[random.below(3) as usize].entity::<Log>(key);
+        match tokio::time::timeout(PATIENCE, log.all()).await {
+            Ok(Ok(log)) => lock(&self.history).reads.push((key.to_owned(), log.entries, known)),
+            Err(_) => {}
+            Ok(Err(CallError::Failed(error))) if may_be_repeated(error.kind()) => {}
+            Ok(Err(error)) => self.object(format!("{key}: {error:?}")),
+        }
+    }
+
+    /// Something that must not happen has happened.
+    fn object(&self, what: String) {
+        lock(&self.history).wrong.push(what);
+    }
+}
+
+fn may_be_repeated(kind: ErrorKind) -> bool {
+    use ErrorKind::{Closed, Overloaded, Unavailable, Unknown};
+    matches!(kind, Unavailable | Unknown | Closed | Overloaded)
+}
