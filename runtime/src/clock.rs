@@ -124,7 +124,7 @@ impl Clock for ManualClock {
 }
 
 #[allow(clippy::disallowed_methods, reason = "this is the home of the wall clock")]
-fn wall_micros() -> i64 {
+pub(crate) fn wall_micros() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }

@@ -108,6 +108,39 @@ pub fn command_on(store: &str, address: SocketAddr) -> Result<Command> {
     Ok(command)
 }
 
+/// The command of a node that shares the database behind `store` under `name`.
+///
+/// # Errors
+/// Where the binary is missing.
+pub fn server_among(
+    program: &str,
+    store: &str,
+    name: &str,
+    listen: SocketAddr,
+    secret: &Path,
+) -> Result<Command> {
+    let mut command = Command::new(binary(program)?);
+    command.args(["serve", "--node-id", name, "--listen", &listen.to_string()]);
+    command.args(["--peer-listen", &free_address()?.to_string()]);
+    command.arg("--cluster-secret-file").arg(secret).env("STEAD_STORE", store);
+    command.stdin(Stdio::null());
+    Ok(command)
+}
+
+/// Waits until somebody serves at `address`.
+///
+/// # Errors
+/// Where nobody does within 30 s.
+pub async fn wait_alive(address: SocketAddr) -> Result<()> {
+    for _ in 0..1_500 {
+        if reqwest::get(format!("http://{address}/livez")).await.is_ok() {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    bail!("nobody serves at {address} within 30 s")
+}
+
 impl Server {
     /// Starts a server and waits until it is alive.
     ///

@@ -87,6 +87,7 @@ async fn what_a_partition_does_after_it_was_given_up_is_never_committed() {
         weight: 1,
         types: Vec::new(),
         lease: Duration::from_secs(9),
+        secret: Vec::new(),
     };
     let joined = store.join(node).await.expect("the name is free");
     store.acquire(joined.incarnation, vec![0]).await.expect("it is free");

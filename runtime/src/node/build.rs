@@ -62,6 +62,9 @@ pub enum StartError {
     /// Another node is alive under this one's name.
     #[error("{0}")]
     InUse(String),
+    /// The nodes that are alive have another secret.
+    #[error("{0}")]
+    Stranger(String),
 }
 
 impl NodeBuilder {
@@ -164,6 +167,7 @@ impl NodeBuilder {
             weight: self.weight,
             types: names(&types),
             lease: config.lease,
+            secret: self.peers.as_ref().map_or_else(Vec::new, |peers| peers.transport.secret()),
         };
         let fatal = watch::Sender::new(None);
         let cluster = self.peers.map(|peers| {

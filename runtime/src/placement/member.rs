@@ -124,6 +124,11 @@ async fn join(
                     "another node is alive under the name {name}: stop it, or choose another name"
                 )));
             }
+            Some(Err(error @ MemberError::Stranger(_))) => {
+                return Err(StartError::Stranger(format!(
+                    "{error}: give all nodes the same secret; to change it, stop them all first"
+                )));
+            }
             Some(Err(error)) if is_first && monotonic() >= deadline => {
                 return Err(StartError::Unavailable(error.to_string()));
             }
@@ -197,7 +202,9 @@ async fn renew(cluster: &Cluster, node: &Weak<Inner>, home: &Home) {
                     cluster.look.notify_one();
                 }
             }
-            Some(Err(MemberError::Lost | MemberError::Held { .. })) => return,
+            Some(Err(MemberError::Lost | MemberError::Held { .. } | MemberError::Stranger(_))) => {
+                return;
+            }
             Some(Err(error)) => tracing::warn!(%error, "the lease cannot be renewed"),
             None => tracing::warn!("the lease cannot be renewed: the store does not answer"),
         }

@@ -135,6 +135,7 @@ async fn serve(settings: Serve, entities: impl FnOnce(NodeBuilder) -> NodeBuilde
         Ok(node) => node,
         Err(error @ StartError::Invalid(_)) => return fail(exit::USAGE, &error.to_string()),
         Err(error @ StartError::Layout(_)) => return fail(exit::LAYOUT, &error.to_string()),
+        Err(error @ StartError::Stranger(_)) => return fail(exit::USAGE, &error.to_string()),
         Err(error @ StartError::InUse(_)) => return fail(exit::IN_USE, &error.to_string()),
         Err(error) => return fail(exit::FAILED, &error.to_string()),
     };

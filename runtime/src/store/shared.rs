@@ -28,6 +28,8 @@ pub struct Registration {
     pub types: Vec<String>,
     /// How long its lease lasts without being renewed.
     pub lease: Duration,
+    /// What tells whether it knows the secret of the others, and does not tell the secret.
+    pub secret: Vec<u8>,
 }
 
 /// What joining brings.
@@ -116,6 +118,9 @@ pub enum MemberError {
         /// What is left of its lease.
         left: Duration,
     },
+    /// A member that is alive has another secret.
+    #[error("the cluster's secret is not the one of node {0}")]
+    Stranger(Arc<str>),
     /// This incarnation is no longer a member.
     #[error("the lease is lost")]
     Lost,
@@ -132,7 +137,7 @@ pub type MemberResult<T> = Result<T, MemberError>;
 /// A future of it that is dropped may or may not have taken effect, never in part.
 pub trait SharedStore: Store {
     /// Joins under a new incarnation, with a commit lane of its own. A node of the same name whose
-    /// lease has run out is evicted.
+    /// lease has run out is evicted. Refused where a member that is alive has another secret.
     fn join(&self, node: Registration) -> BoxFuture<'_, MemberResult<Joined>>;
     /// Renews the lease of a member, if it has not run out.
     fn renew(&self, incarnation: u64) -> BoxFuture<'_, MemberResult<Renewed>>;

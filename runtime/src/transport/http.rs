@@ -137,6 +137,10 @@ impl HttpTransport {
 }
 
 impl Transport for HttpTransport {
+    fn secret(&self) -> Vec<u8> {
+        self.secret.of("", b"which cluster").finalize().into_bytes().to_vec()
+    }
+
     #[allow(clippy::disallowed_methods, reason = "the one task that accepts peers")]
     fn listen(&self, node: Arc<dyn Answers>) {
         let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -39,6 +39,11 @@ pub trait Answers: Send + Sync + 'static {
 
 /// A way to the peers of a node.
 pub trait Transport: Send + Sync + fmt::Debug + 'static {
+    /// What tells whether two nodes know one secret, and does not tell the secret; empty where there is
+    /// none.
+    fn secret(&self) -> Vec<u8> {
+        Vec::new()
+    }
     /// Begins to answer at the address under which this node is known.
     fn listen(&self, node: Arc<dyn Answers>);
     /// Asks the node at `address`, and waits for at most `patience`.

@@ -5,6 +5,7 @@
 
 mod audit;
 mod nodes;
+mod refusals;
 mod run;
 mod wrong;
 

@@ -36,6 +36,7 @@ fn node(name: &str) -> Registration {
         weight: 2,
         types: vec!["counter".into(), "log".into()],
         lease: LEASE,
+        secret: b"secret".to_vec(),
     }
 }
 
@@ -69,6 +70,9 @@ async fn a_name_is_held_while_its_lease_lasts(store: &Arc<dyn SharedStore>) {
     let MemberError::Held { incarnation, left } = refused else { panic!("{refused:?}") };
     assert_eq!(incarnation, first, "who holds a name is told");
     assert!(left > Duration::ZERO && left <= LEASE, "and for how much longer: {left:?}");
+    let stranger = Registration { secret: b"another".to_vec(), ..node("stranger") };
+    let refused = store.join(stranger).await;
+    assert_eq!(refused, Err(MemberError::Stranger("held".into())), "who has another secret");
     let seen = view(store).await;
     assert!(seen.membership > before, "a join raises the version of the membership");
     let member = seen.member(first).expect("it has joined");

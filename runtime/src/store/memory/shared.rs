@@ -275,6 +275,12 @@ impl SharedStore for MemoryStore {
     fn join(&self, node: Registration) -> BoxFuture<'_, MemberResult<Joined>> {
         self.with(move |disk| {
             let now = clock::monotonic();
+            let others = disk.cluster.nodes.iter().filter(|known| known.expires > now);
+            let stranger =
+                others.map(|known| &known.registration).find(|known| known.secret != node.secret);
+            if let Some(stranger) = stranger {
+                return Err(MemberError::Stranger(stranger.name.clone()));
+            }
             let mut holders = disk.cluster.nodes.iter();
             let holder = holders.find(|known| known.registration.name == node.name);
             if let Some(holder) = holder {

@@ -24,12 +24,18 @@ pub(super) const HOLDER: &str = concat!(
     now!(),
     " from stead_nodes where name = $1 for update"
 );
+/// A member that is alive and has another secret.
+pub(super) const STRANGER: &str = concat!(
+    "select name from stead_nodes where secret <> $1 and expires_micros > ",
+    now!(),
+    " limit 1"
+);
 /// Fences a node that uses the store alone.
 pub(super) const CLOSE_STRANGERS: &str = "update stead_lanes set is_closed = true \
     where not is_closed and incarnation not in (select incarnation from stead_nodes)";
 pub(super) const JOIN: &str = concat!(
     "insert into stead_nodes (name, incarnation, address, weight, types, lease_micros, \
-    expires_micros, is_leaving) values ($1, $2, $3, $4, $5, $6, ",
+    secret, expires_micros, is_leaving) values ($1, $2, $3, $4, $5, $6, $7, ",
     now!(),
     " + $6, false)"
 );
@@ -50,7 +56,7 @@ pub(super) const RENEW: &str = concat!(
 /// A renewal that takes a lease back, for sabotage only.
 pub(super) const TAKE_BACK: &str = concat!(
     "insert into stead_nodes (name, incarnation, address, weight, types, lease_micros, \
-    expires_micros, is_leaving) values ($1, $2, $3, $4, $5, $6, ",
+    secret, expires_micros, is_leaving) values ($1, $2, $3, $4, $5, $6, $7, ",
     now!(),
     " + $6, false) on conflict (name) do update set incarnation = excluded.incarnation, \
     expires_micros = excluded.expires_micros"
@@ -59,7 +65,7 @@ pub(super) const MEMBERSHIP: &str = "select membership from stead_store where on
 pub(super) const MEMBERS: &str = concat!(
     "select name, incarnation, address, weight, types, is_leaving, expires_micros - ",
     now!(),
-    " from stead_nodes"
+    ", expires_micros from stead_nodes"
 );
 pub(super) const PARTITIONS: &str =
     "select owner, epoch, was_unclean from stead_partitions order by partition";

@@ -113,6 +113,10 @@ async fn free(client: &Client, incarnation: i64) -> Result<(), tokio_postgres::E
 }
 
 fn member(row: &Row) -> Member {
+    let mut lease_left = row.get(6);
+    if sabotage::is("X7") {
+        lease_left = row.get::<_, i64>(7) - clock::wall_micros();
+    }
     Member {
         name: row.get::<_, &str>(0).into(),
         incarnation: row.get::<_, i64>(1).unsigned_abs(),
@@ -120,7 +124,7 @@ fn member(row: &Row) -> Member {
         weight: row.get::<_, i32>(3).unsigned_abs(),
         types: row.get(4),
         is_leaving: row.get(5),
-        lease_left: left(row.get(6)),
+        lease_left: left(lease_left),
     }
 }
 
@@ -137,6 +141,11 @@ impl SharedStore for PostgresStore {
         Box::pin(self.change(async move |client| {
             client.query_typed_one(members::NEXT_MEMBERSHIP, &[]).await?;
             let (name, address) = (&*node.name, &*node.address);
+            let secret: [Value<'_>; 1] = [(&node.secret, Type::BYTEA)];
+            if let Some(stranger) = client.query_typed_opt(members::STRANGER, &secret).await? {
+                let name = stranger.get::<_, &str>(0).into();
+                return Ok(Change::Undo(Err(MemberError::Stranger(name))));
+            }
             let holder: [Value<'_>; 1] = [(&name, Type::TEXT)];
             let holder = client.query_typed_opt(members::HOLDER, &holder).await?;
             if let Some(holder) = holder {
@@ -152,13 +161,14 @@ impl SharedStore for PostgresStore {
             client.execute_typed(members::CLOSE_STRANGERS, &[]).await?;
             let incarnation: i64 = client.query_typed_one(sql::NEXT_INCARNATION, &[]).await?.get(0);
             let (weight, lease) = (node.weight as i32, micros(node.lease));
-            let joining: [Value<'_>; 6] = [
+            let joining: [Value<'_>; 7] = [
                 (&name, Type::TEXT),
                 (&incarnation, Type::INT8),
                 (&address, Type::TEXT),
                 (&weight, Type::INT4),
                 (&node.types, Type::TEXT_ARRAY),
                 (&lease, Type::INT8),
+                (&node.secret, Type::BYTEA),
             ];
             client.execute_typed(members::JOIN, &joining).await?;
             let time: i64 = client.query_typed_one(sql::NOW, &[]).await?.get(0);
@@ -222,7 +232,8 @@ impl SharedStore for PostgresStore {
             let incarnation = signed(incarnation);
             client.query_typed_one(members::NEXT_MEMBERSHIP, &[]).await?;
             let dead: [Value<'_>; 1] = [(&incarnation, Type::INT8)];
-            let gone = client.execute_typed(members::EVICT, &dead).await?;
+            let evict = if sabotage::is("X7") { members::LEAVE } else { members::EVICT };
+            let gone = client.execute_typed(evict, &dead).await?;
             if gone == 0 {
                 return Ok(Change::Undo(Ok(false)));
             }
@@ -274,13 +285,14 @@ impl PostgresStore {
         let last = self.desk.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         let Some(node) = last else { return Ok(()) };
         let (name, address) = (&*node.name, &*node.address);
-        let values: [Value<'_>; 6] = [
+        let values: [Value<'_>; 7] = [
             (&name, Type::TEXT),
             (&signed(incarnation), Type::INT8),
             (&address, Type::TEXT),
             (&(node.weight as i32), Type::INT4),
             (&node.types, Type::TEXT_ARRAY),
             (&micros(node.lease), Type::INT8),
+            (&node.secret, Type::BYTEA),
         ];
         client.execute_typed(members::TAKE_BACK, &values).await?;
         Ok(())

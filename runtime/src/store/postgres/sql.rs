@@ -60,6 +60,7 @@ create table stead_nodes (
     address text not null,
     weight integer not null,
     types text[] not null,
+    secret bytea not null,
     lease_micros bigint not null,
     expires_micros bigint not null,
     is_leaving boolean not null

@@ -1,0 +1,163 @@
+//! What cannot join says why, and changes nothing.
+
+use std::{
+    io::Write as _,
+    process::{Output, Stdio},
+};
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+use stead_tests::{database::Database, free_address, proxy::Proxy, server_among, wait_alive};
+use tempfile::NamedTempFile;
+
+const SECRET: &[u8] = b"the secret of a cluster under test";
+
+fn secret(bytes: &[u8]) -> Result<NamedTempFile> {
+    let mut file = NamedTempFile::new()?;
+    file.write_all(bytes)?;
+    Ok(file)
+}
+
+/// How a node ends that is expected not to start.
+async fn ends(url: &str, name: &str, secret: &NamedTempFile) -> Result<(i32, String)> {
+    let mut command = server_among("stead", url, name, free_address()?, secret.path())?;
+    command.args(["--lease", "1"]).stderr(Stdio::piped());
+    let output: Output = tokio::task::spawn_blocking(move || command.output()).await??;
+    let code = output.status.code().context("it exits by itself")?;
+    Ok((code, String::from_utf8_lossy(&output.stderr).into_owned()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_join_says_why_and_changes_nothing() -> Result<()> {
+    let Some(database) = Database::start(&[]).await? else { return Ok(()) };
+    let (url, known) = (database.url(), secret(SECRET)?);
+    let address = free_address()?;
+    let mut first = server_among("stead", &url, "first", address, known.path())?
+        .args(["--lease", "1"])
+        .stderr(Stdio::null())
+        .spawn()?;
+    wait_alive(address).await?;
+    let counter = format!("http://{address}/v1/entities/counter/c/calls/add");
+    let add = async || reqwest::Client::new().post(&counter).body("1").send().await;
+    assert_eq!(add().await?.status(), 200);
+
+    let (code, why) = ends(&url, "first", &known).await?;
+    assert_eq!(code, 3, "{why}");
+    assert!(why.contains("another node is alive under the name first"), "{why}");
+
+    let (code, why) = ends(&url, "second", &secret(b"another secret, as long")?).await?;
+    assert_eq!(code, 2, "{why}");
+    assert!(why.contains("the cluster's secret is not the one of node first"), "{why}");
+
+    let (code, why) = ends(&url, "second", &secret(b"short")?).await?;
+    assert_eq!(code, 2, "{why}");
+    assert!(why.contains("at least 16 bytes"), "{why}");
+
+    let nobody = url.replace("stead@", "nobody@");
+    let (code, why) = ends(&nobody, "second", &known).await?;
+    assert_eq!(code, 1, "{why}");
+    assert!(why.contains("role \"nobody\" does not exist"), "{why}");
+
+    let nowhere = format!("postgres://stead@{}/postgres", free_address()?);
+    let (code, why) = ends(&nowhere, "second", &known).await?;
+    assert_eq!(code, 1, "{why}");
+    assert!(why.contains("the database cannot be reached"), "{why}");
+
+    let members = database.number("select count(*) from stead_nodes").await?;
+    assert_eq!(members, 1, "nobody else has joined");
+    assert_eq!(add().await?.text().await?, "2", "the first goes on");
+    first.kill()?;
+    first.wait()?;
+
+    database.execute("update stead_store set schema = 99").await?;
+    let (code, why) = ends(&url, "second", &known).await?;
+    assert_eq!(code, 5, "{why}");
+    assert!(why.contains("use a newer one"), "{why}");
+    let members = database.number("select count(*) from stead_nodes").await?;
+    assert_eq!(members, 1, "nothing was changed");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_gone_is_503_until_it_is_back() -> Result<()> {
+    let Some(database) = Database::start(&[]).await? else { return Ok(()) };
+    let (known, address) = (secret(SECRET)?, free_address()?);
+    let proxy = Proxy::start(database.address()).await?;
+    let mut node = server_among("stead", &proxy.url(), "only", address, known.path())?
+        .args(["--lease", "1", "--call-deadline", "2"])
+        .stderr(Stdio::null())
+        .spawn()?;
+    wait_alive(address).await?;
+    let client = reqwest::Client::new();
+    let call = async || {
+        let url = format!("http://{address}/v1/entities/counter/c/calls/add");
+        let keyed = client.post(url).header("idempotency-key", "one").body("1");
+        anyhow::Ok(stead_tests::problem(keyed.send().await?).await)
+    };
+    proxy.pass(stead_tests::proxy::Passes::Nothing);
+    tokio::time::sleep(std::time::Duration::from_millis(1_500)).await;
+    let (status, slug, detail) = call().await??;
+    assert_eq!(status, 503, "{slug}: {detail}");
+    let ready = client.get(format!("http://{address}/readyz")).send().await?;
+    assert_eq!(ready.status(), 503);
+    proxy.pass(stead_tests::proxy::Passes::All);
+    for _ in 0..100 {
+        if call().await?.is_err() {
+            // No problem document: a result.
+            node.kill()?;
+            node.wait()?;
+            return Ok(());
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    anyhow::bail!("the node does not come back")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_serves_what_it_knows_and_leaves_the_rest_untouched() -> Result<()> {
+    let Some(database) = Database::start(&[]).await? else { return Ok(()) };
+    let (url, known) = (database.url(), secret(SECRET)?);
+    let mut nodes = Vec::new();
+    let mut addresses = Vec::new();
+    for (program, name) in [("stead", "one"), ("unruly", "other")] {
+        let address = free_address()?;
+        let mut command = server_among(program, &url, name, address, known.path())?;
+        nodes.push(command.stderr(Stdio::null()).spawn()?);
+        wait_alive(address).await?;
+        addresses.push(address);
+    }
+    let client = reqwest::Client::new();
+    let moves = async || {
+        let shown = client.get(format!("http://{}/v1/cluster", addresses[0])).send().await?;
+        let shown: Value = shown.json().await?;
+        anyhow::Ok(shown["moves"].as_array().map_or(1, Vec::len))
+    };
+    while moves().await? > 0 {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    let (mut served, mut refused) = (0, 0);
+    for number in 0..40 {
+        let address = addresses[number % 2];
+        let path = format!("http://{address}/v1/entities/counter/k{number}/calls/add");
+        let answer = client.post(path).body("1").send().await?;
+        let placement = format!("http://{address}/v1/placement/counter/k{number}");
+        let placement: Value = client.get(placement).send().await?.json().await?;
+        if placement["owner"] == "one" {
+            assert_eq!(answer.status(), 200);
+            served += 1;
+        } else {
+            let (status, _, detail) = stead_tests::problem(answer).await?;
+            assert_eq!(status, 503);
+            assert!(detail.contains("served by other nodes, but not by its owner"), "{detail}");
+            refused += 1;
+        }
+    }
+    assert!(served > 5 && refused > 5, "{served} served, {refused} refused");
+    let unknown = format!("http://{}/v1/entities/nothing/k/calls/add", addresses[0]);
+    assert_eq!(client.post(unknown).body("1").send().await?.status(), 404, "nobody serves it");
+    for mut node in nodes {
+        node.kill()?;
+        node.wait()?;
+    }
+    Ok(())
+}
