@@ -42,21 +42,22 @@ pub fn events() -> Result<BTreeMap<String, Vec<Line>>> {
 
 /// Sends what was not yet accepted. Notes each accepted event; what is accepted and not noted when
 /// the process is killed is sent again, under the same key.
-pub async fn send(server: SocketAddr, progress: PathBuf) -> Result<()> {
+pub async fn send(servers: Vec<SocketAddr>, progress: PathBuf) -> Result<()> {
     let noted = fs::read_to_string(&progress).unwrap_or_default();
     let noted: Arc<HashSet<String>> = Arc::new(noted.lines().map(str::to_owned).collect());
     let file = OpenOptions::new().create(true).append(true).open(progress)?;
     let notes = Arc::new(Mutex::new(file));
     let client = Client::builder().timeout(Duration::from_secs(5)).build()?;
+    let servers: Arc<[SocketAddr]> = servers.into();
     let room = Arc::new(Semaphore::new(PERMITS_AT_ONCE));
     let mut tasks = JoinSet::new();
     for (permit, lines) in events()? {
         let (client, notes, noted) = (client.clone(), notes.clone(), noted.clone());
-        let room = room.clone();
+        let (room, servers) = (room.clone(), servers.clone());
         tasks.spawn(async move {
             let _room = room.acquire().await?;
             for line in lines.iter().filter(|line| !noted.contains(&line.instance)) {
-                send_one(&client, server, &permit, line).await?;
+                send_one(&client, &servers, &permit, line).await?;
                 let mut notes = notes.lock().unwrap_or_else(PoisonError::into_inner);
                 notes.write_all(format!("{}\n", line.instance).as_bytes())?;
             }
@@ -69,10 +70,15 @@ pub async fn send(server: SocketAddr, progress: PathBuf) -> Result<()> {
     Ok(())
 }
 
-/// Sends one event until it is accepted.
-async fn send_one(client: &Client, server: SocketAddr, permit: &str, line: &Line) -> Result<()> {
-    let url = format!("http://{server}/v1/entities/permit/{permit}/signals/record");
-    for _ in 0..3_000 {
+/// Sends one event, through any server, until it is accepted.
+async fn send_one(
+    client: &Client,
+    servers: &[SocketAddr],
+    permit: &str,
+    line: &Line,
+) -> Result<()> {
+    for server in servers.iter().cycle().skip(line.instance.len()).take(3_000) {
+        let url = format!("http://{server}/v1/entities/permit/{permit}/signals/record");
         let request = client.post(&url).header("idempotency-key", &line.instance);
         match request.json(&line.event).send().await {
             Ok(answer) if answer.status() == 202 => return Ok(()),

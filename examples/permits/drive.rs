@@ -18,46 +18,76 @@ use crate::{
 
 type Counts = BTreeMap<String, BTreeMap<String, u64>>;
 
-/// Runs the replay with `kills` kills at moments that `seed` decides.
-pub async fn drive(kills: u32, seed: u64) -> Result<()> {
-    println!("replaying with {kills} kills, seed {seed}");
+/// Runs the replay with `kills` kills at moments that `seed` decides: of one server and its directory,
+/// or of three that share a database.
+pub async fn drive(kills: u32, seed: u64, store: Option<String>) -> Result<()> {
     let directory = tempfile::tempdir()?;
-    let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-    let mut server = Process::server(directory.path(), address)?;
-    let mut client = Process::client(directory.path(), address)?;
+    let places = (0..if store.is_some() { 3 } else { 1 }).map(|number| {
+        let (listen, peers) = (free()?, free()?);
+        anyhow::Ok(Place { name: format!("n{number}"), listen, peers, store: store.clone() })
+    });
+    let places: Vec<Place> = places.collect::<Result<_>>()?;
+    println!("replaying through {} servers with {kills} kills, seed {seed}", places.len());
+    let start = |place: &Place| Process::server(directory.path(), place);
+    let mut servers: Vec<Process> = places.iter().map(start).collect::<Result<_>>()?;
+    let addresses: Vec<_> = places.iter().map(|place| place.listen).collect();
+    let mut client = Process::client(directory.path(), &addresses)?;
     let mut random = Random(seed);
     for kill in 1..=kills {
         let pause = Duration::from_millis(30 + random.below(220));
         tokio::time::sleep(pause).await;
         if random.below(3) == 0 {
-            client = client.replaced_by(|| Process::client(directory.path(), address))?;
+            client = client.replaced_by(|| Process::client(directory.path(), &addresses))?;
         } else {
-            server = server.replaced_by(|| Process::server(directory.path(), address))?;
+            let number = random.below(places.len() as u64) as usize;
+            let killed = servers.remove(number);
+            servers.insert(number, killed.replaced_by(|| start(&places[number]))?);
         }
         if kill % 5 == 0 {
             println!("{kill} of {kills} kills");
         }
     }
     client.finish().await?;
-    let outcome = compare(address).await;
-    drop(server);
+    let outcome = compare(addresses[0]).await;
+    drop(servers);
     outcome
+}
+
+/// Where a server listens, and what it keeps its data in.
+struct Place {
+    name: String,
+    listen: SocketAddr,
+    peers: SocketAddr,
+    store: Option<String>,
+}
+
+fn free() -> Result<SocketAddr> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?)
 }
 
 /// A child process; dropping it kills it.
 struct Process(Child);
 
 impl Process {
-    fn server(data: &Path, address: SocketAddr) -> Result<Self> {
+    fn server(data: &Path, place: &Place) -> Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg("serve").arg("--data").arg(data.join("data"));
-        command.arg("--listen").arg(address.to_string());
+        match &place.store {
+            Some(store) => {
+                command.args(["join", "--store", store, "--name", &place.name]);
+                command.args(["--peers", &place.peers.to_string()]);
+            }
+            None => drop(command.arg("serve").arg("--data").arg(data.join("data"))),
+        }
+        command.arg("--listen").arg(place.listen.to_string());
         Ok(Self(command.stdin(Stdio::null()).spawn()?))
     }
 
-    fn client(data: &Path, address: SocketAddr) -> Result<Self> {
+    fn client(data: &Path, addresses: &[SocketAddr]) -> Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg("send").arg("--server").arg(address.to_string());
+        command.arg("send");
+        for address in addresses {
+            command.arg("--server").arg(address.to_string());
+        }
         command.arg("--progress").arg(data.join("progress"));
         Ok(Self(command.stdin(Stdio::null()).spawn()?))
     }

@@ -6,9 +6,13 @@ mod entities;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
-use stead::{Node, RocksStore, Server};
+use stead::{
+    Config, Node, NodeBuilder, PostgresStore, RocksStore, Server,
+    store::postgres::PostgresSettings,
+    transport::{HttpTransport, Secret},
+};
 
 use entities::{Activity, Clerk, Permit};
 
@@ -28,10 +32,21 @@ enum Verb {
         #[arg(long)]
         listen: SocketAddr,
     },
+    /// Hosts them as one of many nodes.
+    Join {
+        #[arg(long)]
+        store: String,
+        #[arg(long)]
+        name: String,
+        #[arg(long)]
+        listen: SocketAddr,
+        #[arg(long)]
+        peers: SocketAddr,
+    },
     /// Sends every event that was not yet accepted, then exits.
     Send {
-        #[arg(long)]
-        server: SocketAddr,
+        #[arg(long, required = true)]
+        server: Vec<SocketAddr>,
         /// Where it notes what was accepted.
         #[arg(long)]
         progress: PathBuf,
@@ -42,6 +57,9 @@ enum Verb {
         kills: u32,
         #[arg(long, default_value_t = 1)]
         seed: u64,
+        /// A PostgreSQL database that three nodes share, instead of a directory for one.
+        #[arg(long)]
+        store: Option<String>,
     },
 }
 
@@ -50,18 +68,28 @@ async fn main() -> Result<()> {
     match Command::parse().verb {
         Verb::Serve { data, listen } => serve(data, listen).await,
         Verb::Send { server, progress } => client::send(server, progress).await,
-        Verb::Drive { kills, seed } => drive::drive(kills, seed).await,
+        Verb::Join { store, name, listen, peers } => join(&store, name, listen, peers).await,
+        Verb::Drive { kills, seed, store } => drive::drive(kills, seed, store).await,
     }
 }
 
 async fn serve(data: PathBuf, listen: SocketAddr) -> Result<()> {
-    let node = Node::builder()
-        .store(RocksStore::open(data)?)
-        .entity::<Permit>()
-        .entity::<Clerk>()
-        .entity::<Activity>()
-        .start()
-        .await?;
+    host(Node::builder().store(RocksStore::open(data)?), listen).await
+}
+
+async fn join(store: &str, name: String, listen: SocketAddr, peers: SocketAddr) -> Result<()> {
+    let lease = Duration::from_secs(1);
+    let settings = PostgresSettings { statement_timeout: lease, ..PostgresSettings::default() };
+    let store = PostgresStore::connect_shared(store, &settings).await?;
+    let secret = Secret::new(b"no secret at all, but long").context("long enough")?;
+    let peers = HttpTransport::bind(peers, None, secret).await?;
+    let address = peers.address().to_owned();
+    let config = Config { lease, ..Config::default() };
+    host(Node::builder().share(store, peers, address).name(name).config(config), listen).await
+}
+
+async fn host(node: NodeBuilder, listen: SocketAddr) -> Result<()> {
+    let node = node.entity::<Permit>().entity::<Clerk>().entity::<Activity>().start().await?;
     let server = Server::bind(listen).await?;
     let interrupted = async { drop(tokio::signal::ctrl_c().await) };
     server.serve(node.router(), interrupted, Duration::from_secs(1)).await;

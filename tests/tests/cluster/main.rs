@@ -5,6 +5,7 @@
 
 mod audit;
 mod nodes;
+mod permits;
 mod refusals;
 mod run;
 mod wrong;
