@@ -43,10 +43,11 @@ pub fn leave_out(what: &str) {
 /// # Errors
 /// Where it is missing.
 pub fn binary(name: &str) -> Result<std::path::PathBuf> {
-    // Test binaries lie in `<target>/release/deps`, the program in `<target>/release`.
+    // Test binaries lie in `<target>/release/deps`, programs in `<target>/release`.
     let this = std::env::current_exe()?;
-    let directory = this.parent().and_then(Path::parent).context("a target directory")?;
-    let binary = directory.join(name);
+    let beside = this.parent().context("a target directory")?;
+    let directory = if beside.ends_with("deps") { beside.parent() } else { Some(beside) };
+    let binary = directory.context("a target directory")?.join(name);
     if !binary.exists() {
         bail!("{} is missing: run `make build` first", binary.display());
     }

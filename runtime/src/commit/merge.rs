@@ -23,6 +23,8 @@ pub(super) struct Chain {
     generation: u64,
     revision: u64,
     is_deleted: bool,
+    /// What the store has while the batch is under way.
+    follows: u64,
     /// The place of the write in its batch.
     place: usize,
 }
@@ -106,16 +108,9 @@ impl Merge {
         &mut self,
         last: &Chains,
         id: EntityId,
-        record: StateRecord,
+        mut record: StateRecord,
     ) -> Result<Write, String> {
-        let place = self.writes.len();
-        let next = Chain {
-            generation: record.generation,
-            revision: record.revision,
-            is_deleted: false,
-            place,
-        };
-        let here = self.chains.insert(id.clone(), next);
+        let here = self.chains.get(&id).copied();
         if let Some(known) = here.or_else(|| last.get(&id).copied())
             && !known.goes_on_with(&record)
         {
@@ -126,7 +121,18 @@ impl Merge {
         }
         if let Some(known) = here {
             self.writes[known.place] = None;
+            if !known.is_deleted {
+                record.follows = known.follows;
+            }
         }
+        let next = Chain {
+            generation: record.generation,
+            revision: record.revision,
+            is_deleted: false,
+            follows: record.follows,
+            place: self.writes.len(),
+        };
+        self.chains.insert(id.clone(), next);
         Ok(Write::PutState(id, record))
     }
 
@@ -137,7 +143,7 @@ impl Merge {
         }
         let generation = known.or_else(|| last.get(&id).copied()).map_or(0, |it| it.generation);
         let place = self.writes.len();
-        let ended = Chain { generation, revision: 0, is_deleted: true, place };
+        let ended = Chain { generation, revision: 0, is_deleted: true, follows: 0, place };
         self.chains.insert(id.clone(), ended);
         Write::DeleteState(id)
     }
@@ -218,7 +224,7 @@ mod tests {
             merge.add(&Chains::default(), writes).expect("a chain");
         }
         let shorten = |write: &Write| match write {
-            Write::PutState(_, record) => format!("put {}", record.revision),
+            Write::PutState(_, it) => format!("put {} after {}", it.revision, it.follows),
             Write::DeleteState(_) => "delete".into(),
             Write::Accept(key, record) => format!("accept {} {}", key.revision, record.attempts),
             Write::Retry(key, record) => format!("retry {} {}", key.revision, record.attempts),
@@ -229,11 +235,13 @@ mod tests {
     }
 
     #[test]
-    fn the_last_state_wins() {
-        assert_eq!(merged(vec![vec![state(9, 0, 4)], vec![state(9, 4, 7)]]), ["put 7"]);
+    fn the_last_state_wins_and_follows_what_is_stored() {
+        assert_eq!(merged(vec![vec![state(9, 0, 4)], vec![state(9, 4, 7)]]), ["put 7 after 0"]);
+        let three = vec![vec![state(9, 2, 4)], vec![state(9, 4, 7)], vec![state(9, 7, 8)]];
+        assert_eq!(merged(three), ["put 8 after 2"]);
         let again =
             vec![vec![state(9, 0, 4)], vec![Write::DeleteState(id())], vec![state(10, 0, 1)]];
-        assert_eq!(merged(again), ["put 1"]);
+        assert_eq!(merged(again), ["put 1 after 0"]);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! A server whose data is in PostgreSQL.
 
+use std::sync::Arc;
+
 use anyhow::{Context as _, Result};
 use stead_tests::{Server, command_on, database::Database, free_address};
 
@@ -23,6 +25,26 @@ async fn a_server_on_a_database_loses_nothing_when_it_is_killed() -> Result<()> 
     let server = start(&database).await?;
     assert_eq!(server.call("/v1/entities/counter/other/calls/add", "0").await?, 3);
     assert_eq!(server.terminate().await?.code(), Some(0));
+    Ok(())
+}
+
+#[tokio::test]
+async fn calls_at_once_to_one_entity_are_all_taken() -> Result<()> {
+    let Some(database) = Database::start(&[]).await? else { return Ok(()) };
+    let server = Arc::new(start(&database).await?);
+    let callers = (0..16).map(|_| {
+        let server = server.clone();
+        tokio::spawn(async move {
+            for _ in 0..20 {
+                server.call(ADD, "1").await?;
+            }
+            anyhow::Ok(())
+        })
+    });
+    for caller in callers.collect::<Vec<_>>() {
+        caller.await??;
+    }
+    assert_eq!(server.call(ADD, "0").await?, 16 * 20);
     Ok(())
 }
 

@@ -29,6 +29,22 @@ fn nothing_is_lost_doubled_or_reordered_whatever_goes_wrong() {
 }
 
 #[test]
+fn no_caller_notices_that_nodes_leave() {
+    let settings = Settings {
+        clients: 12,
+        requests: 300,
+        entities: 4,
+        faults: 6,
+        only_leaves: true,
+        pause: 30,
+        ..Settings::default()
+    };
+    for seed in seeds(200..210) {
+        Run::new(seed, settings).finish();
+    }
+}
+
+#[test]
 fn a_seed_decides_everything() {
     for seed in seeds(7..9) {
         let settings = Settings { faults: 12, ..Settings::default() };

@@ -26,11 +26,15 @@ pub struct Settings {
     pub requests: usize,
     pub entities: u64,
     pub faults: usize,
+    /// Nodes leave in order, and nothing else happens: no caller may notice.
+    pub only_leaves: bool,
+    /// The longest pause of a client between two requests, in milliseconds.
+    pub pause: u64,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { nodes: 3, clients: 6, requests: 60, entities: 10, faults: 25 }
+        Self { nodes: 3, clients: 6, requests: 60, entities: 10, faults: 25, only_leaves: false, pause: 900 }
     }
 }
 
@@ -152,7 +156,7 @@ impl Run {
             let number = random.below(nodes as u64) as usize;
             let Some(place) = self.place(number) else { continue };
             let pause = LEASE * (1 + random.below(5) as u32) / 2;
-            match random.below(8) {
+            match if self.settings.only_leaves { 2 } else { random.below(8) } {
                 0 | 1 => {
                     self.note(format!("n{number} dies"));
                     lock(&self.places)[number] = None;
@@ -164,9 +168,10 @@ impl Run {
                 }
                 2 => {
                     self.note(format!("n{number} leaves"));
+                    // Nobody begins anything there any more.
+                    lock(&self.places)[number] = None;
                     let left = place.node.drain().await;
                     self.note(format!("n{number} has left: {left:?}"));
-                    lock(&self.places)[number] = None;
                     drop(place);
                     self.start(number).await;
                 }
@@ -209,7 +214,7 @@ impl Run {
     async fn client(&self, client: u64) {
         let mut random = Random(self.seed ^ (client + 1).wrapping_mul(0x1234_5678_9abc));
         for request in 0..self.settings.requests as u64 {
-            tokio::time::sleep(Duration::from_millis(random.below(900))).await;
+            tokio::time::sleep(Duration::from_millis(random.below(self.settings.pause))).await;
             let key = format!("e{}", random.below(self.settings.entities));
             let entry = client * 1_000_000 + request;
             match random.below(10) {
@@ -254,13 +259,19 @@ impl Run {
                     lock(&self.history).acknowledged.insert((key.to_owned(), entry));
                     return;
                 }
-                Err(CallError::Failed(error)) if may_be_repeated(error.kind()) => {
+                Err(CallError::Failed(error)) if self.may_be_repeated(error.kind()) => {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
                 Err(error) => return self.object(format!("{key} {entry}: {error:?}")),
             }
         }
         self.object(format!("{key} never took {entry}"));
+    }
+
+    fn may_be_repeated(&self, kind: ErrorKind) -> bool {
+        let is_passing =
+            matches!(kind, ErrorKind::Unavailable | ErrorKind::Unknown | ErrorKind::Closed);
+        is_passing && !self.settings.only_leaves
     }
 
     /// Something that must not happen has happened.
@@ -278,7 +289,7 @@ impl Run {
         let Some(log) = self.any(random, key) else { return };
         match log.all().await {
             Ok(log) => lock(&self.history).reads.push((key.to_owned(), log.entries, known)),
-            Err(CallError::Failed(error)) if may_be_repeated(error.kind()) => {}
+            Err(CallError::Failed(error)) if self.may_be_repeated(error.kind()) => {}
             Err(error) => self.object(format!("{key}: {error:?}")),
         }
     }
@@ -313,8 +324,4 @@ impl Run {
         }
         wrong
     }
-}
-
-fn may_be_repeated(kind: ErrorKind) -> bool {
-    matches!(kind, ErrorKind::Unavailable | ErrorKind::Unknown | ErrorKind::Closed)
 }
