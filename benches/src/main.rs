@@ -5,6 +5,7 @@
 
 mod activation;
 mod ceiling;
+mod cluster;
 mod cpu;
 mod http;
 mod in_process;
@@ -31,7 +32,7 @@ struct Command {
     #[command(subcommand)]
     verb: Option<Verb>,
     /// Only these figures: spread, hot, http, latency, activation, recovery,
-    /// placement, postgres.
+    /// placement, postgres, cluster.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// How often ceiling and figure are measured in turn.
@@ -84,6 +85,9 @@ async fn measure(only: &[String], rounds: usize) -> Result<()> {
     }
     if wanted("postgres") {
         postgres::measure(&mut table, rounds).await?;
+    }
+    if wanted("cluster") {
+        cluster::measure(&mut table, rounds).await?;
     }
     if wanted("placement") {
         placement::measure(&mut table, rounds);

@@ -126,7 +126,8 @@ impl Node {
         if crate::sabotage::is("X21") {
             return Ok(());
         }
-        if self.0.is_closing.load(Ordering::SeqCst) {
+        let is_leaving = self.cluster().is_some_and(|it| *it.stop.borrow() != Stop::No);
+        if is_leaving || self.0.is_closing.load(Ordering::SeqCst) {
             return Err("the node is stopping".into());
         }
         if let Some(fatal) = &*self.0.fatal.borrow() {
@@ -231,6 +232,8 @@ impl Node {
         self.0.is_closing.store(true, Ordering::SeqCst);
         cluster.stop.send_replace(Stop::Abort);
         self.0.move_out(&Error::new(ErrorKind::Closed, "the node has stopped"));
+        // Peers that have not seen yet who owns what are told to look.
+        let _or_one_hangs = clock::within(CLOSE_DEADLINE, cluster.transport.close()).await;
         self.end().await;
         match has_left {
             true => Ok(()),

@@ -139,7 +139,7 @@ impl Owner {
             return Ok(Next::Again);
         }
         self.give(&inner, &seen, &plan.give, leaves);
-        if leaves && owns == 0 && self.moving.is_empty() {
+        if leaves && owns == 0 && self.moving.is_empty() && (seen.is_settled() || self.is_late()) {
             cluster.store.leave(number).await.map_err(|error| told(&error))?;
             return Ok(Next::Left);
         }
@@ -166,12 +166,17 @@ impl Owner {
         }
     }
 
+    /// Whether the deadline for leaving has passed.
+    fn is_late(&self) -> bool {
+        self.leave_by.is_some_and(|by| monotonic() >= by)
+    }
+
     /// Hands over, a few at a time; all that is left, once the deadline for leaving has passed.
     fn give(&mut self, inner: &Inner, seen: &Seen, due: &[u16], leaves: bool) {
-        let patience = inner.drain_deadline();
-        let leave_by =
-            leaves.then(|| *self.leave_by.get_or_insert_with(|| deadline_after(patience)));
-        let is_late = leave_by.is_some_and(|by| monotonic() >= by);
+        if leaves && self.leave_by.is_none() {
+            self.leave_by = Some(deadline_after(inner.drain_deadline()));
+        }
+        let is_late = self.is_late();
         for partition in due {
             let epoch = seen.view.partitions[usize::from(*partition)].epoch;
             let given = &mut self.given[usize::from(*partition)];

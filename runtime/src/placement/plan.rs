@@ -52,6 +52,13 @@ impl Seen {
         self.view.members.get(place.ok()?)
     }
 
+    /// Whether every partition has an owner, as far as there is anybody to own it.
+    pub(crate) fn is_settled(&self) -> bool {
+        let mut partitions = self.view.partitions.iter();
+        partitions.all(|owned| owned.owner.is_some())
+            || self.view.members.iter().all(|member| member.is_leaving)
+    }
+
     /// What `incarnation` should do.
     pub(crate) fn plan(&self, incarnation: u64) -> Plan {
         let mut plan = Plan::default();
@@ -112,8 +119,10 @@ mod tests {
         assert_eq!(leaving.plan(1).give, [0, 1]);
         assert_eq!(leaving.plan(2).acquire, [3]);
         assert!(leaving.plan(2).is_waiting);
+        assert!(!leaving.is_settled(), "the fourth has no owner yet");
         let last = seen(vec![member("a", 1, true)], [Some(1); 4]);
         assert_eq!(last.plan(1).give, [0, 1, 2, 3], "also where nobody takes it");
         assert_eq!(last.preferred(0), None);
+        assert!(seen(vec![member("a", 1, true)], [None; 4]).is_settled(), "nobody takes them");
     }
 }

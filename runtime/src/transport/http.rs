@@ -26,7 +26,8 @@ use sha2::Sha256;
 use stead_entities::BoxFuture;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::watch,
+    task::{JoinHandle, JoinSet},
 };
 
 use super::{Answers, SendError, Transport};
@@ -92,6 +93,8 @@ impl fmt::Debug for Secret {
 #[derive(Debug)]
 pub struct HttpTransport {
     listener: Mutex<Option<TcpListener>>,
+    accepting: Mutex<Option<JoinHandle<()>>>,
+    closing: watch::Sender<bool>,
     /// The address under which peers know this node.
     address: Arc<str>,
     secret: Secret,
@@ -126,8 +129,14 @@ impl HttpTransport {
             .no_proxy()
             .build()
             .map_err(io::Error::other)?;
-        let listener = Mutex::new(Some(listener));
-        Ok(Self { listener, address: address.into(), secret, client })
+        Ok(Self {
+            listener: Mutex::new(Some(listener)),
+            accepting: Mutex::default(),
+            closing: watch::Sender::new(false),
+            address: address.into(),
+            secret,
+            client,
+        })
     }
 
     /// The address under which peers know this node.
@@ -145,9 +154,10 @@ impl Transport for HttpTransport {
     fn listen(&self, node: Arc<dyn Answers>) {
         let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner).take();
         let door = Door { node, address: self.address.clone(), secret: self.secret.clone() };
-        if let Some(listener) = listener {
-            tokio::spawn(accept(listener, Arc::new(door)));
-        }
+        let accepting = listener.map(|listener| {
+            tokio::spawn(accept(listener, Arc::new(door), self.closing.subscribe()))
+        });
+        *self.accepting.lock().unwrap_or_else(PoisonError::into_inner) = accepting;
     }
 
     fn ask(
@@ -181,6 +191,17 @@ impl Transport for HttpTransport {
             }
         })
     }
+
+    fn close(&self) -> BoxFuture<'static, ()> {
+        self.closing.send_replace(true);
+        let accepting = self.accepting.lock().unwrap_or_else(PoisonError::into_inner).take();
+        Box::pin(async move {
+            if let Some(accepting) = accepting {
+                // It does not panic, and nobody cancels it.
+                let _ended = accepting.await;
+            }
+        })
+    }
 }
 
 /// An error with the cause that says most.
@@ -199,19 +220,17 @@ struct Door {
     secret: Secret,
 }
 
-#[allow(clippy::disallowed_methods, reason = "one task for each connection")]
-async fn accept(listener: TcpListener, door: Arc<Door>) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+async fn accept(listener: TcpListener, door: Arc<Door>, mut closing: watch::Receiver<bool>) {
+    let mut connections = JoinSet::new();
     loop {
-        // The semaphore is never closed.
-        let permit = room.clone().acquire_owned().await.ok();
-        match listener.accept().await {
+        let accepted = tokio::select! {
+            _closing = closing.wait_for(|closing| *closing) => break,
+            Some(_ended) = connections.join_next() => continue,
+            accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => accepted,
+        };
+        match accepted {
             Ok((stream, _)) => {
-                let door = door.clone();
-                tokio::spawn(async move {
-                    serve(stream, door).await;
-                    drop(permit);
-                });
+                connections.spawn(serve(stream, door.clone(), closing.clone()));
             }
             Err(error) => {
                 tracing::warn!(%error, "a peer's connection cannot be accepted");
@@ -219,9 +238,11 @@ async fn accept(listener: TcpListener, door: Arc<Door>) {
             }
         }
     }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
 }
 
-async fn serve(stream: TcpStream, door: Arc<Door>) {
+async fn serve(stream: TcpStream, door: Arc<Door>, mut closing: watch::Receiver<bool>) {
     let _slower_without = stream.set_nodelay(true);
     let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     builder
@@ -234,8 +255,15 @@ async fn serve(stream: TcpStream, door: Arc<Door>) {
         let door = door.clone();
         async move { Ok::<_, Infallible>(door.answer(request).await) }
     });
-    // A peer that breaks off is no news.
-    let _ended = builder.serve_connection(TokioIo::new(stream), answer).await;
+    let served = builder.serve_connection(TokioIo::new(stream), answer);
+    let mut served = std::pin::pin!(served);
+    tokio::select! {
+        // A peer that breaks off is no news.
+        _ended = served.as_mut() => return,
+        _closing = closing.wait_for(|closing| *closing) => {}
+    }
+    served.as_mut().graceful_shutdown();
+    let _ended = served.await;
 }
 
 impl Door {

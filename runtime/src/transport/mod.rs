@@ -53,4 +53,9 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
         question: Vec<u8>,
         patience: Duration,
     ) -> BoxFuture<'static, Result<Vec<u8>, SendError>>;
+    /// Takes no more questions, and lets those that were taken be answered. What is asked after that
+    /// is [`SendError::NotSent`].
+    fn close(&self) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::ready(()))
+    }
 }
