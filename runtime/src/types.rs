@@ -51,6 +51,10 @@ pub(crate) trait EntityType: Send + Sync {
     fn version(&self) -> u32;
     /// The layouts by version, the present one first.
     fn layouts(&self) -> Vec<(u32, String)>;
+    /// Whether states of a version can be read.
+    fn knows(&self, version: u32) -> bool {
+        version == self.version() || self.layouts().iter().any(|(of, _)| *of == version)
+    }
     fn find(&self, operation: &str) -> Option<Found>;
     fn names(&self) -> Vec<&'static str>;
     fn name_of(&self, index: usize) -> &'static str;

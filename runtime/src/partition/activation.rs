@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use stead_entities::{EntityId, Timestamp};
+use stead_entities::{EntityId, Error, Timestamp};
 
 use super::{
     message::{Keyed, Work},
@@ -50,8 +50,9 @@ pub(super) enum Stage {
     Busy(u64, Item),
     /// A deletion waits for the list of delayed signals.
     Listing(Item),
-    /// The stored state cannot be understood.
-    Corrupt(String),
+    /// Nothing can be done with it, and what is stored of it stays as it is: the state cannot be
+    /// understood, or is of a version that this program does not know.
+    Unusable(Error),
     /// The store could not be read; it is asked again at this time.
     Unreadable(Timestamp),
 }
@@ -201,7 +202,7 @@ impl Activation {
 
     /// Whether it can be forgotten without losing anything.
     pub(super) fn is_idle(&self, released: u64, since: Timestamp) -> bool {
-        matches!(self.stage, Stage::Ready | Stage::Corrupt(_) | Stage::Unreadable(_))
+        matches!(self.stage, Stage::Ready | Stage::Unusable(_) | Stage::Unreadable(_))
             && self.waiting() == 0
             && self.encoded.is_none()
             && self.unreleased <= released

@@ -82,7 +82,8 @@ impl Partition {
         };
         let existed = activation.generation > 0;
         if fresh.is_none() {
-            activation.stage = Stage::Corrupt("its default value panics".into());
+            let error = format!("{id}: its default value panics");
+            activation.stage = Stage::Unusable(Error::new(ErrorKind::Corrupt, error));
         }
         activation.state = fresh;
         activation.encoded = None;

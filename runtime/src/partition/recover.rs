@@ -1,6 +1,6 @@
 //! How a generation begins and ends: barrier, what is on disk, restart.
 
-use stead_entities::{EntityId, Error};
+use stead_entities::{EntityId, Error, ErrorKind};
 
 use super::{
     Activation, FAILURES_MAX, Item, Output, Partition, Phase, Row, Stage, activation::Queued,
@@ -153,9 +153,9 @@ impl Partition {
                 tracing::error!(entity = %id, why, "a state cannot be read at the moment");
                 Err(Stage::Unreadable(self.now + RECOVERY_PAUSE))
             }
-            read => self.decoded(id, read).map_err(|reason| {
-                tracing::error!(entity = %id, reason, "the stored state cannot be understood");
-                Stage::Corrupt(reason)
+            read => self.decoded(id, read).map_err(|error| {
+                tracing::error!(%error, "an entity is left as it is stored");
+                Stage::Unusable(error)
             }),
         };
         self.running = None;
@@ -183,23 +183,32 @@ impl Partition {
         &self,
         id: &EntityId,
         read: ReadResult<Option<StateRecord>>,
-    ) -> Result<(State, Option<StateRecord>), String> {
-        let known = self.type_of(id).ok_or("the entity type is not served")?;
+    ) -> Result<(State, Option<StateRecord>), Error> {
+        let corrupt = |why: &dyn std::fmt::Display| corrupt(id, why);
+        let known = self.type_of(id).ok_or_else(|| corrupt(&"the entity type is not served"))?;
         if self.failures.get(id).is_some_and(|failures| *failures >= FAILURES_MAX) {
             let why = "the partition failed each time it ran this entity, which is left alone";
-            return Err(format!("{why} until the next start"));
+            return Err(corrupt(&format!("{why} until the next start")));
         }
-        let fresh = || guarded(|| known.fresh()).map_err(|error| error.to_string());
+        let fresh = || guarded(|| known.fresh()).map_err(|error| corrupt(&error));
         match read {
             Err(_) if sabotage::is("X12") => Ok((fresh()?, None)),
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(corrupt(&error)),
             Ok(None) => Ok((fresh()?, None)),
+            Ok(Some(record)) if !known.knows(record.version) => {
+                let (stored, present) = (record.version, known.version());
+                let message = format!(
+                    "{id} is stored in version {stored} of its type, and this node knows version \
+                     {present}: run a newer program; the entity is left as it is"
+                );
+                Err(Error::new(ErrorKind::Unavailable, message))
+            }
             Ok(Some(record)) => {
                 let state = guarded(|| known.decode(record.version, &record.state));
-                match state.map_err(|error| error.to_string())? {
+                match state.map_err(|error| corrupt(&error))? {
                     Ok(state) => Ok((state, Some(record))),
                     Err(_) if sabotage::is("X12") => Ok((fresh()?, Some(record))),
-                    Err(error) => Err(error.to_string()),
+                    Err(error) => Err(corrupt(&error)),
                 }
             }
         }
@@ -258,7 +267,7 @@ impl Partition {
     fn page_failed(&mut self, id: &EntityId, error: &ReadError) {
         match (error, self.table.get_mut(id)) {
             (ReadError::Damaged(reason), Some(activation)) => {
-                activation.stage = Stage::Corrupt(reason.to_string());
+                activation.stage = Stage::Unusable(corrupt(id, reason));
                 self.make_ready(id);
             }
             _ => drop(self.retries.insert((self.now + RECOVERY_PAUSE, id.clone()))),
@@ -380,4 +389,8 @@ impl Partition {
             }
         }
     }
+}
+
+fn corrupt(id: &EntityId, why: &dyn std::fmt::Display) -> Error {
+    Error::new(ErrorKind::Corrupt, format!("{id} cannot be read: {why}"))
 }

@@ -65,9 +65,9 @@ impl Partition {
             };
             match &activation.stage {
                 Stage::Ready => {}
-                Stage::Corrupt(reason) => {
-                    let error = format!("{id} cannot be read: {reason}");
-                    self.refuse_corrupt(id, &Error::new(ErrorKind::Corrupt, error));
+                Stage::Unusable(error) => {
+                    let error = error.clone();
+                    self.refuse_unusable(id, &error);
                     return used;
                 }
                 Stage::Unreadable(at) => {
@@ -90,7 +90,7 @@ impl Partition {
     }
 
     /// Nothing can be done with this entity; what is stored of it stays.
-    fn refuse_corrupt(&mut self, id: &EntityId, error: &Error) {
+    fn refuse_unusable(&mut self, id: &EntityId, error: &Error) {
         let Some(activation) = self.table.get_mut(id) else {
             return;
         };

@@ -2,7 +2,8 @@
 
 use std::{
     io::Write as _,
-    process::{Output, Stdio},
+    net::SocketAddr,
+    process::{Child, Command, Output, Stdio},
 };
 
 use anyhow::{Context as _, Result};
@@ -16,6 +17,23 @@ fn secret(bytes: &[u8]) -> Result<NamedTempFile> {
     let mut file = NamedTempFile::new()?;
     file.write_all(bytes)?;
     Ok(file)
+}
+
+/// A node that ends with the test, however that ends.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ended_already = self.0.kill();
+        let _reaped = self.0.wait();
+    }
+}
+
+/// Starts a node, and waits until it serves.
+async fn run(mut command: Command, listen: SocketAddr) -> Result<Running> {
+    let node = Running(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
+    wait_alive(listen).await?;
+    Ok(node)
 }
 
 /// How a node ends that is expected not to start.
@@ -32,11 +50,9 @@ async fn what_cannot_join_says_why_and_changes_nothing() -> Result<()> {
     let Some(database) = Database::start(&[]).await? else { return Ok(()) };
     let (url, known) = (database.url(), secret(SECRET)?);
     let address = free_address()?;
-    let mut first = server_among("stead", &url, "first", address, known.path())?
-        .args(["--lease", "1"])
-        .stderr(Stdio::null())
-        .spawn()?;
-    wait_alive(address).await?;
+    let mut command = server_among("stead", &url, "first", address, known.path())?;
+    command.args(["--lease", "1"]);
+    let first = run(command, address).await?;
     let counter = format!("http://{address}/v1/entities/counter/c/calls/add");
     let add = async || reqwest::Client::new().post(&counter).body("1").send().await;
     assert_eq!(add().await?.status(), 200);
@@ -66,8 +82,7 @@ async fn what_cannot_join_says_why_and_changes_nothing() -> Result<()> {
     let members = database.number("select count(*) from stead_nodes").await?;
     assert_eq!(members, 1, "nobody else has joined");
     assert_eq!(add().await?.text().await?, "2", "the first goes on");
-    first.kill()?;
-    first.wait()?;
+    drop(first);
 
     database.execute("update stead_store set schema = 99").await?;
     let (code, why) = ends(&url, "second", &known).await?;
@@ -83,11 +98,9 @@ async fn a_database_that_is_gone_is_503_until_it_is_back() -> Result<()> {
     let Some(database) = Database::start(&[]).await? else { return Ok(()) };
     let (known, address) = (secret(SECRET)?, free_address()?);
     let proxy = Proxy::start(database.address()).await?;
-    let mut node = server_among("stead", &proxy.url(), "only", address, known.path())?
-        .args(["--lease", "1", "--call-deadline", "2"])
-        .stderr(Stdio::null())
-        .spawn()?;
-    wait_alive(address).await?;
+    let mut command = server_among("stead", &proxy.url(), "only", address, known.path())?;
+    command.args(["--lease", "1", "--call-deadline", "2"]);
+    let _node = run(command, address).await?;
     let client = reqwest::Client::new();
     let call = async || {
         let url = format!("http://{address}/v1/entities/counter/c/calls/add");
@@ -104,13 +117,56 @@ async fn a_database_that_is_gone_is_503_until_it_is_back() -> Result<()> {
     for _ in 0..100 {
         if call().await?.is_err() {
             // No problem document: a result.
-            node.kill()?;
-            node.wait()?;
             return Ok(());
         }
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
     anyhow::bail!("the node does not come back")
+}
+
+/// Waits until this node owns everything.
+async fn owns_all(address: SocketAddr, name: &str) -> Result<()> {
+    for _ in 0..300 {
+        let shown: Value =
+            reqwest::get(format!("http://{address}/v1/cluster")).await?.json().await?;
+        let mut partitions = shown["partitions"].as_array().context("partitions")?.iter();
+        if partitions.all(|partition| partition["owner"] == name) {
+            return Ok(());
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    anyhow::bail!("{name} does not own everything within 30 s")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entity_of_a_newer_version_is_503_and_left_untouched() -> Result<()> {
+    let Some(database) = Database::start(&[]).await? else { return Ok(()) };
+    let (url, known) = (database.url(), secret(SECRET)?);
+    let alone = async |name: &str, version: &str| {
+        let address = free_address()?;
+        let mut command = server_among("unruly", &url, name, address, known.path())?;
+        command.args(["--lease", "1"]).env("SHIFTY", version);
+        let node = run(command, address).await?;
+        owns_all(address, name).await?;
+        anyhow::Ok((node, address))
+    };
+    let client = reqwest::Client::new();
+    let post = async |address: SocketAddr, path: &str| {
+        client.post(format!("http://{address}/v1/entities/shifty/s/{path}")).send().await
+    };
+    let (newer, address) = alone("newer", "second").await?;
+    assert_eq!(post(address, "calls/count").await?.text().await?, "1");
+    drop(newer);
+    let (older, address) = alone("older", "first").await?;
+    for path in ["calls/count", "signals/count"] {
+        let (status, _, detail) = stead_tests::problem(post(address, path).await?).await?;
+        assert_eq!(status, 503, "{detail}");
+        assert!(detail.contains("version 2 of its type, and this node knows version 1"), "{detail}");
+    }
+    drop(older);
+    let (_newer, address) = alone("newer", "second").await?;
+    assert_eq!(post(address, "calls/count").await?.text().await?, "2");
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -121,9 +177,7 @@ async fn a_node_serves_what_it_knows_and_leaves_the_rest_untouched() -> Result<(
     let mut addresses = Vec::new();
     for (program, name) in [("stead", "one"), ("unruly", "other")] {
         let address = free_address()?;
-        let mut command = server_among(program, &url, name, address, known.path())?;
-        nodes.push(command.stderr(Stdio::null()).spawn()?);
-        wait_alive(address).await?;
+        nodes.push(run(server_among(program, &url, name, address, known.path())?, address).await?);
         addresses.push(address);
     }
     let client = reqwest::Client::new();
@@ -155,9 +209,5 @@ async fn a_node_serves_what_it_knows_and_leaves_the_rest_untouched() -> Result<(
     assert!(served > 5 && refused > 5, "{served} served, {refused} refused");
     let unknown = format!("http://{}/v1/entities/nothing/k/calls/add", addresses[0]);
     assert_eq!(client.post(unknown).body("1").send().await?.status(), 404, "nobody serves it");
-    for mut node in nodes {
-        node.kill()?;
-        node.wait()?;
-    }
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! What a store in PostgreSQL promises beside the conformance suite.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result};
 use stead::{
     EntityId, Node, PostgresStore, Timestamp,
@@ -8,6 +10,7 @@ use stead::{
         Batch, CommitOutcome, Fence, Store, Write, conformance,
         postgres::{ConnectError, PostgresSettings},
         record::StateRecord,
+        shared::{Registration, SharedStore as _},
     },
 };
 use stead_tests::{
@@ -50,6 +53,37 @@ async fn the_postgres_store_conforms_when_it_is_shared() -> Result<()> {
     let settings = PostgresSettings::default();
     let store = PostgresStore::connect_shared(&database.url(), &settings).await?;
     conformance::shared_suite(store).await;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_forgets_keys_of_its_own_partitions_only() -> Result<()> {
+    let Some(database) = Database::start(&[]).await? else { return Ok(()) };
+    let settings = PostgresSettings::default();
+    let store = PostgresStore::connect_shared(&database.url(), &settings).await?;
+    let node = Registration {
+        name: "a".into(),
+        address: "a:1".into(),
+        weight: 1,
+        types: Vec::new(),
+        lease: Duration::from_secs(60),
+        secret: Vec::new(),
+    };
+    let joined = store.join(node).await?;
+    store.acquire(joined.incarnation, vec![258]).await?;
+    let old = "insert into stead_idempotency (key, at_micros, record) values \
+        ('\\x010201', 5, ''), ('\\x010202', 500, ''), ('\\x010301', 5, '')";
+    database.execute(old).await?;
+    store.tend(Timestamp::from_micros(100));
+    let fence = Fence { incarnation: joined.incarnation, lane: 0, number: 1 };
+    let time = Timestamp::from_micros(joined.time.as_micros() + 1);
+    let batch = Batch { fence, owner: "a".into(), time, is_clean: false, writes: Vec::new() };
+    assert_eq!(store.commit(batch).await, CommitOutcome::Committed);
+    let left = "select count(*) from stead_idempotency where";
+    let own = database.number(&format!("{left} get_byte(key, 1) = 2")).await?;
+    assert_eq!(own, 1, "what may still be used stays");
+    let others = database.number(&format!("{left} get_byte(key, 1) = 3")).await?;
+    assert_eq!(others, 1, "what is another node's stays");
     Ok(())
 }
 

@@ -23,7 +23,7 @@ use crate::{
     clock::{self, deadline_after, monotonic},
     map::Map,
     sabotage,
-    store::{Batch, CommitOutcome, Fence, record::Settings},
+    store::{Batch, CommitOutcome, Fence, Opened, record::Settings},
 };
 
 /// The wait before the database is asked again how a batch ended.
@@ -36,6 +36,8 @@ pub(super) struct Writer {
     client: Option<Client>,
     settings: PostgresSettings,
     forget_before: Arc<AtomicI64>,
+    /// Whether others write to the store too.
+    is_shared: bool,
     /// What was forgotten last.
     forgotten: i64,
     /// What was minted with the store.
@@ -72,7 +74,7 @@ impl Writer {
         config: Config,
         client: Client,
         settings: PostgresSettings,
-        kept: Settings,
+        opened: &Opened,
         forget_before: Arc<AtomicI64>,
     ) -> Self {
         Self {
@@ -80,8 +82,9 @@ impl Writer {
             client: Some(client),
             settings,
             forget_before,
+            is_shared: opened.incarnation == 0,
             forgotten: i64::MIN,
-            kept,
+            kept: opened.settings.clone(),
             lanes: Map::default(),
         }
     }
@@ -111,7 +114,12 @@ impl Writer {
         let horizon = self.forget_before.load(Ordering::Relaxed);
         if horizon > self.forgotten {
             self.forgotten = horizon.saturating_add(FORGET_EVERY);
-            statements.push(Statement::new(sql::FORGET).value(horizon, Type::INT8));
+            statements.push(match self.is_shared {
+                true => Statement::new(sql::FORGET_OWN)
+                    .value(horizon, Type::INT8)
+                    .value(signed(batch.fence.incarnation), Type::INT8),
+                false => Statement::new(sql::FORGET).value(horizon, Type::INT8),
+            });
         }
         // The database gives a statement up before that; a connection may be silent for ever.
         let patience = 2 * self.settings.statement_timeout;

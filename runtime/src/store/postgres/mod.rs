@@ -154,9 +154,8 @@ impl PostgresStore {
     ) -> Self {
         let forget_before = Arc::new(AtomicI64::new(i64::MIN));
         let place = connect::place(&config);
-        let kept = opened.settings.clone();
-        let writer =
-            Writer::new(config.clone(), client, settings.clone(), kept, forget_before.clone());
+        let forget = forget_before.clone();
+        let writer = Writer::new(config.clone(), client, settings.clone(), &opened, forget);
         Self {
             opened,
             readers: Arc::new(Readers::new(config.clone())),

@@ -65,6 +65,7 @@ create table stead_nodes (
     expires_micros bigint not null,
     is_leaving boolean not null
 );
+create index stead_idempotency_at on stead_idempotency (at_micros);
 create table stead_partitions (
     partition integer primary key,
     owner bigint,
@@ -186,6 +187,11 @@ pub(super) const PUT_IDEMPOTENCY: &str = "insert into stead_idempotency (key, re
 /// Keys that nobody may use any more, some at a time.
 pub(super) const FORGET: &str = "delete from stead_idempotency where key in (\
     select key from stead_idempotency where at_micros < $1 limit 1000)";
+/// The same among others, of whose partitions nothing is deleted: a key begins with its partition.
+pub(super) const FORGET_OWN: &str = "delete from stead_idempotency where key in (\
+    select key from stead_idempotency where at_micros < $1 \
+    and get_byte(key, 0) * 256 + get_byte(key, 1) in \
+    (select partition from stead_partitions where owner = $2) limit 1000)";
 
 /// The four statements of a table of plain rows.
 pub(super) struct Plain {
