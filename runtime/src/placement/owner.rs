@@ -32,6 +32,8 @@ const MOVES_MAX: usize = 16;
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
 /// The time between two looks while something moves.
 const MOVING_PAUSE: Duration = Duration::from_millis(50);
+/// The time between two looks, in leases, while nothing is known to have changed: each renewal tells.
+const QUIET_LEASES: u32 = 10;
 /// How long a look may take.
 const LOOK_DEADLINE: Duration = Duration::from_secs(5);
 /// The wait before a release that was refused is tried again.
@@ -145,7 +147,8 @@ impl Owner {
         }
         let is_awaited = cluster.is_awaited.swap(false, Ordering::SeqCst);
         let is_moving = plan.is_waiting || !self.moving.is_empty() || leaves || is_awaited;
-        Ok(Next::Wait(if is_moving { MOVING_PAUSE } else { cluster.registration.lease }))
+        let lease = cluster.registration.lease;
+        Ok(Next::Wait(if is_moving { MOVING_PAUSE } else { QUIET_LEASES * lease }))
     }
 
     /// Begins to host what this incarnation has come to own.

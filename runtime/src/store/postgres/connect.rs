@@ -6,7 +6,9 @@ use std::{
 };
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_postgres::{Client, Config, NoTls, config::Host, types::Type};
+use tokio_postgres::{
+    Client, Config, IsolationLevel, NoTls, Transaction, config::Host, types::Type,
+};
 
 use super::{PostgresSettings, sql};
 use crate::clock;
@@ -116,13 +118,18 @@ pub(super) async fn check_durability(
     Ok(())
 }
 
+/// A transaction whose isolation is not the database's default.
+pub(super) async fn begin(client: &mut Client) -> Result<Transaction<'_>, tokio_postgres::Error> {
+    client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start().await
+}
+
 /// Makes the tables, or brings them up to this program's version.
 pub(super) async fn migrate(
     client: &mut Client,
-    mint: impl AsyncFnOnce(&tokio_postgres::Transaction<'_>) -> Result<(), tokio_postgres::Error>,
+    mint: impl AsyncFnOnce(&Transaction<'_>) -> Result<(), tokio_postgres::Error>,
 ) -> Result<(), ConnectError> {
     let found: i64 = client.query_typed_one(sql::FIND_TABLES, &[]).await?.get(0);
-    let making = client.transaction().await?;
+    let making = begin(client).await?;
     let mut known = 0;
     if found > 0 {
         let row = making.query_typed_one(sql::LOCK_STORE, &[]).await?;

@@ -230,7 +230,7 @@ async fn open_lane(
     client: &mut Client,
     settings: &PostgresSettings,
 ) -> Result<Opened, ConnectError> {
-    let opening = client.transaction().await?;
+    let opening = connect::begin(client).await?;
     let incarnation: i64 = opening.query_typed_one(sql::NEXT_INCARNATION, &[]).await?.get(0);
     opening.execute_typed(sql::CLOSE_LANES, &[]).await?;
     opening.execute_typed(sql::DROP_NODES, &[]).await?;
