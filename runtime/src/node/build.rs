@@ -18,7 +18,7 @@ use crate::{
     entropy::Entropy,
     layout,
     partition::{self, Handle, Shell},
-    placement::{cluster::Cluster, member},
+    placement::{cluster::Cluster, member, ring::WEIGHT_MAX},
     store::{
         Store,
         shared::{Registration, SharedStore},
@@ -26,6 +26,9 @@ use crate::{
     transport::Transport,
     types::{EntityType, EntityTypes, entity_type},
 };
+
+/// The longest name of a node, in bytes.
+const NAME_BYTES_MAX: usize = 64;
 
 /// Puts a node together.
 pub struct NodeBuilder {
@@ -133,7 +136,7 @@ impl NodeBuilder {
         self
     }
 
-    /// Names the node; the name is stored as the owner of its batches.
+    /// Names the node, with 1 to 64 bytes; the name is stored as the owner of its batches.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
         self
@@ -155,6 +158,12 @@ impl NodeBuilder {
         for known in &self.entities {
             problems.extend(problems_of(&**known, &types));
             types.insert(known.name(), known.clone());
+        }
+        if self.name.is_empty() || self.name.len() > NAME_BYTES_MAX {
+            problems.push(format!("a node's name has 1 to {NAME_BYTES_MAX} bytes"));
+        }
+        if !(1..=WEIGHT_MAX).contains(&self.weight) {
+            problems.push(format!("a node's weight is 1 to {WEIGHT_MAX}"));
         }
         let Some(store) = self.store.filter(|_| problems.is_empty()) else {
             problems.extend(problems.is_empty().then(|| "a node needs a store".to_owned()));

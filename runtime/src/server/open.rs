@@ -77,6 +77,8 @@ async fn join(
     let secret = Secret::new(&bytes).ok_or_else(|| {
         usage(format!("a cluster's secret has at least {SECRET_BYTES_MIN} bytes"))
     })?;
+    check_address(listen, settings.peer_address.as_deref())
+        .map_err(|why| (exit::USAGE, why.to_owned()))?;
     let peers = HttpTransport::bind(listen, settings.peer_address.clone(), secret).await;
     let peers = peers
         .map_err(|error| (exit::FAILED, format!("cannot listen for peers on {listen}: {error}")))?;
@@ -92,6 +94,23 @@ async fn join(
     Ok((Node::builder().share(store, peers, address).weight(settings.weight), place))
 }
 
+/// Whether peers can reach this node where it says.
+fn check_address(listen: SocketAddr, address: Option<&str>) -> Result<(), &'static str> {
+    match address {
+        None if listen.ip().is_unspecified() => Err(
+            "--peer-listen names every address of this machine: say with --peer-address HOST:PORT \
+             under which one the other nodes reach it",
+        ),
+        Some(address) if !is_authority(address) => Err("--peer-address is HOST:PORT"),
+        _ => Ok(()),
+    }
+}
+
+fn is_authority(address: &str) -> bool {
+    let parsed = address.parse::<hyper::http::uri::Authority>();
+    parsed.is_ok_and(|it| it.port_u16().is_some() && !it.host().is_empty() && !address.contains('@'))
+}
+
 fn why_not(error: ConnectError) -> (u8, String) {
     let code = match error {
         ConnectError::Address(_) => exit::USAGE,
@@ -99,4 +118,20 @@ fn why_not(error: ConnectError) -> (u8, String) {
         _ => exit::FAILED,
     };
     (code, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_must_be_able_to_reach_the_address() {
+        let (all, one) = ("0.0.0.0:7080", "10.0.0.7:7080");
+        let check = |listen: &str, address| check_address(listen.parse().expect("valid"), address);
+        assert!(check(all, None).is_err() && check("[::]:7080", None).is_err());
+        assert!(check(one, None).is_ok() && check(all, Some("node-1.stead:7080")).is_ok());
+        for wrong in ["", "node-1", "node-1:", ":7080", "http://node-1:7080", "me@node-1:7080"] {
+            assert!(check(one, Some(wrong)).is_err(), "{wrong}");
+        }
+    }
 }

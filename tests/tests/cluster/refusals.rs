@@ -69,6 +69,10 @@ async fn what_cannot_join_says_why_and_changes_nothing() -> Result<()> {
     assert_eq!(code, 2, "{why}");
     assert!(why.contains("at least 16 bytes"), "{why}");
 
+    let (code, why) = ends(&url, &"n".repeat(65), &known).await?;
+    assert_eq!(code, 2, "{why}");
+    assert!(why.contains("a node's name has 1 to 64 bytes"), "{why}");
+
     let nobody = url.replace("stead@", "nobody@");
     let (code, why) = ends(&nobody, "second", &known).await?;
     assert_eq!(code, 1, "{why}");
