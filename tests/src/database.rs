@@ -1,28 +1,39 @@
-//! A private PostgreSQL.
+//! A private PostgreSQL, or an empty database at one whose address is given.
 
 use std::{
-    net::SocketAddr,
+    net::{SocketAddr, ToSocketAddrs as _},
     os::unix::{fs::chown, process::CommandExt},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
 use crate::{free_address, leave_out};
 use anyhow::{Context as _, Result, bail};
+use reqwest::Url;
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use tempfile::TempDir;
 
 /// The user of a server that root starts, because PostgreSQL refuses to run as root: nobody.
 const NOBODY: u32 = 65_534;
 
-/// A PostgreSQL server with an empty database, in a directory of its own. Dropping it stops it.
+/// The address of a database, with a port, whose user may create others, for the tests that need no
+/// server of their own.
+const GIVEN: &str = "STEAD_TEST_POSTGRES";
+
+/// An empty database, at a server in a directory of its own or at the one that is given. Dropping it
+/// stops the one, and drops the database at the other.
 #[derive(Debug)]
 pub struct Database {
-    server: Child,
-    directory: TempDir,
-    programs: PathBuf,
+    url: Url,
     address: SocketAddr,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    Own { server: Child, directory: TempDir, programs: PathBuf },
+    Given(Url),
 }
 
 /// Where PostgreSQL's programs lie, if they are on this machine.
@@ -37,6 +48,23 @@ fn programs() -> Option<PathBuf> {
 }
 
 impl Database {
+    /// A database at the server whose address is given, else at one of its own.
+    ///
+    /// # Errors
+    /// What PostgreSQL or the operating system says.
+    pub async fn any() -> Result<Option<Self>> {
+        let Ok(given) = std::env::var(GIVEN) else { return Self::start(&[]).await };
+        let given = Url::parse(&given).context(GIVEN)?;
+        let host = (given.host_str().context("a host")?, given.port().context("a port")?);
+        let address = host.to_socket_addrs()?.next().context("an address")?;
+        let name = format!("stead_test_{}", free_address()?.port());
+        execute(&given, &format!("drop database if exists {name}")).await?;
+        execute(&given, &format!("create database {name}")).await?;
+        let mut url = given.clone();
+        url.set_path(&name);
+        Ok(Some(Self { url, address, place: Place::Given(given) }))
+    }
+
     /// Starts a server with further settings, such as `fsync=off`; `None`, and says so, where there
     /// is no PostgreSQL.
     ///
@@ -59,8 +87,9 @@ impl Database {
             bail!("initdb: {}", String::from_utf8_lossy(&made.stderr));
         }
         let address = free_address()?;
-        let server = run(&programs, &directory, address, settings)?;
-        let database = Self { server, directory, programs, address };
+        let server = run(&programs, directory.path(), address, settings)?;
+        let url = Url::parse(&url(address))?;
+        let database = Self { url, address, place: Place::Own { server, directory, programs } };
         database.answers().await?;
         Ok(Some(database))
     }
@@ -68,10 +97,13 @@ impl Database {
     /// Stops the server at once, as a crash would, and starts it again.
     ///
     /// # Errors
-    /// What PostgreSQL or the operating system says.
+    /// What PostgreSQL or the operating system says; where the server is not the test's own.
     pub async fn crash(&mut self) -> Result<()> {
-        self.stop(Signal::QUIT)?;
-        self.server = run(&self.programs, &self.directory, self.address, &[])?;
+        let Place::Own { server, directory, programs } = &mut self.place else {
+            bail!("the server is not the test's own");
+        };
+        stop(server, Signal::QUIT)?;
+        *server = run(programs, directory.path(), self.address, &[])?;
         self.answers().await
     }
 
@@ -82,18 +114,23 @@ impl Database {
 
     /// Its address as clients write it.
     pub fn url(&self) -> String {
-        url(self.address)
+        self.url.to_string()
     }
 
-    fn stop(&mut self, signal: Signal) -> Result<()> {
-        kill_process(Pid::from_child(&self.server), signal)?;
-        self.server.wait()?;
-        Ok(())
+    /// The same by way of another address.
+    ///
+    /// # Errors
+    /// Never for an address of this machine.
+    pub fn url_at(&self, address: SocketAddr) -> Result<String> {
+        let mut url = self.url.clone();
+        let host = url.set_ip_host(address.ip());
+        let port = url.set_port(Some(address.port()));
+        host.and(port).map(|()| url.to_string()).ok().context("an address")
     }
 
     async fn answers(&self) -> Result<()> {
         for _ in 0..1_500 {
-            let connected = tokio_postgres::connect(&self.url(), tokio_postgres::NoTls).await;
+            let connected = tokio_postgres::connect(self.url.as_str(), tokio_postgres::NoTls).await;
             if connected.is_ok() {
                 return Ok(());
             }
@@ -108,7 +145,7 @@ impl Database {
     /// What the database says.
     pub async fn number(&self, sql: &str) -> Result<i64> {
         let (client, connection) =
-            tokio_postgres::connect(&self.url(), tokio_postgres::NoTls).await?;
+            tokio_postgres::connect(self.url.as_str(), tokio_postgres::NoTls).await?;
         let carrying = tokio::spawn(connection);
         let row = client.query_one(sql, &[]).await?;
         let number = row.try_get::<_, Option<i64>>(0)?.unwrap_or(0);
@@ -122,13 +159,22 @@ impl Database {
     /// # Errors
     /// What the database says.
     pub async fn execute(&self, sql: &str) -> Result<()> {
-        let (client, connection) =
-            tokio_postgres::connect(&self.url(), tokio_postgres::NoTls).await?;
-        let carrying = tokio::spawn(connection);
-        client.batch_execute(sql).await?;
-        drop(client);
-        carrying.await?.context("the connection")
+        execute(&self.url, sql).await
     }
+}
+
+async fn execute(url: &Url, sql: &str) -> Result<()> {
+    let (client, connection) = tokio_postgres::connect(url.as_str(), tokio_postgres::NoTls).await?;
+    let carrying = tokio::spawn(connection);
+    client.batch_execute(sql).await?;
+    drop(client);
+    carrying.await?.context("the connection")
+}
+
+fn stop(server: &mut Child, signal: Signal) -> Result<()> {
+    kill_process(Pid::from_child(server), signal)?;
+    server.wait()?;
+    Ok(())
 }
 
 /// The address of a database behind a port of this machine.
@@ -145,16 +191,11 @@ fn unprivileged(program: PathBuf) -> Command {
     command
 }
 
-fn run(
-    programs: &std::path::Path,
-    directory: &TempDir,
-    address: SocketAddr,
-    settings: &[&str],
-) -> Result<Child> {
+fn run(programs: &Path, directory: &Path, address: SocketAddr, settings: &[&str]) -> Result<Child> {
     let mut command = unprivileged(programs.join("postgres"));
-    command.arg("-D").arg(directory.path().join("data"));
+    command.arg("-D").arg(directory.join("data"));
     command.args(["-h", "127.0.0.1", "-p", &address.port().to_string()]);
-    command.arg("-k").arg(directory.path());
+    command.arg("-k").arg(directory);
     for setting in settings {
         command.args(["-c", setting]);
     }
@@ -163,6 +204,21 @@ fn run(
 
 impl Drop for Database {
     fn drop(&mut self) {
-        let _stopped_already = self.stop(Signal::QUIT);
+        let given = match &mut self.place {
+            Place::Own { server, .. } => {
+                let _stopped_already = stop(server, Signal::QUIT);
+                return;
+            }
+            Place::Given(given) => given.clone(),
+        };
+        let name = self.url.path().trim_start_matches('/').to_owned();
+        // Not on the runtime of the test, which may have ended.
+        let dropping = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(execute(&given, &format!("drop database {name} with (force)")))
+        });
+        if !matches!(dropping.join(), Ok(Ok(()))) {
+            leave_out("dropping a test's database at the given server");
+        }
     }
 }

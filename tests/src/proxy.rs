@@ -16,8 +16,6 @@ use tokio::{
     sync::watch,
 };
 
-use crate::database::url;
-
 /// What a [`Proxy`] does with the next COMMIT of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -100,11 +98,6 @@ impl Proxy {
     /// What passes from here on.
     pub fn pass(&self, what: Passes) {
         self.passes.send_replace(what);
-    }
-
-    /// The address of the database behind it.
-    pub fn url(&self) -> String {
-        url(self.address)
     }
 }
 

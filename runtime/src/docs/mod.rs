@@ -2,6 +2,8 @@
 
 #[doc = include_str!("architecture.md")]
 pub mod architecture {}
+#[doc = include_str!("cluster.md")]
+pub mod cluster {}
 #[doc = include_str!("glossary.md")]
 pub mod glossary {}
 #[doc = include_str!("guarantees.md")]
@@ -14,5 +16,7 @@ pub mod invariants {}
 pub mod operations {}
 #[doc = include_str!("postgres.md")]
 pub mod postgres {}
+#[doc = include_str!("sizing.md")]
+pub mod sizing {}
 #[doc = include_str!("storage-format.md")]
 pub mod storage_format {}

@@ -107,8 +107,9 @@ fn check_address(listen: SocketAddr, address: Option<&str>) -> Result<(), &'stat
 }
 
 fn is_authority(address: &str) -> bool {
+    let has_user = address.contains('@');
     let parsed = address.parse::<hyper::http::uri::Authority>();
-    parsed.is_ok_and(|it| it.port_u16().is_some() && !it.host().is_empty() && !address.contains('@'))
+    !has_user && parsed.is_ok_and(|it| it.port_u16().is_some() && !it.host().is_empty())
 }
 
 fn why_not(error: ConnectError) -> (u8, String) {

@@ -19,6 +19,7 @@ pub struct NodeProcess {
     pub name: String,
     pub listen: SocketAddr,
     pub to_database: Proxy,
+    store: String,
     pub from_peers: Proxy,
     peer_listen: SocketAddr,
     child: Option<Child>,
@@ -29,10 +30,12 @@ pub struct NodeProcess {
 impl NodeProcess {
     pub async fn new(name: &str, database: &Database, skew: Option<String>) -> Result<Self> {
         let peer_listen = free_address()?;
+        let to_database = Proxy::start(database.address()).await?;
         Ok(Self {
             name: name.into(),
             listen: free_address()?,
-            to_database: Proxy::start(database.address()).await?,
+            store: database.url_at(to_database.address())?,
+            to_database,
             from_peers: Proxy::start(peer_listen).await?,
             peer_listen,
             child: None,
@@ -49,7 +52,7 @@ impl NodeProcess {
         command.args(["--peer-address", &self.from_peers.address().to_string()]);
         command.args(["--lease", &LEASE.as_secs_f64().to_string()]);
         command.arg("--cluster-secret-file").arg(secret);
-        command.env("STEAD_STORE", self.to_database.url());
+        command.env("STEAD_STORE", &self.store);
         if let Some(skew) = &self.skew {
             command.env("LD_PRELOAD", FAKETIME).env("FAKETIME", skew);
             // Only the wall clock is off.

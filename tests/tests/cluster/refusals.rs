@@ -102,7 +102,8 @@ async fn a_database_that_is_gone_is_503_until_it_is_back() -> Result<()> {
     let Some(database) = Database::start(&[]).await? else { return Ok(()) };
     let (known, address) = (secret(SECRET)?, free_address()?);
     let proxy = Proxy::start(database.address()).await?;
-    let mut command = server_among("stead", &proxy.url(), "only", address, known.path())?;
+    let url = database.url_at(proxy.address())?;
+    let mut command = server_among("stead", &url, "only", address, known.path())?;
     command.args(["--lease", "1", "--call-deadline", "2"]);
     let _node = run(command, address).await?;
     let client = reqwest::Client::new();
@@ -165,7 +166,10 @@ async fn an_entity_of_a_newer_version_is_503_and_left_untouched() -> Result<()> 
     for path in ["calls/count", "signals/count"] {
         let (status, _, detail) = stead_tests::problem(post(address, path).await?).await?;
         assert_eq!(status, 503, "{detail}");
-        assert!(detail.contains("version 2 of its type, and this node knows version 1"), "{detail}");
+        assert!(
+            detail.contains("version 2 of its type, and this node knows version 1"),
+            "{detail}"
+        );
     }
     drop(older);
     let (_newer, address) = alone("newer", "second").await?;

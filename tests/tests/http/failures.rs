@@ -94,8 +94,9 @@ async fn a_changed_layout_is_refused_and_an_upgrade_is_not() -> Result<()> {
     assert_eq!(server.terminate().await?.code(), Some(0));
     // An older program leaves what it does not know alone, and serves the rest.
     let server = unruly(data.path(), &[], "first").await?;
-    let (status, slug, _) = problem(server.post(count, "").send().await?).await?;
-    assert_eq!((status, slug.as_str()), (500, "corrupt"));
+    let (status, slug, detail) = problem(server.post(count, "").send().await?).await?;
+    assert_eq!((status, slug.as_str()), (503, "unavailable"));
+    assert!(detail.contains("version 2") && detail.contains("run a newer program"), "{detail}");
     assert_eq!(server.call("/v1/entities/shifty/b/calls/count", "").await?, 1);
     assert_eq!(server.call("/v1/entities/unruly/b/calls/append", "1").await?, json!([1]));
     assert_eq!(server.terminate().await?.code(), Some(0));

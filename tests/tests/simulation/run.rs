@@ -34,7 +34,15 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { nodes: 3, clients: 6, requests: 60, entities: 10, faults: 25, only_leaves: false, pause: 900 }
+        Self {
+            nodes: 3,
+            clients: 6,
+            requests: 60,
+            entities: 10,
+            faults: 25,
+            only_leaves: false,
+            pause: 900,
+        }
     }
 }
 

@@ -41,7 +41,7 @@ fn state(key: &str, generation: u64, revision: u64, follows: u64) -> Write {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_postgres_store_conforms() -> Result<()> {
-    let Some(database) = Database::start(&[]).await? else { return Ok(()) };
+    let Some(database) = Database::any().await? else { return Ok(()) };
     let url = database.url();
     conformance::suite(async || PostgresStore::connect(&url).await.expect("opens")).await;
     Ok(())
@@ -49,7 +49,7 @@ async fn the_postgres_store_conforms() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_postgres_store_conforms_when_it_is_shared() -> Result<()> {
-    let Some(database) = Database::start(&[]).await? else { return Ok(()) };
+    let Some(database) = Database::any().await? else { return Ok(()) };
     let settings = PostgresSettings::default();
     let store = PostgresStore::connect_shared(&database.url(), &settings).await?;
     conformance::shared_suite(store).await;
@@ -58,7 +58,7 @@ async fn the_postgres_store_conforms_when_it_is_shared() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_forgets_keys_of_its_own_partitions_only() -> Result<()> {
-    let Some(database) = Database::start(&[]).await? else { return Ok(()) };
+    let Some(database) = Database::any().await? else { return Ok(()) };
     let settings = PostgresSettings::default();
     let store = PostgresStore::connect_shared(&database.url(), &settings).await?;
     let node = Registration {
@@ -89,7 +89,7 @@ async fn a_node_forgets_keys_of_its_own_partitions_only() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_was_followed_can_commit_nothing() -> Result<()> {
-    let Some(database) = Database::start(&[]).await? else { return Ok(()) };
+    let Some(database) = Database::any().await? else { return Ok(()) };
     let first = PostgresStore::connect(&database.url()).await?;
     let next = first.opened().last_batch + 1;
     let committed = first.commit(batch(&first, next, vec![state("a", 9, 1, 0)])).await;
@@ -105,7 +105,7 @@ async fn who_was_followed_can_commit_nothing() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_state_that_does_not_follow_the_stored_one_is_refused() -> Result<()> {
-    let Some(database) = Database::start(&[]).await? else { return Ok(()) };
+    let Some(database) = Database::any().await? else { return Ok(()) };
     let store = PostgresStore::connect(&database.url()).await?;
     let mut next = store.opened().last_batch + 1;
     let rows = [
@@ -129,9 +129,9 @@ async fn a_state_that_does_not_follow_the_stored_one_is_refused() -> Result<()> 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_whose_answer_is_lost_is_settled_by_what_happened() -> Result<()> {
-    let Some(database) = Database::start(&[]).await? else { return Ok(()) };
+    let Some(database) = Database::any().await? else { return Ok(()) };
     let proxy = Proxy::start(database.address()).await?;
-    let store = PostgresStore::connect(&proxy.url()).await?;
+    let store = PostgresStore::connect(&database.url_at(proxy.address())?).await?;
     let mut next = store.opened().last_batch + 1;
     let kinds = [Loses::TheAnswer, Loses::TheCommit, Loses::TheClient];
     for (round, loses) in kinds.into_iter().cycle().take(9).enumerate() {
