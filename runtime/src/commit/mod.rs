@@ -333,12 +333,13 @@ impl Committer {
             let (partition, generation) = (burst.partition, burst.generation);
             let ended = &mut self.generations[usize::from(partition)];
             *ended = (*ended).max(generation + 1);
-            refuse(burst, error);
             let undone = match error.kind() {
                 ErrorKind::Full => error.clone(),
                 _ => Error::new(ErrorKind::Unavailable, "an earlier commit failed"),
             };
+            // Whoever is told and asks again finds the partition starting over.
             self.partitions[usize::from(partition)].push(Input::Failed(generation, undone));
+            refuse(burst, error);
         }
     }
 
