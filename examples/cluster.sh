@@ -47,7 +47,8 @@ echo "starting PostgreSQL in $directory"
 (cd / && "${plain[@]}" "$programs/initdb" -D "$directory/data" -U stead -A trust -E UTF8 --locale=C \
   --no-sync >/dev/null)
 port=$(free_port 15432)
-(cd / && exec "${plain[@]}" "$programs/postgres" -D "$directory/data" -h 127.0.0.1 -p "$port" \
+# In a session of its own: Ctrl-C is for this script, and nodes need the database to hand over.
+(cd / && exec setsid "${plain[@]}" "$programs/postgres" -D "$directory/data" -h 127.0.0.1 -p "$port" \
   -k "$directory" 2>"$directory/postgres.log") &
 database=$!
 for _ in $(seq 100); do

@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use stead::{Node, PostgresStore, stock::Counter};
 use stead_tests::database::Database;
-use tokio_postgres::{Client, NoTls, types::Type};
+use tokio_postgres::{
+    Client, NoTls,
+    types::{ToSql, Type},
+};
 
 use crate::{
     ceiling::row,
@@ -18,11 +21,15 @@ const BATCH: usize = 1_000;
 const LENGTH: Duration = Duration::from_secs(2);
 const FLOOR: f64 = 0.50;
 
+/// The same columns that stead keeps of a state.
+const BY_HAND: &str = "create table by_hand (key bytea primary key, generation bytea, \
+    revision bigint, record bytea, partition integer)";
+
 pub async fn measure(table: &mut Table, rounds: usize) -> Result<()> {
     let Some(database) = Database::start(&[]).await? else { return Ok(()) };
     let (client, connection) = tokio_postgres::connect(&database.url(), NoTls).await?;
     let carrying = tokio::spawn(connection);
-    client.batch_execute("create table by_hand (key bytea primary key, record bytea)").await?;
+    client.batch_execute(BY_HAND).await?;
     let store = PostgresStore::connect(&database.url()).await?;
     let node = Node::builder().store(store).entity::<Counter>().start().await?;
     let mut pairs = Vec::new();
@@ -57,10 +64,20 @@ async fn rows_per_second(client: &Client) -> Result<f64> {
         }
         let (keys, records): (Vec<&[u8]>, Vec<&[u8]>) =
             batch.iter().map(|(key, record)| (&key[..], &record[..])).unzip();
-        let put = "insert into by_hand select * from unnest($1::bytea[], $2::bytea[]) \
-            on conflict (key) do update set record = excluded.record";
-        let values: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 2] =
-            [(&keys, Type::BYTEA_ARRAY), (&records, Type::BYTEA_ARRAY)];
+        let (generations, revisions) = (vec![[1_u8; 8]; BATCH], vec![written as i64; BATCH]);
+        let generations: Vec<_> = generations.iter().map(|it| &it[..]).collect();
+        let partitions = vec![7_i32; BATCH];
+        let put = "insert into by_hand select * from \
+            unnest($1::bytea[], $2::bytea[], $3::bigint[], $4::bytea[], $5::integer[]) \
+            on conflict (key) do update set revision = excluded.revision, \
+            record = excluded.record";
+        let values: [(&(dyn ToSql + Sync), Type); 5] = [
+            (&keys, Type::BYTEA_ARRAY),
+            (&generations, Type::BYTEA_ARRAY),
+            (&revisions, Type::INT8_ARRAY),
+            (&records, Type::BYTEA_ARRAY),
+            (&partitions, Type::INT4_ARRAY),
+        ];
         written += client.execute_typed(put, &values).await?;
     }
     Ok(written as f64 / started.elapsed().as_secs_f64())

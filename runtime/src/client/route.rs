@@ -108,16 +108,22 @@ impl Node {
     }
 
     async fn routed(&self, cluster: &Cluster, ask: Ask, patience: Duration) -> Response {
-        let Some(_room) = self.load().admit(ask.bytes(), self.config()) else {
-            return Err(super::overloaded());
-        };
         let (deadline, partition) = (deadline_after(patience), ask.partition(self));
         let mut is_in_doubt = false;
+        let mut room = None;
         loop {
             let left = deadline.saturating_duration_since(monotonic());
             let answered = if self.is_open(partition) {
+                // It takes room of its own.
+                room = None;
                 self.here(ask.clone(), left).await
             } else {
+                if room.is_none() {
+                    room = self.load().admit(ask.bytes(), self.config());
+                }
+                if room.is_none() {
+                    return Err(settled(super::overloaded(), is_in_doubt));
+                }
                 match cluster.owner(partition) {
                     Some(owner) if owner.name != cluster.registration.name => {
                         forward(cluster, owner, &ask, left).await
@@ -133,11 +139,7 @@ impl Node {
             let is_repeated = is_moved || (error.kind() == ErrorKind::Unknown && ask.is_safe());
             is_in_doubt |= error.kind() == ErrorKind::Unknown;
             if !is_repeated || monotonic() + LOOK_PAUSE >= deadline {
-                return Err(match (is_in_doubt, is_moved) {
-                    (true, true) => Error::new(ErrorKind::Unknown, error.message()),
-                    (false, true) => Error::new(ErrorKind::Unavailable, error.message()),
-                    _ => error,
-                });
+                return Err(settled(error, is_in_doubt));
             }
             cluster.look(LOOK_PAUSE).await;
         }
@@ -156,6 +158,18 @@ impl Node {
             Ask::Drop(letter) => self.drop_letter_here(letter, patience)?.await,
         }
     }
+}
+
+/// What the last try says, and what is not known of an earlier one that may have been applied; but some
+/// things are said by who knows the idempotency key.
+fn settled(error: Error, is_in_doubt: bool) -> Error {
+    let kind = match error.kind() {
+        known @ (ErrorKind::Conflict | ErrorKind::Deadline | ErrorKind::Internal) => known,
+        _ if is_in_doubt => ErrorKind::Unknown,
+        ErrorKind::Fenced | ErrorKind::Closed => ErrorKind::Unavailable,
+        known => known,
+    };
+    if kind == error.kind() { error } else { Error::new(kind, error.message()) }
 }
 
 fn no_owner(partition: u16) -> Error {

@@ -199,7 +199,7 @@ pub(super) async fn list(State(node): State<Node>, uri: Uri) -> Answer {
     let parameters = parameters(&uri, &["prefix", "after", "limit"])?;
     let segments = path::segments(&uri)?;
     let entity_type = segments.into_iter().nth(1).unwrap_or_default();
-    node.known_type(&entity_type)?;
+    node.check_served(&entity_type)?;
     let limit = limit(&parameters)?;
     let prefix = parameters.get("prefix").cloned().unwrap_or_default();
     let after = parameters.get("after").cloned();

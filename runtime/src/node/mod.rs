@@ -112,7 +112,7 @@ impl Node {
     /// [`ErrorKind::NotFound`] for an unknown type, [`ErrorKind::Unavailable`] where the store
     /// cannot be read.
     pub async fn reminders(&self, id: &EntityId) -> Result<ReminderRows, Error> {
-        self.known_type(id.entity_type())?;
+        self.check_served(id.entity_type())?;
         let partition = self.partition_of(id);
         Ok(self.0.store.reminders(partition, id.clone(), Some(REMINDERS_MAX)).await?)
     }
@@ -286,6 +286,11 @@ impl Node {
             let message = format!("there is no entity type {name:?}; there are: {names}");
             Error::new(ErrorKind::NotFound, message)
         })
+    }
+
+    /// Refuses an entity type that no node serves.
+    pub(crate) fn check_served(&self, name: &str) -> Result<(), Error> {
+        if self.serves(name) { Ok(()) } else { self.known_type(name).map(drop) }
     }
 
     /// Whether this node, or another one, serves an entity type.

@@ -97,6 +97,10 @@ impl Partition {
                     return;
                 }
                 let id = key.receiver.clone();
+                if self.type_of(&id).is_none() {
+                    tracing::warn!(entity = %id, "a signal waits for an entity type that is not served");
+                    return;
+                }
                 let limit = self.around.config.mailbox_max;
                 let crowded = self.rescan.is_running
                     || self.held_bytes > HELD_BYTES_MAX

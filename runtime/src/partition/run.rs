@@ -98,6 +98,14 @@ impl Partition {
         let behind = std::mem::take(&mut activation.behind);
         for item in mailbox.into_iter().chain(behind) {
             self.forget_key(&item, error);
+            match item.row {
+                Row::None => {}
+                Row::Inbox(key) => {
+                    self.held_bytes = self.held_bytes.saturating_sub(item.input.len());
+                    self.row_gone(key);
+                }
+                Row::Reminder(slot, _, number) => self.due.park(id, slot, number),
+            }
             if let Some(ticket) = item.ticket {
                 self.outputs.push(Output::Reply(ticket, Err(error.clone())));
             }

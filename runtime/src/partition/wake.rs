@@ -48,7 +48,7 @@ pub(super) struct Window {
     retry_at: Option<Timestamp>,
     /// Removed from the store while it was being scanned, which may show them.
     gone: Vec<Occurrence>,
-    /// Due, but of entity types that this node does not serve.
+    /// Due, but of entity types that this node does not serve, or of entities that it cannot use.
     parked: Set<Occurrence>,
     /// Set beyond `until`, with the burst that makes it durable.
     beyond: Vec<(u64, Reminder)>,
@@ -84,6 +84,13 @@ impl Window {
         } else {
             self.fired.remove(&occurrence);
         }
+    }
+
+    /// Leaves an occurrence that fired for who can use its entity.
+    pub(super) fn park(&mut self, id: &EntityId, slot: Slot, number: u64) {
+        let occurrence = (id.clone(), slot, number);
+        self.fired.remove(&occurrence);
+        self.parked.insert(occurrence);
     }
 
     fn end_scan(&mut self) {

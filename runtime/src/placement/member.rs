@@ -74,8 +74,11 @@ pub(crate) async fn run(cluster: Arc<Cluster>, node: Weak<Inner>, started: Start
             inner.move_out(&Error::new(ErrorKind::Fenced, "the node has lost its lease"));
         }
         match ended {
-            Ended::Lost => tracing::warn!("the lease is lost: joining again"),
-            Ended::Left => {
+            Ended::Lost if *cluster.stop.borrow() == Stop::No => {
+                tracing::warn!("the lease is lost: joining again");
+            }
+            // Where it was lost, others have its partitions.
+            Ended::Lost | Ended::Left => {
                 cluster.has_left.send_replace(true);
                 return;
             }
@@ -102,7 +105,7 @@ async fn join(
     is_first: bool,
 ) -> Result<(Instant, Joined), StartError> {
     let deadline = deadline_after(JOIN_DEADLINE);
-    let mut has_waited = false;
+    let mut waited_for = None;
     loop {
         if *cluster.stop.borrow() != Stop::No || (node.strong_count() == 0) {
             return Err(StartError::Unavailable("the node is stopping".into()));
@@ -112,8 +115,11 @@ async fn join(
         let joined = clock::within(JOIN_DEADLINE, joining).await;
         match joined {
             Some(Ok(joined)) => return Ok((asked, joined)),
-            Some(Err(MemberError::Held { left, .. })) if !has_waited => {
-                has_waited = true;
+            Some(Err(MemberError::Held { incarnation, left }))
+                if waited_for != Some(incarnation) =>
+            {
+                // It may also be this node's own, of a join whose answer did not arrive.
+                waited_for = Some(incarnation);
                 let name = &cluster.registration.name;
                 tracing::info!(%name, ?left, "the name is held; waiting for the lease to run out");
                 clock::sleep(left + Duration::from_millis(20)).await;
@@ -184,7 +190,8 @@ async fn renew(cluster: &Cluster, node: &Weak<Inner>, home: &Home) {
     loop {
         clock::sleep(interval).await;
         let asked = monotonic();
-        let renewed = clock::within(length, cluster.store.renew(number)).await;
+        // Soon enough for another try, should a connection have died without a word.
+        let renewed = clock::within(length / 2, cluster.store.renew(number)).await;
         match renewed {
             Some(Ok(renewed)) => {
                 let Some(inner) = node.upgrade() else { return };

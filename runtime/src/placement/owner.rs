@@ -23,7 +23,10 @@ use crate::{
     commit::{self, Work},
     node::{Home, Inner},
     partition::{Handle, message::Input, ticket::Ticket},
-    store::{CommitOutcome, shared::View},
+    store::{
+        CommitOutcome,
+        shared::{MemberError, MemberResult, View},
+    },
 };
 
 /// The most partitions that a node hands over at one time.
@@ -82,8 +85,11 @@ impl Owner {
                 Ok(Next::Again) => Duration::ZERO,
                 Ok(Next::Left) => return Ended::Left,
                 Ok(Next::Gone) => return Ended::Gone,
+                // Whoever finds it gone has its partitions, or the answer to leaving got lost.
+                Err(MemberError::Lost) if stop == Stop::Leave => return Ended::Left,
+                Err(MemberError::Lost) => return Ended::Lost,
                 Err(error) => {
-                    tracing::warn!(error, "cannot see who owns what");
+                    tracing::warn!(%error, "cannot see who owns what");
                     MOVING_PAUSE
                 }
             };
@@ -112,19 +118,20 @@ impl Owner {
         clock::sleep(LOOK_PAUSE.saturating_sub(since)).await;
     }
 
-    async fn act(&mut self, leaves: bool) -> Result<Next, String> {
+    async fn act(&mut self, leaves: bool) -> MemberResult<Next> {
         let (cluster, number) = (self.cluster.clone(), self.home.incarnation.number);
-        let told = |error: &dyn std::fmt::Display| error.to_string();
         if leaves && !self.has_announced {
-            cluster.store.announce_leave(number).await.map_err(|error| told(&error))?;
+            cluster.store.announce_leave(number).await?;
             self.has_announced = true;
         }
         self.looked_at = Some(monotonic());
         let looking = clock::within(LOOK_DEADLINE, cluster.store.view()).await;
-        let view = looking.ok_or("it does not answer")?.map_err(|error| told(&error))?;
+        let unreadable = |why: String| MemberError::Unavailable(why);
+        let view = looking.ok_or_else(|| unreadable("no answer".into()))?;
+        let view = view.map_err(|error| unreadable(error.to_string()))?;
         if let Some(dead) = expired(&view, number) {
             // It waits for the batch in flight of the dead; renewing the lease goes on meanwhile.
-            let was_evicted = cluster.store.evict(dead).await.map_err(|error| told(&error))?;
+            let was_evicted = cluster.store.evict(dead).await?;
             tracing::info!(incarnation = dead, was_evicted, "the lease of a node has run out");
             return Ok(Next::Again);
         }
@@ -137,12 +144,12 @@ impl Owner {
         let owns = seen.view.partitions.iter().filter(|it| it.owner == Some(number)).count();
         cluster.show(seen.clone());
         if !plan.acquire.is_empty() && !leaves {
-            cluster.store.acquire(number, plan.acquire).await.map_err(|error| told(&error))?;
+            cluster.store.acquire(number, plan.acquire).await?;
             return Ok(Next::Again);
         }
         self.give(&inner, &seen, &plan.give, leaves);
         if leaves && owns == 0 && self.moving.is_empty() && (seen.is_settled() || self.is_late()) {
-            cluster.store.leave(number).await.map_err(|error| told(&error))?;
+            cluster.store.leave(number).await?;
             return Ok(Next::Left);
         }
         let is_awaited = cluster.is_awaited.swap(false, Ordering::SeqCst);

@@ -18,7 +18,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
     Request, Response, StatusCode,
-    body::{Bytes, Incoming},
+    body::{Body as _, Bytes, Incoming},
     service::service_fn,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -26,7 +26,7 @@ use sha2::Sha256;
 use stead_entities::BoxFuture;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::watch,
+    sync::{Semaphore, watch},
     task::{JoinHandle, JoinSet},
 };
 
@@ -47,6 +47,10 @@ const PING_INTERVAL: Duration = Duration::from_secs(2);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// The shortest secret, in bytes.
 pub const SECRET_BYTES_MIN: usize = 16;
+/// The most bytes of questions that are read at one time, in units of a kilobyte.
+const READING_MAX: usize = 256 << 10;
+/// How long a question may take to arrive.
+const BODY_DEADLINE: Duration = Duration::from_secs(10);
 const CODE: &str = "x-stead-code";
 
 /// What all nodes of a cluster know, and nobody else.
@@ -153,7 +157,12 @@ impl Transport for HttpTransport {
     #[allow(clippy::disallowed_methods, reason = "the one task that accepts peers")]
     fn listen(&self, node: Arc<dyn Answers>) {
         let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let door = Door { node, address: self.address.clone(), secret: self.secret.clone() };
+        let door = Door {
+            node,
+            address: self.address.clone(),
+            secret: self.secret.clone(),
+            reading: Semaphore::new(READING_MAX),
+        };
         let accepting = listener.map(|listener| {
             tokio::spawn(accept(listener, Arc::new(door), self.closing.subscribe()))
         });
@@ -218,6 +227,7 @@ struct Door {
     node: Arc<dyn Answers>,
     address: Arc<str>,
     secret: Secret,
+    reading: Semaphore,
 }
 
 async fn accept(listener: TcpListener, door: Arc<Door>, mut closing: watch::Receiver<bool>) {
@@ -267,16 +277,29 @@ async fn serve(stream: TcpStream, door: Arc<Door>, mut closing: watch::Receiver<
 }
 
 impl Door {
+    /// A question, whoever asks it: so there is room for some of them only.
+    async fn read(&self, body: Incoming) -> Option<Vec<u8>> {
+        let length = body.size_hint().exact().filter(|it| *it <= MESSAGE_BYTES_MAX as u64)?;
+        let kilobytes = u32::try_from(length >> 10).ok()? + 1;
+        let reading = async {
+            // The semaphore is never closed.
+            let _room = self.reading.acquire_many(kilobytes).await.ok()?;
+            Some(Limited::new(body, MESSAGE_BYTES_MAX).collect().await.ok()?.to_bytes().to_vec())
+        };
+        clock::within(BODY_DEADLINE, reading).await.flatten()
+    }
+
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let code = request.headers().get(CODE).and_then(|code| code.to_str().ok());
         let Some(code) = code.map(str::to_owned) else {
             return refuse(StatusCode::UNAUTHORIZED, "this listener is for peers");
         };
-        let body = Limited::new(request.into_body(), MESSAGE_BYTES_MAX).collect().await;
-        let Ok(body) = body else {
-            return refuse(StatusCode::PAYLOAD_TOO_LARGE, "the question broke off, or is too long");
+        let Some(question) = self.read(request.into_body()).await else {
+            return refuse(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "the question broke off, is too long or says no length",
+            );
         };
-        let question = body.to_bytes().to_vec();
         if !self.secret.is_code(&self.address, &question, &code) {
             tracing::warn!(
                 "a peer with another cluster secret, or address of this node, was refused"

@@ -7,7 +7,7 @@
 //! over, all its links begin anew: their owner before may not have sent what it committed last.
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
@@ -48,7 +48,7 @@ pub(crate) struct Links {
     incarnation: Arc<Incarnation>,
     partitions: Arc<[Handle]>,
     runtime: Runtime,
-    peers: Mutex<HashMap<u64, mpsc::Sender<Queued>>>,
+    peers: Mutex<BTreeMap<u64, mpsc::Sender<Queued>>>,
     /// Partitions that may have missed something.
     broken: Mutex<BTreeSet<u16>>,
     /// The number of the last link.
@@ -96,7 +96,7 @@ impl Links {
 
     fn connect(&self, peer: Member) -> mpsc::Sender<Queued> {
         let (queue, queued) = mpsc::channel(QUEUE_MAX);
-        let link = Link { links: self.this.clone(), peer, places: HashMap::new(), own: 0 };
+        let link = Link { links: self.this.clone(), peer, places: BTreeMap::new(), own: 0 };
         drop(self.runtime.spawn(link.run(queued)));
         queue
     }
@@ -135,7 +135,7 @@ struct Link {
     links: Weak<Links>,
     peer: Member,
     /// The link to each partition, and the place of its last delivery.
-    places: HashMap<u16, (u64, u64)>,
+    places: BTreeMap<u16, (u64, u64)>,
     /// The node's own link when they were counted.
     own: u64,
 }

@@ -33,7 +33,8 @@ pub enum SendError {
 
 /// What answers the questions of peers.
 pub trait Answers: Send + Sync + 'static {
-    /// Answers a question. It is not cancelled when the asker goes away.
+    /// Answers a question. Dropping the answer, because the asker went away, cancels nothing that was
+    /// accepted.
     fn answer(&self, question: Vec<u8>) -> BoxFuture<'static, Vec<u8>>;
 }
 

@@ -21,7 +21,6 @@ use super::{
 };
 use crate::{
     clock::{self, deadline_after, monotonic},
-    map::Map,
     sabotage,
     store::{Batch, CommitOutcome, Fence, Opened, record::Settings},
 };
@@ -29,7 +28,7 @@ use crate::{
 /// The wait before the database is asked again how a batch ended.
 const SETTLE_PAUSE: Duration = Duration::from_millis(100);
 
-/// The connection that commits.
+/// The connection on which one incarnation commits.
 pub(super) struct Writer {
     config: Config,
     /// `None` where the last one broke.
@@ -42,21 +41,14 @@ pub(super) struct Writer {
     forgotten: i64,
     /// What was minted with the store.
     kept: Settings,
-    /// The lanes that it moves, by incarnation.
-    lanes: Map<u64, Lane>,
-}
-
-/// What is known of a lane.
-#[derive(Debug, Default)]
-struct Lane {
-    /// How often it was moved, or a batch kept from moving it.
+    /// How often the lane was moved, or a batch kept from moving it.
     attempt: i64,
     is_poisoned: bool,
 }
 
 impl std::fmt::Debug for Writer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Writer").field("lanes", &self.lanes).finish()
+        f.debug_struct("Writer").field("attempt", &self.attempt).finish_non_exhaustive()
     }
 }
 
@@ -67,50 +59,39 @@ enum Sent {
     Refused(&'static str, Error),
     /// The answer did not arrive.
     Unsettled(String),
+    /// It did not begin, so that what was sent behind took effect by itself, but not all of it.
+    Torn(String),
 }
 
 impl Writer {
     pub(super) fn new(
         config: Config,
-        client: Client,
         settings: PostgresSettings,
         opened: &Opened,
         forget_before: Arc<AtomicI64>,
     ) -> Self {
         Self {
             config,
-            client: Some(client),
+            client: None,
             settings,
             forget_before,
             is_shared: opened.incarnation == 0,
             forgotten: i64::MIN,
             kept: opened.settings.clone(),
-            lanes: Map::default(),
+            attempt: 0,
+            is_poisoned: false,
         }
     }
 
     pub(super) async fn commit(&mut self, batch: &Batch) -> CommitOutcome {
-        let outcome = self.commit_on_lane(batch).await;
-        if outcome == CommitOutcome::Fenced {
-            self.lanes.remove(&batch.fence.incarnation);
-        }
-        outcome
-    }
-
-    fn lane(&mut self, fence: &Fence) -> &mut Lane {
-        self.lanes.entry(fence.incarnation).or_default()
-    }
-
-    async fn commit_on_lane(&mut self, batch: &Batch) -> CommitOutcome {
-        if self.lane(&batch.fence).is_poisoned {
+        if self.is_poisoned {
             return CommitOutcome::Unknown("the end of an earlier batch is not known".into());
         }
         let client = match self.connected().await {
             Ok(client) => client,
             Err(why) => return CommitOutcome::Unavailable(why),
         };
-        let attempt = self.lane(&batch.fence).attempt;
-        let mut statements = statements(batch, attempt, &self.kept);
+        let mut statements = statements(batch, self.attempt, &self.kept);
         let horizon = self.forget_before.load(Ordering::Relaxed);
         if horizon > self.forgotten {
             self.forgotten = horizon.saturating_add(FORGET_EVERY);
@@ -128,7 +109,7 @@ impl Writer {
         match sent.unwrap_or_else(|| Sent::Unsettled("the database does not answer".into())) {
             Sent::Committed => {
                 self.client = Some(client);
-                self.lane(&batch.fence).attempt += 1;
+                self.attempt += 1;
                 CommitOutcome::Committed
             }
             Sent::Refused(text, error) => {
@@ -139,6 +120,10 @@ impl Writer {
             Sent::Unsettled(why) => {
                 drop(client);
                 self.settle(batch.fence, &why).await
+            }
+            Sent::Torn(why) => {
+                self.is_poisoned = true;
+                CommitOutcome::Unknown(format!("the database did not begin a transaction: {why}"))
             }
         }
     }
@@ -159,7 +144,7 @@ impl Writer {
             match self.ask(fence).await {
                 Ok(outcome) => return outcome,
                 Err(error) if monotonic() >= deadline => {
-                    self.lane(&fence).is_poisoned = true;
+                    self.is_poisoned = true;
                     return CommitOutcome::Unknown(format!("{why}; then: {error}"));
                 }
                 Err(_) => clock::sleep(SETTLE_PAUSE).await,
@@ -171,7 +156,7 @@ impl Writer {
     /// committed later; only then can a read tell.
     async fn ask(&mut self, fence: Fence) -> Result<CommitOutcome, String> {
         let client = self.connected().await?;
-        let attempt = self.lane(&fence).attempt;
+        let attempt = self.attempt;
         let asked = async {
             let lane: [Value<'_>; 3] = [
                 (&signed(fence.incarnation), Type::INT8),
@@ -187,7 +172,7 @@ impl Writer {
         let found = asked.ok_or("the database does not answer")?;
         let row = found.map_err(|error| connect::said(&error))?.ok_or("the lane is gone")?;
         self.client = Some(client);
-        self.lane(&fence).attempt = row.get(1);
+        self.attempt = row.get(1);
         Ok(match (row.get::<_, i64>(0) >= signed(fence.number), row.get(2)) {
             (true, _) => CommitOutcome::Committed,
             (false, true) => CommitOutcome::Fenced,
@@ -197,7 +182,7 @@ impl Writer {
 }
 
 /// How far, in microseconds, the horizon of keys moves between two clean-ups.
-const FORGET_EVERY: i64 = 10_000_000;
+const FORGET_EVERY: i64 = 1_000_000;
 
 /// Sends everything from BEGIN to COMMIT without waiting in between.
 async fn send(client: &Client, statements: &[Statement], timeout: Duration) -> Sent {
@@ -217,8 +202,13 @@ async fn send(client: &Client, statements: &[Statement], timeout: Duration) -> S
         return Sent::Unsettled(connect::said(error));
     }
     // What fails behind the first error fails because of it.
-    let first = errors.into_iter().next();
-    first.map_or(Sent::Committed, |(text, error)| Sent::Refused(text, error))
+    match &errors[..] {
+        [("begin", error), _, ..] => Sent::Torn(connect::said(error)),
+        _ => match errors.into_iter().find(|(text, _)| *text != "begin") {
+            Some((text, error)) => Sent::Refused(text, error),
+            None => Sent::Committed,
+        },
+    }
 }
 
 /// Whether an error leaves it open how the transaction ended.
@@ -240,7 +230,7 @@ fn refused(text: &str, error: &Error) -> CommitOutcome {
         sql::RELEASE if is_miscounted => {
             CommitOutcome::Unavailable("a partition is not the writer's".into())
         }
-        sql::NEW_STATES | sql::NEXT_STATES if is_miscounted => {
+        sql::PUT_STATES if is_miscounted => {
             CommitOutcome::Unavailable("a state does not follow the one that is stored".into())
         }
         _ if error.code() == Some(&SqlState::DISK_FULL) => {

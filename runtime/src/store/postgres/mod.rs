@@ -19,8 +19,9 @@ mod sql;
 mod statements;
 
 use std::{
+    collections::BTreeMap,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::Duration,
@@ -46,6 +47,11 @@ use super::{
     rows::{self, Limit, Rows, Scanned},
 };
 use crate::entropy::Entropy;
+
+/// The most incarnations, the latest ones, of which a process keeps the way to commit.
+const WRITERS_MAX: usize = 4;
+
+type SharedWriter = Arc<tokio::sync::Mutex<Writer>>;
 
 pub use connect::ConnectError;
 
@@ -94,7 +100,9 @@ pub struct PostgresStore {
     config: Config,
     desk: Desk,
     readers: Arc<Readers>,
-    writer: tokio::sync::Mutex<Writer>,
+    /// By incarnation: one that settles a batch holds up no other.
+    writers: Mutex<BTreeMap<u64, SharedWriter>>,
+    settings: PostgresSettings,
     is_closed: AtomicBool,
     forget_before: Arc<AtomicI64>,
     place: String,
@@ -123,7 +131,7 @@ impl PostgresStore {
         connect::check_durability(&client, settings).await?;
         mint(&mut client, settings).await?;
         let opened = open_lane(&mut client, settings).await?;
-        Ok(Self::on_connection(config, client, opened, settings))
+        Ok(Self::with(config, opened, settings))
     }
 
     /// Connects to the store for nodes that share it; the tables are made where they are missing.
@@ -143,29 +151,35 @@ impl PostgresStore {
         let time = Timestamp::from_micros(now);
         let opened =
             Opened { settings: kept, incarnation: 0, last_batch: 0, time, was_unclean: false };
-        Ok(Self::on_connection(config, client, opened, settings))
+        Ok(Self::with(config, opened, settings))
     }
 
-    fn on_connection(
-        config: Config,
-        client: Client,
-        opened: Opened,
-        settings: &PostgresSettings,
-    ) -> Self {
-        let forget_before = Arc::new(AtomicI64::new(i64::MIN));
-        let place = connect::place(&config);
-        let forget = forget_before.clone();
-        let writer = Writer::new(config.clone(), client, settings.clone(), &opened, forget);
+    fn with(config: Config, opened: Opened, settings: &PostgresSettings) -> Self {
         Self {
             opened,
             readers: Arc::new(Readers::new(config.clone())),
+            place: connect::place(&config),
             config,
+            settings: settings.clone(),
             desk: Desk::default(),
-            writer: tokio::sync::Mutex::new(writer),
+            writers: Mutex::default(),
             is_closed: false.into(),
-            forget_before,
-            place,
+            forget_before: Arc::new(AtomicI64::new(i64::MIN)),
         }
+    }
+
+    /// What commits for an incarnation.
+    fn writer(&self, incarnation: u64) -> SharedWriter {
+        let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
+        if !writers.contains_key(&incarnation) && writers.len() >= WRITERS_MAX {
+            writers.pop_first();
+        }
+        let make = || {
+            let (config, settings) = (self.config.clone(), self.settings.clone());
+            let forget = self.forget_before.clone();
+            Arc::new(tokio::sync::Mutex::new(Writer::new(config, settings, &self.opened, forget)))
+        };
+        writers.entry(incarnation).or_insert_with(make).clone()
     }
 
     /// The database for people: its hosts and its name, without user and password.
@@ -334,7 +348,9 @@ impl Store for PostgresStore {
             if self.is_closed.load(Ordering::SeqCst) {
                 return CommitOutcome::Unavailable("the store is closed".into());
             }
-            self.writer.lock().await.commit(&batch).await
+            let writer = self.writer(batch.fence.incarnation);
+            let mut writer = writer.lock().await;
+            writer.commit(&batch).await
         })
     }
 

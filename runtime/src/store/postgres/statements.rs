@@ -61,10 +61,7 @@ pub(super) fn statements(batch: &Batch, attempt: i64, kept: &Settings) -> Vec<St
         Write::PutState(id, record) => Some((i32::from(kept.partition_of(id)), record)),
         _ => None,
     });
-    let states = records.zip(states);
-    let (new, next): (Vec<_>, Vec<_>) = states.partition(|((_, record), _)| record.follows == 0);
-    statements.extend(put_states(sql::NEW_STATES, new));
-    statements.extend(put_states(sql::NEXT_STATES, next));
+    statements.extend(put_states(records.zip(states).collect()));
     let consume = if sabotage::is("X30") { sql::CONSUME_LOOSELY } else { sql::CONSUME };
     for (text, gone) in [(consume, consumed), (sql::CONSUME_DELAYED, delayed)] {
         if !gone.is_empty() {
@@ -131,7 +128,7 @@ fn release(batch: &Batch) -> Option<Statement> {
 /// A state, with its partition and its row.
 type State<'b> = ((i32, &'b StateRecord), Row);
 
-fn put_states(text: &'static str, states: Vec<State<'_>>) -> Option<Statement> {
+fn put_states(states: Vec<State<'_>>) -> Option<Statement> {
     if states.is_empty() {
         return None;
     }
@@ -142,16 +139,15 @@ fn put_states(text: &'static str, states: Vec<State<'_>>) -> Option<Statement> {
     let follows: Vec<_> = states.iter().map(|((_, it), _)| signed(it.follows)).collect();
     let partitions: Vec<_> = states.iter().map(|((partition, _), _)| *partition).collect();
     let (keys, records): (Vec<_>, Vec<_>) = states.into_iter().map(|(_, row)| row).unzip();
-    let put = Statement::new(text)
+    let put = Statement::new(sql::PUT_STATES)
         .value(keys, Type::BYTEA_ARRAY)
         .value(generations, Type::BYTEA_ARRAY)
         .value(revisions, Type::INT8_ARRAY)
         .value(records, Type::BYTEA_ARRAY)
+        .value(follows, Type::INT8_ARRAY)
+        .value(partitions, Type::INT4_ARRAY)
         .value(count, Type::INT8);
-    Some(match text {
-        sql::NEW_STATES => put.value(partitions, Type::INT4_ARRAY),
-        _ => put.value(follows, Type::INT8_ARRAY),
-    })
+    Some(put)
 }
 
 /// When the keys of a batch were used, in the order of `keys`.
