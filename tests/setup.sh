@@ -1,20 +1,23 @@
 #!/usr/bin/env bash
-# Installs PostgreSQL for the tests, without a server that runs by itself. Where that is not
-# possible, the tests that need it are left out, and say so.
+# Installs PostgreSQL for the tests, without a server that runs by itself, and libfaketime, which moves
+# wall clocks. Where that is not possible, the tests that need them are left out, and say so.
 set -euo pipefail
 
-compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null && exit 0
+missing=()
+compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
+compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || missing+=(faketime)
+[ ${#missing[@]} -eq 0 ] && exit 0
 leave_out() {
-  echo "left out: tests with PostgreSQL, because $1" >&2
+  echo "left out: tests that need ${missing[*]}, because $1" >&2
   exit 0
 }
-command -v apt-get >/dev/null || leave_out "it is not installed (Debian's package: postgresql)"
+command -v apt-get >/dev/null || leave_out "it is not installed"
 sudo=()
 if [ "$(id -u)" -ne 0 ]; then
   command -v sudo >/dev/null || leave_out "installing it needs root or sudo"
   sudo=(sudo)
 fi
-echo "installing postgresql: the tests start servers of their own"
+echo "installing ${missing[*]}: the tests start servers of their own"
 if [ ! -e /etc/postgresql-common/createcluster.conf ]; then
   # Debian would start a server as soon as the package is there.
   "${sudo[@]}" mkdir -p /etc/postgresql-common
@@ -23,5 +26,5 @@ if [ ! -e /etc/postgresql-common/createcluster.conf ]; then
 fi
 "${sudo[@]}" apt-get update -qq &&
   "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive UCF_FORCE_CONFFOLD=1 \
-    apt-get install -y -qq postgresql ||
-  leave_out "its package cannot be installed"
+    apt-get install -y -qq "${missing[@]}" ||
+  leave_out "the packages cannot be installed"

@@ -94,15 +94,16 @@ impl Database {
         Ok(Some(database))
     }
 
-    /// Stops the server at once, as a crash would, and starts it again.
+    /// Stops the server, at once as a crash would with `Signal::QUIT`, in order with `Signal::INT`, and
+    /// starts it again.
     ///
     /// # Errors
     /// What PostgreSQL or the operating system says; where the server is not the test's own.
-    pub async fn crash(&mut self) -> Result<()> {
+    pub async fn restart(&mut self, signal: Signal) -> Result<()> {
         let Place::Own { server, directory, programs } = &mut self.place else {
             bail!("the server is not the test's own");
         };
-        stop(server, Signal::QUIT)?;
+        stop(server, signal)?;
         *server = run(programs, directory.path(), self.address, &[])?;
         self.answers().await
     }

@@ -40,6 +40,8 @@ create trigger audit before insert or update or delete on stead_inbox
     for each row execute function stead_audit();
 create trigger audit before insert or update or delete on stead_reminders
     for each row execute function stead_audit();
+create trigger audit before insert or update or delete on stead_due
+    for each row execute function stead_audit();
 create trigger audit before insert or update or delete on stead_idempotency
     for each row execute function stead_audit();
 create trigger audit before insert or update or delete on stead_dead_letters

@@ -4,6 +4,7 @@
 //! `STEAD_SEEDS=from..to` chooses other seeds, and `STEAD_LEDGER=FILE` adds a line for each run.
 
 mod audit;
+mod clocks;
 mod nodes;
 mod permits;
 mod refusals;

@@ -57,7 +57,7 @@ impl Run {
         node.start(self.secret.path()).await
     }
 
-    /// Pauses a node for one to six leases, mostly; now and then for up to twenty.
+    /// Pauses a node for two to four leases, mostly; now and then for up to twenty.
     async fn pause(&mut self, number: usize) -> Result<()> {
         self.counts.pauses += 1;
         let before = self.incarnation(number).await?;
@@ -124,7 +124,8 @@ impl Run {
 
     async fn crash_database(&mut self) -> Result<()> {
         self.counts.crashes += 1;
-        self.database.crash().await
+        let signals = [Signal::QUIT, Signal::INT];
+        self.database.restart(signals[self.random.below(2) as usize]).await
     }
 
     /// The incarnation under which a node is a member; 0 where it is none.

@@ -204,7 +204,7 @@ async fn a_node_loses_nothing_when_its_database_crashes() -> Result<()> {
     }
     let (_, first) = adding.join_next().await.context("one")??;
     assert_eq!(first, 50);
-    database.crash().await?;
+    database.restart(rustix::process::Signal::QUIT).await?;
     while let Some(done) = adding.join_next().await {
         let (key, added) = done?;
         assert_eq!(node.entity::<Counter>(key.to_string()).value().await?, added);

@@ -30,7 +30,7 @@ use crate::{
         Batch, CommitOutcome, Fence, ReadError, Store,
         keys::Table,
         memory::{MemoryDisk, MemoryStore},
-        record::{IdempotencyKey, Settings},
+        record::{IdempotencyKey, InboxKey, InboxRecord, Settings},
     },
     types::{EntityTypes, entity_type},
 };

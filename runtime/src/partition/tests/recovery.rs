@@ -121,3 +121,28 @@ fn a_partition_that_has_drained_begins_nothing_more() {
     let late = bench.call("a", "append", "2");
     assert_eq!(kind(told(late)), Some(ErrorKind::Closed));
 }
+
+#[test]
+fn a_signal_for_a_type_that_is_not_served_waits_in_the_store() {
+    let mut bench = Bench::new();
+    for revision in 1..4 {
+        let receiver = EntityId::new("unheard", "a").expect("valid");
+        let sender = "log/a".into();
+        let key = InboxKey { partition: 0, receiver, sender, generation: 1, revision, index: 0 };
+        let record = InboxRecord {
+            token: 0,
+            operation: "add".into(),
+            input: Vec::new(),
+            is_call: false,
+            attempts: 0,
+            accepted_at: bench.now,
+            deadline: None,
+            idempotency: None,
+            trace: None,
+        };
+        let delivery = Some(Box::new(Delivery::Signal(key, record)));
+        bench.step([Input::Deliver(delivery, Link { place: revision, ..LINK })]);
+        bench.settle();
+    }
+    assert_eq!(bench.rows(Table::DeadLetters), 0, "somebody else may know the type");
+}

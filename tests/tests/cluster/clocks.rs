@@ -1,0 +1,33 @@
+//! Wall clocks of nodes.
+
+use std::{io::Write as _, time::Duration};
+
+use anyhow::Result;
+use stead_tests::{database::Database, leave_out};
+use tempfile::NamedTempFile;
+
+use super::nodes::{LEASE, NodeProcess, can_skew};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wall_clocks_of_nodes_play_no_part() -> Result<()> {
+    if !can_skew() {
+        leave_out("nodes whose wall clocks differ: libfaketime is not on this machine");
+        return Ok(());
+    }
+    let Some(database) = Database::start(&[]).await? else { return Ok(()) };
+    let mut secret = NamedTempFile::new()?;
+    secret.write_all(b"the secret of a cluster under test")?;
+    let mut nodes = Vec::new();
+    for (name, skew) in [("ahead", "+7h"), ("behind", "-3h"), ("right", "+0")] {
+        let mut node = NodeProcess::new(name, &database, Some(skew.into())).await?;
+        node.start(secret.path()).await?;
+        nodes.push(node);
+    }
+    // Each join has everybody look at everybody's lease.
+    tokio::time::sleep(3 * LEASE + Duration::from_secs(1)).await;
+    let joined = database.number("select count(*) from stead_lanes").await?;
+    assert_eq!(joined, 3, "nobody was evicted and joined again");
+    let members = database.number("select count(*) from stead_nodes").await?;
+    assert_eq!(members, 3);
+    Ok(())
+}
