@@ -6,6 +6,8 @@ use crate::admission::{REQUEST_BYTES_MAX, REQUESTS_MAX};
 
 /// The shortest lease: a store needs time to answer.
 const LEASE_MIN: Duration = Duration::from_millis(200);
+/// The longest lease.
+const LEASE_MAX: Duration = Duration::from_secs(3_600);
 /// The highest number of retries that can be set.
 const RETRIES_MAX: u32 = 1_000;
 
@@ -105,7 +107,10 @@ impl Config {
             "the retention must be at least one second",
         );
         check(self.retries <= RETRIES_MAX, "there must be at most 1,000 retries");
-        check(self.lease >= LEASE_MIN, "a lease must last at least 200 ms");
+        check(
+            (LEASE_MIN..=LEASE_MAX).contains(&self.lease),
+            "a lease must last 200 ms to one hour",
+        );
         check(!self.idle.is_zero(), "the idle time must not be zero");
         problems
     }

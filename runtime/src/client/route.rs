@@ -109,6 +109,9 @@ impl Node {
 
     async fn routed(&self, cluster: &Cluster, ask: Ask, patience: Duration) -> Response {
         let (deadline, partition) = (deadline_after(patience), ask.partition(self));
+        if partition >= self.store().opened().settings.partitions {
+            return Err(Error::new(ErrorKind::NotFound, format!("no partition {partition}")));
+        }
         let mut is_in_doubt = false;
         let mut room = None;
         loop {

@@ -159,8 +159,9 @@ impl NodeBuilder {
             problems.extend(problems_of(&**known, &types));
             types.insert(known.name(), known.clone());
         }
-        if self.name.is_empty() || self.name.len() > NAME_BYTES_MAX {
-            problems.push(format!("a node's name has 1 to {NAME_BYTES_MAX} bytes"));
+        let is_plain = self.name.chars().all(|c| !c.is_control() && !c.is_whitespace());
+        if !is_plain || self.name.is_empty() || self.name.len() > NAME_BYTES_MAX {
+            problems.push(format!("a node's name has 1 to {NAME_BYTES_MAX} bytes and no blanks"));
         }
         if !(1..=WEIGHT_MAX).contains(&self.weight) {
             problems.push(format!("a node's weight is 1 to {WEIGHT_MAX}"));

@@ -44,11 +44,23 @@ pub(super) enum Ended {
     Gone,
 }
 
+/// Ends the node should its membership panic: nothing would renew its lease.
+struct Alarm(Arc<Cluster>);
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            Fatal::Poisoned("its membership failed".into()).report(&self.0.fatal);
+        }
+    }
+}
+
 /// Told how the first join came out.
 pub(crate) type Started = oneshot::Sender<Result<(), StartError>>;
 
 /// Keeps a node a member until it leaves, or cannot go on.
 pub(crate) async fn run(cluster: Arc<Cluster>, node: Weak<Inner>, started: Started) {
+    let _alarm = Alarm(cluster.clone());
     let mut started = Some(started);
     loop {
         let (asked, joined) = match join(&cluster, &node, started.is_some()).await {

@@ -35,6 +35,8 @@ const MOVES_MAX: usize = 16;
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
 /// The time between two looks while something moves.
 const MOVING_PAUSE: Duration = Duration::from_millis(50);
+/// The time between two looks while the store does not answer.
+const UNSEEN_PAUSE: Duration = Duration::from_millis(500);
 /// The time between two looks, in leases, while nothing is known to have changed: each renewal tells.
 const QUIET_LEASES: u32 = 10;
 /// How long a look may take.
@@ -90,7 +92,7 @@ impl Owner {
                 Err(MemberError::Lost) => return Ended::Lost,
                 Err(error) => {
                     tracing::warn!(%error, "cannot see who owns what");
-                    MOVING_PAUSE
+                    UNSEEN_PAUSE
                 }
             };
             self.wait(pause).await;
@@ -166,6 +168,11 @@ impl Owner {
             let hosted = &mut self.hosted[usize::from(partition)];
             if owned.owner != Some(number) || owned.epoch <= *hosted {
                 continue;
+            }
+            if *hosted > self.given[usize::from(partition)] {
+                // It was lost and taken back between two looks.
+                let moved = Error::new(ErrorKind::Fenced, "the partition has moved");
+                inner.handle(partition).dismiss(moved);
             }
             *hosted = owned.epoch;
             if !std::mem::replace(&mut has_new, true) {

@@ -9,9 +9,10 @@ use clap::{Args, Parser, Subcommand};
 #[command(
     version,
     about,
-    after_help = "Logs are filtered by RUST_LOG. Exit codes: 0 stopped, 1 \
-    address, disk or database, 2 usage, 3 directory in use or database taken over, 4 flush failed, 5 layout or version refused, 6 log \
-    shorter than what was durable, 7 an operation does not end."
+    after_help = "Logs are filtered by RUST_LOG. Exit codes: 0 stopped, 1 address, disk or database, \
+    2 usage or another cluster secret, 3 directory in use, database taken over or node name alive, \
+    4 flush failed, 5 layout or version refused, 6 log shorter than what was durable, 7 an operation \
+    does not end."
 )]
 pub(super) struct Command {
     #[command(subcommand)]
@@ -85,6 +86,10 @@ pub(super) struct Serve {
     /// This node's share of the whole, beside the others': 1 to 64.
     #[arg(long, env = "STEAD_WEIGHT", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(super) weight: u32,
+    /// Accept a database that may lose what it has confirmed, because `fsync`, `full_page_writes` or
+    /// `synchronous_commit` is off.
+    #[arg(long, env = "STEAD_UNSAFE_DURABILITY", requires = "store")]
+    pub(super) unsafe_durability: bool,
     /// How long a node may be silent before others take over what it owns, in seconds.
     #[arg(long, env = "STEAD_LEASE", default_value = "3", value_name = "SECONDS", value_parser = seconds)]
     pub(super) lease: Duration,

@@ -53,7 +53,11 @@ async fn open_directory(settings: &Serve) -> Result<(NodeBuilder, String), (u8, 
 
 /// The same for a database.
 async fn open_database(url: &str, settings: &Serve) -> Result<(NodeBuilder, String), (u8, String)> {
-    let postgres = PostgresSettings { node: name(settings).into(), ..PostgresSettings::default() };
+    let postgres = PostgresSettings {
+        node: name(settings).into(),
+        unsafe_durability: settings.unsafe_durability,
+        ..PostgresSettings::default()
+    };
     match PostgresStore::connect_with(url, &postgres).await {
         Ok(store) => {
             let place = store.place().to_owned();
@@ -72,7 +76,8 @@ async fn join(
     let Some(file) = &settings.cluster_secret_file else {
         return Err((exit::USAGE, "--peer-listen needs --cluster-secret-file".into()));
     };
-    let usage = |why: String| (exit::USAGE, format!("{}: {why}", file.display()));
+    let usage =
+        |why: String| (exit::USAGE, format!("--cluster-secret-file {}: {why}", file.display()));
     let bytes = std::fs::read(file).map_err(|error| usage(error.to_string()))?;
     let secret = Secret::new(&bytes).ok_or_else(|| {
         usage(format!("a cluster's secret has at least {SECRET_BYTES_MIN} bytes"))
@@ -84,6 +89,7 @@ async fn join(
         .map_err(|error| (exit::FAILED, format!("cannot listen for peers on {listen}: {error}")))?;
     let postgres = PostgresSettings {
         node: name(settings).into(),
+        unsafe_durability: settings.unsafe_durability,
         // A batch that is stuck must not hold up who takes over.
         statement_timeout: settings.lease.max(STATEMENT_TIMEOUT_MIN),
         ..PostgresSettings::default()
@@ -101,15 +107,23 @@ fn check_address(listen: SocketAddr, address: Option<&str>) -> Result<(), &'stat
             "--peer-listen names every address of this machine: say with --peer-address HOST:PORT \
              under which one the other nodes reach it",
         ),
-        Some(address) if !is_authority(address) => Err("--peer-address is HOST:PORT"),
+        Some(address) if !is_reachable(address) => Err("--peer-address is HOST:PORT"),
         _ => Ok(()),
     }
 }
 
-fn is_authority(address: &str) -> bool {
-    let has_user = address.contains('@');
-    let parsed = address.parse::<hyper::http::uri::Authority>();
-    !has_user && parsed.is_ok_and(|it| it.port_u16().is_some() && !it.host().is_empty())
+fn is_reachable(address: &str) -> bool {
+    if let Ok(known) = address.parse::<SocketAddr>() {
+        return !known.ip().is_unspecified() && known.port() > 0;
+    }
+    let Some((host, port)) = address.rsplit_once(':') else { return false };
+    let is_plain = |label: &str| {
+        !label.is_empty() && label.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c))
+    };
+    // What has numbers only, and is no address, is no name either.
+    let is_number = host.chars().all(|c| c == '.' || c.is_ascii_digit());
+    let is_name = host.split('.').all(is_plain) && !is_number;
+    is_name && port.parse().is_ok_and(|port: u16| port > 0)
 }
 
 fn why_not(error: ConnectError) -> (u8, String) {
@@ -131,7 +145,11 @@ mod tests {
         let check = |listen: &str, address| check_address(listen.parse().expect("valid"), address);
         assert!(check(all, None).is_err() && check("[::]:7080", None).is_err());
         assert!(check(one, None).is_ok() && check(all, Some("node-1.stead:7080")).is_ok());
+        assert!(check(all, Some("[fd00::7]:7080")).is_ok() && check(all, Some("node1:1")).is_ok());
         for wrong in ["", "node-1", "node-1:", ":7080", "http://node-1:7080", "me@node-1:7080"] {
+            assert!(check(one, Some(wrong)).is_err(), "{wrong}");
+        }
+        for wrong in ["*:1", "a;b:7080", "h:0", "999.1.1.1:7", "0.0.0.0:9301", "[::]:1", "a..b:1"] {
             assert!(check(one, Some(wrong)).is_err(), "{wrong}");
         }
     }

@@ -39,7 +39,9 @@ const MESSAGE_BYTES_MAX: usize = 64 << 20;
 const CONNECTIONS_MAX: usize = 4_096;
 /// The most questions on one connection at one time.
 const STREAMS_MAX: u32 = 4_096;
-/// How long a connection may take.
+/// How many bytes a connection begins with (RFC 9113, section 3.4).
+const PREFACE_BYTES: usize = 24;
+/// How long a connection may take, and to say what it is.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 /// How often a silent connection is tried, and how long that may take.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
@@ -252,8 +254,23 @@ async fn accept(listener: TcpListener, door: Arc<Door>, mut closing: watch::Rece
     while connections.join_next().await.is_some() {}
 }
 
+/// Waits until a connection has said what it is.
+async fn has_begun(stream: &TcpStream) -> bool {
+    let mut preface = [0; PREFACE_BYTES];
+    let begun = async {
+        while matches!(stream.peek(&mut preface).await, Ok(1..PREFACE_BYTES)) {
+            clock::sleep(ACCEPT_PAUSE).await;
+        }
+    };
+    let in_time = clock::within(CONNECT_DEADLINE, begun).await;
+    in_time.is_some()
+}
+
 async fn serve(stream: TcpStream, door: Arc<Door>, mut closing: watch::Receiver<bool>) {
     let _slower_without = stream.set_nodelay(true);
+    if !has_begun(&stream).await {
+        return;
+    }
     let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())

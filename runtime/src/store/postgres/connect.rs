@@ -27,7 +27,7 @@ pub enum ConnectError {
     #[error("{0}: write postgres://USER:PASSWORD@HOST:PORT/DATABASE")]
     Address(String),
     /// The database cannot be reached, or does not let this user in.
-    #[error("the database cannot be reached: {0}")]
+    #[error("the database cannot be reached, or refuses this user: {0}")]
     Unreachable(String),
     /// The tables were made by a newer program.
     #[error("the tables have version {0}, this program knows versions up to {1}: use a newer one")]
@@ -35,7 +35,7 @@ pub enum ConnectError {
     /// The database may lose what it has confirmed.
     #[error(
         "the database may lose what it has confirmed ({0} is off): switch it on, or accept the loss \
-         with `unsafe_durability`"
+         with `unsafe_durability` or --unsafe-durability"
     )]
     Unsafe(String),
     /// What the database answers makes no sense.
@@ -64,6 +64,9 @@ pub(super) fn parse(address: &str) -> Result<Config, ConnectError> {
     let mut config: Config = address
         .parse()
         .map_err(|error: tokio_postgres::Error| ConnectError::Address(error.to_string()))?;
+    if config.get_hosts().is_empty() {
+        return Err(ConnectError::Address("no host".into()));
+    }
     config.connect_timeout(CONNECT_DEADLINE);
     // A peer that is gone without a word is found out.
     config.tcp_user_timeout(SILENCE_MAX).keepalives_idle(SILENCE_MAX / 2);

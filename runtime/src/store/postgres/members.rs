@@ -33,6 +33,10 @@ pub(super) const STRANGER: &str = concat!(
 /// Fences a node that uses the store alone.
 pub(super) const CLOSE_STRANGERS: &str = "update stead_lanes set is_closed = true \
     where not is_closed and incarnation not in (select incarnation from stead_nodes)";
+/// Frees what nobody who is there owns.
+pub(super) const FREE_STRAYS: &str = "update stead_partitions \
+    set owner = null, epoch = epoch + 1, was_unclean = true \
+    where owner not in (select incarnation from stead_nodes)";
 pub(super) const JOIN: &str = concat!(
     "insert into stead_nodes (name, incarnation, address, weight, types, lease_micros, \
     secret, expires_micros, is_leaving) values ($1, $2, $3, $4, $5, $6, $7, ",
@@ -47,7 +51,7 @@ pub(super) const RENEW: &str = concat!(
     now!(),
     " returning 1) select (select count(*) from renewed), \
     (select membership from stead_store where one), \
-    (select cast(sum(epoch) as bigint) from stead_partitions), \
+    (select cast(coalesce(sum(epoch), 0) as bigint) from stead_partitions), \
     exists (select 1 from stead_nodes where incarnation <> $1 and expires_micros <= ",
     now!(),
     "), ",
@@ -68,7 +72,7 @@ pub(super) const MEMBERS: &str = concat!(
     ", expires_micros from stead_nodes"
 );
 pub(super) const PARTITIONS: &str =
-    "select owner, epoch, was_unclean from stead_partitions order by partition";
+    "select owner, epoch, was_unclean, partition from stead_partitions order by partition";
 /// Removes a member whose lease has run out.
 pub(super) const EVICT: &str =
     concat!("delete from stead_nodes where incarnation = $1 and expires_micros <= ", now!());

@@ -159,6 +159,7 @@ impl SharedStore for PostgresStore {
                 free(client, incarnation).await?;
             }
             client.execute_typed(members::CLOSE_STRANGERS, &[]).await?;
+            client.execute_typed(members::FREE_STRAYS, &[]).await?;
             let incarnation: i64 = client.query_typed_one(sql::NEXT_INCARNATION, &[]).await?.get(0);
             let (weight, lease) = (node.weight as i32, micros(node.lease));
             let joining: [Value<'_>; 7] = [
@@ -219,6 +220,10 @@ impl SharedStore for PostgresStore {
             let mut members: Vec<_> = members.iter().map(member).collect();
             // In the order of bytes, whatever the database's collation is.
             members.sort_by(|one, other| one.name.cmp(&other.name));
+            let numbers = partitions.iter().map(|row| row.get::<_, i32>(3));
+            if !numbers.eq(0..i32::from(self.opened.settings.partitions)) {
+                return Err(MemberError::Unavailable("stead_partitions lacks rows".into()));
+            }
             let partitions = partitions.iter().map(ownership).collect();
             Ok(View { membership: membership.unsigned_abs(), members, partitions })
         });
