@@ -16,8 +16,13 @@ use anyhow::{Context as _, Result, bail};
 use reqwest::Client;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use stead::{
+    EntityId, PostgresStore,
+    store::{Store as _, postgres::PostgresSettings},
+};
 use stead_tests::{database::Database, free_address, server_among, wait_alive};
 use tempfile::NamedTempFile;
+use tokio::task::JoinSet;
 
 use crate::table::{Figure, Table, median};
 
@@ -27,7 +32,10 @@ const TAKEOVER_MAX: Duration = Duration::from_secs(5);
 const LEAVE_WAIT_MAX: Duration = Duration::from_millis(500);
 /// Calls of each kind in one round.
 const CALLS: usize = 400;
-const KEYS: usize = 300;
+/// Kills for each round: with the default number of rounds, enough for a 99th percentile.
+const KILLS: usize = 10;
+/// How many partitions of a dead node are asked for at one time.
+const ASKERS: usize = 32;
 const CALLERS: usize = 8;
 
 /// A node, and where it listens.
@@ -46,6 +54,8 @@ impl Drop for Place {
 
 struct Cluster {
     places: Vec<Place>,
+    /// A key of each partition.
+    keys: Vec<String>,
     client: Client,
     secret: NamedTempFile,
     // Stopped last.
@@ -57,7 +67,8 @@ pub async fn measure(table: &mut Table, rounds: usize) -> Result<()> {
     let mut secret = NamedTempFile::new()?;
     secret.write_all(b"the secret of a cluster that is measured")?;
     let client = Client::builder().tcp_nodelay(true).timeout(Duration::from_secs(30)).build()?;
-    let mut cluster = Cluster { places: Vec::new(), client, secret, database };
+    let keys = keys(&database).await?;
+    let mut cluster = Cluster { places: Vec::new(), keys, client, secret, database };
     for name in ["a", "b", "c"] {
         let place = cluster.start(name, free_address()?).await?;
         cluster.places.push(place);
@@ -66,6 +77,28 @@ pub async fn measure(table: &mut Table, rounds: usize) -> Result<()> {
     cluster.forwarded(table, rounds).await?;
     cluster.takeovers(table, rounds).await?;
     cluster.leaves(table, rounds).await
+}
+
+/// A key of each partition.
+async fn keys(database: &Database) -> Result<Vec<String>> {
+    let store =
+        PostgresStore::connect_shared(&database.url(), &PostgresSettings::default()).await?;
+    let settings = &store.opened().settings;
+    let mut keys = vec![String::new(); usize::from(settings.partitions)];
+    let mut missing = keys.len();
+    for number in 0.. {
+        if missing == 0 {
+            break;
+        }
+        let key = format!("k{number}");
+        let partition = settings.partition_of(&EntityId::new("counter", &key)?);
+        let known = &mut keys[usize::from(partition)];
+        if known.is_empty() {
+            *known = key;
+            missing -= 1;
+        }
+    }
+    Ok(keys)
 }
 
 impl Cluster {
@@ -98,12 +131,11 @@ impl Cluster {
     /// Keys by the name of their owner.
     async fn owners(&self) -> Result<BTreeMap<String, Vec<String>>> {
         let mut owners: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for number in 0..KEYS {
-            let key = format!("k{number}");
-            let found =
-                self.get(self.places[0].listen, &format!("placement/counter/{key}")).await?;
-            let owner = found["owner"].as_str().context("an owner")?.to_owned();
-            owners.entry(owner).or_default().push(key);
+        let shown = self.get(self.places[0].listen, "cluster").await?;
+        let partitions = shown["partitions"].as_array().context("partitions")?;
+        for (key, partition) in self.keys.iter().zip(partitions) {
+            let owner = partition["owner"].as_str().context("an owner")?.to_owned();
+            owners.entry(owner).or_default().push(key.clone());
         }
         Ok(owners)
     }
@@ -115,12 +147,24 @@ impl Cluster {
         Ok(began.elapsed())
     }
 
-    /// A call that the node repeats where it is not known whether it was applied.
-    async fn keyed(&self, key: &str, id: &str) -> Result<()> {
-        let listen = self.places[0].listen;
-        let url = format!("http://{listen}/v1/entities/counter/{key}/calls/add");
-        let call = self.client.post(url).header("idempotency-key", id).body("1");
-        call.send().await?.error_for_status()?;
+    /// Calls that the node repeats where it is not known whether they were applied.
+    async fn ask_all(&self, keys: Vec<String>, round: usize) -> Result<()> {
+        let mut asking = JoinSet::new();
+        for some in keys.chunks(keys.len().div_ceil(ASKERS).max(1)) {
+            let (some, client, listen) =
+                (some.to_vec(), self.client.clone(), self.places[0].listen);
+            asking.spawn(async move {
+                for key in some {
+                    let url = format!("http://{listen}/v1/entities/counter/{key}/calls/add");
+                    let call = client.post(url).header("idempotency-key", format!("{round}"));
+                    call.body("1").send().await?.error_for_status()?;
+                }
+                anyhow::Ok(())
+            });
+        }
+        while let Some(asked) = asking.join_next().await {
+            asked??;
+        }
         Ok(())
     }
 
@@ -147,25 +191,24 @@ impl Cluster {
         Ok(())
     }
 
-    /// Kills a node and counts the time until keys of all its partitions are served again.
+    /// Kills a node and counts the time until all its partitions serve again.
     async fn takeovers(&mut self, table: &mut Table, rounds: usize) -> Result<()> {
         let mut times = Vec::new();
-        for round in 0..2 * rounds {
+        for round in 0..KILLS * rounds {
             let number = 1 + round % 2;
             let name = self.places[number].name;
             let keys = self.owners().await?.remove(name).unwrap_or_default();
             let began = Instant::now();
             kill_process(Pid::from_child(&self.places[number].child), Signal::KILL)?;
-            for key in &keys {
-                self.keyed(key, &format!("{round}-{key}")).await?;
-            }
+            anyhow::ensure!(!keys.is_empty(), "{name} owns nothing");
+            self.ask_all(keys, round).await?;
             times.push(began.elapsed());
             self.replace(number).await?;
         }
         times.sort();
-        let worst = times.last().copied().unwrap_or_default();
+        let worst = times[(times.len() * 99).div_ceil(100) - 1];
         table.add(Figure {
-            name: "takeover after a kill, the longest",
+            name: "takeover of all partitions after a kill, p99",
             figure: format!("{:.2} s of {}", worst.as_secs_f64(), times.len()),
             ceiling: format!("a lease of {} s", LEASE.as_secs()),
             ratio: format!("{:.2} s more", worst.as_secs_f64() - LEASE.as_secs_f64()),
@@ -193,6 +236,7 @@ impl Cluster {
             let listens: Vec<_> = self.places.iter().map(|place| place.listen).collect();
             let callers = (0..CALLERS).map(|caller| {
                 let (client, is_over) = (self.client.clone(), is_over.clone());
+                let keys = self.keys.clone();
                 let mut listen = listens[caller % listens.len()];
                 let another = listens[0];
                 tokio::spawn(async move {
@@ -201,8 +245,8 @@ impl Cluster {
                         if is_over.load(Ordering::SeqCst) {
                             break;
                         }
-                        let key = (caller * 37 + call) % KEYS;
-                        let url = format!("http://{listen}/v1/entities/counter/k{key}/calls/add");
+                        let key = &keys[(caller * 137 + call) % keys.len()];
+                        let url = format!("http://{listen}/v1/entities/counter/{key}/calls/add");
                         let began = Instant::now();
                         match client.post(url).body("1").send().await {
                             Ok(answer) if answer.status() == 200 => waits.push(began.elapsed()),
