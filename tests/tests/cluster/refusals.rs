@@ -144,6 +144,21 @@ async fn owns_all(address: SocketAddr, name: &str) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_member_whose_row_was_removed_joins_again_and_owns_everything() -> Result<()> {
+    let Some(database) = Database::start(&[]).await? else { return Ok(()) };
+    let (known, address) = (secret(SECRET)?, free_address()?);
+    let mut command = server_among("stead", &database.url(), "only", address, known.path())?;
+    command.args(["--lease", "1"]);
+    let _node = run(command, address).await?;
+    owns_all(address, "only").await?;
+    database.execute("delete from stead_nodes").await?;
+    while database.number("select count(*) from stead_lanes").await? < 2 {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    owns_all(address, "only").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_entity_of_a_newer_version_is_503_and_left_untouched() -> Result<()> {
     let Some(database) = Database::start(&[]).await? else { return Ok(()) };
     let (url, known) = (database.url(), secret(SECRET)?);
