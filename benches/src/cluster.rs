@@ -30,6 +30,7 @@ use crate::table::{Figure, Table, median};
 const LEASE: Duration = Duration::from_secs(3);
 const TAKEOVER_MAX: Duration = Duration::from_secs(5);
 const LEAVE_WAIT_MAX: Duration = Duration::from_millis(500);
+const HEARTBEATS_FOR: Duration = Duration::from_secs(9);
 /// Calls of each kind in one round.
 const CALLS: usize = 400;
 /// Kills for each round: with the default number of rounds, enough for a 99th percentile.
@@ -74,9 +75,20 @@ pub async fn measure(table: &mut Table, rounds: usize) -> Result<()> {
         cluster.places.push(place);
     }
     cluster.settled().await?;
+    let idle = cluster.heartbeats().await?;
     cluster.forwarded(table, rounds).await?;
     cluster.takeovers(table, rounds).await?;
-    cluster.leaves(table, rounds).await
+    cluster.leaves(table, rounds).await?;
+    let busy = cluster.heartbeats().await?;
+    table.add(Figure {
+        name: "heartbeats of a node, a second",
+        figure: format!("{busy:.2} with {} entities", cluster.keys.len()),
+        ceiling: format!("{idle:.2} with none"),
+        ratio: format!("{:.2} times", busy / idle),
+        demanded: "as many",
+        is_met: busy <= 1.2 * idle,
+    });
+    Ok(())
 }
 
 /// A key of each partition.
@@ -126,6 +138,15 @@ impl Cluster {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         bail!("the partitions do not settle within 30 s")
+    }
+
+    /// How often each node writes about itself in a second.
+    async fn heartbeats(&self) -> Result<f64> {
+        let sql = "select n_tup_upd from pg_stat_user_tables where relname = 'stead_nodes'";
+        let before = self.database.number(sql).await?;
+        tokio::time::sleep(HEARTBEATS_FOR).await;
+        let written = self.database.number(sql).await? - before;
+        Ok(written as f64 / self.places.len() as f64 / HEARTBEATS_FOR.as_secs_f64())
     }
 
     /// Keys by the name of their owner.

@@ -15,38 +15,42 @@ pub(crate) struct Threads {
 
 impl Threads {
     /// Runs what blocks on a thread of its own; its tasks are the runtime's.
-    #[allow(clippy::disallowed_methods, reason = "the home of a node's threads")]
     pub(crate) fn run(
         &self,
         name: &str,
         work: impl Future<Output = ()> + Send + 'static,
     ) -> io::Result<()> {
-        if self.is_shared {
-            drop(self.runtime.spawn(work));
-            return Ok(());
-        }
         let runtime = self.runtime.clone();
-        std::thread::Builder::new()
-            .name(name.into())
-            .spawn(move || runtime.block_on(work))
-            .map(drop)
+        self.on_thread(name, work, move |work| runtime.block_on(work))
     }
 
     /// Runs what goes on though every thread of the runtime spins.
-    #[allow(clippy::disallowed_methods, reason = "the home of a node's threads")]
     pub(crate) fn run_apart(
         &self,
         name: &str,
         work: impl Future<Output = ()> + Send + 'static,
     ) -> io::Result<()> {
+        let build = || Builder::new_current_thread().enable_all().build();
+        // None is needed where there are no threads, and it could not be dropped within another.
+        let runtime = (!self.is_shared).then(build).transpose()?;
+        self.on_thread(name, work, move |work| {
+            if let Some(runtime) = runtime {
+                runtime.block_on(work);
+            }
+        })
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "the home of a node's threads")]
+    fn on_thread<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        name: &str,
+        work: F,
+        run: impl FnOnce(F) + Send + 'static,
+    ) -> io::Result<()> {
         if self.is_shared {
             drop(self.runtime.spawn(work));
             return Ok(());
         }
-        let runtime = Builder::new_current_thread().enable_all().build()?;
-        std::thread::Builder::new()
-            .name(name.into())
-            .spawn(move || runtime.block_on(work))
-            .map(drop)
+        std::thread::Builder::new().name(name.into()).spawn(move || run(work)).map(drop)
     }
 }

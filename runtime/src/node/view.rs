@@ -106,19 +106,25 @@ impl Node {
     /// Which node owns an entity, as far as this one knows, and which one should.
     pub async fn placement(&self, id: &EntityId) -> Placement {
         let partition = self.partition_of(id);
-        let shown = self.cluster_view().await;
-        let found = shown.partitions.into_iter().nth(usize::from(partition));
-        let moving = shown.moves.into_iter().find(|it| it.partition == partition);
-        let owner = found.as_ref().and_then(|found| found.owner.clone());
-        Placement {
+        let mut placement = Placement {
             entity_type: id.entity_type().to_owned(),
             key: id.key().to_owned(),
             partition,
-            preferred: moving.map_or_else(|| owner.clone(), |moving| moving.to),
-            owner,
-            epoch: found.map_or(0, |found| found.epoch),
-            membership_version: shown.membership_version,
+            owner: Some(self.0.name.to_string()),
+            epoch: self.store().opened().incarnation,
+            membership_version: self.store().opened().incarnation,
+            preferred: Some(self.0.name.to_string()),
+        };
+        if let Some(cluster) = self.cluster() {
+            cluster.look(LOOK_PATIENCE).await;
+            let seen = cluster.seen();
+            let found = seen.view.partitions.get(usize::from(partition));
+            placement.owner = owner(&seen, partition);
+            placement.preferred = preferred(&seen, partition);
+            placement.epoch = found.map_or(0, |found| found.epoch);
+            placement.membership_version = seen.view.membership;
         }
+        placement
     }
 
     /// Who is there and who owns what, as a fresh look shows it where the store answers in time.

@@ -126,10 +126,7 @@ impl PostgresStore {
         address: &str,
         settings: &PostgresSettings,
     ) -> Result<Self, ConnectError> {
-        let config = connect::parse(address)?;
-        let mut client = connect::connect(&config).await?;
-        connect::check_durability(&client, settings).await?;
-        mint(&mut client, settings).await?;
+        let (config, mut client) = reach(address, settings).await?;
         let opened = open_lane(&mut client, settings).await?;
         Ok(Self::with(config, opened, settings))
     }
@@ -142,10 +139,7 @@ impl PostgresStore {
         address: &str,
         settings: &PostgresSettings,
     ) -> Result<Self, ConnectError> {
-        let config = connect::parse(address)?;
-        let mut client = connect::connect(&config).await?;
-        connect::check_durability(&client, settings).await?;
-        mint(&mut client, settings).await?;
+        let (config, client) = reach(address, settings).await?;
         let kept = read_settings(&client).await?;
         let now: i64 = client.query_typed_one(sql::NOW, &[]).await?.get(0);
         let time = Timestamp::from_micros(now);
@@ -214,6 +208,18 @@ impl PostgresStore {
 
 fn unreadable(error: impl Into<ConnectError>) -> ReadError {
     ReadError::Unavailable(error.into().to_string())
+}
+
+/// Connects to a database that keeps its promises and has the tables.
+async fn reach(
+    address: &str,
+    settings: &PostgresSettings,
+) -> Result<(Config, Client), ConnectError> {
+    let config = connect::parse(address)?;
+    let mut client = connect::connect(&config).await?;
+    connect::check_durability(&client, settings).await?;
+    mint(&mut client, settings).await?;
+    Ok((config, client))
 }
 
 /// Makes the tables with what is minted once.

@@ -1,4 +1,4 @@
-//! Every statement that is sent to the database, and why it works on any that speaks PostgreSQL's
+//! Every statement about data, and why it works on any database that speaks PostgreSQL's
 //! protocol. `docs/postgres.md` lists them for people.
 //!
 //! Nothing here depends on the session: no advisory lock, no LISTEN, no prepared statement, no
