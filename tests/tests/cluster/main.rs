@@ -1,7 +1,9 @@
 //! Three real nodes and a private PostgreSQL: processes are killed and paused, connections cut, the
 //! database crashed, leases stolen, while clients keep on. What goes wrong is decided by a seed.
 //!
-//! `STEAD_SEEDS=from..to` chooses other seeds, and `STEAD_LEDGER=FILE` adds a line for each run.
+//! `STEAD_SEEDS=from..to` chooses other seeds, and `STEAD_LEDGER=FILE` adds a line for each run, with the
+//! columns of `tests/ledger.csv`, which keeps the lines of many. `STEAD_LOGS=DIRECTORY` keeps what the
+//! nodes say.
 
 mod audit;
 mod clocks;
