@@ -88,12 +88,12 @@ impl Client {
         E::reference(Reference::new(E::NAME, key.as_ref()).bind(self.clone()))
     }
 
-    /// What the server shows under a path, as JSON for people.
+    /// What the server shows under a path.
     ///
     /// # Errors
     /// [`ErrorKind::Unavailable`] where it cannot be reached, and what it answers instead.
     #[cfg(feature = "server")]
-    pub(crate) async fn show(&self, path: &[&str]) -> Result<String, Error> {
+    pub(crate) async fn show(&self, path: &[&str]) -> Result<serde_json::Value, Error> {
         let escaped = path.iter().map(|part| utf8_percent_encode(part, PLAIN).to_string());
         let path = escaped.collect::<Vec<_>>().join("/");
         let mut url = self.base.clone();
@@ -102,9 +102,8 @@ impl Client {
         let asked = Prepared { method: Method::GET, url, headers, body, is_signal: false };
         let shown = self.once(&asked, CONNECT_DEADLINE).await?;
         let shown = shown.map_err(|no| Error::new(ErrorKind::Invalid, no.reason()))?;
-        let shown: serde_json::Value = serde_json::from_slice(&shown)
-            .map_err(|error| Error::new(ErrorKind::Invalid, error.to_string()))?;
-        Ok(format!("{shown:#}"))
+        serde_json::from_slice(&shown)
+            .map_err(|error| Error::new(ErrorKind::Invalid, error.to_string()))
     }
 
     fn send(&self, kind: &'static str, request: Request) -> BoxFuture<'static, Answered> {

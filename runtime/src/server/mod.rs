@@ -189,11 +189,24 @@ async fn show(server: &Asked, path: &[&str]) -> u8 {
     let asked = async { Client::new(&server.url)?.show(path).await };
     match asked.await {
         Ok(shown) => {
-            let _nobody_reads = writeln!(std::io::stdout(), "{shown}");
+            let _nobody_reads = writeln!(std::io::stdout(), "{}", for_people(&shown));
             0
         }
         Err(error) => fail(exit::FAILED, &format!("{}: {error}", server.url)),
     }
+}
+
+/// JSON with a line for each field, and for each element of a list.
+fn for_people(shown: &serde_json::Value) -> String {
+    let Some(fields) = shown.as_object() else { return shown.to_string() };
+    let field = |(name, value): (&String, &serde_json::Value)| match value.as_array() {
+        Some(all) if !all.is_empty() => {
+            let lines: Vec<_> = all.iter().map(|one| format!("    {one}")).collect();
+            format!("  \"{name}\": [\n{}\n  ]", lines.join(",\n"))
+        }
+        _ => format!("  \"{name}\": {value}"),
+    };
+    format!("{{\n{}\n}}", fields.iter().map(field).collect::<Vec<_>>().join(",\n"))
 }
 
 /// Ready when somebody asks the process to end.

@@ -18,6 +18,26 @@ use tokio::{
 const ADD: &str = "/v1/entities/counter/c/calls/add";
 
 #[tokio::test]
+async fn the_command_line_prints_what_the_routes_say() -> Result<()> {
+    let data = tempfile::tempdir()?;
+    let server = Server::start(data.path(), &[]).await?;
+    let url = format!("http://{}", server.address());
+    for (arguments, route) in [
+        (vec!["placement", "counter", "a/b %"], "/v1/placement/counter/a%2Fb%20%25"),
+        (vec!["cluster"], "/v1/cluster"),
+    ] {
+        let mut command = std::process::Command::new(stead_tests::binary("stead")?);
+        let printed = command.args(&arguments).args(["--url", &url]).output()?;
+        assert!(printed.status.success(), "{arguments:?}");
+        let printed: serde_json::Value = serde_json::from_slice(&printed.stdout)?;
+        let told: serde_json::Value = server.get(route).send().await?.json().await?;
+        assert_eq!(printed, told);
+        assert!(told["partition"].is_u64() || told["partitions"].is_array());
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_counter_answers_as_the_readme_says() -> Result<()> {
     let data = tempfile::tempdir()?;
     let server = Server::start(data.path(), &[]).await?;
