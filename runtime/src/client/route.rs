@@ -205,3 +205,23 @@ async fn forward(cluster: &Cluster, owner: Member, ask: &Ask, left: Duration) ->
         Err(error) => Err(unknown(format!("the owner's answer cannot be read: {error}"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_have_been_applied_is_never_said_not_to_be() {
+        let told = |kind, is_in_doubt| settled(Error::new(kind, ""), is_in_doubt).kind();
+        for moved in [ErrorKind::Fenced, ErrorKind::Closed, ErrorKind::Unavailable] {
+            assert_eq!(told(moved, false), ErrorKind::Unavailable);
+            assert_eq!(told(moved, true), ErrorKind::Unknown);
+        }
+        for refused in [ErrorKind::Overloaded, ErrorKind::Full, ErrorKind::NotFound] {
+            assert_eq!(told(refused, false), refused);
+            assert_eq!(told(refused, true), ErrorKind::Unknown);
+        }
+        // Who knows the key knows what became of it.
+        assert_eq!(told(ErrorKind::Conflict, true), ErrorKind::Conflict);
+    }
+}
