@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    io::Write as _,
     net::SocketAddr,
     process::{Child, Stdio},
     sync::{
@@ -20,7 +19,7 @@ use stead::{
     EntityId, PostgresStore,
     store::{Store as _, postgres::PostgresSettings},
 };
-use stead_tests::{database::Database, free_address, server_among, wait_alive};
+use stead_tests::{database::Database, free_address, secret_file, server_among, wait_alive};
 use tempfile::NamedTempFile;
 use tokio::task::JoinSet;
 
@@ -65,8 +64,7 @@ struct Cluster {
 
 pub async fn measure(table: &mut Table, rounds: usize) -> Result<()> {
     let Some(database) = Database::start(&["max_connections=200"]).await? else { return Ok(()) };
-    let mut secret = NamedTempFile::new()?;
-    secret.write_all(b"the secret of a cluster that is measured")?;
+    let secret = secret_file(b"the secret of a cluster that is measured")?;
     let client = Client::builder().tcp_nodelay(true).timeout(Duration::from_secs(30)).build()?;
     let keys = keys(&database).await?;
     let mut cluster = Cluster { places: Vec::new(), keys, client, secret, database };

@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use reqwest::Url;
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use tempfile::TempDir;
+use tokio_postgres::{Client, NoTls};
 
 /// The user of a server that root starts, because PostgreSQL refuses to run as root: nobody.
 const NOBODY: u32 = 65_534;
@@ -131,7 +132,7 @@ impl Database {
 
     async fn answers(&self) -> Result<()> {
         for _ in 0..1_500 {
-            let connected = tokio_postgres::connect(self.url.as_str(), tokio_postgres::NoTls).await;
+            let connected = tokio_postgres::connect(self.url.as_str(), NoTls).await;
             if connected.is_ok() {
                 return Ok(());
             }
@@ -145,14 +146,8 @@ impl Database {
     /// # Errors
     /// What the database says.
     pub async fn number(&self, sql: &str) -> Result<i64> {
-        let (client, connection) =
-            tokio_postgres::connect(self.url.as_str(), tokio_postgres::NoTls).await?;
-        let carrying = tokio::spawn(connection);
-        let row = client.query_one(sql, &[]).await?;
-        let number = row.try_get::<_, Option<i64>>(0)?.unwrap_or(0);
-        drop(client);
-        carrying.await?.context("the connection")?;
-        Ok(number)
+        let row = on(&self.url, async |client| client.query_one(sql, &[]).await).await?;
+        Ok(row.try_get::<_, Option<i64>>(0)?.unwrap_or(0))
     }
 
     /// Runs SQL on a connection of its own.
@@ -165,11 +160,20 @@ impl Database {
 }
 
 async fn execute(url: &Url, sql: &str) -> Result<()> {
-    let (client, connection) = tokio_postgres::connect(url.as_str(), tokio_postgres::NoTls).await?;
+    on(url, async |client| client.batch_execute(sql).await).await
+}
+
+/// Does something on a connection of its own.
+async fn on<T>(
+    url: &Url,
+    work: impl AsyncFnOnce(&Client) -> Result<T, tokio_postgres::Error>,
+) -> Result<T> {
+    let (client, connection) = tokio_postgres::connect(url.as_str(), NoTls).await?;
     let carrying = tokio::spawn(connection);
-    client.batch_execute(sql).await?;
+    let done = work(&client).await?;
     drop(client);
-    carrying.await?.context("the connection")
+    carrying.await?.context("the connection")?;
+    Ok(done)
 }
 
 fn stop(server: &mut Child, signal: Signal) -> Result<()> {

@@ -23,6 +23,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use reqwest::{Client, RequestBuilder, Response};
+use tempfile::NamedTempFile;
 
 /// A `stead serve` process. Dropping it kills it.
 #[derive(Debug)]
@@ -107,6 +108,16 @@ pub fn command_on(store: &str, address: SocketAddr) -> Result<Command> {
     command.args(["serve", "--listen", &address.to_string()]).env("STEAD_STORE", store);
     command.stdin(Stdio::null());
     Ok(command)
+}
+
+/// A file with the secret of a cluster.
+///
+/// # Errors
+/// What the operating system says.
+pub fn secret_file(secret: &[u8]) -> Result<NamedTempFile> {
+    let mut file = NamedTempFile::new()?;
+    file.write_all(secret)?;
+    Ok(file)
 }
 
 /// The command of a node that shares the database behind `store` under `name`.

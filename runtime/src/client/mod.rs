@@ -267,6 +267,18 @@ fn overloaded() -> Error {
     Error::new(ErrorKind::Overloaded, "the node holds all it can: back off")
 }
 
+/// What is said where an earlier try may have been applied, whatever the last one says of itself; but
+/// some things are said by who knows the idempotency key.
+fn in_doubt(error: Error) -> Error {
+    let (kind, message) = (error.kind(), error.message());
+    match kind {
+        ErrorKind::Unknown | ErrorKind::Conflict | ErrorKind::Deadline | ErrorKind::Internal => {
+            error
+        }
+        _ => Error::new(ErrorKind::Unknown, message),
+    }
+}
+
 fn moved(_shut: Shut) -> Error {
     Error::new(ErrorKind::Fenced, "the partition is not this node's")
 }

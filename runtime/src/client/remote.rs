@@ -271,16 +271,7 @@ impl Patience {
             self.pause = (pause * 2).min(RETRY_LONGEST);
             return Ok(pause);
         }
-        // An earlier try may have been applied, whatever the last one says of itself; but these are
-        // said by who knows the key.
-        let knows = matches!(
-            error.kind(),
-            ErrorKind::Unknown | ErrorKind::Conflict | ErrorKind::Deadline | ErrorKind::Internal
-        );
-        if self.is_unknown && !knows {
-            return Err(Error::new(ErrorKind::Unknown, error.message()));
-        }
-        Err(error)
+        Err(if self.is_unknown { super::in_doubt(error) } else { error })
     }
 }
 

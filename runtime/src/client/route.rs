@@ -163,16 +163,15 @@ impl Node {
     }
 }
 
-/// What the last try says, and what is not known of an earlier one that may have been applied; but some
-/// things are said by who knows the idempotency key.
+/// What a caller is told of the last try; `is_in_doubt` where an earlier one may have been applied.
 fn settled(error: Error, is_in_doubt: bool) -> Error {
-    let kind = match error.kind() {
-        known @ (ErrorKind::Conflict | ErrorKind::Deadline | ErrorKind::Internal) => known,
-        _ if is_in_doubt => ErrorKind::Unknown,
-        ErrorKind::Fenced | ErrorKind::Closed => ErrorKind::Unavailable,
-        known => known,
-    };
-    if kind == error.kind() { error } else { Error::new(kind, error.message()) }
+    match error.kind() {
+        _ if is_in_doubt => super::in_doubt(error),
+        ErrorKind::Fenced | ErrorKind::Closed => {
+            Error::new(ErrorKind::Unavailable, error.message())
+        }
+        _ => error,
+    }
 }
 
 fn no_owner(partition: u16) -> Error {

@@ -301,8 +301,8 @@ impl Committer {
             // Receivers hear of a row before its sender can send the next one.
             for (partition, delivery) in burst.deliveries {
                 let partition_of = &self.partitions[usize::from(partition)];
-                let delivered = partition_of.deliver(Box::new(delivery), link);
-                if let (Err(delivery), Some(outbound)) = (delivered, &self.outbound) {
+                let delivered = partition_of.deliver(Some(Box::new(delivery)), link);
+                if let (Err(Some(delivery)), Some(outbound)) = (delivered, &self.outbound) {
                     outbound.send(partition, delivery);
                 }
             }

@@ -7,7 +7,7 @@ use stead_entities::{BoxFuture, Error, ErrorKind};
 use super::{Inner, Node};
 use crate::{
     client::route::Ask,
-    partition::message::{Input, Link},
+    partition::message::Link,
     store::record,
     transport::{
         Answers,
@@ -64,15 +64,13 @@ impl Inner {
         let is_meant = self.home().is_some_and(|home| home.incarnation.number == wakes.target);
         let mut refused = Vec::new();
         for wake in &wakes.wakes {
-            let handle = self.partitions.get(usize::from(wake.partition));
-            let Some(handle) = handle.filter(|handle| is_meant && handle.is_open()) else {
-                refused.push(wake.partition);
-                continue;
-            };
+            let handle = self.partitions.get(usize::from(wake.partition)).filter(|_| is_meant);
             let link = Link { source: wakes.source, number: wake.link, place: wake.place };
             // A row that cannot be read here is read from the store, where that is said.
-            let delivery = wake.row.as_ref().and_then(|row| row.read().ok());
-            handle.push(Input::Deliver(delivery.map(Box::new), link));
+            let delivery = wake.row.as_ref().and_then(|row| row.read().ok()).map(Box::new);
+            if handle.is_none_or(|handle| handle.deliver(delivery, link).is_err()) {
+                refused.push(wake.partition);
+            }
         }
         refused
     }

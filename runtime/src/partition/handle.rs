@@ -56,6 +56,8 @@ pub(crate) struct Hosting {
     pub(crate) lease: Arc<Lease>,
 }
 
+type Body = Option<Box<Delivery>>;
+
 /// The partition is not this node's at present.
 #[derive(Debug)]
 pub(crate) struct Shut;
@@ -101,16 +103,16 @@ impl Handle {
         Ok(())
     }
 
-    /// Gives the partition what another one's commit made durable.
+    /// Gives the partition what another one's commit made durable, or, without a body, word of it.
     ///
     /// # Errors
     /// Gives it back where the partition takes nothing in.
-    pub(crate) fn deliver(&self, delivery: Box<Delivery>, link: Link) -> Result<(), Box<Delivery>> {
+    pub(crate) fn deliver(&self, delivery: Body, link: Link) -> Result<(), Body> {
         let inputs = self.lock();
         if !inputs.is_open {
             return Err(delivery);
         }
-        self.push_to(inputs, Input::Deliver(Some(delivery), link));
+        self.push_to(inputs, Input::Deliver(delivery, link));
         Ok(())
     }
 

@@ -110,14 +110,7 @@ impl Partition {
     }
 
     pub(super) fn recovered(&mut self, receivers: ReadResult<Vec<EntityId>>) {
-        let receivers = match receivers {
-            Ok(receivers) => receivers,
-            Err(error) => {
-                tracing::error!(partition = self.number(), %error, "the inbox cannot be read");
-                self.recover_at = Some(self.now + RECOVERY_PAUSE);
-                return;
-            }
-        };
+        let Some(receivers) = self.readable(receivers) else { return };
         self.phase = Phase::Serving;
         self.add_backlogs(receivers);
         self.scan_due();

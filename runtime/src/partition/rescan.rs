@@ -64,20 +64,25 @@ impl Partition {
         if self.phase != Phase::Serving {
             return;
         }
-        let receivers = match receivers {
-            Ok(receivers) => receivers,
-            Err(error) => {
-                tracing::error!(partition = self.number(), %error, "the inbox cannot be read");
-                self.recover_at = Some(self.now + RECOVERY_PAUSE);
-                return;
-            }
-        };
+        let Some(receivers) = self.readable(receivers) else { return };
         self.add_backlogs(receivers);
         if std::mem::take(&mut self.rescan.again) {
             self.read_receivers();
         } else {
             self.rescan.is_running = false;
         }
+    }
+
+    /// Who has inbox rows; where that could not be read, it is read again.
+    pub(super) fn readable(
+        &mut self,
+        receivers: ReadResult<Vec<EntityId>>,
+    ) -> Option<Vec<EntityId>> {
+        let failed = |error| {
+            tracing::error!(partition = self.number(), %error, "the inbox cannot be read");
+            self.recover_at = Some(self.now + RECOVERY_PAUSE);
+        };
+        receivers.map_err(failed).ok()
     }
 
     /// Reads the rows of these entities, some entities at a time.

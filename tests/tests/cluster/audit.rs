@@ -34,18 +34,17 @@ begin
     end if;
     if tg_op = 'DELETE' then return old; else return new; end if;
 end $$;
-create trigger audit before insert or update or delete on stead_states
-    for each row execute function stead_audit();
-create trigger audit before insert or update or delete on stead_inbox
-    for each row execute function stead_audit();
-create trigger audit before insert or update or delete on stead_reminders
-    for each row execute function stead_audit();
-create trigger audit before insert or update or delete on stead_due
-    for each row execute function stead_audit();
-create trigger audit before insert or update or delete on stead_idempotency
-    for each row execute function stead_audit();
-create trigger audit before insert or update or delete on stead_dead_letters
-    for each row execute function stead_audit();
+do $$
+declare
+    watched text;
+begin
+    foreach watched in array array['stead_states', 'stead_inbox', 'stead_reminders', 'stead_due',
+        'stead_idempotency', 'stead_dead_letters']
+    loop
+        execute format('create trigger audit before insert or update or delete on %I
+            for each row execute function stead_audit()', watched);
+    end loop;
+end $$;
 ";
 
 /// How often they refused.

@@ -1,10 +1,9 @@
 //! Wall clocks of nodes.
 
-use std::{io::Write as _, time::Duration};
+use std::time::Duration;
 
 use anyhow::Result;
-use stead_tests::{database::Database, leave_out};
-use tempfile::NamedTempFile;
+use stead_tests::{database::Database, leave_out, secret_file};
 
 use super::nodes::{LEASE, NodeProcess, can_skew};
 
@@ -15,8 +14,7 @@ async fn wall_clocks_of_nodes_play_no_part() -> Result<()> {
         return Ok(());
     }
     let Some(database) = Database::start(&[]).await? else { return Ok(()) };
-    let mut secret = NamedTempFile::new()?;
-    secret.write_all(b"the secret of a cluster under test")?;
+    let secret = secret_file(b"the secret of a cluster under test")?;
     let mut nodes = Vec::new();
     for (name, skew) in [("ahead", "+7h"), ("behind", "-3h"), ("right", "+0")] {
         let mut node = NodeProcess::new(name, &database, Some(skew.into())).await?;

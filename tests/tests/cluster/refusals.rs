@@ -1,23 +1,18 @@
 //! What cannot join says why, and changes nothing.
 
 use std::{
-    io::Write as _,
     net::SocketAddr,
     process::{Child, Command, Output, Stdio},
 };
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
-use stead_tests::{database::Database, free_address, proxy::Proxy, server_among, wait_alive};
+use stead_tests::{
+    database::Database, free_address, proxy::Proxy, secret_file, server_among, wait_alive,
+};
 use tempfile::NamedTempFile;
 
 const SECRET: &[u8] = b"the secret of a cluster under test";
-
-fn secret(bytes: &[u8]) -> Result<NamedTempFile> {
-    let mut file = NamedTempFile::new()?;
-    file.write_all(bytes)?;
-    Ok(file)
-}
 
 /// A node that ends with the test, however that ends.
 struct Running(Child);
@@ -48,7 +43,7 @@ async fn ends(url: &str, name: &str, secret: &NamedTempFile) -> Result<(i32, Str
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_join_says_why_and_changes_nothing() -> Result<()> {
     let Some(database) = Database::start(&[]).await? else { return Ok(()) };
-    let (url, known) = (database.url(), secret(SECRET)?);
+    let (url, known) = (database.url(), secret_file(SECRET)?);
     let address = free_address()?;
     let mut command = server_among("stead", &url, "first", address, known.path())?;
     command.args(["--lease", "1"]);
@@ -61,11 +56,11 @@ async fn what_cannot_join_says_why_and_changes_nothing() -> Result<()> {
     assert_eq!(code, 3, "{why}");
     assert!(why.contains("another node is alive under the name first"), "{why}");
 
-    let (code, why) = ends(&url, "second", &secret(b"another secret, as long")?).await?;
+    let (code, why) = ends(&url, "second", &secret_file(b"another secret, as long")?).await?;
     assert_eq!(code, 2, "{why}");
     assert!(why.contains("the cluster's secret is not the one of node first"), "{why}");
 
-    let (code, why) = ends(&url, "second", &secret(b"short")?).await?;
+    let (code, why) = ends(&url, "second", &secret_file(b"short")?).await?;
     assert_eq!(code, 2, "{why}");
     assert!(why.contains("at least 16 bytes"), "{why}");
 
@@ -100,7 +95,7 @@ async fn what_cannot_join_says_why_and_changes_nothing() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_is_gone_is_503_until_it_is_back() -> Result<()> {
     let Some(database) = Database::start(&[]).await? else { return Ok(()) };
-    let (known, address) = (secret(SECRET)?, free_address()?);
+    let (known, address) = (secret_file(SECRET)?, free_address()?);
     let proxy = Proxy::start(database.address()).await?;
     let url = database.url_at(proxy.address())?;
     let mut command = server_among("stead", &url, "only", address, known.path())?;
@@ -146,7 +141,7 @@ async fn owns_all(address: SocketAddr, name: &str) -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_whose_row_was_removed_joins_again_and_owns_everything() -> Result<()> {
     let Some(database) = Database::start(&[]).await? else { return Ok(()) };
-    let (known, address) = (secret(SECRET)?, free_address()?);
+    let (known, address) = (secret_file(SECRET)?, free_address()?);
     let mut command = server_among("stead", &database.url(), "only", address, known.path())?;
     command.args(["--lease", "1"]);
     let _node = run(command, address).await?;
@@ -161,7 +156,7 @@ async fn a_member_whose_row_was_removed_joins_again_and_owns_everything() -> Res
 #[tokio::test(flavor = "multi_thread")]
 async fn an_entity_of_a_newer_version_is_503_and_left_untouched() -> Result<()> {
     let Some(database) = Database::start(&[]).await? else { return Ok(()) };
-    let (url, known) = (database.url(), secret(SECRET)?);
+    let (url, known) = (database.url(), secret_file(SECRET)?);
     let alone = async |name: &str, version: &str| {
         let address = free_address()?;
         let mut command = server_among("unruly", &url, name, address, known.path())?;
@@ -195,7 +190,7 @@ async fn an_entity_of_a_newer_version_is_503_and_left_untouched() -> Result<()> 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_serves_what_it_knows_and_leaves_the_rest_untouched() -> Result<()> {
     let Some(database) = Database::start(&[]).await? else { return Ok(()) };
-    let (url, known) = (database.url(), secret(SECRET)?);
+    let (url, known) = (database.url(), secret_file(SECRET)?);
     let mut nodes = Vec::new();
     let mut addresses = Vec::new();
     for (program, name) in [("stead", "one"), ("unruly", "other")] {

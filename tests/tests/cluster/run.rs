@@ -17,6 +17,7 @@ use stead_tests::{
     history::{History, Kind, compare},
     log::Log,
     random::Random,
+    secret_file,
 };
 use tempfile::NamedTempFile;
 
@@ -62,8 +63,7 @@ impl Run {
         let Some(database) = Database::start(&["max_connections=200"]).await? else {
             return Ok(None);
         };
-        let mut secret = NamedTempFile::new()?;
-        secret.write_all(b"the secret of a cluster under test")?;
+        let secret = secret_file(b"the secret of a cluster under test")?;
         let mut nodes = Vec::new();
         for (number, name) in ["a", "b", "c"].into_iter().enumerate() {
             let skews = ["+0", "+7h", "-3h"];

@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use anyhow::Result;
 use rustix::process::Signal;
-use stead_tests::proxy::{Loses, Passes};
+use stead_tests::proxy::{Loses, Passes, Proxy};
 
-use super::{nodes::LEASE, run::Run};
+use super::{
+    nodes::{LEASE, NodeProcess},
+    run::Run,
+};
 
 /// How often each thing went wrong.
 #[derive(Debug, Default, Clone)]
@@ -32,8 +35,8 @@ impl Run {
             2 | 3 => self.leave(number).await,
             4..7 => self.pause(number).await,
             7..12 => self.lose_commits(number).await,
-            12 => self.split_from_database(number).await,
-            13 => self.split_from_peers(number).await,
+            12 => self.split(number, |node| &node.to_database).await,
+            13 => self.split(number, |node| &node.from_peers).await,
             14 => self.steal(number).await,
             _ => self.crash_database().await,
         }
@@ -94,23 +97,14 @@ impl Run {
         Ok(())
     }
 
-    async fn split_from_database(&mut self, number: usize) -> Result<()> {
+    /// Cuts one of a node's ways, in one direction or both.
+    async fn split(&mut self, number: usize, way: fn(&NodeProcess) -> &Proxy) -> Result<()> {
         self.counts.splits += 1;
         let passes = [Passes::Nothing, Passes::Answers, Passes::Questions];
         let what = passes[self.random.below(3) as usize];
-        self.nodes[number].to_database.pass(what);
+        way(&self.nodes[number]).pass(what);
         tokio::time::sleep(LEASE * (1 + self.random.below(4) as u32)).await;
-        self.nodes[number].to_database.pass(Passes::All);
-        Ok(())
-    }
-
-    async fn split_from_peers(&mut self, number: usize) -> Result<()> {
-        self.counts.splits += 1;
-        let passes = [Passes::Nothing, Passes::Answers, Passes::Questions];
-        let what = passes[self.random.below(3) as usize];
-        self.nodes[number].from_peers.pass(what);
-        tokio::time::sleep(LEASE * (1 + self.random.below(4) as u32)).await;
-        self.nodes[number].from_peers.pass(Passes::All);
+        way(&self.nodes[number]).pass(Passes::All);
         Ok(())
     }
 

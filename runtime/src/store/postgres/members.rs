@@ -9,6 +9,7 @@ macro_rules! now {
     };
 }
 
+pub(super) const NOW: &str = concat!("select ", now!());
 /// Begins a change of the membership.
 pub(super) const BEGIN: &str = "begin isolation level read committed read write; \
     set local statement_timeout = 10000; set local idle_in_transaction_session_timeout = 10000";

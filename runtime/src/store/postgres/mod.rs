@@ -141,7 +141,7 @@ impl PostgresStore {
     ) -> Result<Self, ConnectError> {
         let (config, client) = reach(address, settings).await?;
         let kept = read_settings(&client).await?;
-        let now: i64 = client.query_typed_one(sql::NOW, &[]).await?.get(0);
+        let now: i64 = client.query_typed_one(members::NOW, &[]).await?.get(0);
         let time = Timestamp::from_micros(now);
         let opened =
             Opened { settings: kept, incarnation: 0, last_batch: 0, time, was_unclean: false };
@@ -256,7 +256,7 @@ async fn open_lane(
     opening.execute_typed(sql::DROP_NODES, &[]).await?;
     opening.execute_typed(sql::FREE_ALL, &[]).await?;
     let last = opening.query_typed_opt(sql::LAST_LANE, &[]).await?;
-    let now: i64 = opening.query_typed_one(sql::NOW, &[]).await?.get(0);
+    let now: i64 = opening.query_typed_one(members::NOW, &[]).await?.get(0);
     let number = last.as_ref().map_or(0, |row| row.get::<_, i64>(0));
     let time = last.as_ref().map_or(now, |row| now.max(row.get(1)));
     let node: &str = &settings.node;

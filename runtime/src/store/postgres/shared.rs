@@ -10,7 +10,7 @@ use stead_entities::{BoxFuture, Timestamp};
 use tokio::sync::Mutex;
 use tokio_postgres::{Client, Row, types::Type};
 
-use super::{LANES_KEPT, PostgresStore, Value, connect, members, sql};
+use super::{LANES_KEPT, PostgresStore, Value, connect, members, sql, statements::signed};
 use crate::{
     clock, sabotage,
     store::{
@@ -44,10 +44,6 @@ impl From<tokio_postgres::Error> for MemberError {
     fn from(error: tokio_postgres::Error) -> Self {
         Self::Unavailable(connect::said(&error))
     }
-}
-
-fn signed(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 fn micros(length: Duration) -> i64 {
@@ -172,7 +168,7 @@ impl SharedStore for PostgresStore {
                 (&node.secret, Type::BYTEA),
             ];
             client.execute_typed(members::JOIN, &joining).await?;
-            let time: i64 = client.query_typed_one(sql::NOW, &[]).await?.get(0);
+            let time: i64 = client.query_typed_one(members::NOW, &[]).await?.get(0);
             let lane: [Value<'_>; 4] = [
                 (&incarnation, Type::INT8),
                 (&name, Type::TEXT),

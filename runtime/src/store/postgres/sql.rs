@@ -112,8 +112,6 @@ pub(super) const OPEN_LANE: &str = "insert into stead_lanes \
     values ($1, 0, $2, $3, 0, $4, false, false)";
 /// Lanes that nobody can ask about any more.
 pub(super) const DROP_LANES: &str = "delete from stead_lanes where is_closed and incarnation < $1";
-pub(super) const NOW: &str =
-    "select cast(extract(epoch from clock_timestamp()) * 1000000 as bigint)";
 
 /// Begins a batch. A client that is paused in the middle of it holds its rows no longer than
 /// `timeout`.
