@@ -34,7 +34,7 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
                 let place = format!("::{}", variant.ident);
                 let inner = fields(&model, &variant.fields)?;
                 all.push(
-                    quote!(layout.place(#place, |layout| { layout.leaf("variant"); #inner });),
+                    quote!(__layout.place(#place, |__layout| { __layout.leaf("variant"); #inner });),
                 );
             }
             quote!(#(#all)*)
@@ -50,8 +50,8 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
     Ok(quote! {
         #[automatically_derived]
         impl #impl_generics #model::Layout for #name #type_generics #bounds {
-            fn describe(layout: &mut #model::state::LayoutText) {
-                layout.composite::<Self>(#kind, |layout| { #parts });
+            fn describe(__layout: &mut #model::state::LayoutText) {
+                __layout.composite::<Self>(#kind, |__layout| { #parts });
             }
         }
     })
@@ -65,17 +65,18 @@ fn fields(model: &TokenStream, fields: &Fields) -> Result<TokenStream> {
             continue;
         }
         let name = field.ident.clone().unwrap_or_else(|| format_ident!("_{index}"));
+        // A raw name keeps its `r#`, as in the layouts that are stored with states.
         let place = format!(".{name}");
         parts.push(match opaque(field)? {
-            Some(what) => quote!(layout.opaque(#place, #what);),
+            Some(what) => quote!(__layout.opaque(#place, #what);),
             None => {
                 own_functions(&words, field)?;
                 let ty = &field.ty;
-                quote!(layout.place(#place, <#ty as #model::Layout>::describe);)
+                quote!(__layout.place(#place, <#ty as #model::Layout>::describe);)
             }
         });
     }
-    Ok(quote!(let _ = &layout; #(#parts)*))
+    Ok(quote!(let _ = &__layout; #(#parts)*))
 }
 
 /// Refuses serde functions of an author's own, which write what nobody else knows.

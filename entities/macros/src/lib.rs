@@ -16,6 +16,15 @@ use syn::{Ident, parse_macro_input};
 ///
 /// `#[entity(name = "approval", version = 2, upgrade_from(1 = ApprovalV1))]`: the name is required,
 /// the version is 1 unless stated, and every earlier type is `Into<Self>`.
+///
+/// The typed reference to an `Order` is called `OrderRef`, and `Order::of(key)` makes one; both names
+/// are taken. A name in URLs, JSON and schemas is the Rust name without `r#`: the operation of
+/// `fn r#move` is `move`. Arguments and methods may have any name but `of`, may have a `cfg`, and
+/// `Self` is the entity.
+///
+/// An argument comes from JSON and is owned; so is a result, which is a value or a
+/// `Result<T, Rejection>`. A type alias of the latter is one too. A `Result` with another error does
+/// not compile.
 #[proc_macro_attribute]
 pub fn entity(attribute: TokenStream, item: TokenStream) -> TokenStream {
     let settings = parse_macro_input!(attribute as entity::Settings);

@@ -1,218 +1,393 @@
 //! Writes the table of operations and the typed reference.
+//!
+//! What is written stands among names that an author chose, so it uses none that an author could
+//! mean: paths begin with `::`, and every name of a variable, parameter or item that the macro makes
+//! up begins with two underscores. That the names of variables have a span of their own is not
+//! enough: a pattern would still be taken for a constant of the same name.
 
-use proc_macro2::TokenStream;
-use quote::{format_ident, quote};
-use syn::{Ident, ItemImpl, Type, Visibility};
+use proc_macro2::{Span, TokenStream};
+use quote::{format_ident, quote_spanned};
+use syn::{Ident, ItemImpl, Type, Visibility, ext::IdentExt, spanned::Spanned};
 
 use super::{
     Settings,
-    method::{Method, doc_text},
+    attributes::{conditions, doc_text},
+    method::Method,
+    types::ONLY_ERROR,
 };
 
-impl Method {
-    fn inputs(&self) -> Vec<&(Ident, Type)> {
-        self.arguments.iter().flatten().collect()
+/// `quote!` whose own words are not the author's, also for lints.
+macro_rules! own {
+    ($($tokens:tt)*) => {
+        quote_spanned!(Span::mixed_site()=> $($tokens)*)
+    };
+}
+
+pub(super) struct Generator<'m> {
+    model: TokenStream,
+    settings: &'m Settings,
+    entity: &'m Type,
+    /// The last name of the entity's type.
+    name: &'m Ident,
+    reference: Ident,
+    /// The predicates of the `impl` block's `cfg` attributes.
+    conditions: Vec<TokenStream>,
+    description: String,
+    methods: Vec<Row<'m>>,
+}
+
+/// A method and the names that are made up for it.
+struct Row<'m> {
+    method: &'m Method,
+    inputs: Vec<Input<'m>>,
+    /// The struct that several arguments travel in, as an object by name.
+    bundle: Ident,
+    /// Whether its answer may be a rejection.
+    is_rejectable: Ident,
+}
+
+/// One argument that comes from JSON.
+struct Input<'m> {
+    name: &'m Ident,
+    ty: &'m Type,
+    variable: Ident,
+}
+
+/// The same name at the same place, but not the author's for lints.
+fn own(name: &Ident) -> Ident {
+    let mut name = name.clone();
+    name.set_span(name.span().resolved_at(Span::mixed_site()));
+    name
+}
+
+fn made_up(name: &str, index: usize) -> Ident {
+    Ident::new(&format!("__{name}_{index}"), Span::mixed_site())
+}
+
+impl<'m> Row<'m> {
+    fn new(index: usize, method: &'m Method) -> Self {
+        let inputs = method.arguments.iter().flatten().enumerate();
+        let inputs = inputs.map(|(index, (name, ty))| Input {
+            name,
+            ty,
+            variable: made_up("argument", index),
+        });
+        Self {
+            method,
+            inputs: inputs.collect(),
+            bundle: made_up("Input", index),
+            is_rejectable: made_up("IS_REJECTABLE", index),
+        }
     }
 
-    /// The struct that several arguments travel in, as an object by name.
-    fn bundle(&self) -> Ident {
+    /// The name of the bundle in schemas.
+    fn bundle_text(&self) -> String {
         let mut name = String::new();
-        for part in self.name.to_string().split('_') {
+        for part in self.method.text().split('_') {
             let mut letters = part.chars();
             name.extend(letters.next().map(|first| first.to_ascii_uppercase()));
             name.extend(letters);
         }
-        format_ident!("{name}Input")
+        format!("{name}Input")
     }
 
-    fn bundle_definition(&self, model: &TokenStream) -> Option<TokenStream> {
-        let inputs = self.inputs();
-        if inputs.len() < 2 {
-            return None;
-        }
-        let (bundle, serde) = (self.bundle(), format!("{model}::serde").replace(' ', ""));
-        let schemars = format!("{model}::schemars").replace(' ', "");
-        let (names, types): (Vec<&Ident>, Vec<&Type>) =
-            inputs.iter().map(|(name, ty)| (name, ty)).unzip();
-        let conditions = &self.conditions;
-        Some(quote! {
-            #(#conditions)*
-            #[derive(#model::serde::Serialize, #model::serde::Deserialize, #model::JsonSchema)]
-            #[serde(crate = #serde)]
-            #[schemars(crate = #schemars)]
-            struct #bundle { #(#names: #types),* }
-        })
-    }
-
-    /// The row of the table of operations.
-    fn row(&self, model: &TokenStream, entity: &Type) -> TokenStream {
-        let (name, text) = (&self.name, self.name.to_string());
-        let description = doc_text(&self.attributes);
-        let inputs = self.inputs();
-        let (input, take) = match &inputs[..] {
-            [] => (quote!(()), quote!(let () = input;)),
-            [(name, ty)] => (quote!(#ty), quote!(let #name = input;)),
-            _ => {
-                let (bundle, names) = (self.bundle(), inputs.iter().map(|(name, _)| name));
-                (quote!(#bundle), quote!(let #bundle { #(#names),* } = input;))
-            }
-        };
-        let pass = self.arguments.iter().map(|argument| match argument {
-            Some((name, _)) => quote!(#name),
-            None if self.is_async => quote!(&mut ctx),
-            None => quote!(ctx),
-        });
-        let row = if self.is_query {
-            quote!(query(#text, |state: &#entity, ctx: &#model::Context, input: #input| {
-                let _ = ctx;
-                #take
-                state.#name(#(#pass),*)
-            }))
-        } else if self.is_async {
-            quote!(async_operation(#text, |mut state: #entity, mut ctx: #model::Context, input: #input| {
-                async move {
-                    let _ = &mut ctx;
-                    #take
-                    let answer = state.#name(#(#pass),*).await;
-                    (state, ctx, answer)
-                }
-            }))
-        } else {
-            quote!(operation(#text, |state: &mut #entity, ctx: &mut #model::Context, input: #input| {
-                let _ = &ctx;
-                #take
-                state.#name(#(#pass),*)
-            }))
-        };
-        let internal = match self.visibility {
-            Visibility::Public(_) => quote!(),
-            _ => quote!(.internal()),
-        };
-        let conditions = &self.conditions;
-        quote!(#(#conditions)* #model::OperationType::#row.described(#description)#internal)
-    }
-
-    /// The method of the typed reference.
-    fn maker(&self, model: &TokenStream) -> TokenStream {
-        let (name, text, result) = (&self.name, self.name.to_string(), &self.result);
-        let (attributes, visibility) = (&self.attributes, &self.visibility);
-        let conditions = &self.conditions;
-        let inputs = self.inputs();
-        let (names, types): (Vec<&Ident>, Vec<&Type>) =
-            inputs.iter().map(|(name, ty)| (name, ty)).unzip();
-        let input = match &inputs[..] {
-            [] => quote!(::core::option::Option::None),
-            [(name, _)] => quote!(::core::option::Option::Some(&#name)),
-            _ => {
-                let bundle = self.bundle();
-                quote!(::core::option::Option::Some(&#bundle { #(#names),* }))
-            }
-        };
-        let (ty, make) = if self.is_query {
-            (quote!(Query), quote!(query))
-        } else {
-            (quote!(Operation), quote!(operation))
-        };
-        quote! {
-            #(#conditions)*
-            #(#attributes)*
-            #visibility fn #name(&self, #(#names: #types),*)
-                -> #model::#ty<#result, B>
-            {
-                self.0.#make(#text, #input)
+    /// The type of the argument and how it is taken apart.
+    fn input(&self) -> (TokenStream, TokenStream) {
+        let variables = self.inputs.iter().map(|input| &input.variable);
+        match &self.inputs[..] {
+            [] => (own!(()), own!(let () = __input;)),
+            [Input { ty, variable, .. }] => (own!(#ty), own!(let #variable = __input;)),
+            inputs => {
+                let (bundle, names) = (&self.bundle, inputs.iter().map(|input| input.name));
+                (own!(#bundle), own!(let #bundle { #(#names: #variables),* } = __input;))
             }
         }
     }
 }
 
-pub(super) fn implementation(
-    settings: &Settings,
-    block: &ItemImpl,
-    methods: &[Method],
-) -> TokenStream {
-    let (model, entity) = (crate::model(), &block.self_ty);
-    let Settings { name, version, upgrades } = settings;
-    let description = doc_text(&block.attrs);
-    let bundles = methods.iter().filter_map(|method| method.bundle_definition(&model));
-    let rows = methods.iter().map(|method| method.row(&model, entity));
-    let makers = methods.iter().map(|method| method.maker(&model));
-    let reference = reference_name(entity);
-    let (from, types): (Vec<u32>, Vec<&Type>) =
-        upgrades.iter().map(|(from, ty)| (*from, ty)).unzip();
-    let upgrade = (!upgrades.is_empty()).then(|| {
-        quote! {
-            fn upgrade<D: #model::entity::StateDecoder>(
-                version: u32,
-                decoder: D,
-            ) -> ::core::result::Result<Self, D::Error> {
-                match version {
-                    #(#from => decoder.decode::<#types>().map(::core::convert::Into::into),)*
-                    _ => ::core::result::Result::Err(decoder.unknown_version(version)),
+impl<'m> Generator<'m> {
+    pub(super) fn new(
+        settings: &'m Settings,
+        block: &ItemImpl,
+        entity: &'m Type,
+        name: &'m Ident,
+        methods: &'m [Method],
+    ) -> Self {
+        Self {
+            model: crate::model(),
+            settings,
+            entity,
+            name,
+            reference: own(&format_ident!("{}Ref", name)),
+            conditions: conditions(&block.attrs),
+            description: doc_text(&block.attrs),
+            methods: methods.iter().enumerate().map(|(at, method)| Row::new(at, method)).collect(),
+        }
+    }
+
+    pub(super) fn all(&self) -> TokenStream {
+        let (conditions, reference) = (&self.conditions, self.reference());
+        let bundles = self.methods.iter().filter_map(|row| self.bundle(row));
+        let answers = self.methods.iter().filter_map(|row| self.answer(row));
+        let (implementation, operations) = (self.implementation(), self.reference_methods());
+        own! {
+            #reference
+            #(#[cfg(#conditions)])*
+            // Operations may be nobody's concern but a reminder's, and use what is deprecated.
+            #[allow(
+                dead_code, deprecated, missing_docs, private_interfaces, unreachable_pub,
+                clippy::needless_pass_by_value
+            )]
+            const _: () = {
+                #(#bundles)*
+                #(#answers)*
+                #implementation
+                #operations
+            };
+        }
+    }
+
+    /// The struct of several arguments. Its schema is that of a twin, because a derived schema is
+    /// known by its name and module, and the author may have a type of that name there.
+    fn bundle(&self, row: &Row<'_>) -> Option<TokenStream> {
+        if row.inputs.len() < 2 {
+            return None;
+        }
+        let (model, bundle, text) = (&self.model, &row.bundle, row.bundle_text());
+        let conditions = &row.method.conditions;
+        let serde = format!("{model}::serde").replace(' ', "");
+        let schemars = format!("{model}::schemars").replace(' ', "");
+        let names: Vec<Ident> = row.inputs.iter().map(|input| own(input.name)).collect();
+        let types: Vec<&Type> = row.inputs.iter().map(|input| input.ty).collect();
+        let expecting = format!("struct {text}");
+        let id = format!("#[entity] {}, arguments of {}", self.name, row.method.text());
+        Some(own! {
+            #(#[cfg(#conditions)])*
+            #[derive(#model::serde::Serialize, #model::serde::Deserialize)]
+            #[serde(crate = #serde, expecting = #expecting)]
+            struct #bundle { #(#names: #types),* }
+
+            #(#[cfg(#conditions)])*
+            impl #model::JsonSchema for #bundle {
+                fn schema_name() -> ::std::borrow::Cow<'static, ::core::primitive::str> {
+                    ::std::borrow::Cow::Borrowed(#text)
+                }
+                fn schema_id() -> ::std::borrow::Cow<'static, ::core::primitive::str> {
+                    ::std::borrow::Cow::Borrowed(
+                        ::core::concat!(::core::module_path!(), "::", #id)
+                    )
+                }
+                fn json_schema(
+                    __generator: &mut #model::schemars::SchemaGenerator,
+                ) -> #model::schemars::Schema {
+                    #[derive(#model::JsonSchema)]
+                    #[schemars(crate = #schemars)]
+                    struct __Twin { #(#names: #types),* }
+                    <__Twin as #model::JsonSchema>::json_schema(__generator)
                 }
             }
-            fn earlier_layouts() -> ::std::vec::Vec<(u32, ::std::string::String)> {
-                ::std::vec![#((#from, #model::state::LayoutText::of::<#types>())),*]
-            }
-        }
-    });
-    quote! {
-        const _: () = {
-            #(#bundles)*
+        })
+    }
 
+    /// Asks the compiler what an answer is, where the syntax does not show it, and refuses a
+    /// `Result` with another error.
+    fn answer(&self, row: &Row<'_>) -> Option<TokenStream> {
+        let (model, name, answer) = (&self.model, &row.is_rejectable, &row.method.answer);
+        if answer.value.is_some() && !answer.is_rejectable {
+            return None;
+        }
+        let (ty, conditions) = (&answer.ty, &row.method.conditions);
+        let may_be_plain = answer.value.is_none();
+        let place = answer.place.span().resolved_at(Span::mixed_site());
+        let refused = quote_spanned!(place=> ::core::panic!(#ONLY_ERROR));
+        Some(own! {
+            #(#[cfg(#conditions)])*
+            const #name: ::core::primitive::bool = {
+                use #model::entity::PlainAnswer as _;
+                type __Kind = #model::entity::AnswerKind<#ty>;
+                if __Kind::IS_RESULT != __Kind::IS_REJECTABLE
+                    || !(#may_be_plain || __Kind::IS_REJECTABLE)
+                {
+                    #refused
+                }
+                __Kind::IS_REJECTABLE
+            };
+        })
+    }
+
+    fn implementation(&self) -> TokenStream {
+        let (model, entity, description) = (&self.model, self.entity, &self.description);
+        let Settings { name, version, upgrades } = self.settings;
+        let rows = self.methods.iter().map(|row| self.row(row));
+        let from: Vec<u32> = upgrades.iter().map(|(from, _)| *from).collect();
+        let types: Vec<&Type> = upgrades.iter().map(|(_, ty)| ty).collect();
+        let upgrade = (!upgrades.is_empty()).then(|| {
+            own! {
+                fn upgrade<__Decoder: #model::entity::StateDecoder>(
+                    __version: ::core::primitive::u32,
+                    __decoder: __Decoder,
+                ) -> ::core::result::Result<Self, __Decoder::Error> {
+                    match __version {
+                        #(#from => #model::entity::StateDecoder::decode::<#types>(__decoder)
+                            .map(::core::convert::Into::into),)*
+                        _ => ::core::result::Result::Err(
+                            #model::entity::StateDecoder::unknown_version(__decoder, __version)
+                        ),
+                    }
+                }
+                fn earlier_layouts()
+                    -> ::std::vec::Vec<(::core::primitive::u32, ::std::string::String)>
+                {
+                    ::std::vec::Vec::from([#((#from, #model::state::LayoutText::of::<#types>())),*])
+                }
+            }
+        });
+        own! {
             impl #model::Entity for #entity {
-                const NAME: &'static str = #name;
-                const VERSION: u32 = #version;
-                const DESCRIPTION: &'static str = #description;
+                const NAME: &'static ::core::primitive::str = #name;
+                const VERSION: ::core::primitive::u32 = #version;
+                const DESCRIPTION: &'static ::core::primitive::str = #description;
                 fn operations() -> ::std::vec::Vec<#model::OperationType<Self>> {
                     ::std::vec::Vec::from([#(#rows),*])
                 }
                 #upgrade
             }
+        }
+    }
 
-            #[allow(private_interfaces, clippy::needless_pass_by_value)]
-            impl<B: ::core::clone::Clone> #reference<B> {
-                #(#makers)*
+    /// The row of the table of operations. Methods are called by path: a method call would prefer
+    /// a trait's method that takes `self` by value.
+    fn row(&self, row: &Row<'_>) -> TokenStream {
+        let (model, entity, method) = (&self.model, self.entity, row.method);
+        let Method { name, description, conditions, .. } = method;
+        let text = method.text();
+        let (input, take) = row.input();
+        let mut variables = row.inputs.iter().map(|input| &input.variable);
+        let pass = method.arguments.iter().map(|argument| match argument {
+            Some(_) => {
+                let variable = variables.next();
+                own!(#variable)
             }
+            None if method.is_async => own!(&mut __ctx),
+            None => own!(__ctx),
+        });
+        let make = if method.is_query {
+            own!(query(#text, |__state: &#entity, __ctx: &#model::Context, __input: #input| {
+                let _ = __ctx;
+                #take
+                <#entity>::#name(__state, #(#pass),*)
+            }))
+        } else if method.is_async {
+            own!(async_operation(#text, |mut __state: #entity, mut __ctx: #model::Context, __input: #input| {
+                async move {
+                    let _ = &mut __ctx;
+                    #take
+                    let __answer = <#entity>::#name(&mut __state, #(#pass),*).await;
+                    (__state, __ctx, __answer)
+                }
+            }))
+        } else {
+            own!(operation(#text, |__state: &mut #entity, __ctx: &mut #model::Context, __input: #input| {
+                let _ = &__ctx;
+                #take
+                <#entity>::#name(__state, #(#pass),*)
+            }))
         };
+        let internal = match method.visibility {
+            Visibility::Public(_) => own!(),
+            _ => own!(.internal()),
+        };
+        own!(#(#[cfg(#conditions)])* #model::OperationType::#make.described(#description)#internal)
     }
-}
 
-fn reference_name(entity: &Type) -> Ident {
-    match entity {
-        Type::Path(path) => match path.path.segments.last() {
-            Some(last) => format_ident!("{}Ref", last.ident),
-            None => format_ident!("EntityRef"),
-        },
-        _ => format_ident!("EntityRef"),
-    }
-}
+    fn reference_methods(&self) -> TokenStream {
+        let (model, entity, reference) = (&self.model, self.entity, &self.reference);
+        let methods = self.methods.iter().map(|row| self.reference_method(row));
+        own! {
+            impl<__Bound: ::core::clone::Clone> #reference<__Bound> {
+                #(#methods)*
+            }
 
-pub(super) fn reference(settings: &Settings, entity: &Type, ident: &Ident) -> TokenStream {
-    let (model, reference) = (crate::model(), reference_name(entity));
-    let about = format!(
-        "A typed reference to one `{}`: its methods make operations and queries.",
-        settings.name.value()
-    );
-    let of = format!("The typed reference to the {ident} named `key`, without a node.");
-    quote! {
-        #[doc = #about]
-        #[derive(Debug, Clone)]
-        #[allow(unreachable_pub)]
-        pub struct #reference<B = #model::Unbound>(#model::Reference<B>);
-
-        impl #entity {
-            #[doc = #of]
-            #[allow(unreachable_pub, private_interfaces, dead_code)]
-            pub fn of(key: impl ::core::convert::AsRef<str>) -> #reference {
-                <Self as #model::TypedReference>::unbound(key.as_ref())
+            impl #model::TypedReference for #entity {
+                type Reference<__Bound: ::core::clone::Clone> = #reference<__Bound>;
+                fn reference<__Bound: ::core::clone::Clone>(
+                    __reference: #model::Reference<__Bound>,
+                ) -> #reference<__Bound> {
+                    #reference(__reference)
+                }
             }
         }
+    }
 
-        #[allow(private_interfaces)]
-        impl #model::TypedReference for #entity {
-            type Reference<B: ::core::clone::Clone> = #reference<B>;
-            fn reference<B: ::core::clone::Clone>(reference: #model::Reference<B>) -> #reference<B> {
-                #reference(reference)
+    fn reference_method(&self, row: &Row<'_>) -> TokenStream {
+        let (model, method) = (&self.model, row.method);
+        let (name, text) = (own(&method.name), method.text());
+        let Method { attributes, conditions, visibility, answer, .. } = method;
+        // The author's names, as documentation shows them.
+        let names: Vec<Ident> = row.inputs.iter().map(|input| own(input.name)).collect();
+        let types = row.inputs.iter().map(|input| input.ty);
+        let input = match &names[..] {
+            [] => own!(::core::option::Option::None),
+            [name] => own!(::core::option::Option::Some(&#name)),
+            _ => {
+                let bundle = &row.bundle;
+                own!(::core::option::Option::Some(&#bundle { #(#names),* }))
+            }
+        };
+        let (ty, make) = if method.is_query {
+            (own!(Query), own!(query))
+        } else {
+            (own!(Operation), own!(operation))
+        };
+        let value = match &answer.value {
+            Some(value) => own!(#value),
+            None => {
+                let (ty, is_rejectable) = (&answer.ty, &row.is_rejectable);
+                own!(<#ty as #model::entity::Returned<#is_rejectable>>::Value)
+            }
+        };
+        // Every type has trait methods of these names that take it by value, and they come before
+        // a method of the type's own that borrows it.
+        let receiver = match &*text {
+            "into" | "try_into" => own!(self),
+            _ => own!(&self),
+        };
+        own! {
+            #(#[cfg(#conditions)])*
+            #(#attributes)*
+            #visibility fn #name(#receiver, #(#names: #types),*) -> #model::#ty<#value, __Bound> {
+                #model::Reference::#make(&self.0, #text, #input)
+            }
+        }
+    }
+
+    /// What an author names: the typed reference, and the function that makes it.
+    fn reference(&self) -> TokenStream {
+        let (model, entity, reference) = (&self.model, self.entity, &self.reference);
+        let (conditions, name) = (&self.conditions, self.name.unraw());
+        let about = format!(
+            "A typed reference to one `{}`: its methods make operations and queries.",
+            self.settings.name.value()
+        );
+        let of = format!("The typed reference to the {name} named `key`, without a node.");
+        own! {
+            #(#[cfg(#conditions)])*
+            #[doc = #about]
+            #[derive(::core::fmt::Debug, ::core::clone::Clone)]
+            #[allow(unreachable_pub)]
+            pub struct #reference<B = #model::Unbound>(#model::Reference<B>);
+
+            #(#[cfg(#conditions)])*
+            impl #entity {
+                #[doc = #of]
+                #[allow(unreachable_pub, private_interfaces, dead_code)]
+                pub fn of(
+                    key: impl ::core::convert::AsRef<::core::primitive::str>,
+                ) -> #reference {
+                    <Self as #model::TypedReference>::unbound(
+                        ::core::convert::AsRef::as_ref(&key),
+                    )
+                }
             }
         }
     }

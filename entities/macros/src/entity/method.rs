@@ -1,34 +1,90 @@
 //! Reads the methods of an `impl` block, and refuses what cannot be an operation, with the fix.
 
+use proc_macro2::TokenStream;
+use quote::quote;
 use syn::{
-    Attribute, Error, Expr, ExprLit, FnArg, Ident, ImplItemFn, Lit, Meta, Pat, Result, ReturnType,
-    Type, Visibility,
-    visit_mut::{self, VisitMut},
+    Attribute, Error, FnArg, Ident, ImplItemFn, Pat, Result, ReturnType, Signature, Type,
+    Visibility, ext::IdentExt,
 };
+
+use super::{
+    attributes::{conditions, doc_text, shared},
+    types::{Answer, argument, bare, last},
+};
+
+/// The most arguments of one method that have a `cfg`: each of them doubles what is generated.
+const CONDITIONAL_ARGUMENTS_MAX: usize = 4;
 
 /// One method that callers, reminders or entities can name.
 pub(super) struct Method {
     pub(super) name: Ident,
-    /// Its documentation.
-    pub(super) attributes: Vec<Attribute>,
-    /// When it exists at all: its `cfg` attributes.
-    pub(super) conditions: Vec<Attribute>,
+    /// What the typed reference repeats: its documentation, and whether it is deprecated.
+    pub(super) attributes: Vec<TokenStream>,
+    pub(super) description: String,
+    /// When it exists at all: the predicates of its `cfg` attributes.
+    pub(super) conditions: Vec<TokenStream>,
     pub(super) visibility: Visibility,
     pub(super) is_query: bool,
     pub(super) is_async: bool,
     /// In the order of the signature; `None` is the context.
     pub(super) arguments: Vec<Option<(Ident, Type)>>,
-    pub(super) result: Type,
+    pub(super) answer: Answer,
 }
 
-/// Reads one method; `None` for helpers.
-pub(super) fn read(entity: &Type, item: &ImplItemFn) -> Result<Option<Method>> {
+impl Method {
+    /// The name in URLs and schemas.
+    pub(super) fn text(&self) -> String {
+        self.name.unraw().to_string()
+    }
+}
+
+/// Reads one method. There are none for a helper, and several where arguments have a `cfg`: one for
+/// each set of arguments that it may have.
+pub(super) fn read(entity: &Type, item: &ImplItemFn) -> Result<Vec<Method>> {
     let signature = &item.sig;
-    if signature.ident == "of" {
+    if signature.ident.unraw() == "of" {
         let rule = "the name `of` is taken by the typed reference: rename this function";
         return Err(Error::new_spanned(&signature.ident, rule));
     }
-    let Some(receiver) = signature.receiver() else {
+    let Some(is_query) = kind(item)? else {
+        return Ok(Vec::new());
+    };
+    if !signature.generics.params.is_empty() {
+        let rule =
+            "an operation is not generic: it is called by name, with JSON; use concrete types";
+        return Err(Error::new_spanned(&signature.generics, rule));
+    }
+    if is_query && signature.asyncness.is_some() {
+        let rule = "a query does not await: make it an operation (`&mut self`) or not `async`";
+        return Err(Error::new_spanned(signature.asyncness, rule));
+    }
+    let result = match &signature.output {
+        ReturnType::Default => syn::parse_quote!(()),
+        ReturnType::Type(_, ty) => (**ty).clone(),
+    };
+    let mut methods = Vec::new();
+    for (mut needed, inputs) in variants(signature)? {
+        let read = inputs.into_iter().map(|input| read_argument(entity, is_query, input));
+        let arguments = read.collect::<Result<_>>()?;
+        needed.extend(conditions(&item.attrs));
+        methods.push(Method {
+            name: signature.ident.clone(),
+            attributes: shared(&item.attrs),
+            description: doc_text(&item.attrs),
+            conditions: needed,
+            visibility: item.vis.clone(),
+            is_query,
+            is_async: signature.asyncness.is_some(),
+            arguments,
+            answer: Answer::read(entity, &result)?,
+        });
+    }
+    Ok(methods)
+}
+
+/// Whether a method is a query or an operation; `None` for helpers.
+fn kind(item: &ImplItemFn) -> Result<Option<bool>> {
+    let Some(receiver) = item.sig.receiver() else {
         return Ok(None);
     };
     if matches!(item.vis, Visibility::Inherited) {
@@ -39,150 +95,62 @@ pub(super) fn read(entity: &Type, item: &ImplItemFn) -> Result<Option<Method>> {
         return Err(Error::new_spanned(receiver, rule));
     };
     let is_query = mutability.is_none();
-    if is_query && !matches!(item.vis, Visibility::Public(_)) {
-        return Ok(None);
-    }
-    if !signature.generics.params.is_empty() {
-        let rule =
-            "an operation is not generic: it is called by name, with JSON; use concrete types";
-        return Err(Error::new_spanned(&signature.generics, rule));
-    }
-    if is_query && signature.asyncness.is_some() {
-        let rule = "a query does not await: make it an operation (`&mut self`) or not `async`";
-        return Err(Error::new_spanned(signature.asyncness, rule));
-    }
-    let mut arguments = Vec::new();
+    Ok((!is_query || matches!(item.vis, Visibility::Public(_))).then_some(is_query))
+}
+
+/// Some of the arguments, and the predicates under which the method has exactly these.
+type Variant<'s> = (Vec<TokenStream>, Vec<&'s FnArg>);
+
+fn variants(signature: &Signature) -> Result<Vec<Variant<'_>>> {
+    let mut variants: Vec<Variant<'_>> = vec![(Vec::new(), Vec::new())];
     for input in signature.inputs.iter().skip(1) {
-        arguments.push(read_argument(entity, is_query, input)?);
+        let present = conditions(attributes(input));
+        let mut without = Vec::new();
+        if !present.is_empty() {
+            if variants.len() >= 1 << CONDITIONAL_ARGUMENTS_MAX {
+                let rule = format!(
+                    "at most {CONDITIONAL_ARGUMENTS_MAX} arguments of an operation have a `cfg`"
+                );
+                return Err(Error::new_spanned(input, rule));
+            }
+            without = variants.clone();
+            for (needed, _) in &mut without {
+                needed.push(quote!(not(all(#(#present),*))));
+            }
+        }
+        for (needed, inputs) in &mut variants {
+            needed.extend(present.iter().cloned());
+            inputs.push(input);
+        }
+        variants.extend(without);
     }
-    let mut result = match &signature.output {
-        ReturnType::Default => syn::parse_quote!(()),
-        ReturnType::Type(_, ty) => (**ty).clone(),
-    };
-    check_result(&result)?;
-    if let Some(value) = value_of(&result) {
-        result = value;
+    Ok(variants)
+}
+
+fn attributes(input: &FnArg) -> &[Attribute] {
+    match input {
+        FnArg::Receiver(receiver) => &receiver.attrs,
+        FnArg::Typed(typed) => &typed.attrs,
     }
-    SelfIs(entity).visit_type_mut(&mut result);
-    Ok(Some(Method {
-        name: signature.ident.clone(),
-        attributes: named(&item.attrs, "doc"),
-        conditions: named(&item.attrs, "cfg"),
-        visibility: item.vis.clone(),
-        is_query,
-        is_async: signature.asyncness.is_some(),
-        arguments,
-        result,
-    }))
 }
 
 fn read_argument(entity: &Type, is_query: bool, input: &FnArg) -> Result<Option<(Ident, Type)>> {
     let FnArg::Typed(input) = input else {
         return Err(Error::new_spanned(input, "expected an argument"));
     };
-    if let Type::Reference(reference) = &*input.ty {
-        if is_context(&reference.elem) {
-            if is_query && reference.mutability.is_some() {
-                let rule = "a query has no effects: take `ctx: &Context`";
-                return Err(Error::new_spanned(reference, rule));
-            }
-            return Ok(None);
+    if let Type::Reference(reference) = bare(&input.ty)
+        && last(&reference.elem).is_some_and(|name| name == "Context")
+    {
+        if is_query && reference.mutability.is_some() {
+            let rule = "a query has no effects: take `ctx: &Context`";
+            return Err(Error::new_spanned(reference, rule));
         }
-        let rule = "an argument comes from JSON and is owned: take `String` for `&str`, `Vec<T>` \
-                    for `&[T]`, `T` for `&T`";
-        return Err(Error::new_spanned(reference, rule));
+        return Ok(None);
     }
-    if let Type::ImplTrait(ty) = &*input.ty {
-        let rule = "an argument has a concrete type, since it comes from JSON";
-        return Err(Error::new_spanned(ty, rule));
-    }
+    let ty = argument(entity, &input.ty)?;
     let Pat::Ident(pattern) = &*input.pat else {
         let rule = "an argument is a plain name: take the value apart in the body";
         return Err(Error::new_spanned(&input.pat, rule));
     };
-    let mut ty = (*input.ty).clone();
-    SelfIs(entity).visit_type_mut(&mut ty);
     Ok(Some((pattern.ident.clone(), ty)))
-}
-
-fn is_context(ty: &Type) -> bool {
-    matches!(ty, Type::Path(path) if path.path.segments.last().is_some_and(|s| s.ident == "Context"))
-}
-
-/// `Result<T, E>` with another `E` than `Rejection` would be sent as a value.
-fn check_result(result: &Type) -> Result<()> {
-    let refuse = |what: &dyn quote::ToTokens, rule: &str| Err(Error::new_spanned(what, rule));
-    match result {
-        Type::Reference(reference) => {
-            refuse(reference, "a result leaves as JSON and is owned: return the value itself")
-        }
-        Type::ImplTrait(ty) => refuse(ty, "a result has a concrete type"),
-        Type::Path(path) => {
-            let Some(last) = path.path.segments.last().filter(|s| s.ident == "Result") else {
-                return Ok(());
-            };
-            let syn::PathArguments::AngleBracketed(inside) = &last.arguments else {
-                return Ok(());
-            };
-            match inside.args.iter().nth(1) {
-                Some(syn::GenericArgument::Type(Type::Path(error)))
-                    if error.path.segments.last().is_some_and(|s| s.ident == "Rejection") =>
-                {
-                    Ok(())
-                }
-                Some(error) => refuse(
-                    error,
-                    "the only error that an operation returns is `Rejection`: turn this one into \
-                     a rejection, or panic where it is a bug",
-                ),
-                None => Ok(()),
-            }
-        }
-        _ => Ok(()),
-    }
-}
-
-/// The `T` of `Result<T, Rejection>`.
-fn value_of(result: &Type) -> Option<Type> {
-    let Type::Path(path) = result else {
-        return None;
-    };
-    let last = path.path.segments.last().filter(|segment| segment.ident == "Result")?;
-    let syn::PathArguments::AngleBracketed(inside) = &last.arguments else {
-        return None;
-    };
-    match inside.args.first()? {
-        syn::GenericArgument::Type(value) => Some(value.clone()),
-        _ => None,
-    }
-}
-
-fn named(attributes: &[Attribute], name: &str) -> Vec<Attribute> {
-    attributes.iter().filter(|attribute| attribute.path().is_ident(name)).cloned().collect()
-}
-
-pub(super) fn doc_text(attributes: &[Attribute]) -> String {
-    let mut lines = Vec::new();
-    for attribute in attributes {
-        if let Meta::NameValue(pair) = &attribute.meta
-            && attribute.path().is_ident("doc")
-            && let Expr::Lit(ExprLit { lit: Lit::Str(text), .. }) = &pair.value
-        {
-            lines.push(text.value().trim().to_owned());
-        }
-    }
-    lines.join("\n").trim().to_owned()
-}
-
-/// Replaces `Self`, which means something else in the typed reference.
-struct SelfIs<'t>(&'t Type);
-
-impl VisitMut for SelfIs<'_> {
-    fn visit_type_mut(&mut self, ty: &mut Type) {
-        if matches!(ty, Type::Path(path) if path.qself.is_none() && path.path.is_ident("Self")) {
-            *ty = self.0.clone();
-        } else {
-            visit_mut::visit_type_mut(self, ty);
-        }
-    }
 }

@@ -1,19 +1,21 @@
 //! `#[entity]`: reads the methods of an `impl` block and writes the table of operations and the
 //! typed reference.
 
+mod attributes;
 mod generate;
 mod method;
+mod types;
 
 use proc_macro2::TokenStream;
-use quote::quote;
 use syn::{
     Error, Ident, ImplItem, ItemImpl, LitInt, LitStr, Result, Token, Type,
     parse::{Parse, ParseStream},
 };
 
 use self::{
-    generate::{implementation, reference},
+    generate::Generator,
     method::read,
+    types::{bare, last},
 };
 
 /// `name = "...", version = N, upgrade_from(1 = Type, ...)`.
@@ -89,11 +91,8 @@ pub(crate) fn expand(settings: &Settings, block: &ItemImpl) -> Result<TokenStrea
         let rule = "an entity is not generic: name the concrete type";
         return Err(Error::new_spanned(&block.generics, rule));
     }
-    let entity = &*block.self_ty;
-    let Type::Path(path) = entity else {
-        return Err(Error::new_spanned(entity, "#[entity] goes on a named type"));
-    };
-    let Some(last) = path.path.segments.last() else {
+    let entity = bare(&block.self_ty);
+    let Some(name) = last(entity) else {
         return Err(Error::new_spanned(entity, "#[entity] goes on a named type"));
     };
     let mut methods = Vec::new();
@@ -102,7 +101,5 @@ pub(crate) fn expand(settings: &Settings, block: &ItemImpl) -> Result<TokenStrea
             methods.extend(read(entity, item)?);
         }
     }
-    let implementation = implementation(settings, block, &methods);
-    let reference = reference(settings, entity, &last.ident);
-    Ok(quote!(#implementation #reference))
+    Ok(Generator::new(settings, block, entity, name, &methods).all())
 }
