@@ -1,6 +1,6 @@
 //! The trait that `#[entity]` implements, and the table of operations it consists of.
 
-use std::{fmt, future::Future, marker::PhantomData};
+use std::{fmt, future::Future};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde::{Serialize, de::DeserializeOwned};
@@ -9,6 +9,8 @@ use crate::{
     BoxFuture, Context, Layout, Reference, Rejection, Unbound,
     input::{InputError, decode},
 };
+
+pub use crate::answer::{AnswerKind, PlainAnswer, Returned};
 
 /// A kind of stateful entity. `#[entity]` on an `impl` block writes this implementation; by hand it
 /// is a name and a table.
@@ -164,42 +166,6 @@ impl<T: Serialize + JsonSchema> Answer<Rejectable> for Result<T, Rejection> {
     }
 }
 
-/// What an answer is, seen through type aliases. For `#[entity]`, which sees only their names.
-///
-/// The constant of a `Result` with a [`Rejection`] belongs to the type itself and is found before
-/// that of [`PlainAnswer`], which every other answer has.
-pub struct AnswerKind<R>(PhantomData<fn() -> R>);
-
-impl<T> AnswerKind<Result<T, Rejection>> {
-    /// Whether the answer may be a rejection.
-    pub const IS_REJECTABLE: bool = true;
-}
-impl<T, E> AnswerKind<Result<T, E>> {
-    /// Whether the answer is a `Result`, whatever its error.
-    pub const IS_RESULT: bool = true;
-}
-
-/// What an [`AnswerKind`] says of an answer that is not a `Result`.
-pub trait PlainAnswer {
-    /// No rejection.
-    const IS_REJECTABLE: bool = false;
-    /// No `Result`.
-    const IS_RESULT: bool = false;
-}
-impl<R> PlainAnswer for AnswerKind<R> {}
-
-/// The value that a caller gets of an answer, given whether it may be a rejection.
-pub trait Returned<const IS_REJECTABLE: bool> {
-    /// The `T` of `Result<T, Rejection>`; any other answer as it is.
-    type Value;
-}
-impl<T> Returned<false> for T {
-    type Value = T;
-}
-impl<T> Returned<true> for Result<T, Rejection> {
-    type Value = T;
-}
-
 type Schemas = fn(&mut SchemaGenerator) -> Schema;
 type Running<E> = BoxFuture<'static, (E, Context, Outcome)>;
 type OperationBody<E> = Box<dyn Fn(&mut E, &mut Context, &[u8]) -> Outcome + Send + Sync>;
@@ -345,11 +311,6 @@ impl<E: Entity> OperationType<E> {
 impl<E> fmt::Debug for OperationType<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("OperationType").field(&self.name).finish()
-    }
-}
-impl<R> fmt::Debug for AnswerKind<R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("AnswerKind")
     }
 }
 impl<E> fmt::Debug for Body<E> {

@@ -2,6 +2,7 @@
 
 extern crate self as stead_entities;
 
+mod answer;
 pub mod context;
 pub mod effect;
 pub mod entity;

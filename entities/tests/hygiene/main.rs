@@ -7,6 +7,7 @@ mod answers;
 mod arguments;
 pub mod lints;
 mod names;
+mod place;
 mod scope;
 
 use stead_entities::{Entity, entity::EntityDescription};

@@ -1,0 +1,77 @@
+//! What a caller gets of an answer, worked out from its type.
+//!
+//! `#[entity]` sees names only, and a name may be an alias of `Result<T, Rejection>`. A trait cannot
+//! tell the two apart, since it would be implemented for every type and for results once more. A
+//! constant can: one of the type itself is found before one of a trait. The constant is then an
+//! argument of [`Returned`], which so has one implementation for each case.
+
+use std::{fmt, marker::PhantomData};
+
+use crate::Rejection;
+
+/// What an answer is, seen through type aliases. For `#[entity]`.
+///
+/// The constant of a `Result` with a [`Rejection`] belongs to the type itself and is found before
+/// that of [`PlainAnswer`], which every other answer has.
+pub struct AnswerKind<R>(PhantomData<fn() -> R>);
+
+impl<T> AnswerKind<Result<T, Rejection>> {
+    /// Whether the answer may be a rejection.
+    pub const IS_REJECTABLE: bool = true;
+}
+impl<T, E> AnswerKind<Result<T, E>> {
+    /// Whether the answer is a `Result`, whatever its error.
+    pub const IS_RESULT: bool = true;
+}
+
+/// What an [`AnswerKind`] says of an answer that is not a `Result`.
+pub trait PlainAnswer {
+    /// No rejection.
+    const IS_REJECTABLE: bool = false;
+    /// No `Result`.
+    const IS_RESULT: bool = false;
+}
+impl<R> PlainAnswer for AnswerKind<R> {}
+
+/// The value that a caller gets of an answer, given whether it may be a rejection.
+pub trait Returned<const IS_REJECTABLE: bool> {
+    /// The `T` of `Result<T, Rejection>`; any other answer as it is.
+    type Value;
+}
+impl<T> Returned<false> for T {
+    type Value = T;
+}
+impl<T> Returned<true> for Result<T, Rejection> {
+    type Value = T;
+}
+
+impl<R> fmt::Debug for AnswerKind<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AnswerKind")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Alias<T = ()> = Result<T, Rejection>;
+
+    fn value<R: Returned<REJECTABLE>, const REJECTABLE: bool>() -> &'static str {
+        std::any::type_name::<R::Value>()
+    }
+
+    #[test]
+    fn an_answer_is_told_by_its_type() {
+        const ALIAS: bool = AnswerKind::<Alias<u8>>::IS_REJECTABLE;
+        const PLAIN: bool = AnswerKind::<Option<u8>>::IS_REJECTABLE;
+        assert_eq!(value::<Alias<u8>, ALIAS>(), "u8");
+        assert_eq!(value::<Option<u8>, PLAIN>(), std::any::type_name::<Option<u8>>());
+        let kinds = [
+            (AnswerKind::<Alias>::IS_RESULT, AnswerKind::<Alias>::IS_REJECTABLE),
+            (AnswerKind::<fmt::Result>::IS_RESULT, AnswerKind::<fmt::Result>::IS_REJECTABLE),
+            (AnswerKind::<String>::IS_RESULT, AnswerKind::<String>::IS_REJECTABLE),
+        ];
+        assert_eq!(kinds, [(true, true), (true, false), (false, false)]);
+    }
+}
