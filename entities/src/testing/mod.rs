@@ -1,8 +1,19 @@
-//! Drive an entity by hand: apply operations, advance the clock, read the effects.
+//! Drive entities by hand: apply operations, advance the clock, read the effects.
+//!
+//! A [`Driver`] runs one entity and keeps the signals that it sends. [`Drivers`] runs the entities
+//! of several types on one clock and delivers their signals to one another. Both run turns with
+//! [`Driver::attempt`] and end them in [`Driver::settle`], and know no runtime: what awaits is polled
+//! where it stands.
 
-use std::{collections::BTreeMap, time::Duration};
+mod driven;
+mod drivers;
+mod poll;
+
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use serde::de::DeserializeOwned;
+
+use self::poll::at_once;
 
 use crate::{
     CallError, Context, Entity, EntityId, Error, ErrorKind, Operation, Query, Request, Timestamp,
@@ -11,8 +22,42 @@ use crate::{
     entity::{Body, Outcome},
 };
 
+pub use self::drivers::{DeadLetter, Drivers, SIGNALS_PER_CALL_MAX};
+
+/// The time at which a test begins: 2026-01-01T00:00:00Z.
+const START: Timestamp = Timestamp::from_micros(1_767_225_600_000_000);
+
+/// A turn that was run and is not settled.
+type Attempt<E> = (E, Context, Outcome);
+
 /// One entity without a runtime. Turns behave as in a node: an operation that is rejected or whose
 /// effects break a rule changes nothing. A panic of an operation reaches the test.
+///
+/// An operation that awaits is run on the spot where all that it awaits is ready. One that needs a
+/// runtime (a timer, a socket, another task) is an error then, and changes nothing; the methods that
+/// end in `_async` wait for it.
+///
+/// ```
+/// use std::time::Duration;
+/// use stead_entities::{After, Context, Layout, entity, testing::Driver};
+///
+/// #[derive(Clone, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema, Layout)]
+/// struct Alarm { rung: u32 }
+///
+/// #[entity(name = "alarm")]
+/// impl Alarm {
+///     pub fn set(&mut self, ctx: &mut Context, seconds: u64) {
+///         let ring = Alarm::of(ctx.key()).ring();
+///         ctx.remind("ring", After(Duration::from_secs(seconds)), ring);
+///     }
+///     pub(crate) async fn ring(&mut self) { self.rung += 1; }
+/// }
+///
+/// let mut alarm = Driver::<Alarm>::new("seven");
+/// alarm.apply(Alarm::of("seven").set(60)).unwrap();
+/// alarm.advance(Duration::from_secs(60)).unwrap();
+/// assert_eq!(alarm.state().rung, 1);
+/// ```
 #[derive(Debug)]
 pub struct Driver<E> {
     id: Option<EntityId>,
@@ -20,6 +65,8 @@ pub struct Driver<E> {
     revision: u64,
     now: Timestamp,
     turns: u64,
+    /// Tells the tokens and seeds of entities that are driven together apart.
+    number: u64,
     signals: Vec<Signal>,
     reminders: BTreeMap<String, (Timestamp, Reminder)>,
 }
@@ -31,24 +78,24 @@ impl<E: Entity> Driver<E> {
             id: EntityId::new(E::NAME, key).ok(),
             state: E::default(),
             revision: 0,
-            now: Timestamp::from_micros(1_767_225_600_000_000),
+            now: START,
             turns: 0,
+            number: 0,
             signals: Vec::new(),
             reminders: BTreeMap::new(),
         }
     }
 
-    /// Applies an operation made by the typed reference, synchronous ones only.
+    /// Applies an operation made by the typed reference.
     ///
     /// # Errors
     /// The rejection, or a failure: an unknown operation, an argument that does not fit, an effect
-    /// that breaks a rule.
+    /// that breaks a rule, something awaited that is not ready.
     pub fn apply<R: DeserializeOwned>(&mut self, operation: Operation<R>) -> Result<R, CallError> {
-        let json = self.run(&operation.into_request()?)?;
-        result(&json)
+        at_once(self.apply_async(operation))
     }
 
-    /// Applies an operation that awaits.
+    /// Applies an operation and waits for what it awaits.
     ///
     /// # Errors
     /// As [`Driver::apply`].
@@ -56,16 +103,7 @@ impl<E: Entity> Driver<E> {
         &mut self,
         operation: Operation<R>,
     ) -> Result<R, CallError> {
-        let request = operation.into_request()?;
-        let ctx = Context::new(self.turn()?);
-        let table = E::operations();
-        let Body::Async(body) = self.find(&table, &request)? else {
-            return result(&self.run(&request)?);
-        };
-        let running = body(self.state.clone(), ctx, &request.input)
-            .map_err(|error| Error::new(ErrorKind::Invalid, error.to_string()))?;
-        let (state, ctx, outcome) = running.await;
-        result(&self.settle(state, ctx, outcome)?)
+        result(&self.run(&operation.into_request()?).await?)
     }
 
     /// Runs a query made by the typed reference.
@@ -73,31 +111,27 @@ impl<E: Entity> Driver<E> {
     /// # Errors
     /// As [`Driver::apply`].
     pub fn query<R: DeserializeOwned>(&self, query: Query<R>) -> Result<R, CallError> {
-        let request = query.into_request()?;
-        let table = E::operations();
-        let Body::Query(body) = self.find(&table, &request)? else {
-            return Err(Error::new(ErrorKind::Invalid, "this is not a query").into());
-        };
-        result(&json_of(body(&self.state, &Context::new(self.turn()?), &request.input))?)
+        result(&self.read(&query.into_request()?)?)
     }
 
     /// Moves the clock and applies every reminder that becomes due, in the order of due times.
     ///
     /// # Errors
     /// The first rejection or failure of a reminder's operation; the clock stands at its due time.
+    /// Where the operation awaits something that is not ready, its reminder stays due.
     pub fn advance(&mut self, length: Duration) -> Result<(), CallError> {
+        at_once(self.advance_async(length))
+    }
+
+    /// Moves the clock as [`Driver::advance`] does, and waits for what the operations await.
+    ///
+    /// # Errors
+    /// As [`Driver::advance`].
+    pub async fn advance_async(&mut self, length: Duration) -> Result<(), CallError> {
         let end = self.now + length;
-        loop {
-            let next = self.reminders.values().map(|(due, _)| *due).min();
-            let Some(due) = next.filter(|due| *due <= end) else {
-                break;
-            };
+        while let Some((due, name)) = self.next_reminder().filter(|(due, _)| *due <= end) {
             self.now = self.now.max(due);
-            let first = self.reminders.iter().find(|(_, (at, _))| *at == due);
-            let Some(name) = first.map(|(name, _)| name.clone()) else {
-                break;
-            };
-            self.fire(&name)?;
+            self.fire(&name).await?;
         }
         self.now = end;
         Ok(())
@@ -128,32 +162,35 @@ impl<E: Entity> Driver<E> {
         self.reminders.get(name).map(|(due, _)| *due)
     }
 
-    fn fire(&mut self, name: &str) -> Result<(), CallError> {
-        let Some((due, reminder)) = self.reminders.remove(name) else {
-            return Ok(());
+    /// The reminder that is due first; of several at one moment, the first by name.
+    fn next_reminder(&self) -> Option<(Timestamp, String)> {
+        let reminders = self.reminders.iter().map(|(name, (due, _))| (*due, name));
+        reminders.min().map(|(due, name)| (due, name.clone()))
+    }
+
+    /// Applies the operation of a reminder. The reminder is gone, or due again, once its turn has
+    /// run: if this future is dropped before, nothing has changed.
+    async fn fire(&mut self, name: &str) -> Result<Vec<u8>, CallError> {
+        let found = self.reminders.get(name).zip(self.id.clone());
+        let Some(((due, reminder), id)) = found else {
+            return Err(Error::new(ErrorKind::NotFound, format!("no reminder {name}")).into());
         };
-        if let Some(next) = reminder.schedule.next(due, self.now) {
-            self.reminders.insert(name.into(), (next, reminder.clone()));
+        let next = reminder.schedule.next(*due, self.now);
+        let request = request(id, reminder.operation.clone(), reminder.input.clone());
+        let attempt = self.attempt(&request).await;
+        match (next, self.reminders.get_mut(name)) {
+            (Some(next), Some((due, _))) => *due = next,
+            _ => drop(self.reminders.remove(name)),
         }
-        let Some(id) = self.id.clone() else {
-            return Ok(());
-        };
-        let request = Request {
-            id,
-            operation: reminder.operation,
-            input: reminder.input,
-            delay: None,
-            idempotency_key: None,
-            deadline: None,
-        };
-        self.run(&request).map(drop)
+        self.settle(attempt?)
     }
 
     fn turn(&self) -> Result<Turn, Error> {
         let id =
             self.id.clone().ok_or_else(|| Error::new(ErrorKind::Invalid, "the key is invalid"))?;
-        let (revision, seed) = (self.revision, self.turns);
-        Ok(Turn { id, now: self.now, revision, seed, token: u128::from(self.turns) })
+        let (revision, seed) = (self.revision, self.turns ^ (self.number << 32));
+        let token = u128::from(self.turns) | (u128::from(self.number) << 64);
+        Ok(Turn { id, now: self.now, revision, seed, token })
     }
 
     fn find<'t>(
@@ -171,21 +208,41 @@ impl<E: Entity> Driver<E> {
         })
     }
 
-    fn run(&mut self, request: &Request) -> Result<Vec<u8>, CallError> {
-        let table = E::operations();
-        let (mut state, mut ctx) = (self.state.clone(), Context::new(self.turn()?));
-        let outcome = match self.find(&table, request)? {
-            Body::Operation(body) => body(&mut state, &mut ctx, &request.input),
-            Body::Async(_) => {
-                let message = "this operation awaits: drive it with apply_async";
-                return Err(Error::new(ErrorKind::Invalid, message).into());
+    fn read(&self, request: &Request) -> Result<Vec<u8>, CallError> {
+        match self.find(&E::operations(), request)? {
+            Body::Query(body) => {
+                json_of(body(&self.state, &Context::new(self.turn()?), &request.input))
             }
-            Body::Query(body) => body(&state, &ctx, &request.input),
-        };
-        self.settle(state, ctx, outcome)
+            _ => Err(Error::new(ErrorKind::Invalid, "this is not a query").into()),
+        }
     }
 
-    fn settle(&mut self, state: E, ctx: Context, outcome: Outcome) -> Result<Vec<u8>, CallError> {
+    async fn run(&mut self, request: &Request) -> Result<Vec<u8>, CallError> {
+        let attempt = self.attempt(request).await?;
+        self.settle(attempt)
+    }
+
+    /// Runs an operation on a copy of the state.
+    async fn attempt(&self, request: &Request) -> Result<Attempt<E>, CallError> {
+        let (mut state, mut ctx) = (self.state.clone(), Context::new(self.turn()?));
+        let running = match self.find(&E::operations(), request)? {
+            Body::Operation(body) => {
+                let outcome = body(&mut state, &mut ctx, &request.input);
+                return Ok((state, ctx, outcome));
+            }
+            Body::Query(body) => {
+                let outcome = body(&state, &ctx, &request.input);
+                return Ok((state, ctx, outcome));
+            }
+            Body::Async(body) => body(state, ctx, &request.input),
+        };
+        let running = running.map_err(|error| Error::new(ErrorKind::Invalid, error.to_string()))?;
+        Ok(running.await)
+    }
+
+    /// Ends a turn: all of it becomes real, or nothing does. The one place where a driven entity
+    /// changes, whether it is driven alone or together with others.
+    fn settle(&mut self, (state, ctx, outcome): Attempt<E>) -> Result<Vec<u8>, CallError> {
         self.turns += 1;
         let json = json_of(outcome)?;
         let effects = ctx.finish()?;
@@ -208,6 +265,11 @@ impl<E: Entity> Driver<E> {
         }
         Ok(json)
     }
+}
+
+/// A request that nothing is said of but what it asks.
+fn request(id: EntityId, operation: Cow<'static, str>, input: Vec<u8>) -> Request {
+    Request { id, operation, input, delay: None, idempotency_key: None, deadline: None }
 }
 
 fn json_of(outcome: Outcome) -> Result<Vec<u8>, CallError> {

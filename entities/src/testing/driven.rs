@@ -1,0 +1,52 @@
+//! A driver whose entity type is forgotten, so that drivers of several types go into one map.
+
+use std::any::Any;
+
+use super::Driver;
+use crate::{BoxFuture, CallError, Entity, Request, Timestamp, effect::Signal};
+
+/// A [`Driver`] of any type.
+pub(super) trait Driven: Any + Send + Sync {
+    fn run<'a>(&'a mut self, request: &'a Request) -> BoxFuture<'a, Result<Vec<u8>, CallError>>;
+    fn query(&self, request: &Request) -> Result<Vec<u8>, CallError>;
+    fn fire<'a>(&'a mut self, name: &'a str) -> BoxFuture<'a, Result<Vec<u8>, CallError>>;
+    fn next_reminder(&self) -> Option<(Timestamp, String)>;
+    /// The operation of a reminder, as a signal of the entity to itself.
+    fn reminder(&self, name: &str) -> Option<Signal>;
+    fn revision(&self) -> u64;
+    fn take_signals(&mut self) -> Vec<Signal>;
+    fn set_clock(&mut self, now: Timestamp);
+    fn set_number(&mut self, number: u64);
+}
+
+impl<E: Entity> Driven for Driver<E> {
+    fn run<'a>(&'a mut self, request: &'a Request) -> BoxFuture<'a, Result<Vec<u8>, CallError>> {
+        Box::pin(self.run(request))
+    }
+    fn query(&self, request: &Request) -> Result<Vec<u8>, CallError> {
+        self.read(request)
+    }
+    fn fire<'a>(&'a mut self, name: &'a str) -> BoxFuture<'a, Result<Vec<u8>, CallError>> {
+        Box::pin(self.fire(name))
+    }
+    fn next_reminder(&self) -> Option<(Timestamp, String)> {
+        self.next_reminder()
+    }
+    fn reminder(&self, name: &str) -> Option<Signal> {
+        let ((_, reminder), target) = self.reminders.get(name).zip(self.id.clone())?;
+        let (operation, input) = (reminder.operation.clone(), reminder.input.clone());
+        Some(Signal { target, operation, input, delay: None })
+    }
+    fn revision(&self) -> u64 {
+        self.revision
+    }
+    fn take_signals(&mut self) -> Vec<Signal> {
+        self.take_signals()
+    }
+    fn set_clock(&mut self, now: Timestamp) {
+        self.now = now;
+    }
+    fn set_number(&mut self, number: u64) {
+        self.number = number;
+    }
+}

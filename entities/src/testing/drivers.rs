@@ -1,0 +1,383 @@
+//! Entities of several types that are driven together: one clock, and signals that arrive.
+
+use std::{
+    any::Any,
+    collections::{BTreeMap, VecDeque},
+    fmt,
+    time::Duration,
+};
+
+use serde::de::DeserializeOwned;
+
+use super::{Driver, START, at_once, driven::Driven, request, result};
+use crate::{
+    CallError, Entity, EntityId, Error, ErrorKind, Operation, Query, Request, Timestamp,
+    effect::Signal,
+};
+
+/// The most signals that one call delivers. Entities that signal each other for ever reach it.
+pub const SIGNALS_PER_CALL_MAX: usize = 10_000;
+
+/// Entities without a runtime that reach one another.
+///
+/// Types are registered; their entities exist without being created, as on a node. Every method that
+/// changes something delivers the signals that follow from it before it returns: signals that are
+/// due at once, and what these cause, in the order in which they were sent. Delayed signals and
+/// reminders wait for [`Drivers::advance`], on one clock for all.
+///
+/// ```
+/// use std::time::Duration;
+/// use stead_entities::{Context, Layout, Rejection, entity, testing::Drivers};
+///
+/// #[derive(Clone, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema, Layout)]
+/// struct Stock { pieces: u32 }
+///
+/// #[entity(name = "stock")]
+/// impl Stock {
+///     pub fn fill(&mut self, pieces: u32) { self.pieces += pieces; }
+///     pub fn take(&mut self, ctx: &mut Context, order: String) -> Result<(), Rejection> {
+///         self.pieces = self.pieces.checked_sub(1).ok_or_else(|| Rejection::new("none left"))?;
+///         ctx.signal(Order::of(order).ship().after(Duration::from_secs(60)));
+///         Ok(())
+///     }
+/// }
+///
+/// #[derive(Clone, Default, serde::Serialize, serde::Deserialize, schemars::JsonSchema, Layout)]
+/// struct Order { shipped: bool }
+///
+/// #[entity(name = "order")]
+/// impl Order {
+///     pub fn place(&mut self, ctx: &mut Context, what: String) {
+///         ctx.signal(Stock::of(what).take(ctx.key().to_owned()));
+///     }
+///     pub fn ship(&mut self) { self.shipped = true; }
+/// }
+///
+/// let mut shop = Drivers::new().entity::<Stock>().entity::<Order>();
+/// shop.apply(Stock::of("bolts").fill(1)).unwrap();
+/// shop.apply(Order::of("1").place("bolts".into())).unwrap();
+/// shop.apply(Order::of("2").place("bolts".into())).unwrap();
+/// assert_eq!(shop.state::<Stock>("bolts").pieces, 0);
+/// shop.advance(Duration::from_secs(60)).unwrap();
+/// assert!(shop.state::<Order>("1").shipped && !shop.state::<Order>("2").shipped);
+/// let letters = shop.take_dead_letters();
+/// assert_eq!(letters[0].error.rejection().unwrap().reason(), "none left");
+/// ```
+///
+/// What differs from a node:
+///
+/// - A node answers a call before the signals that it causes are applied, and other operations may
+///   come between. Here they are applied before [`Drivers::apply`] returns, one turn at a time.
+/// - A node keeps the order of the signals of one sender to one receiver. Here all signals are
+///   applied in the order in which they were sent; do not rely on more than the former.
+/// - Nothing is tried again. A signal that fails is a dead letter at once, as only a rejected one is
+///   on a node, and a panic reaches the test.
+/// - States are neither encoded nor stored. Idempotency keys and deadlines mean nothing, and the
+///   limits of a node do not apply.
+#[derive(Default)]
+pub struct Drivers {
+    clock: Clock,
+    types: BTreeMap<&'static str, Make>,
+    entities: BTreeMap<EntityId, Box<dyn Driven>>,
+    /// What is due, in the order in which it was sent.
+    due: VecDeque<Sent>,
+    /// What waits for its time. The number keeps the order of what is due at one moment.
+    delayed: BTreeMap<(Timestamp, u64), Sent>,
+    signals: Vec<Signal>,
+    dead_letters: Vec<DeadLetter>,
+}
+
+/// Makes what drives the entity of an id.
+type Make = fn(&EntityId) -> Box<dyn Driven>;
+
+/// The time, and how many signals were delayed so far.
+struct Clock {
+    now: Timestamp,
+    delayed: u64,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self { now: START, delayed: 0 }
+    }
+}
+
+#[derive(Clone)]
+struct Sent {
+    sender: Option<EntityId>,
+    signal: Signal,
+}
+
+/// A signal or a reminder's operation that was not applied, and will not be.
+#[derive(Debug, Clone)]
+pub struct DeadLetter {
+    /// Who sent it: an entity, itself for a reminder, or `None` for the test.
+    pub sender: Option<EntityId>,
+    /// What was sent.
+    pub signal: Signal,
+    /// Why it was not applied.
+    pub error: CallError,
+}
+
+/// What happens next as the clock moves.
+enum Next {
+    Signal(u64),
+    Reminder(EntityId, String),
+}
+
+impl Drivers {
+    /// No entities, at 2026-01-01T00:00:00Z.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Registers an entity type.
+    #[must_use]
+    pub fn entity<E: Entity>(mut self) -> Self {
+        self.types.insert(E::NAME, |id| Box::new(Driver::<E>::new(id.key())));
+        self
+    }
+
+    /// Applies an operation made by a typed reference, and delivers the signals that follow.
+    ///
+    /// # Errors
+    /// The rejection, or a failure: a type that is not registered, an unknown operation, an argument
+    /// that does not fit, an effect that breaks a rule. Where an operation awaits something that is
+    /// not ready, or [`SIGNALS_PER_CALL_MAX`] is reached, the signals that remain are delivered by
+    /// the next call.
+    pub fn apply<R: DeserializeOwned>(&mut self, operation: Operation<R>) -> Result<R, CallError> {
+        at_once(self.apply_async(operation))
+    }
+
+    /// Applies an operation as [`Drivers::apply`] does, and waits for what operations await.
+    ///
+    /// # Errors
+    /// As [`Drivers::apply`].
+    pub async fn apply_async<R: DeserializeOwned>(
+        &mut self,
+        operation: Operation<R>,
+    ) -> Result<R, CallError> {
+        let request = operation.into_request()?;
+        if request.delay.is_some() {
+            let rule = "a delayed operation is sent with signal; a call is not delayed";
+            return Err(Error::new(ErrorKind::Invalid, rule).into());
+        }
+        let id = request.id.clone();
+        let json = self.driver_mut(&id)?.run(&request).await;
+        self.collect(&id, json.is_ok());
+        let json = json?;
+        self.deliver().await?;
+        result(&json)
+    }
+
+    /// Sends an operation one-way, with its delay, and delivers it if it is due. What becomes of it
+    /// shows in the state and the dead letters.
+    ///
+    /// # Errors
+    /// A key or an argument that breaks a rule; otherwise as the delivery of [`Drivers::apply`].
+    pub fn signal<R>(&mut self, operation: Operation<R>) -> Result<(), CallError> {
+        at_once(self.signal_async(operation))
+    }
+
+    /// Sends an operation as [`Drivers::signal`] does, and waits for what operations await.
+    ///
+    /// # Errors
+    /// As [`Drivers::signal`].
+    pub async fn signal_async<R>(&mut self, operation: Operation<R>) -> Result<(), CallError> {
+        let Request { id: target, operation, input, delay, .. } = operation.into_request()?;
+        self.accept(None, Signal { target, operation, input, delay });
+        self.deliver().await
+    }
+
+    /// Runs a query made by a typed reference.
+    ///
+    /// # Errors
+    /// As [`Drivers::apply`].
+    pub fn query<R: DeserializeOwned>(&self, query: Query<R>) -> Result<R, CallError> {
+        let request = query.into_request()?;
+        match self.entities.get(&request.id) {
+            Some(driver) => result(&driver.query(&request)?),
+            None => result(&self.fresh(&request.id)?.query(&request)?),
+        }
+    }
+
+    /// Moves the clock, and delivers every delayed signal and applies every reminder that becomes
+    /// due, in the order of due times, each with the signals that follow. At one moment signals come
+    /// first.
+    ///
+    /// # Errors
+    /// As the delivery of [`Drivers::apply`]; the clock stands where it happened.
+    pub fn advance(&mut self, length: Duration) -> Result<(), CallError> {
+        at_once(self.advance_async(length))
+    }
+
+    /// Moves the clock as [`Drivers::advance`] does, and waits for what operations await.
+    ///
+    /// # Errors
+    /// As [`Drivers::advance`].
+    pub async fn advance_async(&mut self, length: Duration) -> Result<(), CallError> {
+        let end = self.clock.now + length;
+        self.deliver().await?;
+        while let Some((due, next)) = self.next().filter(|(due, _)| *due <= end) {
+            self.set_clock(self.clock.now.max(due));
+            match next {
+                Next::Signal(number) => self.due.extend(self.delayed.remove(&(due, number))),
+                Next::Reminder(id, name) => self.fire(&id, &name).await,
+            }
+            self.deliver().await?;
+        }
+        self.set_clock(end);
+        Ok(())
+    }
+
+    /// The state of an entity; the default one before its first turn.
+    pub fn state<E: Entity>(&self, key: &str) -> E {
+        self.driver::<E>(key).map_or_else(E::default, |driver| driver.state().clone())
+    }
+
+    /// What drives one entity, for its revision and reminders; `None` before its first operation.
+    pub fn driver<E: Entity>(&self, key: &str) -> Option<&Driver<E>> {
+        let driver: &dyn Any = &**self.entities.get(&EntityId::new(E::NAME, key).ok()?)?;
+        driver.downcast_ref()
+    }
+
+    /// The clock.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now
+    }
+
+    /// The signals to entities of types that are not registered, sent since the last time, in order.
+    pub fn take_signals(&mut self) -> Vec<Signal> {
+        std::mem::take(&mut self.signals)
+    }
+
+    /// What was not applied since the last time, in order: signals and reminders that were rejected
+    /// or failed, and delayed signals whose receiver was deleted.
+    pub fn take_dead_letters(&mut self) -> Vec<DeadLetter> {
+        std::mem::take(&mut self.dead_letters)
+    }
+
+    fn fresh(&self, id: &EntityId) -> Result<Box<dyn Driven>, Error> {
+        let make = self.types.get(id.entity_type()).ok_or_else(|| {
+            let message = format!("the entity type {} is not registered", id.entity_type());
+            Error::new(ErrorKind::NotFound, message)
+        })?;
+        let mut driver = make(id);
+        driver.set_clock(self.clock.now);
+        Ok(driver)
+    }
+
+    fn driver_mut(&mut self, id: &EntityId) -> Result<&mut Box<dyn Driven>, Error> {
+        if !self.entities.contains_key(id) {
+            let mut driver = self.fresh(id)?;
+            driver.set_number(self.entities.len() as u64);
+            self.entities.insert(id.clone(), driver);
+        }
+        let gone = || Error::new(ErrorKind::Internal, "an entity was lost");
+        self.entities.get_mut(id).ok_or_else(gone)
+    }
+
+    fn set_clock(&mut self, now: Timestamp) {
+        self.clock.now = now;
+        self.entities.values_mut().for_each(|driver| driver.set_clock(now));
+    }
+
+    /// Accepts what a turn sent. A deletion takes along what was delayed before it.
+    fn collect(&mut self, id: &EntityId, is_committed: bool) {
+        let Some(driver) = self.entities.get_mut(id) else {
+            return;
+        };
+        let signals = driver.take_signals();
+        if is_committed && driver.revision() == 0 {
+            let delayed = std::mem::take(&mut self.delayed);
+            let (dead, alive): (BTreeMap<_, _>, BTreeMap<_, _>) =
+                delayed.into_iter().partition(|(_, sent)| sent.signal.target == *id);
+            self.delayed = alive;
+            for Sent { sender, signal } in dead.into_values() {
+                let reason = "the entity was deleted while this was delayed";
+                let error = Error::new(ErrorKind::NotFound, reason).into();
+                self.dead_letters.push(DeadLetter { sender, signal, error });
+            }
+        }
+        for signal in signals {
+            self.accept(Some(id.clone()), signal);
+        }
+    }
+
+    fn accept(&mut self, sender: Option<EntityId>, signal: Signal) {
+        if !self.types.contains_key(signal.target.entity_type()) {
+            return self.signals.push(signal);
+        }
+        let now = self.clock.now;
+        match signal.delay.map(|delay| delay.due(now)).filter(|due| *due > now) {
+            Some(due) => {
+                self.clock.delayed += 1;
+                self.delayed.insert((due, self.clock.delayed), Sent { sender, signal });
+            }
+            None => self.due.push_back(Sent { sender, signal }),
+        }
+    }
+
+    /// Applies what is due until nothing is. A signal leaves the queue once its turn has run: if
+    /// this future is dropped before, the next call begins with it.
+    async fn deliver(&mut self) -> Result<(), CallError> {
+        let mut delivered = 0;
+        while let Some(Sent { sender, signal }) = self.due.front().cloned() {
+            delivered += 1;
+            if delivered > SIGNALS_PER_CALL_MAX {
+                let limit = format!(
+                    "one call delivers at most {SIGNALS_PER_CALL_MAX} signals: do the \
+                             entities signal each other for ever?"
+                );
+                return Err(Error::new(ErrorKind::Overloaded, limit).into());
+            }
+            let id = signal.target.clone();
+            let request = request(id.clone(), signal.operation.clone(), signal.input.clone());
+            let result = self.driver_mut(&id)?.run(&request).await;
+            self.due.pop_front();
+            self.collect(&id, result.is_ok());
+            if let Err(error) = result {
+                self.dead_letters.push(DeadLetter { sender, signal, error });
+            }
+        }
+        Ok(())
+    }
+
+    /// The delayed signal or reminder that is due first.
+    fn next(&self) -> Option<(Timestamp, Next)> {
+        let signal = self.delayed.keys().next().map(|(due, number)| (*due, *number));
+        let reminders = self
+            .entities
+            .iter()
+            .filter_map(|(id, driver)| driver.next_reminder().map(|(due, name)| (due, id, name)));
+        match (signal, reminders.min()) {
+            (Some((due, number)), reminder)
+                if reminder.as_ref().is_none_or(|(other, ..)| due <= *other) =>
+            {
+                Some((due, Next::Signal(number)))
+            }
+            (_, reminder) => {
+                reminder.map(|(due, id, name)| (due, Next::Reminder(id.clone(), name)))
+            }
+        }
+    }
+
+    async fn fire(&mut self, id: &EntityId, name: &str) {
+        let Some(driver) = self.entities.get_mut(id) else {
+            return;
+        };
+        let signal = driver.reminder(name);
+        let result = driver.fire(name).await;
+        self.collect(id, result.is_ok());
+        if let (Err(error), Some(signal)) = (result, signal) {
+            self.dead_letters.push(DeadLetter { sender: Some(id.clone()), signal, error });
+        }
+    }
+}
+
+impl fmt::Debug for Drivers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let entities: Vec<&EntityId> = self.entities.keys().collect();
+        f.debug_struct("Drivers").field("now", &self.now()).field("entities", &entities).finish()
+    }
+}
