@@ -10,7 +10,7 @@ use crate::{
     input::{InputError, decode},
 };
 
-pub use crate::answer::{AnswerKind, PlainAnswer, Returned};
+pub use crate::macro_support::{AnswerKind, IsContext, PlainAnswer, Returned, is_context};
 
 /// A kind of stateful entity. `#[entity]` on an `impl` block writes this implementation; by hand it
 /// is a name and a table.

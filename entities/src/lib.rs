@@ -2,13 +2,13 @@
 
 extern crate self as stead_entities;
 
-mod answer;
 pub mod context;
 pub mod effect;
 pub mod entity;
 pub mod error;
 pub mod id;
 pub mod input;
+mod macro_support;
 pub mod operation;
 pub mod state;
 pub mod stock;

@@ -49,6 +49,7 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
     let kind = if matches!(input.data, Data::Enum(_)) { "enum" } else { "struct" };
     Ok(quote! {
         #[automatically_derived]
+        #[allow(deprecated)]
         impl #impl_generics #model::Layout for #name #type_generics #bounds {
             fn describe(__layout: &mut #model::state::LayoutText) {
                 __layout.composite::<Self>(#kind, |__layout| { #parts });

@@ -4,9 +4,11 @@ use std::borrow::Cow;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use stead_entities::{Context, Layout, entity, testing::Driver};
+use stead_entities::{Context, Context as Ctx, Layout, entity, testing::Driver};
 
 use crate::now;
+
+type Surroundings = Context;
 
 /// A copy of the state has the type of the state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema, Layout)]
@@ -15,6 +17,7 @@ pub struct Dial {
 }
 
 #[entity(name = "dial")]
+#[allow(clippy::needless_arbitrary_self_type, reason = "a receiver may be written out")]
 impl Dial {
     const SIZE: usize = 2;
 
@@ -45,6 +48,19 @@ impl Dial {
 
     pub async fn awaited(&mut self, state: &mut Context, ctx: i64) -> String {
         format!("{} {ctx}", state.key())
+    }
+
+    pub fn renamed(self: &mut Self, surroundings: &mut Ctx, more: i64) -> String {
+        surroundings.cancel_reminder("none");
+        format!("{} {more}", surroundings.key())
+    }
+
+    pub async fn renamed_awaited(&mut self, surroundings: &mut Surroundings) -> String {
+        surroundings.key().to_owned()
+    }
+
+    pub fn renamed_asked(self: &Self, surroundings: &Surroundings) -> String {
+        surroundings.key().to_owned()
     }
 
     pub fn marked(&mut self, mut amount: i64, _unused: i64, __double: i64) -> i64 {
@@ -128,6 +144,9 @@ fn an_argument_with_the_name_of_a_variable_of_the_macro_is_the_argument() {
     assert_eq!(driver.query(dial.more(1, 2, 3, 4, 5)).expect("more"), "1 2 3 4 5");
     assert_eq!(driver.apply(dial.with_context(1, 2)).expect("with the context"), "1 a 2");
     assert_eq!(now(driver.apply_async(dial.awaited(3))).expect("awaited"), "a 3");
+    assert_eq!(driver.apply(dial.renamed(4)).expect("renamed"), "a 4");
+    assert_eq!(now(driver.apply_async(dial.renamed_awaited())).expect("awaited"), "a");
+    assert_eq!(driver.query(dial.renamed_asked()).expect("asked"), "a");
 }
 
 #[test]

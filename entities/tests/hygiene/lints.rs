@@ -98,6 +98,45 @@ pub mod strict {
         }
     }
 
+    /// What nobody uses any more, although `JsonSchema` does in what it derives.
+    #[allow(deprecated, reason = "in what is derived")]
+    pub mod old {
+        use super::*;
+
+        /// A bolt.
+        #[deprecated = "use Lock"]
+        #[derive(
+            Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Layout,
+        )]
+        pub struct Bolt {
+            pub(super) turns: u32,
+        }
+    }
+
+    /// What a bolt was.
+    #[deprecated = "use Lock"]
+    #[derive(Debug, Clone, Copy, Serialize, Deserialize, Layout)]
+    pub struct OldBolt {
+        turns: u32,
+    }
+
+    #[allow(deprecated, reason = "it is still stored")]
+    impl From<OldBolt> for old::Bolt {
+        fn from(old: OldBolt) -> Self {
+            Self { turns: old.turns }
+        }
+    }
+
+    #[allow(deprecated, reason = "it is still there")]
+    #[entity(name = "bolt", version = 2, upgrade_from(1 = OldBolt))]
+    impl old::Bolt {
+        /// Turns.
+        pub const fn turn(&mut self, to: Self, by: u32) -> u32 {
+            self.turns = to.turns + by;
+            self.turns
+        }
+    }
+
     /// A private entity that is never driven.
     #[derive(
         Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Layout,

@@ -12,8 +12,8 @@ use syn::{Ident, ItemImpl, Type, Visibility, ext::IdentExt, spanned::Spanned};
 use super::{
     Settings,
     attributes::{conditions, doc_text},
-    method::Method,
-    types::ONLY_ERROR,
+    method::{Argument, Method},
+    types::{ONLY_ERROR, last},
 };
 
 /// `quote!` whose own words are not the author's, also for lints.
@@ -66,8 +66,11 @@ fn made_up(name: &str, index: usize) -> Ident {
 
 impl<'m> Row<'m> {
     fn new(index: usize, method: &'m Method) -> Self {
-        let inputs = method.arguments.iter().flatten().enumerate();
-        let inputs = inputs.map(|(index, (name, ty))| Input {
+        let inputs = method.arguments.iter().filter_map(|argument| match argument {
+            Argument::Input(name, ty) => Some((name, ty)),
+            Argument::Context(_) => None,
+        });
+        let inputs = inputs.enumerate().map(|(index, (name, ty))| Input {
             name,
             ty,
             variable: made_up("argument", index),
@@ -128,6 +131,7 @@ impl<'m> Generator<'m> {
     pub(super) fn all(&self) -> TokenStream {
         let (conditions, reference) = (&self.conditions, self.reference());
         let bundles = self.methods.iter().filter_map(|row| self.bundle(row));
+        let contexts = self.methods.iter().flat_map(|row| self.contexts(row));
         let answers = self.methods.iter().filter_map(|row| self.answer(row));
         let (implementation, operations) = (self.implementation(), self.reference_methods());
         own! {
@@ -140,6 +144,7 @@ impl<'m> Generator<'m> {
             )]
             const _: () = {
                 #(#bundles)*
+                #(#contexts)*
                 #(#answers)*
                 #implementation
                 #operations
@@ -187,6 +192,22 @@ impl<'m> Generator<'m> {
                 }
             }
         })
+    }
+
+    /// Asks the compiler whether what is borrowed is the context, where it has another name.
+    fn contexts(&self, row: &Row<'_>) -> Vec<TokenStream> {
+        let (model, conditions) = (&self.model, &row.method.conditions);
+        let contexts = row.method.arguments.iter().filter_map(|argument| match argument {
+            Argument::Context(ty) if last(ty).is_none_or(|name| name != "Context") => Some(ty),
+            _ => None,
+        });
+        let checks = contexts.map(|ty| {
+            own! {
+                #(#[cfg(#conditions)])*
+                const _: () = #model::entity::is_context::<#ty>();
+            }
+        });
+        checks.collect()
     }
 
     /// Asks the compiler what an answer is, where the syntax does not show it, and refuses a
@@ -264,12 +285,12 @@ impl<'m> Generator<'m> {
         let (input, take) = row.input();
         let mut variables = row.inputs.iter().map(|input| &input.variable);
         let pass = method.arguments.iter().map(|argument| match argument {
-            Some(_) => {
+            Argument::Input(..) => {
                 let variable = variables.next();
                 own!(#variable)
             }
-            None if method.is_async => own!(&mut __ctx),
-            None => own!(__ctx),
+            Argument::Context(_) if method.is_async => own!(&mut __ctx),
+            Argument::Context(_) => own!(__ctx),
         });
         let make = if method.is_query {
             own!(query(#text, |__state: &#entity, __ctx: &#model::Context, __input: #input| {
@@ -378,9 +399,9 @@ impl<'m> Generator<'m> {
             pub struct #reference<B = #model::Unbound>(#model::Reference<B>);
 
             #(#[cfg(#conditions)])*
+            #[allow(dead_code, deprecated, private_interfaces, unreachable_pub)]
             impl #entity {
                 #[doc = #of]
-                #[allow(unreachable_pub, private_interfaces, dead_code)]
                 pub fn of(
                     key: impl ::core::convert::AsRef<::core::primitive::str>,
                 ) -> #reference {

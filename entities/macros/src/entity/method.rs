@@ -3,13 +3,13 @@
 use proc_macro2::TokenStream;
 use quote::quote;
 use syn::{
-    Attribute, Error, FnArg, Ident, ImplItemFn, Pat, Result, ReturnType, Signature, Type,
-    Visibility, ext::IdentExt,
+    Attribute, Error, FnArg, Ident, ImplItemFn, Pat, ReceiverKind, Result, ReturnType, Signature,
+    Type, Visibility, ext::IdentExt,
 };
 
 use super::{
     attributes::{conditions, doc_text, shared},
-    types::{Answer, argument, bare, last},
+    types::{Answer, argument, bare, may_be_context},
 };
 
 /// The most arguments of one method that have a `cfg`: each of them doubles what is generated.
@@ -26,9 +26,16 @@ pub(super) struct Method {
     pub(super) visibility: Visibility,
     pub(super) is_query: bool,
     pub(super) is_async: bool,
-    /// In the order of the signature; `None` is the context.
-    pub(super) arguments: Vec<Option<(Ident, Type)>>,
+    /// In the order of the signature.
+    pub(super) arguments: Vec<Argument>,
     pub(super) answer: Answer,
+}
+
+pub(super) enum Argument {
+    /// What a caller gives.
+    Input(Ident, Type),
+    /// The context, under the name that the author has for its type.
+    Context(Type),
 }
 
 impl Method {
@@ -90,7 +97,15 @@ fn kind(item: &ImplItemFn) -> Result<Option<bool>> {
     if matches!(item.vis, Visibility::Inherited) {
         return Ok(None);
     }
-    let syn::ReceiverKind::Reference(_, _, mutability) = &receiver.kind else {
+    let mutability = match &receiver.kind {
+        ReceiverKind::Reference(_, _, mutability) => Some(mutability),
+        ReceiverKind::Typed(_, ty) => match bare(ty) {
+            Type::Reference(reference) => Some(&reference.mutability),
+            _ => None,
+        },
+        _ => None,
+    };
+    let Some(mutability) = mutability else {
         let rule = "an operation takes `&mut self`, a query `&self`; make this method private";
         return Err(Error::new_spanned(receiver, rule));
     };
@@ -134,23 +149,29 @@ fn attributes(input: &FnArg) -> &[Attribute] {
     }
 }
 
-fn read_argument(entity: &Type, is_query: bool, input: &FnArg) -> Result<Option<(Ident, Type)>> {
+fn read_argument(entity: &Type, is_query: bool, input: &FnArg) -> Result<Argument> {
     let FnArg::Typed(input) = input else {
         return Err(Error::new_spanned(input, "expected an argument"));
     };
     if let Type::Reference(reference) = bare(&input.ty)
-        && last(&reference.elem).is_some_and(|name| name == "Context")
+        && may_be_context(&reference.elem)
     {
         if is_query && reference.mutability.is_some() {
             let rule = "a query has no effects: take `ctx: &Context`";
             return Err(Error::new_spanned(reference, rule));
         }
-        return Ok(None);
+        return Ok(Argument::Context((*reference.elem).clone()));
     }
     let ty = argument(entity, &input.ty)?;
-    let Pat::Ident(pattern) = &*input.pat else {
-        let rule = "an argument is a plain name: take the value apart in the body";
-        return Err(Error::new_spanned(&input.pat, rule));
-    };
-    Ok(Some((pattern.ident.clone(), ty)))
+    match &*input.pat {
+        Pat::Ident(pattern) => Ok(Argument::Input(pattern.ident.clone(), ty)),
+        Pat::Wild(wild) => {
+            let rule = "an argument has a name, which JSON shows: `_` and a name is one";
+            Err(Error::new_spanned(wild, rule))
+        }
+        other => {
+            let rule = "an argument is a plain name: take the value apart in the body";
+            Err(Error::new_spanned(other, rule))
+        }
+    }
 }

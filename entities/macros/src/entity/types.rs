@@ -91,6 +91,13 @@ fn error_of(ty: &Type) -> Option<&Type> {
 pub(super) const ONLY_ERROR: &str = "the only error that an operation returns is `Rejection`: turn \
                                      this one into a rejection, or panic where it is a bug";
 
+/// Whether a reference to this type can be meant as the context. Where the name is another one than
+/// `Context`, the compiler decides.
+pub(super) fn may_be_context(ty: &Type) -> bool {
+    let is_known = |name: &Ident| name == "str" || PLAIN.iter().any(|plain| name == plain);
+    last(ty).is_some_and(|name| !is_known(name))
+}
+
 /// Refuses what is visibly not a result of an operation.
 fn check_result(result: &Type) -> Result<()> {
     if let Some(error) = error_of(bare(result)) {

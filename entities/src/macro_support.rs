@@ -1,13 +1,13 @@
-//! What a caller gets of an answer, worked out from its type.
+//! What `#[entity]` asks the compiler, because it sees names and not types.
 //!
-//! `#[entity]` sees names only, and a name may be an alias of `Result<T, Rejection>`. A trait cannot
-//! tell the two apart, since it would be implemented for every type and for results once more. A
-//! constant can: one of the type itself is found before one of a trait. The constant is then an
-//! argument of [`Returned`], which so has one implementation for each case.
+//! The name of an answer may be an alias of `Result<T, Rejection>`. A trait cannot tell the two
+//! apart, since it would be implemented for every type and for results once more. A constant can:
+//! one of the type itself is found before one of a trait. The constant is then an argument of
+//! [`Returned`], which so has one implementation for each case.
 
 use std::{fmt, marker::PhantomData};
 
-use crate::Rejection;
+use crate::{Context, Rejection};
 
 /// What an answer is, seen through type aliases. For `#[entity]`.
 ///
@@ -50,6 +50,17 @@ impl<R> fmt::Debug for AnswerKind<R> {
         f.write_str("AnswerKind")
     }
 }
+
+/// The context, by whatever name. For `#[entity]`, which asks when an argument is borrowed.
+#[diagnostic::on_unimplemented(
+    message = "an argument comes from JSON and is owned: take `{Self}` itself",
+    label = "only the context is borrowed"
+)]
+pub trait IsContext {}
+impl IsContext for Context {}
+
+/// Compiles for the context only.
+pub const fn is_context<T: IsContext>() {}
 
 #[cfg(test)]
 mod tests {
