@@ -2,7 +2,7 @@
 //!
 //! A [`Driver`] runs one entity and keeps the signals that it sends. [`Drivers`] runs the entities
 //! of several types on one clock and delivers their signals to one another. Both run turns with
-//! [`Driver::attempt`] and end them in [`Driver::settle`], and know no runtime: what awaits is polled
+//! `Driver::attempt` and end them in `Driver::settle`, and know no runtime: what awaits is polled
 //! where it stands.
 
 mod driven;

@@ -1,4 +1,4 @@
-//! Writes the table of operations and the typed reference.
+//! Writes the table of operations; `reference` writes the typed reference.
 //!
 //! What is written stands among names that an author chose, so it uses none that an author could
 //! mean: paths begin with `::`, and every name of a variable, parameter or item that the macro makes
@@ -7,7 +7,7 @@
 
 use proc_macro2::{Span, TokenStream};
 use quote::{format_ident, quote_spanned};
-use syn::{Ident, ItemImpl, Type, Visibility, ext::IdentExt, spanned::Spanned};
+use syn::{Ident, ItemImpl, Type, Visibility, spanned::Spanned};
 
 use super::{
     Settings,
@@ -19,42 +19,43 @@ use super::{
 /// `quote!` whose own words are not the author's, also for lints.
 macro_rules! own {
     ($($tokens:tt)*) => {
-        quote_spanned!(Span::mixed_site()=> $($tokens)*)
+        quote::quote_spanned!(proc_macro2::Span::mixed_site()=> $($tokens)*)
     };
 }
+pub(super) use own;
 
 pub(super) struct Generator<'m> {
-    model: TokenStream,
-    settings: &'m Settings,
-    entity: &'m Type,
+    pub(super) model: TokenStream,
+    pub(super) settings: &'m Settings,
+    pub(super) entity: &'m Type,
     /// The last name of the entity's type.
-    name: &'m Ident,
-    reference: Ident,
+    pub(super) name: &'m Ident,
+    pub(super) reference: Ident,
     /// The predicates of the `impl` block's `cfg` attributes.
-    conditions: Vec<TokenStream>,
+    pub(super) conditions: Vec<TokenStream>,
     description: String,
-    methods: Vec<Row<'m>>,
+    pub(super) methods: Vec<Row<'m>>,
 }
 
 /// A method and the names that are made up for it.
-struct Row<'m> {
-    method: &'m Method,
-    inputs: Vec<Input<'m>>,
+pub(super) struct Row<'m> {
+    pub(super) method: &'m Method,
+    pub(super) inputs: Vec<Input<'m>>,
     /// The struct that several arguments travel in, as an object by name.
-    bundle: Ident,
+    pub(super) bundle: Ident,
     /// Whether its answer may be a rejection.
-    is_rejectable: Ident,
+    pub(super) is_rejectable: Ident,
 }
 
 /// One argument that comes from JSON.
-struct Input<'m> {
-    name: &'m Ident,
-    ty: &'m Type,
+pub(super) struct Input<'m> {
+    pub(super) name: &'m Ident,
+    pub(super) ty: &'m Type,
     variable: Ident,
 }
 
 /// The same name at the same place, but not the author's for lints.
-fn own(name: &Ident) -> Ident {
+pub(super) fn respanned(name: &Ident) -> Ident {
     let mut name = name.clone();
     name.set_span(name.span().resolved_at(Span::mixed_site()));
     name
@@ -121,7 +122,7 @@ impl<'m> Generator<'m> {
             settings,
             entity,
             name,
-            reference: own(&format_ident!("{}Ref", name)),
+            reference: respanned(&format_ident!("{}Ref", name)),
             conditions: conditions(&block.attrs),
             description: doc_text(&block.attrs),
             methods: methods.iter().enumerate().map(|(at, method)| Row::new(at, method)).collect(),
@@ -162,7 +163,7 @@ impl<'m> Generator<'m> {
         let conditions = &row.method.conditions;
         let serde = format!("{model}::serde").replace(' ', "");
         let schemars = format!("{model}::schemars").replace(' ', "");
-        let names: Vec<Ident> = row.inputs.iter().map(|input| own(input.name)).collect();
+        let names: Vec<Ident> = row.inputs.iter().map(|input| respanned(input.name)).collect();
         let types: Vec<&Type> = row.inputs.iter().map(|input| input.ty).collect();
         let expecting = format!("struct {text}");
         let id = format!("#[entity] {}, arguments of {}", self.name, row.method.text());
@@ -319,97 +320,5 @@ impl<'m> Generator<'m> {
             _ => own!(.internal()),
         };
         own!(#(#[cfg(#conditions)])* #model::OperationType::#make.described(#description)#internal)
-    }
-
-    fn reference_methods(&self) -> TokenStream {
-        let (model, entity, reference) = (&self.model, self.entity, &self.reference);
-        let methods = self.methods.iter().map(|row| self.reference_method(row));
-        own! {
-            impl<__Bound: ::core::clone::Clone> #reference<__Bound> {
-                #(#methods)*
-            }
-
-            impl #model::TypedReference for #entity {
-                type Reference<__Bound: ::core::clone::Clone> = #reference<__Bound>;
-                fn reference<__Bound: ::core::clone::Clone>(
-                    __reference: #model::Reference<__Bound>,
-                ) -> #reference<__Bound> {
-                    #reference(__reference)
-                }
-            }
-        }
-    }
-
-    fn reference_method(&self, row: &Row<'_>) -> TokenStream {
-        let (model, method) = (&self.model, row.method);
-        let (name, text) = (own(&method.name), method.text());
-        let Method { attributes, conditions, visibility, answer, .. } = method;
-        // The author's names, as documentation shows them.
-        let names: Vec<Ident> = row.inputs.iter().map(|input| own(input.name)).collect();
-        let types = row.inputs.iter().map(|input| input.ty);
-        let input = match &names[..] {
-            [] => own!(::core::option::Option::None),
-            [name] => own!(::core::option::Option::Some(&#name)),
-            _ => {
-                let bundle = &row.bundle;
-                own!(::core::option::Option::Some(&#bundle { #(#names),* }))
-            }
-        };
-        let (ty, make) = if method.is_query {
-            (own!(Query), own!(query))
-        } else {
-            (own!(Operation), own!(operation))
-        };
-        let value = match &answer.value {
-            Some(value) => own!(#value),
-            None => {
-                let (ty, is_rejectable) = (&answer.ty, &row.is_rejectable);
-                own!(<#ty as #model::entity::Returned<#is_rejectable>>::Value)
-            }
-        };
-        // Every type has trait methods of these names that take it by value, and they come before
-        // a method of the type's own that borrows it.
-        let receiver = match &*text {
-            "into" | "try_into" => own!(self),
-            _ => own!(&self),
-        };
-        own! {
-            #(#[cfg(#conditions)])*
-            #(#attributes)*
-            #visibility fn #name(#receiver, #(#names: #types),*) -> #model::#ty<#value, __Bound> {
-                #model::Reference::#make(&self.0, #text, #input)
-            }
-        }
-    }
-
-    /// What an author names: the typed reference, and the function that makes it.
-    fn reference(&self) -> TokenStream {
-        let (model, entity, reference) = (&self.model, self.entity, &self.reference);
-        let (conditions, name) = (&self.conditions, self.name.unraw());
-        let about = format!(
-            "A typed reference to one `{}`: its methods make operations and queries.",
-            self.settings.name.value()
-        );
-        let of = format!("The typed reference to the {name} named `key`, without a node.");
-        own! {
-            #(#[cfg(#conditions)])*
-            #[doc = #about]
-            #[derive(::core::fmt::Debug, ::core::clone::Clone)]
-            #[allow(unreachable_pub)]
-            pub struct #reference<B = #model::Unbound>(#model::Reference<B>);
-
-            #(#[cfg(#conditions)])*
-            #[allow(dead_code, deprecated, private_interfaces, unreachable_pub)]
-            impl #entity {
-                #[doc = #of]
-                pub fn of(
-                    key: impl ::core::convert::AsRef<::core::primitive::str>,
-                ) -> #reference {
-                    <Self as #model::TypedReference>::unbound(
-                        ::core::convert::AsRef::as_ref(&key),
-                    )
-                }
-            }
-        }
     }
 }

@@ -4,6 +4,7 @@
 mod attributes;
 mod generate;
 mod method;
+mod reference;
 mod types;
 
 use proc_macro2::TokenStream;
