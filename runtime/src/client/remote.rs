@@ -25,6 +25,9 @@ use crate::clock::{self, deadline_after, monotonic};
 const DEADLINE: Duration = Duration::from_secs(35);
 /// How long a connection may take.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a connection is kept idle: shorter than servers and load balancers keep one (60 s or more),
+/// so that a request does not meet a connection that the other side closes at the same time.
+const IDLE_CONNECTION: Duration = Duration::from_secs(50);
 /// The wait before the first retry; it doubles up to the longest.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_LONGEST: Duration = Duration::from_secs(2);
@@ -75,6 +78,7 @@ impl Client {
             return Err(wrong_url(url, "it is http://HOST:PORT, with a path or without"));
         }
         let http = reqwest::Client::builder().connect_timeout(CONNECT_DEADLINE).tcp_nodelay(true);
+        let http = http.pool_idle_timeout(IDLE_CONNECTION);
         // Another address than the one that was given may be nobody's to trust.
         let http = http.redirect(reqwest::redirect::Policy::none()).no_proxy().build();
         let http = http.map_err(|error| {
@@ -343,6 +347,17 @@ pub(crate) fn kind_of(slug: &str) -> Option<ErrorKind> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use stead_entities::{CallError, stock::Counter};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
     use super::*;
 
     fn kind_after(is_safe: bool, deadline: Duration, kinds: &[ErrorKind]) -> Option<ErrorKind> {
@@ -377,5 +392,71 @@ mod tests {
         let told = patience.pause_after(Error::new(Unavailable, "")).map_err(|error| error.kind());
         assert_eq!(told, Err(Unknown));
         assert_eq!(kind_after(true, Duration::ZERO, &[Unavailable]), Some(Unavailable));
+    }
+
+    /// A server that answers each request with the number of its connection. It closes a connection
+    /// without an answer where the request has `close` in its path.
+    async fn numbering() -> (String, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("bound"));
+        let requests = Arc::new(AtomicUsize::new(0));
+        let seen = requests.clone();
+        let serving = async move {
+            for number in 1.. {
+                let (mut stream, _) = listener.accept().await.expect("a connection");
+                let seen = seen.clone();
+                tokio::spawn(async move {
+                    let mut head = [0; 4_096];
+                    while let Ok(length @ 1..) = stream.read(&mut head).await {
+                        seen.fetch_add(1, Ordering::SeqCst);
+                        if head[..length].windows(5).any(|part| part == b"close") {
+                            return;
+                        }
+                        let answer = format!(
+                            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\
+                             Content-Length: 1\r\n\r\n{number}"
+                        );
+                        stream.write_all(answer.as_bytes()).await.expect("a client");
+                    }
+                });
+            }
+        };
+        tokio::spawn(serving);
+        (url, requests)
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_given_up_before_the_other_side_does() {
+        let (url, _) = numbering().await;
+        let client = Client::new(&url).expect("a URL");
+        let value = async || client.entity::<Counter>("c").value().await.expect("an answer");
+        assert_eq!((value().await, value().await), (1, 1), "one connection for both");
+        let mut waited = Duration::ZERO;
+        for (idle, connection) in [(45, 1), (45, 1), (55, 2)] {
+            tokio::time::pause();
+            tokio::time::advance(Duration::from_secs(idle)).await;
+            tokio::time::resume();
+            waited += Duration::from_secs(idle);
+            assert_eq!(value().await, connection, "idle for {idle} s, {waited:?} in all");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_whose_kept_connection_is_closed_is_repeated_under_a_key_only() {
+        let (url, requests) = numbering().await;
+        let client = Client::new(&url).expect("a URL");
+        let kind = |error: CallError| match error {
+            CallError::Failed(error) => Some(error.kind()),
+            CallError::Rejected(_) => None,
+        };
+        let kept = client.entity::<Counter>("c");
+        let closing = client.entity::<Counter>("close");
+        assert_eq!(kept.value().await.expect("an answer"), 1);
+        let told = closing.add(1).await.expect_err("no answer");
+        assert_eq!(kind(told), Some(ErrorKind::Unknown));
+        assert_eq!(requests.load(Ordering::SeqCst), 2, "sent once");
+        let keyed = closing.add(1).idempotency_key("k").deadline(Duration::from_millis(300));
+        assert_eq!(kind(keyed.await.expect_err("no answer")), Some(ErrorKind::Unknown));
+        assert!(requests.load(Ordering::SeqCst) > 3, "sent again under its key");
     }
 }
