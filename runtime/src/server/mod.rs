@@ -6,16 +6,19 @@
 
 mod flags;
 mod open;
+mod stop;
 
 use std::{
     io::{IsTerminal as _, Write as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
 
-use clap::Parser;
-
-use self::flags::{Asked, Command, LogFormat, Serve, Verb};
-use crate::{Client, Config, Fatal, Node, NodeBuilder, Server, StartError};
+use self::{
+    flags::{Asked, Command, LogFormat, Serve, Verb, log_filter},
+    stop::Stop,
+};
+use crate::{Client, Config, Fatal, Node, NodeBuilder, Server, ServerSettings, StartError};
 
 /// Exit codes, each with one meaning; 0 is a clean stop.
 pub mod exit {
@@ -39,7 +42,13 @@ pub mod exit {
 /// Reads the command line, hosts what `entities` adds to the node, and ends the process with one of
 /// the codes of [`exit`].
 pub fn run(entities: impl FnOnce(NodeBuilder) -> NodeBuilder) -> ! {
-    let verb = Command::parse().verb;
+    // First of all: a stop that arrives while the process starts is a stop like any other.
+    let stop = Stop::listen().unwrap_or_else(|error| {
+        exit_with(fail(exit::FAILED, &format!("signals cannot be handled: {error}")))
+    });
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let read = Command::read(&arguments, |name| std::env::var_os(name));
+    let verb = read.unwrap_or_else(|problem| problem.exit()).verb;
     if let Verb::Serve(settings) = &verb {
         start_logs(settings.log);
         prepare_process();
@@ -53,17 +62,21 @@ pub fn run(entities: impl FnOnce(NodeBuilder) -> NodeBuilder) -> ! {
     let code = match &runtime {
         Ok(runtime) => runtime.block_on(async {
             match verb {
-                Verb::Serve(settings) => serve(*settings, entities).await,
+                Verb::Serve(settings) => serve(*settings, &stop, entities).await,
                 Verb::Placement { entity_type, key, server } => {
-                    show(&server, &["v1", "placement", &entity_type, &key]).await
+                    show(&server, &["v1", "placement", &entity_type, &key], &stop).await
                 }
-                Verb::Cluster { server } => show(&server, &["v1", "cluster"]).await,
+                Verb::Cluster { server } => show(&server, &["v1", "cluster"], &stop).await,
             }
         }),
         Err(error) => fail(exit::FAILED, &format!("no async runtime: {error}")),
     };
-    // Whatever still spins, or waits for the disk, is left behind, and the database's own threads
-    // are not raced by its destructors.
+    exit_with(code)
+}
+
+/// Whatever still spins, or waits for the disk, is left behind, and the database's own threads are not
+/// raced by its destructors.
+fn exit_with(code: u8) -> ! {
     signal_hook::low_level::exit(code.into())
 }
 
@@ -77,8 +90,7 @@ fn prepare_process() {
 }
 
 fn start_logs(format: LogFormat) {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,ractor=warn"));
+    let (filter, problem) = log_filter(std::env::var_os("RUST_LOG").as_deref());
     let logs = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
@@ -89,6 +101,9 @@ fn start_logs(format: LogFormat) {
         LogFormat::Text => logs.init(),
         LogFormat::Json => logs.json().init(),
     }
+    if let Some(problem) = problem {
+        tracing::warn!("{problem}");
+    }
 }
 
 fn fail(code: u8, message: &str) -> u8 {
@@ -96,12 +111,11 @@ fn fail(code: u8, message: &str) -> u8 {
     code
 }
 
-async fn serve(settings: Serve, entities: impl FnOnce(NodeBuilder) -> NodeBuilder) -> u8 {
-    // First of all: a stop that arrives while the log is replayed is a stop like any other.
-    let stop = match asked_to_stop() {
-        Ok(stop) => stop,
-        Err(error) => return fail(exit::FAILED, &format!("signals cannot be handled: {error}")),
-    };
+async fn serve(
+    settings: Serve,
+    stop: &Stop,
+    entities: impl FnOnce(NodeBuilder) -> NodeBuilder,
+) -> u8 {
     let config = Config {
         turn_deadline: settings.turn_deadline,
         call_deadline: settings.call_deadline,
@@ -119,7 +133,8 @@ async fn serve(settings: Serve, entities: impl FnOnce(NodeBuilder) -> NodeBuilde
     if !problems.is_empty() {
         return fail(exit::USAGE, &problems.join("; "));
     }
-    let server = match Server::bind(settings.listen).await {
+    let connections = ServerSettings { idle_connection: settings.idle_connection };
+    let server = match Server::bind_with(&settings.listen, connections).await {
         Ok(server) => server,
         Err(error) => {
             let message = format!("cannot listen on {}: {error}", settings.listen);
@@ -139,17 +154,36 @@ async fn serve(settings: Serve, entities: impl FnOnce(NodeBuilder) -> NodeBuilde
         Err(error @ StartError::InUse(_)) => return fail(exit::IN_USE, &error.to_string()),
         Err(error) => return fail(exit::FAILED, &error.to_string()),
     };
-    let address = server.address().unwrap_or(settings.listen);
-    let has_counter = node.descriptions().iter().any(|known| known.name == "counter");
-    let hint = match has_counter {
-        true => format!("curl --json 5 http://{address}/v1/entities/counter/visits/calls/add"),
-        false => format!("curl http://{address}/v1/entities"),
-    };
-    tracing::info!("listening on http://{address}, data in {place}; try: {hint}");
+    tracing::info!(
+        "listening on {}, data in {place}; try: {}",
+        places(&server),
+        hint(&node, &server)
+    );
     serve_until(node, server, stop).await
 }
 
-async fn serve_until(node: Node, server: Server, asked_to_stop: impl Future<Output = ()>) -> u8 {
+/// Every address where the server listens, as URLs.
+fn places(server: &Server) -> String {
+    let addresses = server.addresses().unwrap_or_default();
+    let urls: Vec<_> = addresses.iter().map(|address| format!("http://{address}")).collect();
+    urls.join(", ")
+}
+
+/// What somebody can type who has just started the server.
+fn hint(node: &Node, server: &Server) -> String {
+    let Ok(mut address) = server.address() else { return String::new() };
+    match address.ip() {
+        IpAddr::V4(all) if all.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(all) if all.is_unspecified() => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _one => {}
+    }
+    match node.descriptions().iter().any(|known| known.name == "counter") {
+        true => format!("curl --json 5 http://{address}/v1/entities/counter/visits/calls/add"),
+        false => format!("curl http://{address}/v1/entities"),
+    }
+}
+
+async fn serve_until(node: Node, server: Server, asked: &Stop) -> u8 {
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let router = node.router();
     let serving = async move {
@@ -171,7 +205,8 @@ async fn serve_until(node: Node, server: Server, asked_to_stop: impl Future<Outp
                     "{name} does not end; it becomes a dead letter when its attempts are used up")),
             };
         }
-        () = asked_to_stop => {}
+        // Where it cannot be waited for, a stop is as good as asked for.
+        _asked = asked.asked() => {}
     }
     tracing::info!("stopping: what was accepted is finished or kept");
     let drained = node.drain().await;
@@ -184,10 +219,17 @@ async fn serve_until(node: Node, server: Server, asked_to_stop: impl Future<Outp
     0
 }
 
-/// Prints what a server answers.
-async fn show(server: &Asked, path: &[&str]) -> u8 {
+/// Prints what a server answers, unless the process is asked to end before.
+async fn show(server: &Asked, path: &[&str], stop: &Stop) -> u8 {
     let asked = async { Client::new(&server.url)?.show(path).await };
-    match asked.await {
+    let shown = tokio::select! {
+        shown = asked => shown,
+        _asked = stop.asked() => {
+            let _ended = stop.end();
+            return exit::FAILED;
+        }
+    };
+    match shown {
         Ok(shown) => {
             let _nobody_reads = writeln!(std::io::stdout(), "{}", for_people(&shown));
             0
@@ -207,19 +249,4 @@ fn for_people(shown: &serde_json::Value) -> String {
         _ => format!("  \"{name}\": {value}"),
     };
     format!("{{\n{}\n}}", fields.iter().map(field).collect::<Vec<_>>().join(",\n"))
-}
-
-/// Ready when somebody asks the process to end.
-fn asked_to_stop() -> std::io::Result<impl Future<Output = ()>> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hang_up = signal(SignalKind::hangup())?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            _ = hang_up.recv() => {}
-        }
-    })
 }

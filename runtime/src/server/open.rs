@@ -1,10 +1,10 @@
 //! The stores that a server can be given.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, time::Duration};
 
 use super::{exit, flags::Serve};
 use crate::{
-    Node, NodeBuilder, PostgresStore, RocksStore,
+    Listen, Node, NodeBuilder, PostgresStore, RocksStore, listen,
     store::{
         postgres::{ConnectError, PostgresSettings},
         rocks::{OpenError, RocksSettings},
@@ -17,7 +17,7 @@ const STATEMENT_TIMEOUT_MIN: Duration = Duration::from_secs(1);
 
 /// A node with its store, and a name for that; or an exit code with its reason.
 pub(super) async fn open(settings: &Serve) -> Result<(NodeBuilder, String), (u8, String)> {
-    match (&settings.store, settings.peer_listen) {
+    match (&settings.store, &settings.peer_listen) {
         (Some(url), Some(listen)) => join(url, listen, settings).await,
         (Some(url), None) => open_database(url, settings).await,
         (None, _) => open_directory(settings).await,
@@ -70,7 +70,7 @@ async fn open_database(url: &str, settings: &Serve) -> Result<(NodeBuilder, Stri
 /// The same for a database that other nodes use too.
 async fn join(
     url: &str,
-    listen: SocketAddr,
+    listen: &Listen,
     settings: &Serve,
 ) -> Result<(NodeBuilder, String), (u8, String)> {
     let Some(file) = &settings.cluster_secret_file else {
@@ -84,7 +84,7 @@ async fn join(
     })?;
     check_address(listen, settings.peer_address.as_deref())
         .map_err(|why| (exit::USAGE, why.to_owned()))?;
-    let peers = HttpTransport::bind(listen, settings.peer_address.clone(), secret).await;
+    let peers = listen_for_peers(listen, settings.peer_address.clone(), secret).await;
     let peers = peers
         .map_err(|error| (exit::FAILED, format!("cannot listen for peers on {listen}: {error}")))?;
     let postgres = PostgresSettings {
@@ -100,10 +100,20 @@ async fn join(
     Ok((Node::builder().share(store, peers, address).weight(settings.weight), place))
 }
 
+/// Peers are told one address, so a name stands for the first of its addresses.
+async fn listen_for_peers(
+    listen: &Listen,
+    address: Option<String>,
+    secret: Secret,
+) -> io::Result<HttpTransport> {
+    let first = listen::bind(listen).await?.into_iter().next();
+    HttpTransport::on(first.ok_or(io::ErrorKind::AddrNotAvailable)?, address, secret)
+}
+
 /// Whether peers can reach this node where it says.
-fn check_address(listen: SocketAddr, address: Option<&str>) -> Result<(), &'static str> {
+fn check_address(listen: &Listen, address: Option<&str>) -> Result<(), &'static str> {
     match address {
-        None if listen.ip().is_unspecified() => Err(
+        None if listen.is_everywhere() => Err(
             "--peer-listen names every address of this machine: say with --peer-address HOST:PORT \
              under which one the other nodes reach it",
         ),
@@ -117,13 +127,7 @@ fn is_reachable(address: &str) -> bool {
         return !known.ip().is_unspecified() && known.port() > 0;
     }
     let Some((host, port)) = address.rsplit_once(':') else { return false };
-    let is_plain = |label: &str| {
-        !label.is_empty() && label.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c))
-    };
-    // What has numbers only, and is no address, is no name either.
-    let is_number = host.chars().all(|c| c == '.' || c.is_ascii_digit());
-    let is_name = host.split('.').all(is_plain) && !is_number;
-    is_name && port.parse().is_ok_and(|port: u16| port > 0)
+    listen::is_name(host) && port.parse().is_ok_and(|port: u16| port > 0)
 }
 
 fn why_not(error: ConnectError) -> (u8, String) {
@@ -142,8 +146,10 @@ mod tests {
     #[test]
     fn peers_must_be_able_to_reach_the_address() {
         let (all, one) = ("0.0.0.0:7080", "10.0.0.7:7080");
-        let check = |listen: &str, address| check_address(listen.parse().expect("valid"), address);
+        let check = |listen: &str, address| check_address(&listen.parse().expect("valid"), address);
         assert!(check(all, None).is_err() && check("[::]:7080", None).is_err());
+        assert!(check(":7080", None).is_err() && check(":7080", Some("node-1:7080")).is_ok());
+        assert!(check("node-1:7080", None).is_ok());
         assert!(check(one, None).is_ok() && check(all, Some("node-1.stead:7080")).is_ok());
         assert!(check(all, Some("[fd00::7]:7080")).is_ok() && check(all, Some("node1:1")).is_ok());
         for wrong in ["", "node-1", "node-1:", ":7080", "http://node-1:7080", "me@node-1:7080"] {
