@@ -159,6 +159,12 @@ pub(crate) async fn sleep(length: Duration) {
     tokio::time::sleep(length).await;
 }
 
+/// A wait until `deadline`, which can be moved.
+#[cfg(feature = "http")]
+pub(crate) fn sleep_until(deadline: Instant) -> tokio::time::Sleep {
+    tokio::time::sleep_until(deadline.into())
+}
+
 /// Waits for `future`, at most `length` of real time.
 pub(crate) async fn within<F: Future>(length: Duration, future: F) -> Option<F::Output> {
     tokio::time::timeout(length, future).await.ok()

@@ -12,6 +12,8 @@ mod entropy;
 #[cfg(feature = "http")]
 mod http;
 mod layout;
+#[cfg(feature = "http")]
+mod listen;
 mod map;
 mod node;
 mod partition;
@@ -28,7 +30,9 @@ pub use client::remote::Client;
 pub use commit::Fatal;
 pub use config::Config;
 #[cfg(feature = "http")]
-pub use http::Server;
+pub use http::{Server, ServerSettings};
+#[cfg(feature = "http")]
+pub use listen::{Listen, ListenError};
 pub use node::{Node, NodeBuilder, StartError};
 pub use partition::ticket::StateView;
 #[cfg(feature = "postgres")]

@@ -5,12 +5,14 @@
 //! nothing.
 
 mod body;
+mod connection;
+mod host;
 mod path;
 mod problem;
 mod routes;
 mod serve;
 
-pub use serve::Server;
+pub use serve::{Server, ServerSettings};
 
 use axum::{
     Router,

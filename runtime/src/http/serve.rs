@@ -1,43 +1,56 @@
-//! The accept loop: connections with deadlines and a cap, and an end that clients cannot hold up.
+//! The accept loop: as many connections as there is room for, and an end that clients cannot hold up.
 
 use std::{
     collections::HashMap,
+    future::poll_fn,
     io,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
+    task::Poll,
     time::Duration,
 };
 
 use axum::Router;
-use hyper_util::{rt::TokioIo, rt::TokioTimer, service::TowerToHyperService};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
     task::JoinSet,
 };
-use tokio_io_timeout::TimeoutStream;
 
-use crate::clock;
+use super::connection;
+use crate::{
+    clock,
+    listen::{self, Listen},
+};
 
-/// How long the head of a request may take, also the first one of a silent connection.
-const HEAD_DEADLINE: Duration = Duration::from_secs(10);
 /// The most connections at one time; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 10_000;
-/// The most bytes of a request's head.
-const HEAD_BYTES_MAX: usize = 16 << 10;
-/// The most headers of a request.
-const HEADERS_MAX: usize = 100;
 /// Files that are kept for the store and everything else beside connections.
 const FILES_RESERVED: u64 = 512;
-/// How long a client may take to read a part of its answer.
-const WRITE_DEADLINE: Duration = Duration::from_secs(30);
-/// The wait after the operating system refused a connection.
+/// The wait after the operating system had no room for a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// A listener that serves a router until it is told to stop.
+/// The settings of a [`Server`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerSettings {
+    /// How long a connection may be idle between two requests. 120 s, which is longer than load
+    /// balancers and clients keep one (60 to 75 s, most of them), so that they close it and no request
+    /// of theirs meets a connection that this side closes at the same time.
+    pub idle_connection: Duration,
+}
+
+impl Default for ServerSettings {
+    fn default() -> Self {
+        Self { idle_connection: Duration::from_secs(120) }
+    }
+}
+
+/// Listeners that serve a router until they are told to stop.
 #[derive(Debug)]
 pub struct Server {
-    listener: TcpListener,
+    /// At least one.
+    listeners: Vec<TcpListener>,
+    settings: ServerSettings,
 }
 
 impl Server {
@@ -46,15 +59,32 @@ impl Server {
     /// # Errors
     /// What the operating system says.
     pub async fn bind(address: SocketAddr) -> io::Result<Self> {
-        Ok(Self { listener: TcpListener::bind(address).await? })
+        Self::bind_with(&address.into(), ServerSettings::default()).await
     }
 
-    /// Where it listens.
+    /// Listens on every address of `listen`.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub async fn bind_with(listen: &Listen, settings: ServerSettings) -> io::Result<Self> {
+        Ok(Self { listeners: listen::bind(listen).await?, settings })
+    }
+
+    /// Where it listens; the first address, where there are several.
     ///
     /// # Errors
     /// What the operating system says.
     pub fn address(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+        let first = self.listeners.first();
+        first.map_or_else(|| Err(io::ErrorKind::NotConnected.into()), TcpListener::local_addr)
+    }
+
+    /// All addresses where it listens, IPv4 first.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        self.listeners.iter().map(TcpListener::local_addr).collect()
     }
 
     /// Serves until `stop` is ready; then lets requests under way end for at most `grace`, and
@@ -69,7 +99,7 @@ impl Server {
             let next = async {
                 // The semaphore is never closed.
                 let permit = room.clone().acquire_owned().await.ok();
-                (self.listener.accept().await, permit)
+                (accept(&self.listeners).await, permit)
             };
             let (accepted, permit) = tokio::select! {
                 () = &mut stop => break,
@@ -79,12 +109,16 @@ impl Server {
                 Ok((stream, peer)) => {
                     // A peer that holds more than its share is hung up on.
                     let Some(share) = peers.admit(peer.ip()) else { continue };
-                    let connection = connection(stream, router.clone(), closed.clone());
+                    let idle = self.settings.idle_connection;
+                    let connection =
+                        connection::serve(stream, router.clone(), idle, closed.clone());
                     connections.spawn(async move {
                         connection.await;
                         drop((permit, share));
                     });
                 }
+                // The client went away before its turn came.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) => {
                     tracing::warn!(%error, "a connection cannot be accepted");
                     clock::sleep(ACCEPT_PAUSE).await;
@@ -92,12 +126,21 @@ impl Server {
             }
             while connections.try_join_next().is_some() {}
         }
-        drop(self.listener);
+        drop(self.listeners);
         let _all_closed_already = closing.send(true);
         let ended = async { while connections.join_next().await.is_some() {} };
         let _out_of_patience = clock::within(grace, ended).await;
         connections.shutdown().await;
     }
+}
+
+/// The next connection of any listener.
+async fn accept(listeners: &[TcpListener]) -> io::Result<(TcpStream, SocketAddr)> {
+    poll_fn(|cx| {
+        let mut accepted = listeners.iter().map(|listener| listener.poll_accept(cx));
+        accepted.find(Poll::is_ready).unwrap_or(Poll::Pending)
+    })
+    .await
 }
 
 /// The most connections that the process has files for.
@@ -121,6 +164,8 @@ impl Peers {
     }
 
     fn admit(&self, peer: IpAddr) -> Option<Share> {
+        // A socket for both families shows addresses of IPv4 as such of IPv6.
+        let peer = peer.to_canonical();
         let mut held = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = held.entry(peer).or_default();
         if *count >= self.0.1 {
@@ -141,28 +186,4 @@ impl Drop for Share {
             }
         }
     }
-}
-
-async fn connection(stream: TcpStream, router: Router, mut closed: watch::Receiver<bool>) {
-    let _slower_without = stream.set_nodelay(true);
-    let mut stream = TimeoutStream::new(stream);
-    stream.set_write_timeout(Some(WRITE_DEADLINE));
-    let stream = Box::pin(stream);
-    let mut builder = hyper::server::conn::http1::Builder::new();
-    builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_DEADLINE)
-        // A client may close its half once it has sent its request.
-        .half_close(true)
-        .max_headers(HEADERS_MAX)
-        .max_buf_size(HEAD_BYTES_MAX);
-    let served = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    let mut served = std::pin::pin!(served);
-    tokio::select! {
-        // A client that breaks off is no news.
-        _ended = served.as_mut() => return,
-        _closing = closed.wait_for(|closing| *closing) => {}
-    }
-    served.as_mut().graceful_shutdown();
-    let _ended = served.await;
 }

@@ -31,7 +31,7 @@ use tokio::{
 };
 
 use super::{Answers, SendError, Transport};
-use crate::clock;
+use crate::{clock, listen};
 
 /// The largest question, in bytes, and the largest answer.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
@@ -118,7 +118,15 @@ impl HttpTransport {
         address: Option<String>,
         secret: Secret,
     ) -> io::Result<Self> {
-        let listener = TcpListener::bind(listen).await?;
+        Self::on(listen::open(listen)?, address, secret)
+    }
+
+    /// The same on a socket that listens already.
+    pub(crate) fn on(
+        listener: TcpListener,
+        address: Option<String>,
+        secret: Secret,
+    ) -> io::Result<Self> {
         let address = match address {
             Some(address) => address,
             None => listener.local_addr()?.to_string(),
