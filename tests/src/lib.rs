@@ -9,6 +9,7 @@ pub struct Readme;
 pub mod database;
 pub mod history;
 pub mod log;
+pub mod plain;
 pub mod proxy;
 pub mod random;
 
@@ -255,8 +256,16 @@ impl Server {
     /// # Errors
     /// What the operating system says.
     pub fn ask_to_stop(&self) -> Result<()> {
+        self.signal(rustix::process::Signal::TERM)
+    }
+
+    /// Sends the process a signal.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn signal(&self, signal: rustix::process::Signal) -> Result<()> {
         let id = rustix::process::Pid::from_child(&self.child);
-        Ok(rustix::process::kill_process(id, rustix::process::Signal::TERM)?)
+        Ok(rustix::process::kill_process(id, signal)?)
     }
 
     /// Waits until the process ends by itself.

@@ -77,7 +77,7 @@ struct State {
     bodies: usize,
     /// The body that its handler did not read to the end.
     unread: Option<Unread>,
-    /// Whether the rest of a body stays unread, so that the connection has to end.
+    /// Whether the rest of a body is not waited for, so that the connection ends behind the answer.
     is_closing: bool,
     task: Option<Waker>,
 }
@@ -167,10 +167,11 @@ impl State {
         self.is_closing
     }
 
-    /// Throws away what has arrived of a body that nobody reads.
+    /// Throws away what has arrived of a body that nobody reads. Beyond the limits the body is let go,
+    /// which ends the connection behind the answer.
     fn throw_away(&mut self, cx: &mut Context<'_>) {
         while let Some(unread) = &mut self.unread {
-            let is_left = match Pin::new(&mut unread.body).poll_frame(cx) {
+            match Pin::new(&mut unread.body).poll_frame(cx) {
                 Poll::Pending if monotonic() < unread.deadline => return,
                 Poll::Ready(Some(Ok(frame))) => {
                     let length = frame.data_ref().map_or(0, Bytes::len);
@@ -178,12 +179,9 @@ impl State {
                     if unread.bytes <= UNREAD_BYTES_MAX {
                         continue;
                     }
-                    true
                 }
-                Poll::Pending => true,
-                Poll::Ready(Some(Err(_)) | None) => false,
-            };
-            self.is_closing |= is_left;
+                _over_or_at_its_end => {}
+            }
             self.unread = None;
             self.settle();
             // The connection goes on, or ends, now that the body is let go.

@@ -1,11 +1,15 @@
 //! The HTTP surface from outside: a real server, good requests and bad ones.
 
+mod connections;
 mod database;
 mod disk;
 mod failures;
 mod fixtures;
+mod flags;
 mod limits;
+mod places;
 mod references;
+mod refusals;
 mod stop;
 
 use anyhow::Result;
