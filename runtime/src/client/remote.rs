@@ -356,6 +356,7 @@ mod tests {
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::TcpListener,
+        task::JoinSet,
     };
 
     use super::*;
@@ -394,9 +395,9 @@ mod tests {
         assert_eq!(kind_after(true, Duration::ZERO, &[Unavailable]), Some(Unavailable));
     }
 
-    /// A server that answers each request with the number of its connection. It closes a connection
-    /// without an answer where the request has `close` in its path.
-    async fn numbering() -> (String, Arc<AtomicUsize>) {
+    /// A server that answers each request with the number of its connection, one connection after the
+    /// other. It closes a connection without an answer where the request has `close` in its path.
+    async fn numbering() -> (String, Arc<AtomicUsize>, JoinSet<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("bound"));
         let requests = Arc::new(AtomicUsize::new(0));
@@ -404,30 +405,26 @@ mod tests {
         let serving = async move {
             for number in 1.. {
                 let (mut stream, _) = listener.accept().await.expect("a connection");
-                let seen = seen.clone();
-                tokio::spawn(async move {
-                    let mut head = [0; 4_096];
-                    while let Ok(length @ 1..) = stream.read(&mut head).await {
-                        seen.fetch_add(1, Ordering::SeqCst);
-                        if head[..length].windows(5).any(|part| part == b"close") {
-                            return;
-                        }
-                        let answer = format!(
-                            "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\
-                             Content-Length: 1\r\n\r\n{number}"
-                        );
-                        stream.write_all(answer.as_bytes()).await.expect("a client");
+                let mut head = [0; 4_096];
+                while let Ok(length @ 1..) = stream.read(&mut head).await {
+                    seen.fetch_add(1, Ordering::SeqCst);
+                    if head[..length].windows(5).any(|part| part == b"close") {
+                        break;
                     }
-                });
+                    let answer = format!(
+                        "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\
+                         Content-Length: 1\r\n\r\n{number}"
+                    );
+                    stream.write_all(answer.as_bytes()).await.expect("a client");
+                }
             }
         };
-        tokio::spawn(serving);
-        (url, requests)
+        (url, requests, JoinSet::from_iter([serving]))
     }
 
     #[tokio::test]
     async fn a_connection_is_given_up_before_the_other_side_does() {
-        let (url, _) = numbering().await;
+        let (url, _, _serving) = numbering().await;
         let client = Client::new(&url).expect("a URL");
         let value = async || client.entity::<Counter>("c").value().await.expect("an answer");
         assert_eq!((value().await, value().await), (1, 1), "one connection for both");
@@ -443,7 +440,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_whose_kept_connection_is_closed_is_repeated_under_a_key_only() {
-        let (url, requests) = numbering().await;
+        let (url, requests, _serving) = numbering().await;
         let client = Client::new(&url).expect("a URL");
         let kind = |error: CallError| match error {
             CallError::Failed(error) => Some(error.kind()),

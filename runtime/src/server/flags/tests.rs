@@ -30,6 +30,9 @@ fn place(settings: &Serve) -> String {
     format!("{data} {store} {peers} {address} {secret}{unsafe_durability}")
 }
 
+/// An environment, flags, and what they come to.
+type Row<'r> = (&'r [(&'r str, &'r str)], &'r [&'r str], &'r str);
+
 const STORE: (&str, &str) = ("STEAD_STORE", "pg://env");
 const DATA: (&str, &str) = ("STEAD_DATA", "env");
 const PEERS: (&str, &str) = ("STEAD_PEER_LISTEN", "n:1");
@@ -42,7 +45,7 @@ const UNSAFE: (&str, &str) = ("STEAD_UNSAFE_DURABILITY", "yes");
 fn a_variable_counts_where_no_flag_says_otherwise() {
     let member = [STORE, PEERS, ADDRESS, SECRET, NODE, UNSAFE];
     let member_and_data = [STORE, PEERS, ADDRESS, SECRET, NODE, UNSAFE, DATA];
-    let rows: [(&[(&str, &str)], &[&str], &str); 24] = [
+    let rows: [Row; 24] = [
         (&[], &[], "data - - - -"),
         (&[DATA], &[], "env - - - -"),
         (&[DATA], &["--data", "d"], "d - - - -"),
@@ -80,7 +83,7 @@ fn a_variable_counts_where_no_flag_says_otherwise() {
 
 #[test]
 fn what_excludes_or_needs_something_is_refused_where_it_was_said_in_the_same_way() {
-    let rows: [(&[(&str, &str)], &[&str], &str); 14] = [
+    let rows: [Row; 14] = [
         (&[], &["--data", "d", "--store", "pg://f"], "cannot be used with"),
         (&[DATA], &["--data", "d", "--store", "pg://f"], "cannot be used with"),
         (&[DATA, STORE], &[], "set by the environment: STEAD_DATA, STEAD_STORE"),
