@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, path::PathBuf};
 
-const FILE_LINES_MAX: usize = 400;
+const FILE_LINES_MAX: usize = 600;
 const FUNCTION_LINES_MAX: usize = 70;
 
 /// Every Rust file of the workspace, with its text.
