@@ -24,7 +24,7 @@ use table::Table;
 
 /// The allocator of `stead serve`.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Measures throughput, latency, memory and recovery, each against its ceiling.
 #[derive(Debug, Parser)]

@@ -4,7 +4,7 @@ use stead::stock::{Approval, Counter};
 
 /// Requests are made on one thread and freed on another, which the system's allocator serialises.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() {
     stead::server::run(|node| node.entity::<Counter>().entity::<Approval>())
