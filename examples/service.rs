@@ -8,12 +8,14 @@
 //! $ curl http://127.0.0.1:8081/stead/v1/entities/counter/home/queries/value
 //! 1
 //! ```
+//!
+//! Where the node cannot go on, it ends the process at once, for its supervisor to start it again.
 
 use std::sync::Arc;
 
 use anyhow::Result;
 use axum::{Router, extract::State, http::StatusCode, routing::get};
-use stead::{Node, RocksStore, Server, stock::Counter};
+use stead::{Node, RocksStore, Server, stock::Counter, store::rocks::RocksSettings};
 
 /// The service's own state.
 struct Shop {
@@ -27,17 +29,31 @@ async fn home(State(shop): State<Arc<Shop>>) -> Result<String, StatusCode> {
     Ok(format!("{}, visitor {visitor}\n", shop.greeting))
 }
 
+/// What a load balancer asks: whether this service should get requests.
+async fn ready(State(shop): State<Arc<Shop>>) -> Result<&'static str, (StatusCode, String)> {
+    shop.node.ready().await.map_err(|why| (StatusCode::SERVICE_UNAVAILABLE, why))?;
+    Ok("ready\n")
+}
+
 #[tokio::main]
 async fn main() -> Result<()> {
     let directory = tempfile::tempdir()?;
-    let store = RocksStore::open(directory.path())?;
+    let store = RocksStore::open_async(directory.path(), RocksSettings::default()).await?;
     let node = Node::builder().store(store).entity::<Counter>().start().await?;
     let shop = Arc::new(Shop { greeting: "welcome", node: node.clone() });
-    let app = Router::new().route("/", get(home)).nest("/stead", node.router()).with_state(shop);
+    let routes = Router::new().route("/", get(home)).route("/ready", get(ready));
+    let app = routes.nest("/stead", node.router()).with_state(shop);
     let server = Server::bind("127.0.0.1:8081".parse()?).await?;
     println!("listening on http://{}", server.address()?);
     let interrupted = async { drop(tokio::signal::ctrl_c().await) };
-    server.serve(app, interrupted, std::time::Duration::from_secs(1)).await;
+    tokio::select! {
+        () = server.serve(app, interrupted, std::time::Duration::from_secs(1)) => {}
+        fatal = node.failed() => {
+            eprintln!("the node cannot go on: {fatal}");
+            // Not by returning: an operation that blocks for ever would keep the runtime from ending.
+            std::process::exit(fatal.exit_code().into());
+        }
+    }
     node.drain().await?;
     Ok(())
 }

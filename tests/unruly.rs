@@ -62,6 +62,20 @@ impl First {
     }
 }
 
+/// The same version, whose operation has another name.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
+pub struct Renamed {
+    count: u32,
+}
+
+#[entity(name = "shifty")]
+impl Renamed {
+    pub fn tally(&mut self) -> u32 {
+        self.count += 1;
+        self.count
+    }
+}
+
 /// The same version with a wider field.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
 pub struct Moved {
@@ -114,6 +128,7 @@ fn main() {
     stead::server::run(|node: NodeBuilder| {
         let node = node.entity::<Unruly>().entity::<Log>();
         match std::env::var("SHIFTY").unwrap_or_default().as_str() {
+            "renamed" => node.entity::<Renamed>(),
             "moved" => node.entity::<Moved>(),
             "second" => node.entity::<Second>(),
             "forgetful" => node.entity::<Forgetful>(),

@@ -111,9 +111,13 @@ impl Context {
     /// exactly once; two signals to one entity are applied in the order in which they were sent.
     pub fn signal<R>(&mut self, operation: Operation<R>) {
         match operation.into_request() {
-            Ok(request) if request.idempotency_key.is_some() || request.deadline.is_some() => {
+            Ok(request)
+                if request.idempotency_key.is_some()
+                    || request.deadline.is_some()
+                    || request.condition.is_some() =>
+            {
                 let rule = "a signal of an entity is applied once, and nobody waits for it: it has \
-                            neither an idempotency key nor a deadline";
+                            no idempotency key, deadline or condition";
                 self.fail(Error::new(ErrorKind::Invalid, rule));
             }
             Ok(request)
@@ -135,8 +139,8 @@ impl Context {
     }
 
     /// Sets the reminder `name` of this entity, in place of an earlier one of that name. When it
-    /// is due it applies `operation`, which must be one of this entity. It survives downtime and is
-    /// never early.
+    /// is due it applies `operation`, which must be one of this entity, with an argument that fits. It
+    /// survives downtime and is never early. It is refused after [`Context::delete`].
     pub fn remind<R>(
         &mut self,
         name: impl Into<String>,
@@ -144,6 +148,11 @@ impl Context {
         operation: Operation<R>,
     ) {
         let (name, schedule) = (name.into(), schedule.into());
+        if self.deleted {
+            let rule = "an entity that is deleted in this turn has no reminders: set it before, to \
+                        have it removed, or let a signal to itself set it in its next incarnation";
+            return self.fail(Error::new(ErrorKind::Invalid, rule));
+        }
         if name.is_empty() || name.len() > REMINDER_NAME_BYTES_MAX {
             let rule = format!("a reminder's name has 1 to {REMINDER_NAME_BYTES_MAX} bytes");
             return self.fail(Error::new(ErrorKind::Invalid, rule));
@@ -156,8 +165,15 @@ impl Context {
             return self.fail(too_late());
         }
         match operation.into_request() {
-            Ok(request) if request.id != self.turn.id || request.delay.is_some() => {
-                let rule = "a reminder applies an operation of its own entity, without a delay";
+            Ok(request)
+                if request.id != self.turn.id
+                    || request.delay.is_some()
+                    || request.idempotency_key.is_some()
+                    || request.deadline.is_some()
+                    || request.condition.is_some() =>
+            {
+                let rule = "a reminder applies an operation of its own entity, without a delay, an \
+                            idempotency key, a deadline or a condition";
                 self.fail(Error::new(ErrorKind::Invalid, rule));
             }
             Ok(request) => self.add(Effect::Remind(Reminder {
@@ -175,8 +191,9 @@ impl Context {
         self.add(Effect::CancelReminder(name.into()));
     }
 
-    /// Deletes this entity in this turn's commit: its state and its reminders. Operations behind
-    /// this one apply to its next incarnation, which begins with the default state.
+    /// Deletes this entity in this turn's commit: its state and its reminders, also those that this
+    /// turn set before. Operations behind this one, and signals that this turn sends to the entity
+    /// itself, apply to its next incarnation, which begins with the default state.
     pub fn delete(&mut self) {
         self.deleted = true;
     }

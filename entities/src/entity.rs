@@ -1,6 +1,6 @@
 //! The trait that `#[entity]` implements, and the table of operations it consists of.
 
-use std::{fmt, future::Future};
+use std::{any::TypeId, fmt, future::Future};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde::{Serialize, de::DeserializeOwned};
@@ -144,7 +144,7 @@ pub enum Rejectable {}
 
 impl<T: Serialize + JsonSchema> Answer<Plain> for T {
     fn outcome(self) -> Outcome {
-        match serde_json::to_vec(&self) {
+        match crate::json::encode(&self) {
             Ok(json) => Outcome::Replied(json),
             Err(error) => Outcome::Unencodable(error.to_string()),
         }
@@ -189,6 +189,7 @@ pub struct OperationType<E> {
     visibility: Visibility,
     body: Body<E>,
     check: fn(&[u8]) -> Result<(), InputError>,
+    takes_nothing: bool,
     input_schema: Schemas,
     output_schema: Schemas,
 }
@@ -258,6 +259,7 @@ impl<E: Entity> OperationType<E> {
             visibility: Visibility::Public,
             body,
             check: |input| decode::<A>(input).map(drop),
+            takes_nothing: TypeId::of::<A>() == TypeId::of::<()>(),
             input_schema: |generator| generator.subschema_for::<A>(),
             output_schema: R::schema,
         }
@@ -283,6 +285,11 @@ impl<E: Entity> OperationType<E> {
     /// Who may use it.
     pub fn visibility(&self) -> Visibility {
         self.visibility
+    }
+
+    /// Whether its argument is `()`, which can be written in several ways.
+    pub fn takes_nothing(&self) -> bool {
+        self.takes_nothing
     }
 
     /// What kind it is.

@@ -21,6 +21,9 @@ pub enum ErrorKind {
     Unknown,
     /// An idempotency key was used before for something else.
     Conflict,
+    /// The entity has changed since the version that the request names, or does not exist; read it
+    /// again and decide anew. Nothing was applied.
+    Precondition,
     /// This node is no longer the owner; ask again.
     Fenced,
     /// The node is stopping or has stopped. Nothing was applied.

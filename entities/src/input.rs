@@ -4,9 +4,10 @@
 //! (`serde_json::Value`), below a `flatten` or `untagged` attribute, and the second of two equal
 //! keys in a map (the last one wins; in a struct it is an error).
 
-use std::{any::TypeId, fmt};
+use std::{any::TypeId, collections::BTreeMap, fmt};
 
 use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_json::value::RawValue;
 
 /// The longest path or message of an error, in bytes.
 const TEXT_BYTES_MAX: usize = 300;
@@ -66,6 +67,76 @@ pub fn decode<A: DeserializeOwned + 'static>(input: &[u8]) -> Result<A, InputErr
             malformed: false,
         }),
     }
+}
+
+/// What a JSON argument means, in one spelling: no white space, the fields of objects in order, the
+/// last of equal ones, texts and numbers written in one way each. Numbers keep every digit. What is
+/// not JSON stands for itself.
+///
+/// Two arguments of one meaning can still differ where only a type knows that they are the same, such
+/// as a field that is `null` and one that is left out.
+pub fn canonical(input: &[u8]) -> Vec<u8> {
+    let mut text = Vec::with_capacity(input.len());
+    let parsed = serde_json::from_slice::<&RawValue>(input).ok();
+    match parsed.and_then(|value| write_canonical(value, &mut text)) {
+        Some(()) => text,
+        None => input.to_vec(),
+    }
+}
+
+fn write_canonical(value: &RawValue, text: &mut Vec<u8>) -> Option<()> {
+    let raw = value.get().trim();
+    match raw.as_bytes().first()? {
+        b'{' => {
+            let fields: BTreeMap<String, &RawValue> = serde_json::from_str(raw).ok()?;
+            text.push(b'{');
+            for (place, (name, value)) in fields.into_iter().enumerate() {
+                if place > 0 {
+                    text.push(b',');
+                }
+                serde_json::to_writer(&mut *text, &name).ok()?;
+                text.push(b':');
+                write_canonical(value, text)?;
+            }
+            text.push(b'}');
+        }
+        b'[' => {
+            let values: Vec<&RawValue> = serde_json::from_str(raw).ok()?;
+            text.push(b'[');
+            for (place, value) in values.into_iter().enumerate() {
+                if place > 0 {
+                    text.push(b',');
+                }
+                write_canonical(value, text)?;
+            }
+            text.push(b']');
+        }
+        b'"' => {
+            let string: String = serde_json::from_str(raw).ok()?;
+            serde_json::to_writer(text, &string).ok()?;
+        }
+        b'-' | b'0'..=b'9' => text.extend(canonical_number(raw)?.as_bytes()),
+        _ => text.extend(raw.as_bytes()),
+    }
+    Some(())
+}
+
+/// A number as its sign, its digits without zeros at the ends, and an exponent of ten, so that 100,
+/// 1e2 and 100.0 are the same and no digit is lost.
+fn canonical_number(raw: &str) -> Option<String> {
+    let (sign, rest) = raw.strip_prefix('-').map_or(("", raw), |rest| ("-", rest));
+    let (mantissa, exponent) = rest.split_once(['e', 'E']).unwrap_or((rest, "0"));
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let digits = format!("{whole}{fraction}");
+    let digits = digits.trim_start_matches('0');
+    let kept = digits.trim_end_matches('0');
+    if kept.is_empty() {
+        return Some(format!("{sign}0"));
+    }
+    let exponent: i128 = exponent.parse().ok()?;
+    let dropped = (digits.len() - kept.len()) as i128;
+    let exponent = exponent.checked_sub(fraction.len() as i128)?.checked_add(dropped)?;
+    Some(format!("{sign}{kept}e{exponent}"))
 }
 
 /// Reads the input again, slowly, to learn where it went wrong.
@@ -167,6 +238,37 @@ mod tests {
         let long = format!("\"{}\"", "x".repeat(100_000));
         let error = decode::<i64>(long.as_bytes()).expect_err("not a number");
         assert!(error.message.len() < 400);
+    }
+
+    #[test]
+    fn one_meaning_has_one_spelling_and_no_digit_is_lost() {
+        let same = |one: &str, other: &str| {
+            assert_eq!(canonical(one.as_bytes()), canonical(other.as_bytes()), "{one} {other}");
+        };
+        same(r#"{"a":1,"b":[true,null]}"#, " { \"b\" : [ true , null ] ,\n\"a\":1 } ");
+        same(r#"{"a":{"x":1,"y":2}}"#, r#"{"a":{"y":2,"x":1}}"#);
+        same("100", "1e2");
+        same("100", "100.0");
+        same("1.50", "15e-1");
+        same("1.5E+3", "1500");
+        same("-0.0", "-0");
+        same(r#""\u00fc\/""#, r#""ü/""#);
+        same(r#"{"a":1,"a":2}"#, r#"{"a":2}"#);
+        let other = |one: &str, other: &str| {
+            assert_ne!(canonical(one.as_bytes()), canonical(other.as_bytes()), "{one} {other}");
+        };
+        other("9007199254740993", "9007199254740992");
+        other("18446744073709551616", "18446744073709551617");
+        other("1e400", "1e401");
+        other("0.1", "0.10000000000000000001");
+        other("[1,2]", "[2,1]");
+        other(r#""a""#, "\"a \"");
+        other("1", "-1");
+        other("0", "-0");
+        other("1", "\"1\"");
+        other("{}", "null");
+        assert_eq!(canonical(b"not json"), b"not json");
+        assert_eq!(canonical(b""), b"");
     }
 
     #[test]

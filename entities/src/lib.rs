@@ -8,10 +8,12 @@ pub mod entity;
 pub mod error;
 pub mod id;
 pub mod input;
+pub mod json;
 mod macro_support;
 pub mod operation;
 pub mod state;
 pub mod stock;
+pub mod stored;
 pub mod testing;
 pub mod time;
 
@@ -20,7 +22,11 @@ pub use effect::{After, At, Delay, Every};
 pub use entity::{Entity, OperationType, TypedReference};
 pub use error::{CallError, Error, ErrorKind, Rejection};
 pub use id::EntityId;
-pub use operation::{BoxFuture, Caller, Operation, Query, Reference, Request, Unbound};
+pub use json::Json;
+pub use operation::{
+    Accepted, BoxFuture, Caller, Condition, Operation, Query, Reference, ReminderId, Request,
+    Unbound, Version,
+};
 pub use schemars::{self, JsonSchema};
 pub use serde::{self, Deserialize, Serialize};
 pub use state::Layout;

@@ -3,9 +3,12 @@
 //! A reference without a node makes values for effects and tests; the same reference bound to a
 //! [`Caller`] makes values that can also be awaited.
 
-use std::{borrow::Cow, fmt, future::Future, future::IntoFuture, marker::PhantomData, pin::Pin};
+use std::{
+    borrow::Cow, fmt, future::Future, future::IntoFuture, marker::PhantomData, pin::Pin,
+    str::FromStr,
+};
 
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{CallError, Delay, EntityId, Error, ErrorKind, Rejection, Timeout, Timestamp};
 
@@ -27,6 +30,119 @@ pub struct Request {
     pub idempotency_key: Option<String>,
     /// How long the caller waits for the answer; as long as its [`Caller`] does if `None`.
     pub deadline: Option<Timeout>,
+    /// What must be true of the entity when the operation's turn comes.
+    pub condition: Option<Condition>,
+}
+
+impl Request {
+    /// A request without a delay, an idempotency key, a deadline or a condition.
+    pub fn new(id: EntityId, operation: impl Into<Cow<'static, str>>, input: Vec<u8>) -> Self {
+        let operation = operation.into();
+        Self {
+            id,
+            operation,
+            input,
+            delay: None,
+            idempotency_key: None,
+            deadline: None,
+            condition: None,
+        }
+    }
+}
+
+/// A committed state of an entity: its incarnation, and how many turns of that were committed. HTTP
+/// shows it as an ETag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Version {
+    /// Which incarnation of the entity this is.
+    pub generation: u64,
+    /// How many turns of it were committed.
+    pub revision: u64,
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}-{}", self.generation, self.revision)
+    }
+}
+
+impl FromStr for Version {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let parsed = text.split_once('-').and_then(|(generation, revision)| {
+            let generation = u64::from_str_radix(generation, 16).ok()?;
+            Some(Self { generation, revision: revision.parse().ok()? })
+        });
+        let wrong = || Error::new(ErrorKind::Invalid, format!("{text:?} is not a version"));
+        parsed.filter(|version| version.to_string() == text).ok_or_else(wrong)
+    }
+}
+
+/// What must be true of an entity when an operation's turn comes; else nothing of it is applied and
+/// the caller is told [`ErrorKind::Precondition`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Condition {
+    /// It was committed at least once since it was deleted last.
+    Exists,
+    /// Its newest state is one of these.
+    OneOf(Vec<Version>),
+}
+
+impl Condition {
+    /// Whether it holds for an entity at `version`; `None` before its first commit.
+    pub fn holds(&self, version: Option<Version>) -> bool {
+        match (self, version) {
+            (_, None) => false,
+            (Self::Exists, Some(_)) => true,
+            (Self::OneOf(versions), Some(version)) => versions.contains(&version),
+        }
+    }
+}
+
+/// That a signal is durable.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Accepted {
+    /// Under which id a delayed signal is listed and can be cancelled until it is due.
+    pub reminder: Option<ReminderId>,
+}
+
+impl Accepted {
+    /// A signal that joins its receiver's order at once, or a delayed one with its id.
+    pub fn new(reminder: Option<ReminderId>) -> Self {
+        Self { reminder }
+    }
+}
+
+/// One reminder or delayed signal of an entity, as lists name it: `named-NAME` or `delayed-NUMBER`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ReminderId {
+    /// A reminder, by its name.
+    Named(String),
+    /// A delayed signal, by the number that it got when it was accepted.
+    Delayed(u64),
+}
+
+impl fmt::Display for ReminderId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Named(name) => write!(f, "named-{name}"),
+            Self::Delayed(number) => write!(f, "delayed-{number}"),
+        }
+    }
+}
+
+impl FromStr for ReminderId {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let number = text.strip_prefix("delayed-").and_then(|number| number.parse().ok());
+        let name = text.strip_prefix("named-").map(|name| Self::Named(name.to_owned()));
+        number.map(Self::Delayed).or(name).ok_or_else(|| {
+            let rule =
+                format!("{text:?} is not the id of a reminder: named-NAME or delayed-NUMBER");
+            Error::new(ErrorKind::Invalid, rule)
+        })
+    }
 }
 
 /// The answer of a call or query: the result as JSON, or the entity's "no".
@@ -37,9 +153,15 @@ pub trait Caller: Clone + Send + Sync + 'static {
     /// Applies an operation and answers after its commit.
     fn call(&self, request: Request) -> BoxFuture<'static, Result<Reply, Error>>;
     /// Accepts an operation and answers once it is durable.
-    fn signal(&self, request: Request) -> BoxFuture<'static, Result<(), Error>>;
+    fn signal(&self, request: Request) -> BoxFuture<'static, Result<Accepted, Error>>;
     /// Reads in the entity's order.
     fn query(&self, request: Request) -> BoxFuture<'static, Result<Reply, Error>>;
+    /// Cancels a reminder or delayed signal in the entity's order, and answers once that is durable.
+    fn cancel_reminder(
+        &self,
+        id: EntityId,
+        reminder: ReminderId,
+    ) -> BoxFuture<'static, Result<(), Error>>;
 }
 
 /// Marks references and operations that are not bound to a [`Caller`].
@@ -100,7 +222,18 @@ impl<B: Clone> Reference<B> {
     ) -> Result<Request, Error> {
         let id = self.id.clone()?;
         let input = input.map_or(Ok(Vec::new()), |input| input.to_json())?;
-        Ok(Request { id, operation, input, delay: None, idempotency_key: None, deadline: None })
+        Ok(Request::new(id, operation, input))
+    }
+}
+
+impl<B: Caller> Reference<B> {
+    /// Cancels a reminder or a delayed signal of this entity, in its order. Once this is answered it
+    /// causes no turn.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] where there is none: it was applied or cancelled before, or never set.
+    pub async fn cancel_reminder(&self, reminder: ReminderId) -> Result<(), Error> {
+        self.bound.cancel_reminder(self.id.clone()?, reminder).await
     }
 }
 
@@ -110,14 +243,15 @@ pub trait Argument {
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] where the value has no JSON form, such as a map with keys that are not
-    /// text.
+    /// text, or a number that is not finite.
     fn to_json(&self) -> Result<Vec<u8>, Error>;
 }
 
 impl<T: Serialize> Argument for T {
     fn to_json(&self) -> Result<Vec<u8>, Error> {
-        serde_json::to_vec(self).map_err(|error| {
-            Error::new(ErrorKind::Invalid, "the argument has no JSON form").with_source(error)
+        crate::json::encode(self).map_err(|error| {
+            let message = format!("the argument has no JSON form: {error}");
+            Error::new(ErrorKind::Invalid, message).with_source(error)
         })
     }
 }
@@ -160,6 +294,12 @@ impl<R, B> Operation<R, B> {
         self.change(|request| request.idempotency_key = Some(key))
     }
 
+    /// Applies the operation only where the entity's newest state is `version`; a signal is judged when
+    /// it is accepted, also where it is delayed.
+    pub fn if_version(self, version: Version) -> Self {
+        self.change(|request| request.condition = Some(Condition::OneOf(vec![version])))
+    }
+
     /// Limits how long the answer is waited for.
     pub fn deadline(self, length: impl Into<Timeout>) -> Self {
         let length = length.into();
@@ -183,12 +323,12 @@ impl<R, B> Operation<R, B> {
 }
 
 impl<R, B: Caller> Operation<R, B> {
-    /// Sends the operation one-way.
+    /// Sends the operation one-way; the answer names a delayed signal, so that it can be cancelled.
     ///
     /// # Errors
     /// By kind; with [`ErrorKind::Unknown`] it may have been accepted, and repeating it with the
     /// same idempotency key settles it.
-    pub async fn signal(self) -> Result<(), Error> {
+    pub async fn signal(self) -> Result<Accepted, Error> {
         self.bound.signal(self.request?).await
     }
 }

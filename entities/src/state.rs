@@ -13,15 +13,23 @@ use crate::{Timeout, Timestamp};
 
 /// The positions, widths and names of what the codec writes for a type. Derive it.
 ///
-/// A type from elsewhere is declared opaque, under a name that changes when its encoding does:
-/// `#[layout(opaque = "money/v1")]` on the field.
+/// What describes itself, such as `serde_json::Value` or an enum with `#[serde(tag)]`, is held as
+/// [`crate::Json`]. Another type from elsewhere is declared opaque, under a name that changes when its
+/// encoding does: `#[layout(opaque = "money/v1")]` on the field; a state with an opaque part is read
+/// again before each commit, which takes time.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` has no `Layout`",
     label = "the layout of this type is not known",
-    note = "derive it: `#[derive(Layout)]`, or declare the field opaque under a name that changes \
-            when its encoding does: `#[layout(opaque = \"name/v1\")]`"
+    note = "derive it: `#[derive(Layout)]`; hold what describes itself, such as `serde_json::Value`, as \
+            `Json<T>`; or declare the field opaque under a name that changes when its encoding \
+            does: `#[layout(opaque = \"name/v1\")]`"
 )]
 pub trait Layout {
+    /// Whether JSON can show a value of this type as a key of a map: text, a number, or a variant
+    /// without fields.
+    const IS_JSON_KEY: bool = false;
+    /// Fails to compile where a part of this type cannot be shown as JSON.
+    const CHECK: () = ();
     /// Writes this type's part into `layout`.
     fn describe(layout: &mut LayoutText);
 }
@@ -32,19 +40,60 @@ pub struct LayoutText {
     lines: String,
     path: String,
     open: Vec<&'static str>,
+    /// Whether only the type itself knows that it reads what it writes.
+    is_unproven: bool,
+    /// Whether a state may hold what JSON cannot carry.
+    may_lack_json: bool,
+    /// Whether a state may hold sets or maps without an order.
+    is_unordered: bool,
 }
 
 impl LayoutText {
     /// The text for `T`.
     pub fn of<T: Layout>() -> String {
-        let mut layout = Self { path: "state".into(), ..Self::default() };
-        T::describe(&mut layout);
-        layout.lines
+        Self::described::<T>().lines
     }
 
-    /// States what stands at the present place.
+    /// The layout of `T`.
+    pub fn described<T: Layout>() -> Self {
+        let mut layout = Self { path: "state".into(), ..Self::default() };
+        T::describe(&mut layout);
+        layout
+    }
+
+    /// Whether a part is opaque or was described by hand, so that only reading a stored state again
+    /// proves that it can be read.
+    pub fn is_unproven(&self) -> bool {
+        self.is_unproven
+    }
+
+    /// Whether a state may hold sets or maps that are written in another order each time.
+    pub fn is_unordered(&self) -> bool {
+        self.is_unordered
+    }
+
+    /// Whether a state may hold what JSON cannot carry, such as a number that is not finite.
+    pub fn may_lack_json(&self) -> bool {
+        self.may_lack_json || self.is_unproven
+    }
+
+    /// States what stands at the present place, for a type that is described by hand.
     pub fn leaf(&mut self, what: &str) {
+        self.is_unproven = true;
+        self.proven_leaf(what);
+    }
+
+    /// The same for a type that is known to read what it writes.
+    fn proven_leaf(&mut self, what: &str) {
         let _infallible = writeln!(self.lines, "{}: {what}", self.path);
+    }
+
+    /// Describes a variant with its fields.
+    pub fn variant(&mut self, name: &str, describe: impl FnOnce(&mut Self)) {
+        self.place(name, |layout| {
+            layout.proven_leaf("variant");
+            describe(layout);
+        });
     }
 
     /// Describes a part of the present place.
@@ -63,9 +112,11 @@ impl LayoutText {
         let path = std::any::type_name::<T>();
         if let Some(place) = self.open.iter().position(|open| *open == path) {
             let levels = self.open.len() - place;
-            return self.leaf(&format!("again the {what}, {levels} up"));
+            // It may be nested deeper than JSON may be.
+            self.may_lack_json = true;
+            return self.proven_leaf(&format!("again the {what}, {levels} up"));
         }
-        self.leaf(what);
+        self.proven_leaf(what);
         self.open.push(path);
         parts(self);
         self.open.pop();
@@ -81,53 +132,71 @@ impl LayoutText {
 }
 
 macro_rules! leaves {
-    ($($type:ty => $name:literal,)*) => {
+    ($($(#[$kind:ident])? $type:ty => $name:literal,)*) => {
         $(impl Layout for $type {
+            $(leaves!(@$kind);)?
             fn describe(layout: &mut LayoutText) {
-                layout.leaf($name);
+                $(leaves!(@$kind layout);)?
+                layout.proven_leaf($name);
             }
         })*
     };
+    // Text, or what becomes text as a key.
+    (@key) => { const IS_JSON_KEY: bool = true; };
+    (@key $layout:ident) => {};
+    // A number that may not be finite.
+    (@float) => {};
+    (@float $layout:ident) => { $layout.may_lack_json = true; };
+    // A time that may be beyond what its text can show.
+    (@bounded) => { const IS_JSON_KEY: bool = true; };
+    (@bounded $layout:ident) => { $layout.may_lack_json = true; };
 }
 leaves! {
-    bool => "bool", char => "char", () => "unit",
-    i8 => "i8", i16 => "i16", i32 => "i32", i64 => "i64", i128 => "i128", isize => "i64",
-    u8 => "u8", u16 => "u16", u32 => "u32", u64 => "u64", u128 => "u128", usize => "u64",
-    f32 => "f32", f64 => "f64", String => "text", str => "text", std::path::PathBuf => "text",
+    #[key] bool => "bool", #[key] char => "char", () => "unit",
+    #[key] i8 => "i8", #[key] i16 => "i16", #[key] i32 => "i32", #[key] i64 => "i64",
+    #[key] i128 => "i128", #[key] isize => "i64",
+    #[key] u8 => "u8", #[key] u16 => "u16", #[key] u32 => "u32", #[key] u64 => "u64",
+    #[key] u128 => "u128", #[key] usize => "u64",
+    #[float] f32 => "f32", #[float] f64 => "f64",
+    #[key] String => "text", #[key] str => "text", #[key] std::path::PathBuf => "text",
     std::time::Duration => "seconds u64, nanoseconds u32",
     std::time::SystemTime => "seconds u64, nanoseconds u32",
-    std::net::IpAddr => "ip address", std::net::Ipv4Addr => "4 bytes", std::net::Ipv6Addr => "16 bytes",
-    std::num::NonZeroI8 => "i8", std::num::NonZeroI16 => "i16", std::num::NonZeroI32 => "i32",
-    std::num::NonZeroI64 => "i64", std::num::NonZeroI128 => "i128", std::num::NonZeroIsize => "i64",
-    std::num::NonZeroU8 => "u8", std::num::NonZeroU16 => "u16", std::num::NonZeroU32 => "u32",
-    std::num::NonZeroU64 => "u64", std::num::NonZeroU128 => "u128", std::num::NonZeroUsize => "u64",
-    Timestamp => "microseconds i64", Timeout => "microseconds u64",
-    jiff::Timestamp => "RFC 3339 text",
+    #[key] std::net::IpAddr => "ip address", #[key] std::net::Ipv4Addr => "4 bytes",
+    #[key] std::net::Ipv6Addr => "16 bytes",
+    #[key] std::num::NonZeroI8 => "i8", #[key] std::num::NonZeroI16 => "i16",
+    #[key] std::num::NonZeroI32 => "i32", #[key] std::num::NonZeroI64 => "i64",
+    #[key] std::num::NonZeroI128 => "i128", #[key] std::num::NonZeroIsize => "i64",
+    #[key] std::num::NonZeroU8 => "u8", #[key] std::num::NonZeroU16 => "u16",
+    #[key] std::num::NonZeroU32 => "u32", #[key] std::num::NonZeroU64 => "u64",
+    #[key] std::num::NonZeroU128 => "u128", #[key] std::num::NonZeroUsize => "u64",
+    #[bounded] Timestamp => "microseconds i64", #[bounded] Timeout => "microseconds u64",
+    #[key] jiff::Timestamp => "RFC 3339 text",
 }
 #[cfg(feature = "uuid")]
-leaves! { uuid::Uuid => "length-prefixed 16 bytes", }
+leaves! { #[key] uuid::Uuid => "length-prefixed 16 bytes", }
 #[cfg(feature = "chrono")]
 leaves! {
-    chrono::DateTime<chrono::Utc> => "RFC 3339 text",
-    chrono::DateTime<chrono::FixedOffset> => "RFC 3339 text",
-    chrono::NaiveDate => "date text", chrono::NaiveTime => "time text",
-    chrono::NaiveDateTime => "date and time text",
+    #[key] chrono::DateTime<chrono::Utc> => "RFC 3339 text",
+    #[key] chrono::DateTime<chrono::FixedOffset> => "RFC 3339 text",
+    #[key] chrono::NaiveDate => "date text", #[key] chrono::NaiveTime => "time text",
+    #[key] chrono::NaiveDateTime => "date and time text",
 }
 #[cfg(feature = "time")]
 leaves! {
-    time::OffsetDateTime => "year i32, day u16, h, m, s u8, ns u32, offset h, m, s i8",
-    time::PrimitiveDateTime => "year i32, day u16, h, m, s u8, ns u32",
-    time::Date => "year i32, day u16", time::Time => "h, m, s u8, ns u32",
-    time::Duration => "seconds i64, ns i32",
+    #[key] time::OffsetDateTime => "year i32, day u16, h, m, s u8, ns u32, offset h, m, s i8",
+    #[key] time::PrimitiveDateTime => "year i32, day u16, h, m, s u8, ns u32",
+    #[key] time::Date => "year i32, day u16", #[key] time::Time => "h, m, s u8, ns u32",
+    #[key] time::Duration => "seconds i64, ns i32",
 }
 #[cfg(feature = "rust_decimal")]
-leaves! { rust_decimal::Decimal => "decimal text", }
+leaves! { #[key] rust_decimal::Decimal => "decimal text", }
 
 macro_rules! sequences {
     ($($type:ident),*) => {
         $(impl<T: Layout> Layout for $type<T> {
+            const CHECK: () = T::CHECK;
             fn describe(layout: &mut LayoutText) {
-                layout.leaf("sequence");
+                layout.proven_leaf("sequence");
                 layout.part::<T>("[]");
             }
         })*
@@ -135,51 +204,72 @@ macro_rules! sequences {
 }
 sequences!(Vec, VecDeque, BTreeSet);
 impl<T: Layout, S> Layout for HashSet<T, S> {
+    const CHECK: () = T::CHECK;
     fn describe(layout: &mut LayoutText) {
-        layout.leaf("sequence");
+        layout.is_unordered = true;
+        layout.proven_leaf("sequence");
         layout.part::<T>("[]");
     }
 }
 
 macro_rules! maps {
-    ($($type:ident<K, V $(, $hasher:ident)?>),*) => {
+    ($($type:ident<K, V $(, $hasher:ident)?> is_unordered: $is_unordered:literal),*) => {
         $(impl<K: Layout, V: Layout $(, $hasher)?> Layout for $type<K, V $(, $hasher)?> {
+            const CHECK: () = {
+                assert!(
+                    K::IS_JSON_KEY,
+                    "JSON cannot show a map with keys of this type: use text, numbers, enums without \
+                     fields or newtypes of those, or a list of pairs"
+                );
+                V::CHECK
+            };
             fn describe(layout: &mut LayoutText) {
-                layout.leaf("map");
+                layout.may_lack_json |= !K::IS_JSON_KEY;
+                layout.is_unordered |= $is_unordered;
+                layout.proven_leaf("map");
                 layout.part::<K>("{key}");
                 layout.part::<V>("{value}");
             }
         })*
     };
 }
-maps!(BTreeMap<K, V>, HashMap<K, V, S>);
+maps!(BTreeMap<K, V> is_unordered: false, HashMap<K, V, S> is_unordered: true);
 
 impl<T: Layout> Layout for Option<T> {
+    const CHECK: () = T::CHECK;
     fn describe(layout: &mut LayoutText) {
-        layout.leaf("option");
+        layout.proven_leaf("option");
         layout.part::<T>("?");
     }
 }
 impl<T: Layout> Layout for Box<T> {
+    const IS_JSON_KEY: bool = T::IS_JSON_KEY;
+    const CHECK: () = T::CHECK;
     fn describe(layout: &mut LayoutText) {
         T::describe(layout);
     }
 }
 impl<T: Layout + ToOwned + ?Sized> Layout for std::borrow::Cow<'_, T> {
+    const IS_JSON_KEY: bool = T::IS_JSON_KEY;
+    const CHECK: () = T::CHECK;
     fn describe(layout: &mut LayoutText) {
         T::describe(layout);
     }
 }
 impl<T: Layout, E: Layout> Layout for Result<T, E> {
+    const CHECK: () = {
+        let _ = (T::CHECK, E::CHECK);
+    };
     fn describe(layout: &mut LayoutText) {
-        layout.leaf("result");
+        layout.proven_leaf("result");
         layout.part::<T>("::Ok");
         layout.part::<E>("::Err");
     }
 }
 impl<T: Layout, const N: usize> Layout for [T; N] {
+    const CHECK: () = T::CHECK;
     fn describe(layout: &mut LayoutText) {
-        layout.leaf(&format!("array of {N}"));
+        layout.proven_leaf(&format!("array of {N}"));
         layout.part::<T>("[]");
     }
 }
@@ -187,8 +277,9 @@ impl<T: Layout, const N: usize> Layout for [T; N] {
 macro_rules! tuples {
     ($(($($part:ident $index:tt),+)),*) => {
         $(impl<$($part: Layout),+> Layout for ($($part,)+) {
+            const CHECK: () = { let _ = ($($part::CHECK,)+); };
             fn describe(layout: &mut LayoutText) {
-                layout.leaf("tuple");
+                layout.proven_leaf("tuple");
                 $(layout.part::<$part>(concat!(".", $index));)+
             }
         })*

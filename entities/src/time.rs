@@ -144,12 +144,20 @@ impl fmt::Display for Timeout {
     }
 }
 
+/// What is longer, or later, than this in microseconds is looked at more closely: the year 2112.
+const COMMON_MAX: i128 = 1 << 52;
+
 macro_rules! text_in_json_number_in_store {
     ($type:ident, $number:ty, $name:literal, $format:literal) => {
         impl Serialize for $type {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 if serializer.is_human_readable() {
-                    serializer.collect_str(self)
+                    let text = self.to_string();
+                    if self.0 as i128 > COMMON_MAX && text.parse::<Self>().is_err() {
+                        let what = concat!(stringify!($type), " beyond what its text can show");
+                        return Err(serde::ser::Error::custom(format!("{text} is a {what}")));
+                    }
+                    serializer.serialize_str(&text)
                 } else {
                     self.0.serialize(serializer)
                 }

@@ -1,9 +1,10 @@
 //! The only source of time: the store's clock, and real waiting.
 //!
 //! On one node the store's time is a high-water clock. It begins where the stored high-water mark or
-//! the wall clock stands, whichever is later, ticks with the monotonic clock, follows the wall clock
-//! forward and never goes back; so a wall clock that is set back neither doubles nor stalls
-//! anything.
+//! the wall clock stands, whichever is later, ticks with the monotonic clock and follows the wall
+//! clock forward. It never goes back and never stands still: after a wall clock that was ahead for a
+//! while is set right, it goes on ticking from where it is. How far that is ahead is told by
+//! [`Clock::ahead`].
 //!
 //! On many nodes it is the database's: a [`SharedClock`] stands where the database's clock stood when
 //! it was last heard of, ticks with the monotonic clock, and never looks at the wall clock.
@@ -18,31 +19,39 @@ use std::{
 
 use stead_entities::Timestamp;
 
+/// How far the store's clock may be ahead of the wall clock before operators are told.
+pub(crate) const AHEAD_MAX: Duration = Duration::from_secs(60);
+
 /// A source of the store's time. Calls never return an earlier time than before.
 pub trait Clock: Send + Sync + fmt::Debug + 'static {
     /// The present time.
     fn now(&self) -> Timestamp;
     /// Moves the clock to `moment` if it stands before it.
     fn advance_to(&self, moment: Timestamp);
+    /// How far this clock is ahead of the machine's wall clock; zero where it is not meant to follow
+    /// that.
+    fn ahead(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// The clock of one node.
 #[derive(Debug)]
 pub struct HighWaterClock {
     started: Instant,
+    /// The store's time, in microseconds, when `started` was taken. It only grows.
     base: AtomicI64,
-    last: AtomicI64,
+    wall: fn() -> i64,
 }
 
 impl HighWaterClock {
     /// A clock that starts at the wall clock's time.
     pub fn new() -> Self {
-        let wall = wall_micros();
-        Self { started: monotonic(), base: AtomicI64::new(wall), last: AtomicI64::new(wall) }
+        Self::with_wall(wall_micros)
     }
 
-    fn elapsed(&self) -> i64 {
-        micros_since(self.started)
+    fn with_wall(wall: fn() -> i64) -> Self {
+        Self { started: monotonic(), base: AtomicI64::new(wall()), wall }
     }
 }
 
@@ -58,14 +67,24 @@ impl Default for HighWaterClock {
 
 impl Clock for HighWaterClock {
     fn now(&self) -> Timestamp {
-        let ticked = self.base.load(Ordering::Relaxed).saturating_add(self.elapsed());
-        let present = ticked.max(wall_micros());
-        Timestamp::from_micros(self.last.fetch_max(present, Ordering::Relaxed).max(present))
+        // The wall clock first: a thread that is stopped between the two must not move the base ahead.
+        let wall = (self.wall)();
+        let elapsed = micros_since(self.started);
+        // A wall clock that is ahead moves the base, so that the time goes on from there.
+        let base = wall.saturating_sub(elapsed);
+        let known = self.base.load(Ordering::SeqCst);
+        let base = if base > known { self.base.fetch_max(base, Ordering::SeqCst) } else { known }
+            .max(base);
+        Timestamp::from_micros(base.saturating_add(elapsed))
     }
 
     fn advance_to(&self, moment: Timestamp) {
-        let base = moment.as_micros().saturating_sub(self.elapsed());
-        self.base.fetch_max(base, Ordering::Relaxed);
+        let base = moment.as_micros().saturating_sub(micros_since(self.started));
+        self.base.fetch_max(base, Ordering::SeqCst);
+    }
+
+    fn ahead(&self) -> Duration {
+        self.now().since(Timestamp::from_micros((self.wall)()))
     }
 }
 
@@ -183,5 +202,23 @@ mod tests {
         assert!(first >= future);
         clock.advance_to(Timestamp::from_micros(0));
         assert!(clock.now() >= first);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wall_clock_that_was_ahead_and_is_set_right_stops_nothing() {
+        static WALL: AtomicI64 = AtomicI64::new(1_000_000_000);
+        let clock = HighWaterClock::with_wall(|| WALL.load(Ordering::SeqCst));
+        let minute = Duration::from_secs(60);
+        let began = clock.now();
+        WALL.fetch_add(60_000_000, Ordering::SeqCst);
+        assert_eq!(clock.now(), began + minute, "it follows forward");
+        WALL.fetch_sub(60_000_000, Ordering::SeqCst);
+        assert_eq!(clock.now(), began + minute, "it does not go back");
+        for seconds in 1..=70_u64 {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            WALL.fetch_add(1_000_000, Ordering::SeqCst);
+            assert_eq!(clock.now(), began + minute + Duration::from_secs(seconds), "it ticks");
+        }
+        assert_eq!(clock.ahead(), minute);
     }
 }

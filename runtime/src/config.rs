@@ -45,6 +45,13 @@ pub struct Config {
     pub rejections_max: usize,
     /// How long rejected signals are kept as dead letters. 7 days.
     pub rejections_age: Duration,
+    /// The most other dead letters that are kept in each partition. 1,000.
+    pub dead_letters_max: usize,
+    /// How long other dead letters are kept. 30 days.
+    pub dead_letters_age: Duration,
+    /// The most bytes of rejections, and as many of other dead letters, that are kept in each
+    /// partition; the newest is kept in any case. 4 MiB.
+    pub dead_letter_bytes_max: usize,
     /// How long a draining node waits for what runs. 6 s.
     pub drain_deadline: Duration,
     /// How long a node that shares its store may be silent before others take over what it owns. 3 s.
@@ -71,6 +78,9 @@ impl Default for Config {
             reminders_max: 256,
             rejections_max: 100,
             rejections_age: Duration::from_secs(7 * 24 * 3600),
+            dead_letters_max: 1_000,
+            dead_letters_age: Duration::from_secs(30 * 24 * 3600),
+            dead_letter_bytes_max: 4 << 20,
             drain_deadline: Duration::from_secs(6),
             lease: Duration::from_secs(3),
             handoff_deadline: Duration::from_secs(2),

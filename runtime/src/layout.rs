@@ -56,6 +56,7 @@ pub(crate) async fn guard(
     if !problems.is_empty() {
         return Err(StartError::Layout(problems));
     }
+    writes.extend(operations(node).await?);
     if writes.is_empty() {
         return Ok(0);
     }
@@ -66,6 +67,26 @@ pub(crate) async fn guard(
         CommitOutcome::Committed => Ok(1),
         other => Err(StartError::Unavailable(format!("the layouts cannot be stored: {other:?}"))),
     }
+}
+
+/// The operations of each type, beside those that it had before, so that a later program knows what it
+/// no longer has.
+async fn operations(node: &Inner) -> Result<Vec<Write>, StartError> {
+    let stored = node.store().operations().await;
+    let stored = stored.map_err(|error| StartError::Unavailable(error.to_string()))?;
+    let mut types: Vec<_> = node.types().values().collect();
+    types.sort_unstable_by_key(|known| known.name());
+    let writes = types.into_iter().filter_map(|known| {
+        let before = stored.iter().find(|(name, _)| name == known.name());
+        let mut names = before.map_or_else(Vec::new, |(_, names)| names.clone());
+        let count = names.len();
+        names.extend(known.all_names().into_iter().map(str::to_owned));
+        names.sort_unstable();
+        names.dedup();
+        let is_new = before.is_none() || names.len() > count;
+        is_new.then(|| Write::PutOperations(known.name().to_owned(), names))
+    });
+    Ok(writes.collect())
 }
 
 /// The first place where two layouts part.

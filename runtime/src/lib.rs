@@ -33,7 +33,10 @@ pub use config::Config;
 pub use http::{Server, ServerSettings};
 #[cfg(feature = "http")]
 pub use listen::{Listen, ListenError};
-pub use node::{Node, NodeBuilder, StartError};
+pub use node::{
+    BulkView, DeadLetterView, EntityView, Listed, Node, NodeBuilder, ReminderView, StartError,
+    UnservedView,
+};
 pub use partition::ticket::StateView;
 #[cfg(feature = "postgres")]
 pub use store::PostgresStore;
@@ -41,8 +44,11 @@ pub use store::PostgresStore;
 pub use store::RocksStore;
 
 pub use stead_entities::{
-    After, At, CallError, Caller, Context, Delay, Deserialize, Entity, EntityId, Error, ErrorKind,
-    Every, JsonSchema, Layout, Operation, OperationType, Query, Reference, Rejection, Request,
-    Serialize, Timeout, Timestamp, TypedReference, Unbound, context, effect, entity, error, id,
-    input, operation, schemars, serde, state, stock, testing, time,
+    Accepted, After, At, BoxFuture, CallError, Caller, Condition, Context, Delay, Deserialize,
+    Entity, EntityId, Error, ErrorKind, Every, Json, JsonSchema, Layout, Operation, OperationType,
+    Query, Reference, Rejection, ReminderId, Request, Serialize, Timeout, Timestamp,
+    TypedReference, Unbound, Version, context, effect, entity, error, id, input, json, operation,
+    schemars, serde, state, stock, stored, testing, time,
 };
+pub use store::DeadLetterFilter;
+pub use store::record::{Cause, DeadLetterId};

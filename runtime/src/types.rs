@@ -1,12 +1,14 @@
 //! The entity types of a node, with their Rust types erased: a state is a box, an operation an index.
 
-use std::{any::Any, marker::PhantomData, sync::Arc};
+use std::{any::Any, marker::PhantomData, panic::catch_unwind, sync::Arc};
 
 use stead_entities::{
     BoxFuture, Context, Entity, OperationType,
     entity::{Body, EntityDescription, OperationKind, Outcome, Visibility},
     input::InputError,
+    json,
     state::LayoutText,
+    stored::Checks,
 };
 
 use crate::map::Map;
@@ -31,7 +33,7 @@ impl<E: Entity> AnyState for E {
         encode_state(self)
     }
     fn json(&self) -> Result<Vec<u8>, Damaged> {
-        serde_json::to_vec(self).map_err(|error| Damaged(error.to_string()))
+        json::encode(self).map_err(|error| Damaged(error.to_string()))
     }
 }
 
@@ -42,6 +44,8 @@ pub(crate) struct Found {
     pub(crate) name: &'static str,
     pub(crate) kind: OperationKind,
     pub(crate) is_public: bool,
+    /// Whether its argument is `()`.
+    pub(crate) takes_nothing: bool,
 }
 
 /// What a node knows of an entity type.
@@ -56,10 +60,17 @@ pub(crate) trait EntityType: Send + Sync {
         version == self.version() || self.layouts().iter().any(|(of, _)| *of == version)
     }
     fn find(&self, operation: &str) -> Option<Found>;
+    /// The names of the public operations and queries.
     fn names(&self) -> Vec<&'static str>;
+    /// The names of all operations.
+    fn all_names(&self) -> Vec<&'static str>;
     fn name_of(&self, index: usize) -> &'static str;
     fn check(&self, index: usize, input: &[u8]) -> Result<(), InputError>;
     fn fresh(&self) -> State;
+    /// Proves, as far as it is needed, that a state can be read back from its stored form.
+    fn prove(&self, state: &State, stored: &[u8]) -> Result<(), String>;
+    /// The same for the state before the first turn, with every proof there is.
+    fn prove_default(&self) -> Result<(), String>;
     fn decode(&self, version: u32, bytes: &[u8]) -> Result<State, Damaged>;
     fn run(&self, index: usize, state: &mut State, ctx: &mut Context, input: &[u8]) -> Outcome;
     fn start(
@@ -75,11 +86,16 @@ pub(crate) trait EntityType: Send + Sync {
 pub(crate) type EntityTypes = Map<&'static str, Arc<dyn EntityType>>;
 
 pub(crate) fn entity_type<E: Entity>() -> Arc<dyn EntityType> {
-    Arc::new(Typed::<E> { operations: E::operations(), entity: PhantomData })
+    Arc::new(Typed::<E> {
+        operations: E::operations(),
+        checks: Checks::of::<E>(),
+        entity: PhantomData,
+    })
 }
 
 struct Typed<E> {
     operations: Vec<OperationType<E>>,
+    checks: Checks,
     entity: PhantomData<fn() -> E>,
 }
 
@@ -112,13 +128,19 @@ impl<E: Entity> EntityType for Typed<E> {
         let index = self.operations.iter().position(|known| known.name() == operation)?;
         let known = &self.operations[index];
         let is_public = known.visibility() == Visibility::Public;
-        Some(Found { index, name: known.name(), kind: known.kind(), is_public })
+        let takes_nothing = known.takes_nothing();
+        Some(Found { index, name: known.name(), kind: known.kind(), is_public, takes_nothing })
     }
 
     fn names(&self) -> Vec<&'static str> {
         let public =
             self.operations.iter().filter(|known| known.visibility() == Visibility::Public);
         public.map(OperationType::name).collect()
+    }
+
+    fn all_names(&self) -> Vec<&'static str> {
+        let changes = |known: &&OperationType<E>| known.kind() != OperationKind::Query;
+        self.operations.iter().filter(changes).map(OperationType::name).collect()
     }
 
     fn name_of(&self, index: usize) -> &'static str {
@@ -131,6 +153,19 @@ impl<E: Entity> EntityType for Typed<E> {
 
     fn fresh(&self) -> State {
         Box::new(E::default())
+    }
+
+    fn prove(&self, state: &State, stored: &[u8]) -> Result<(), String> {
+        let state: &dyn Any = &**state;
+        let state = state.downcast_ref::<E>().expect("a state of this type");
+        self.checks.prove(state, stored)
+    }
+
+    fn prove_default(&self) -> Result<(), String> {
+        // One that panics is met, and said, where an entity begins.
+        let Ok(state) = catch_unwind(E::default) else { return Ok(()) };
+        let stored = encode_state(&state).map_err(|error| error.to_string())?;
+        Checks::all_of::<E>().prove(&state, &stored)
     }
 
     fn decode(&self, version: u32, bytes: &[u8]) -> Result<State, Damaged> {

@@ -56,6 +56,13 @@ fn functions_hold_one_thought() {
             if start.is_none() && is_start && !line.trim_end().ends_with(';') {
                 start = Some((number, indent, line.trim().to_owned()));
             }
+            if let Some((_, depth, _)) = &start
+                && indent == *depth
+                && line.trim_end().ends_with(';')
+            {
+                // A declaration over several lines.
+                start = None;
+            }
             if let Some((first, depth, name)) = &start
                 && indent == *depth
                 && (line.trim() == "}" || line.trim_end().ends_with('}') && number == *first)

@@ -2,27 +2,33 @@
 //! that a codec without field names cannot carry.
 
 use proc_macro2::TokenStream;
-use quote::{format_ident, quote};
-use syn::{Attribute, Data, DeriveInput, Error, Field, Fields, LitStr, Result};
+use quote::{format_ident, quote, quote_spanned};
+use syn::{
+    Attribute, Data, DeriveInput, Error, Field, Fields, LitStr, Result, Type, spanned::Spanned as _,
+};
 
-const REFUSED: [(&str, &str); 10] = [
+const REFUSED: [(&str, &str); 13] = [
     (
         "skip_serializing_if",
         "use Option without it: states are stored by position, JSON is only shown",
     ),
-    ("flatten", "nest the struct, or copy its fields"),
-    ("untagged", "let the enum be tagged"),
-    ("tag", "use the default enum representation"),
-    ("content", "use the default enum representation"),
+    ("flatten", "nest the struct, copy its fields, or hold it as `Json<T>`"),
+    ("untagged", "let the enum be tagged, or hold it as `Json<T>`"),
+    ("tag", "use the default enum representation, or hold it as `Json<T>`"),
+    ("content", "use the default enum representation, or hold it as `Json<T>`"),
     ("skip_serializing", "use `skip`, which leaves the field out both ways"),
     ("skip_deserializing", "use `skip`, which leaves the field out both ways"),
     ("from", "declare the field that holds this type `#[layout(opaque = \"name/v1\")]`"),
     ("into", "declare the field that holds this type `#[layout(opaque = \"name/v1\")]`"),
     ("try_from", "declare the field that holds this type `#[layout(opaque = \"name/v1\")]`"),
+    ("remote", "derive `Layout` for the type that is stored"),
+    ("field_identifier", "it is read as a name, which is not stored"),
+    ("variant_identifier", "it is read as a name, which is not stored"),
 ];
 
 pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
-    serde_words(&input.attrs)?;
+    let words = serde_words(&input.attrs)?;
+    no_layout_attribute(&input.attrs)?;
     let model = crate::model();
     let name = &input.ident;
     let parts = match &input.data {
@@ -30,12 +36,17 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
         Data::Enum(data) => {
             let mut all = Vec::new();
             for variant in &data.variants {
-                own_functions(&serde_words(&variant.attrs)?, variant)?;
+                let words = serde_words(&variant.attrs)?;
+                no_layout_attribute(&variant.attrs)?;
+                own_functions(&words, variant)?;
+                if words.iter().any(|word| word == "skip") {
+                    let fix = "a variant is stored by its place among all, and read by its place \
+                               among those that are not skipped: remove it, or let it be stored";
+                    return Err(Error::new_spanned(variant, fix));
+                }
                 let place = format!("::{}", variant.ident);
                 let inner = fields(&model, &variant.fields)?;
-                all.push(
-                    quote!(__layout.place(#place, |__layout| { __layout.leaf("variant"); #inner });),
-                );
+                all.push(quote!(__layout.variant(#place, |__layout| { #inner });));
             }
             quote!(#(#all)*)
         }
@@ -47,15 +58,67 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
     }
     let (impl_generics, type_generics, bounds) = generics.split_for_impl();
     let kind = if matches!(input.data, Data::Enum(_)) { "enum" } else { "struct" };
+    let stored = stored_types(&input.data)?;
+    let is_transparent = words.iter().any(|word| word == "transparent");
+    let key = key(&model, &input.data, &stored, is_transparent);
+    // A generic type is checked where it is used: its own check could ask for itself.
+    let check = input.generics.params.is_empty().then(|| {
+        let checks = stored.iter().map(|ty| {
+            // An error points at the field.
+            quote_spanned!(ty.span()=> let () = <#ty as #model::Layout>::CHECK;)
+        });
+        quote! {
+            #[allow(deprecated)]
+            const _: () = { #(#checks)* };
+        }
+    });
     Ok(quote! {
+        #check
         #[automatically_derived]
         #[allow(deprecated)]
         impl #impl_generics #model::Layout for #name #type_generics #bounds {
+            const IS_JSON_KEY: bool = #key;
             fn describe(__layout: &mut #model::state::LayoutText) {
                 __layout.composite::<Self>(#kind, |__layout| { #parts });
             }
         }
     })
+}
+
+/// The types of the parts that are described by their own layouts.
+fn stored_types(data: &Data) -> Result<Vec<Type>> {
+    let all: Vec<&Field> = match data {
+        Data::Struct(data) => data.fields.iter().collect(),
+        Data::Enum(data) => data.variants.iter().flat_map(|variant| &variant.fields).collect(),
+        Data::Union(_) => Vec::new(),
+    };
+    let mut types = Vec::new();
+    for field in all {
+        let is_skipped = serde_words(&field.attrs)?.iter().any(|word| word == "skip");
+        if !is_skipped && opaque(field)?.is_none() {
+            types.push(field.ty.clone());
+        }
+    }
+    Ok(types)
+}
+
+/// Whether JSON can show the type as a key: a newtype of what it can, or an enum without fields.
+fn key(model: &TokenStream, data: &Data, stored: &[Type], is_transparent: bool) -> TokenStream {
+    match data {
+        Data::Struct(data) => match (&data.fields, stored) {
+            (Fields::Unnamed(fields), [inner]) if fields.unnamed.len() == 1 => {
+                quote!(<#inner as #model::Layout>::IS_JSON_KEY)
+            }
+            (_, [inner]) if is_transparent => quote!(<#inner as #model::Layout>::IS_JSON_KEY),
+            _ => quote!(false),
+        },
+        Data::Enum(data) => {
+            let is_plain =
+                data.variants.iter().all(|variant| matches!(variant.fields, Fields::Unit));
+            quote!(#is_plain)
+        }
+        Data::Union(_) => quote!(false),
+    }
 }
 
 fn fields(model: &TokenStream, fields: &Fields) -> Result<TokenStream> {
@@ -78,6 +141,16 @@ fn fields(model: &TokenStream, fields: &Fields) -> Result<TokenStream> {
         });
     }
     Ok(quote!(let _ = &__layout; #(#parts)*))
+}
+
+/// Refuses an attribute that would be passed over: a field is opaque, and nothing else is.
+fn no_layout_attribute(attributes: &[Attribute]) -> Result<()> {
+    match attributes.iter().find(|attribute| attribute.path().is_ident("layout")) {
+        Some(attribute) => {
+            Err(Error::new_spanned(attribute, "`#[layout(...)]` belongs on a field"))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Refuses serde functions of an author's own, which write what nobody else knows.
@@ -113,6 +186,12 @@ fn serde_words(attributes: &[Attribute]) -> Result<Vec<String>> {
             if let Some((_, fix)) = REFUSED.iter().find(|(refused, _)| *refused == word) {
                 let message = format!("`{word}` cannot be stored by position: {fix}");
                 return Err(meta.error(message));
+            }
+            let has_two_names = meta.input.peek(syn::token::Paren) && word.starts_with("rename");
+            if has_two_names {
+                let fix = "a name that is written and another one that is read cannot be read back: \
+                           give one name";
+                return Err(meta.error(fix));
             }
             if meta.input.peek(syn::Token![=]) {
                 meta.value()?.parse::<syn::Expr>()?;

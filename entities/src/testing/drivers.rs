@@ -72,7 +72,7 @@ pub const SIGNALS_PER_CALL_MAX: usize = 10_000;
 ///   applied in the order in which they were sent; do not rely on more than the former.
 /// - Nothing is tried again. A signal that fails is a dead letter at once, as only a rejected one is
 ///   on a node, and a panic reaches the test.
-/// - States are neither encoded nor stored. Idempotency keys and deadlines mean nothing, and the
+/// - States are proven readable, but not stored. Idempotency keys and deadlines mean nothing, and the
 ///   limits of a node do not apply.
 #[derive(Default)]
 pub struct Drivers {

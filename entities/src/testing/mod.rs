@@ -17,9 +17,11 @@ use self::poll::at_once;
 
 use crate::{
     CallError, Context, Entity, EntityId, Error, ErrorKind, Operation, Query, Request, Timestamp,
+    Version,
     context::Turn,
     effect::{Effect, Reminder, Signal},
-    entity::{Body, Outcome},
+    entity::{Body, OperationKind, Outcome},
+    stored::{self, Checks},
 };
 
 pub use self::drivers::{DeadLetter, Drivers, SIGNALS_PER_CALL_MAX};
@@ -31,7 +33,9 @@ const START: Timestamp = Timestamp::from_micros(1_767_225_600_000_000);
 type Attempt<E> = (E, Context, Outcome);
 
 /// One entity without a runtime. Turns behave as in a node: an operation that is rejected or whose
-/// effects break a rule changes nothing. A panic of an operation reaches the test.
+/// effects break a rule changes nothing. A panic of an operation reaches the test. Every state is
+/// stored and read again, and shown as JSON and read from that, and a turn whose state does not stand
+/// that fails.
 ///
 /// An operation that awaits is run on the spot where all that it awaits is ready. One that needs a
 /// runtime (a timer, a socket, another task) is an error then, and changes nothing; the methods that
@@ -86,7 +90,8 @@ impl<E: Entity> Driver<E> {
         }
     }
 
-    /// Applies an operation made by the typed reference.
+    /// Applies an operation made by the typed reference, at once: a delay, an idempotency key and a
+    /// deadline mean nothing here.
     ///
     /// # Errors
     /// The rejection, or a failure: an unknown operation, an argument that does not fit, an effect
@@ -145,6 +150,11 @@ impl<E: Entity> Driver<E> {
     /// How many turns were committed.
     pub fn revision(&self) -> u64 {
         self.revision
+    }
+
+    /// The version of the state, as [`Operation::if_version`] names it; none before the first turn.
+    pub fn version(&self) -> Option<Version> {
+        (self.revision > 0).then_some(Version { generation: 1, revision: self.revision })
     }
 
     /// The clock.
@@ -218,6 +228,12 @@ impl<E: Entity> Driver<E> {
     }
 
     async fn run(&mut self, request: &Request) -> Result<Vec<u8>, CallError> {
+        if let Some(condition) = &request.condition
+            && !condition.holds(self.version())
+        {
+            let message = format!("{} is not at the version required", request.id);
+            return Err(Error::new(ErrorKind::Precondition, message).into());
+        }
         let attempt = self.attempt(request).await?;
         self.settle(attempt)
     }
@@ -246,6 +262,8 @@ impl<E: Entity> Driver<E> {
         self.turns += 1;
         let json = json_of(outcome)?;
         let effects = ctx.finish()?;
+        prove(&state)?;
+        check_reminders::<E>(&effects.list)?;
         self.state = state;
         self.revision += 1;
         for effect in effects.list {
@@ -269,7 +287,35 @@ impl<E: Entity> Driver<E> {
 
 /// A request that nothing is said of but what it asks.
 fn request(id: EntityId, operation: Cow<'static, str>, input: Vec<u8>) -> Request {
-    Request { id, operation, input, delay: None, idempotency_key: None, deadline: None }
+    Request::new(id, operation, input)
+}
+
+/// A turn fails where its state could not be read back, from the store or from JSON.
+fn prove<E: Entity>(state: &E) -> Result<(), Error> {
+    let stored = stored::encode(state).map_err(|error| error.to_string());
+    let proven = stored.and_then(|stored| Checks::all_of::<E>().prove(state, &stored));
+    proven.map_err(|why| Error::new(ErrorKind::Internal, why))
+}
+
+/// A turn fails where it sets a reminder that could not be applied when it is due.
+fn check_reminders<E: Entity>(effects: &[Effect]) -> Result<(), Error> {
+    let table = E::operations();
+    for effect in effects {
+        let Effect::Remind(Reminder { name, operation, input, .. }) = effect else { continue };
+        let refuse = |why: String| {
+            let message = format!("the reminder {name:?} was refused: {why}");
+            Error::new(ErrorKind::Invalid, message)
+        };
+        let found = table.iter().find(|row| row.name() == *operation);
+        match found {
+            None => return Err(refuse(format!("no operation {operation}"))),
+            Some(row) if row.kind() == OperationKind::Query => {
+                return Err(refuse(format!("{operation} is a query")));
+            }
+            Some(row) => row.check(input).map_err(|error| refuse(error.to_string()))?,
+        }
+    }
+    Ok(())
 }
 
 fn json_of(outcome: Outcome) -> Result<Vec<u8>, CallError> {

@@ -8,19 +8,19 @@ pub(crate) mod route;
 use std::{sync::Arc, time::Duration};
 
 use stead_entities::{
-    BoxFuture, Caller, Delay, EntityId, Error, ErrorKind, Request, Timestamp,
-    entity::OperationKind, operation::Reply,
+    Accepted, BoxFuture, Caller, Condition, Delay, EntityId, Error, ErrorKind, ReminderId, Request,
+    Timestamp, entity::OperationKind, input::canonical, operation::Reply,
 };
 
-use self::route::Ask;
+use self::route::{Ask, Deletion};
 use crate::{
     node::Node,
     partition::{
         Queued, Shut,
-        message::{Input, Keyed, Work},
+        message::{Fingerprint, Input, Keyed, Work},
         ticket::{Answer, Response, StateView, Ticket, Waiting},
     },
-    store::record::{DeadLetterId, IdempotencyKey},
+    store::record::{DeadLetterId, IdempotencyKey, Slot},
     types::{EntityType, Found},
 };
 
@@ -44,14 +44,28 @@ impl Caller for Node {
         Box::pin(async move { reply(used.await?) })
     }
 
-    fn signal(&self, request: Request) -> BoxFuture<'static, Result<(), Error>> {
+    fn signal(&self, request: Request) -> BoxFuture<'static, Result<Accepted, Error>> {
         let used = self.use_of(request, Use::Signal);
-        Box::pin(async move { used.await.map(drop) })
+        Box::pin(async move {
+            Ok(match used.await? {
+                Answer::Scheduled(number) => Accepted::new(Some(ReminderId::Delayed(number))),
+                _ => Accepted::default(),
+            })
+        })
     }
 
     fn query(&self, request: Request) -> BoxFuture<'static, Result<Reply, Error>> {
         let used = self.use_of(request, Use::Query);
         Box::pin(async move { reply(used.await?) })
+    }
+
+    fn cancel_reminder(
+        &self,
+        id: EntityId,
+        reminder: ReminderId,
+    ) -> BoxFuture<'static, Result<(), Error>> {
+        let node = self.clone();
+        Box::pin(async move { node.ask(Ask::Cancel(id, reminder)).await.map(drop) })
     }
 }
 
@@ -59,7 +73,7 @@ fn reply(answer: Answer) -> Result<Reply, Error> {
     match answer {
         Answer::Replied(json) => Ok(Ok(json)),
         Answer::Rejected(rejection) => Ok(Err(rejection)),
-        Answer::Done | Answer::State(_) => {
+        Answer::Done | Answer::Scheduled(_) | Answer::State(_) => {
             Err(Error::new(ErrorKind::Conflict, "this idempotency key was used for a signal"))
         }
     }
@@ -80,12 +94,28 @@ impl Node {
     }
 
     /// Deletes an entity in its order: its state and its reminders. What was delayed, or waited for
-    /// a retry, becomes a dead letter.
+    /// a retry, becomes a dead letter; where more than 512 signals are delayed, those behind them do so
+    /// after this is answered, page by page. None of them is applied.
     ///
     /// # Errors
     /// As [`Node::state`].
     pub async fn delete(&self, id: &EntityId) -> Result<(), Error> {
-        self.ask(Ask::Delete(id.clone())).await.map(drop)
+        self.delete_if(id, None, None).await
+    }
+
+    /// The same, once under an idempotency key, and only under a condition.
+    ///
+    /// # Errors
+    /// As [`Node::state`]; [`ErrorKind::Precondition`] where the condition does not hold, and
+    /// [`ErrorKind::Conflict`] where the key was used for something else.
+    pub async fn delete_if(
+        &self,
+        id: &EntityId,
+        idempotency_key: Option<String>,
+        condition: Option<Condition>,
+    ) -> Result<(), Error> {
+        let deletion = Deletion { id: id.clone(), idempotency_key, condition };
+        self.ask(Ask::Delete(deletion)).await.map(drop)
     }
 
     /// Sends the operation of a dead letter again, behind everything that its entity has accepted.
@@ -133,10 +163,32 @@ impl Node {
         self.send_within(id, call(Work::State, Vec::new()), patience)
     }
 
-    fn end_entity(&self, id: &EntityId, patience: Duration) -> Result<Waiting, Error> {
+    fn end_entity(&self, deletion: Deletion, patience: Duration) -> Result<Waiting, Error> {
+        let Deletion { id, idempotency_key, condition } = deletion;
         self.known_type(id.entity_type())?;
         self.check_room()?;
-        self.send_within(id, call(Work::Delete, Vec::new()), patience)
+        let mut item = call(Work::Delete, Vec::new());
+        item.condition = condition;
+        if let Some(key) = idempotency_key {
+            item.key = Some(self.keyed(&id, &key, &[b"delete"], None)?);
+        }
+        self.send_within(&id, item, patience)
+    }
+
+    fn cancel_here(
+        &self,
+        id: &EntityId,
+        reminder: ReminderId,
+        patience: Duration,
+    ) -> Result<Waiting, Error> {
+        self.known_type(id.entity_type())?;
+        self.check_room()?;
+        let mut item = call(Work::Cancel, Vec::new());
+        item.cancels = Some(match reminder {
+            ReminderId::Named(name) => Slot::Named(name.into()),
+            ReminderId::Delayed(number) => Slot::Delayed(number),
+        });
+        self.send_within(id, item, patience)
     }
 
     /// Begins at once where the node shares nothing, so that what is sent first comes first though
@@ -166,13 +218,16 @@ impl Node {
             return Err(Error::new(ErrorKind::Invalid, "a delay ends before the year 10000"));
         }
         let key = match &request.idempotency_key {
-            Some(key) if used != Use::Query => Some(self.keyed(&request, key, used)?),
+            Some(key) if used != Use::Query => {
+                Some(self.keyed_use(&request, key, used, found.takes_nothing)?)
+            }
             _ => None,
         };
         let mut item = call(Work::of(found), request.input);
         item.is_call = used != Use::Signal;
         item.key = key;
         item.due = due;
+        item.condition = request.condition;
         let patience = request.deadline.map(|deadline| deadline.as_duration());
         self.send_within(&request.id, item, patience.unwrap_or(self.config().call_deadline))
     }
@@ -196,7 +251,39 @@ impl Node {
         Err(Error::new(ErrorKind::Full, message))
     }
 
-    fn keyed(&self, request: &Request, key: &str, used: Use) -> Result<Keyed, Error> {
+    /// The idempotency key of an operation, and what it stands for: the operation, what its argument
+    /// means, and its delay.
+    fn keyed_use(
+        &self,
+        request: &Request,
+        key: &str,
+        used: Use,
+        takes_nothing: bool,
+    ) -> Result<Keyed, Error> {
+        let delay = match request.delay {
+            None => String::new(),
+            Some(Delay::After(length)) => format!("after {length}"),
+            Some(Delay::At(moment)) => format!("at {moment}"),
+        };
+        let kind: &[u8] = if used == Use::Call { b"call" } else { b"signal" };
+        let meaning = match takes_nothing {
+            true => Vec::new(),
+            false => canonical(&request.input),
+        };
+        let operation = request.operation.as_bytes();
+        let parts = |input| [kind, operation, input, delay.as_bytes()];
+        let (means, is) = (parts(meaning.as_slice()), parts(request.input.as_slice()));
+        self.keyed(&request.id, key, &means, Some(&is))
+    }
+
+    /// An idempotency key that stands for `meaning`, or for `bytes` as earlier programs took it.
+    fn keyed(
+        &self,
+        id: &EntityId,
+        key: &str,
+        meaning: &[&[u8]],
+        bytes: Option<&[&[u8]]>,
+    ) -> Result<Keyed, Error> {
         if key.is_empty()
             || key.len() > IDEMPOTENCY_KEY_BYTES_MAX
             || key.chars().any(char::is_control)
@@ -216,21 +303,14 @@ impl Node {
                 return Err(Error::new(ErrorKind::Invalid, message));
             }
         }
-        let delay = match request.delay {
-            None => String::new(),
-            Some(Delay::After(length)) => format!("after {length}"),
-            Some(Delay::At(moment)) => format!("at {moment}"),
-        };
         let settings = &self.store().opened().settings;
-        let fingerprint = settings.fingerprint(&[
-            if used == Use::Call { b"call" } else { b"signal" },
-            request.operation.as_bytes(),
-            &request.input,
-            delay.as_bytes(),
-        ]);
+        let fingerprint = Fingerprint {
+            meaning: settings.fingerprint(meaning),
+            bytes: bytes.map(|bytes| settings.fingerprint(bytes)),
+        };
         let key = IdempotencyKey {
-            partition: settings.partition_of(&request.id),
-            id: request.id.clone(),
+            partition: settings.partition_of(id),
+            id: id.clone(),
             caller: "".into(),
             key: key.into(),
         };
@@ -310,10 +390,34 @@ fn check_use(found: Found, used: Use) -> Result<(), Error> {
     Err(Error::new(ErrorKind::NotFound, message))
 }
 
-/// When a key was made, if it is a UUID of version 7 and so carries its time.
+/// When a key was made, if it is a UUID of version 7 and so carries its time: in its hyphenated form
+/// only, since any 32 hexadecimal digits could be taken for one.
 fn birth(key: &str) -> Option<Timestamp> {
-    let id = uuid::Uuid::try_parse(key).ok().filter(|id| id.get_version_num() == 7)?;
+    let is_hyphenated = key.len() == uuid::fmt::Hyphenated::LENGTH;
+    let id = uuid::Uuid::try_parse(key).ok().filter(|id| {
+        let is_standard = id.get_variant() == uuid::Variant::RFC4122;
+        is_hyphenated && is_standard && id.get_version_num() == 7
+    })?;
     let (seconds, nanos) = id.get_timestamp()?.to_unix();
     let micros = i64::try_from(seconds).ok()?.checked_mul(1_000_000)?;
     Some(Timestamp::from_micros(micros + i64::from(nanos / 1_000)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_hyphenated_uuid_of_version_7_carries_its_time() {
+        let hyphenated = "019a0c1c-7a10-7c3d-9e2f-0123456789ab";
+        assert!(birth(hyphenated).is_some());
+        let simple = hyphenated.replace('-', "");
+        let braced = format!("{{{hyphenated}}}");
+        let urn = format!("urn:uuid:{hyphenated}");
+        let version_4 = "019a0c1c-7a10-4c3d-9e2f-0123456789ab";
+        let other_variant = "019a0c1c-7a10-7c3d-ce2f-0123456789ab";
+        for key in [simple.as_str(), &braced, &urn, version_4, other_variant, "", "k"] {
+            assert_eq!(birth(key), None, "{key}");
+        }
+    }
 }

@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{
     Method, StatusCode, Url,
-    header::{CONTENT_TYPE, HeaderMap, HeaderValue},
+    header::{CONTENT_TYPE, HeaderMap, HeaderValue, IF_MATCH},
 };
 use stead_entities::{
-    BoxFuture, Caller, Delay, Error, ErrorKind, Reference, Rejection, Request, TypedReference,
-    operation::Reply,
+    Accepted, BoxFuture, Caller, Condition, Delay, EntityId, Error, ErrorKind, Reference,
+    Rejection, ReminderId, Request, TypedReference, operation::Reply,
 };
 
 use crate::clock::{self, deadline_after, monotonic};
@@ -98,16 +98,21 @@ impl Client {
     /// [`ErrorKind::Unavailable`] where it cannot be reached, and what it answers instead.
     #[cfg(feature = "server")]
     pub(crate) async fn show(&self, path: &[&str]) -> Result<serde_json::Value, Error> {
-        let escaped = path.iter().map(|part| utf8_percent_encode(part, PLAIN).to_string());
-        let path = escaped.collect::<Vec<_>>().join("/");
-        let mut url = self.base.clone();
-        url.set_path(&format!("{}/{path}", self.base.path().trim_end_matches('/')));
-        let (headers, body) = (HeaderMap::new(), Vec::new());
-        let asked = Prepared { method: Method::GET, url, headers, body, is_signal: false };
+        let (headers, body, url) = (HeaderMap::new(), Vec::new(), self.url(path));
+        let asked = Prepared { method: Method::GET, url, headers, body, success: StatusCode::OK };
         let shown = self.once(&asked, CONNECT_DEADLINE).await?;
         let shown = shown.map_err(|no| Error::new(ErrorKind::Invalid, no.reason()))?;
         serde_json::from_slice(&shown)
             .map_err(|error| Error::new(ErrorKind::Invalid, error.to_string()))
+    }
+
+    /// The URL of a path, each part of which is escaped.
+    fn url(&self, path: &[&str]) -> Url {
+        let escaped = path.iter().map(|part| utf8_percent_encode(part, PLAIN).to_string());
+        let path = escaped.collect::<Vec<_>>().join("/");
+        let mut url = self.base.clone();
+        url.set_path(&format!("{}/{path}", self.base.path().trim_end_matches('/')));
+        url
     }
 
     fn send(&self, kind: &'static str, request: Request) -> BoxFuture<'static, Answered> {
@@ -132,15 +137,8 @@ impl Client {
         if matches!(&*request.operation, "" | "." | "..") {
             return Err(Error::new(ErrorKind::Invalid, "an operation has a name"));
         }
-        let mut url = self.base.clone();
-        let path = format!(
-            "{}/v1/entities/{}/{}/{kind}/{}",
-            self.base.path().trim_end_matches('/'),
-            id.entity_type(),
-            escaped(id.key()),
-            escaped(&request.operation),
-        );
-        url.set_path(&path);
+        let (entity_type, key) = (id.entity_type(), id.key());
+        let mut url = self.url(&["v1", "entities", entity_type, key, kind, &request.operation]);
         let query = match &request.delay {
             _ if is_query && !request.input.is_empty() => {
                 let input = str::from_utf8(&request.input);
@@ -167,11 +165,24 @@ impl Client {
             let value = value.map_err(|_| Error::new(ErrorKind::Invalid, rule))?;
             headers.insert("idempotency-key", value);
         }
+        if let Some(condition) = request.condition.as_ref().filter(|_| !is_query) {
+            let tags = match condition {
+                Condition::Exists => "*".to_owned(),
+                Condition::OneOf(versions) => {
+                    let tags = versions.iter().map(|version| format!("\"{version}\""));
+                    tags.collect::<Vec<_>>().join(", ")
+                }
+            };
+            let value = HeaderValue::from_str(&tags);
+            let value = value.map_err(|_| Error::new(ErrorKind::Invalid, "a condition"))?;
+            headers.insert(IF_MATCH, value);
+        }
         let (method, body) = match is_query {
             true => (Method::GET, Vec::new()),
             false => (Method::POST, request.input.clone()),
         };
-        Ok(Prepared { method, url, headers, body, is_signal: kind == SIGNALS })
+        let success = if kind == SIGNALS { StatusCode::ACCEPTED } else { StatusCode::OK };
+        Ok(Prepared { method, url, headers, body, success })
     }
 
     /// One try.
@@ -205,10 +216,7 @@ impl Client {
             }
         }
         // A proxy may have answered in the server's stead, with a page of its own.
-        let is_success = match prepared.is_signal {
-            true => status == StatusCode::ACCEPTED,
-            false => status == StatusCode::OK && is_json,
-        };
+        let is_success = status == prepared.success && (is_json || status != StatusCode::OK);
         if is_success { Ok(Ok(body)) } else { refusal(status, &body, is_query) }
     }
 }
@@ -218,14 +226,49 @@ impl Caller for Client {
         self.send("calls", request)
     }
 
-    fn signal(&self, request: Request) -> BoxFuture<'static, Result<(), Error>> {
+    fn signal(&self, request: Request) -> BoxFuture<'static, Result<Accepted, Error>> {
         let sent = self.send(SIGNALS, request);
-        Box::pin(async move { sent.await.map(drop) })
+        Box::pin(async move {
+            let body = sent.await?.unwrap_or_default();
+            let scheduled = serde_json::from_slice::<Scheduled>(&body).ok();
+            let reminder = scheduled.and_then(|scheduled| scheduled.reminder.parse().ok());
+            Ok(Accepted::new(reminder))
+        })
     }
 
     fn query(&self, request: Request) -> BoxFuture<'static, Answered> {
         self.send(QUERIES, request)
     }
+
+    fn cancel_reminder(
+        &self,
+        id: EntityId,
+        reminder: ReminderId,
+    ) -> BoxFuture<'static, Result<(), Error>> {
+        let client = self.clone();
+        Box::pin(async move {
+            let reminder = reminder.to_string();
+            let path = ["v1", "entities", id.entity_type(), id.key(), "reminders", &reminder];
+            let (headers, body) = (HeaderMap::new(), Vec::new());
+            let (method, url) = (Method::DELETE, client.url(&path));
+            let success = StatusCode::NO_CONTENT;
+            let prepared = Prepared { method, url, headers, body, success };
+            // A second try could find nothing because the first one was carried out.
+            let mut patience = Patience::new(DEADLINE, false);
+            loop {
+                match client.once(&prepared, patience.left()).await {
+                    Ok(_) => return Ok(()),
+                    Err(error) => clock::sleep(patience.pause_after(error)?).await,
+                }
+            }
+        })
+    }
+}
+
+/// The body of an accepted signal that is delayed.
+#[derive(serde::Deserialize)]
+struct Scheduled {
+    reminder: String,
 }
 
 const QUERIES: &str = "queries";
@@ -240,7 +283,8 @@ struct Prepared {
     url: Url,
     headers: HeaderMap,
     body: Vec<u8>,
-    is_signal: bool,
+    /// What is answered where all went well.
+    success: StatusCode,
 }
 
 /// What decides on another try.
@@ -337,6 +381,7 @@ pub(crate) fn kind_of(slug: &str) -> Option<ErrorKind> {
         "deadline" => ErrorKind::Deadline,
         "unknown" => ErrorKind::Unknown,
         "conflict" => ErrorKind::Conflict,
+        "precondition" => ErrorKind::Precondition,
         "fenced" => ErrorKind::Fenced,
         "closed" => ErrorKind::Closed,
         "corrupt" => ErrorKind::Corrupt,

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use stead_entities::{EntityId, Error, ErrorKind, Request};
+use stead_entities::{Condition, EntityId, Error, ErrorKind, ReminderId, Request};
 
 use super::Use;
 use crate::{
@@ -34,9 +34,18 @@ const GRACE: Duration = Duration::from_millis(500);
 pub(crate) enum Ask {
     Use(Request, Use),
     State(EntityId),
-    Delete(EntityId),
+    Delete(Deletion),
+    Cancel(EntityId, ReminderId),
     Replay(DeadLetterId),
     Drop(DeadLetterId),
+}
+
+/// The deletion of an entity, as a caller asks for it.
+#[derive(Debug, Clone)]
+pub(crate) struct Deletion {
+    pub(crate) id: EntityId,
+    pub(crate) idempotency_key: Option<String>,
+    pub(crate) condition: Option<Condition>,
 }
 
 impl Ask {
@@ -45,10 +54,24 @@ impl Ask {
             |partition, is_rejection, number| DeadLetterId { partition, is_rejection, number };
         Ok(match task {
             Task::Call(asked) => Self::Use(asked.read(patience)?, Use::Call),
-            Task::Signal(asked) => Self::Use(asked.read(patience)?, Use::Signal),
+            Task::Signal(asked) | Task::Delayed(asked) => {
+                Self::Use(asked.read(patience)?, Use::Signal)
+            }
             Task::Query(asked) => Self::Use(asked.read(patience)?, Use::Query),
             Task::State(id) => Self::State(EntityId::parse(&id)?),
-            Task::Delete(id) => Self::Delete(EntityId::parse(&id)?),
+            Task::Delete(id) => Self::delete(&id, None)?,
+            Task::DeleteOnce(id, key) => Self::delete(&id, key)?,
+            Task::Cancel(id, reminder) => Self::Cancel(EntityId::parse(&id)?, reminder.parse()?),
+            Task::If(condition, task) => match Self::from_wire(*task, patience)? {
+                Self::Use(mut request, used) => {
+                    request.condition = Some(condition);
+                    Self::Use(request, used)
+                }
+                Self::Delete(deletion) => {
+                    Self::Delete(Deletion { condition: Some(condition), ..deletion })
+                }
+                _ => return Err(Error::new(ErrorKind::Invalid, "it cannot have a condition")),
+            },
             Task::Replay(partition, class, number) => {
                 Self::Replay(letter(partition, class, number))
             }
@@ -56,13 +79,40 @@ impl Ask {
         })
     }
 
+    fn delete(id: &str, idempotency_key: Option<String>) -> Result<Self, Error> {
+        let id = EntityId::parse(id)?;
+        Ok(Self::Delete(Deletion { id, idempotency_key, condition: None }))
+    }
+
     fn to_wire(&self) -> Task {
+        let condition = match self {
+            Self::Use(request, _) => &request.condition,
+            Self::Delete(deletion) => &deletion.condition,
+            _ => &None,
+        };
+        let task = self.to_plain_wire();
+        match condition {
+            Some(condition) => Task::If(condition.clone(), Box::new(task)),
+            None => task,
+        }
+    }
+
+    fn to_plain_wire(&self) -> Task {
         match self {
             Self::Use(request, Use::Call) => Task::Call(Asked::new(request)),
+            Self::Use(request, Use::Signal) if request.delay.is_some() => {
+                Task::Delayed(Asked::new(request))
+            }
             Self::Use(request, Use::Signal) => Task::Signal(Asked::new(request)),
             Self::Use(request, Use::Query) => Task::Query(Asked::new(request)),
             Self::State(id) => Task::State(id.to_string()),
-            Self::Delete(id) => Task::Delete(id.to_string()),
+            Self::Delete(Deletion { id, idempotency_key: None, .. }) => {
+                Task::Delete(id.to_string())
+            }
+            Self::Delete(Deletion { id, idempotency_key, .. }) => {
+                Task::DeleteOnce(id.to_string(), idempotency_key.clone())
+            }
+            Self::Cancel(id, reminder) => Task::Cancel(id.to_string(), reminder.to_string()),
             Self::Replay(letter) => Task::letter(true, *letter),
             Self::Drop(letter) => Task::letter(false, *letter),
         }
@@ -71,7 +121,9 @@ impl Ask {
     pub(crate) fn partition(&self, node: &Node) -> u16 {
         match self {
             Self::Use(request, _) => node.partition_of(&request.id),
-            Self::State(id) | Self::Delete(id) => node.partition_of(id),
+            Self::State(id) | Self::Cancel(id, _) | Self::Delete(Deletion { id, .. }) => {
+                node.partition_of(id)
+            }
             Self::Replay(letter) | Self::Drop(letter) => letter.partition,
         }
     }
@@ -81,7 +133,8 @@ impl Ask {
         match self {
             Self::Use(_, Use::Query) | Self::State(_) | Self::Drop(_) => true,
             Self::Use(request, Use::Call | Use::Signal) => request.idempotency_key.is_some(),
-            Self::Delete(_) | Self::Replay(_) => false,
+            Self::Delete(deletion) => deletion.idempotency_key.is_some(),
+            Self::Replay(_) | Self::Cancel(..) => false,
         }
     }
 
@@ -156,7 +209,8 @@ impl Node {
                 self.submit(request, used)?.await
             }
             Ask::State(id) => self.show(&id, patience)?.await,
-            Ask::Delete(id) => self.end_entity(&id, patience)?.await,
+            Ask::Delete(deletion) => self.end_entity(deletion, patience)?.await,
+            Ask::Cancel(id, reminder) => self.cancel_here(&id, reminder, patience)?.await,
             Ask::Replay(letter) => self.replay_here(letter, patience).await,
             Ask::Drop(letter) => self.drop_letter_here(letter, patience)?.await,
         }
@@ -179,11 +233,22 @@ fn no_owner(partition: u16) -> Error {
     Error::new(ErrorKind::Fenced, message)
 }
 
-/// One hop to the owner.
+/// One hop to the owner. An owner of an earlier program cannot read a delayed signal that wants to know
+/// its id, has then applied nothing, and is sent a plain one.
 async fn forward(cluster: &Cluster, owner: Member, ask: &Ask, left: Duration) -> Response {
+    let told = forward_task(cluster, &owner, ask.to_wire(), left).await;
+    match (ask.to_wire(), told) {
+        (Task::Delayed(asked), Err(error)) if error.kind() == ErrorKind::Invalid => {
+            forward_task(cluster, &owner, Task::Signal(asked), left).await
+        }
+        (_, told) => told,
+    }
+}
+
+async fn forward_task(cluster: &Cluster, owner: &Member, task: Task, left: Duration) -> Response {
     let patience = u64::try_from(left.as_micros()).unwrap_or(u64::MAX);
-    let question = record::encode(&Question::Do(Forwarded { task: ask.to_wire(), patience }));
-    let asking = cluster.transport.ask(owner.address, question, left + GRACE);
+    let question = record::encode(&Question::Do(Forwarded { task, patience }));
+    let asking = cluster.transport.ask(owner.address.clone(), question, left + GRACE);
     let unknown = |why: String| Error::new(ErrorKind::Unknown, why);
     let bytes = match asking.await {
         Ok(bytes) => bytes,

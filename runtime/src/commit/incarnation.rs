@@ -1,8 +1,11 @@
 //! Under which right a node commits, and how it loses it for good.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use tokio::sync::watch;
@@ -47,6 +50,16 @@ pub enum Fatal {
 }
 
 impl Fatal {
+    /// The code with which a process ends that cannot go on for this reason: 4 for a failed flush, 3
+    /// where another process has taken over, 7 for an operation that does not end.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Poisoned(_) => 4,
+            Self::Fenced => 3,
+            Self::Spinning(_) => 7,
+        }
+    }
+
     /// Ends the node, unless an earlier reason has.
     pub(crate) fn report(self, fatals: &watch::Sender<Option<Self>>) {
         fatals.send_if_modified(|known| {
@@ -54,5 +67,36 @@ impl Fatal {
             known.get_or_insert(self);
             is_first
         });
+    }
+}
+
+impl fmt::Display for Fatal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Poisoned(why) => write!(
+                f,
+                "the storage is poisoned by a failed flush ({why}); start again to recover everything \
+                 that was acknowledged"
+            ),
+            Self::Fenced => {
+                f.write_str("another process took over the store, or the name of this node")
+            }
+            Self::Spinning(name) => write!(
+                f,
+                "{name} does not end; it becomes a dead letter when its attempts are used up"
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_cannot_go_on_has_a_code_for_each_reason() {
+        let why = || "why".to_owned();
+        let all = [Fatal::Poisoned(why()), Fatal::Fenced, Fatal::Spinning(why())];
+        assert_eq!(all.map(|fatal| fatal.exit_code()), [4, 3, 7]);
     }
 }

@@ -4,6 +4,8 @@
 pub mod architecture {}
 #[doc = include_str!("cluster.md")]
 pub mod cluster {}
+#[doc = include_str!("embedding.md")]
+pub mod embedding {}
 #[doc = include_str!("glossary.md")]
 pub mod glossary {}
 #[doc = include_str!("guarantees.md")]

@@ -6,6 +6,7 @@
 
 mod body;
 mod connection;
+mod headers;
 mod host;
 mod path;
 mod problem;
@@ -38,7 +39,10 @@ fn router<S: Clone + Send + Sync + 'static>(node: &Node) -> Router<S> {
         .route("/v1/entities/{type}/{key}/calls/{operation}", post(routes::call))
         .route("/v1/entities/{type}/{key}/queries/{query}", get(routes::query))
         .route("/v1/entities/{type}/{key}/reminders", get(routes::reminders))
-        .route("/v1/dead-letters", get(routes::dead_letters))
+        .route("/v1/entities/{type}/{key}/reminders/{id}", delete(routes::cancel_reminder))
+        .route("/v1/dead-letters", get(routes::dead_letters).delete(routes::drop_all))
+        .route("/v1/dead-letters/replay", post(routes::replay_all))
+        .route("/v1/unserved", get(routes::unserved))
         .route("/v1/dead-letters/{id}", delete(routes::drop_dead_letter))
         .route("/v1/dead-letters/{id}/replay", post(routes::replay))
         .route("/v1/placement/{type}/{key}", get(routes::placement))

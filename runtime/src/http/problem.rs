@@ -49,6 +49,9 @@ fn describe(kind: ErrorKind) -> (StatusCode, &'static str, &'static str) {
             (S::GATEWAY_TIMEOUT, "unknown", "It may or may not have been applied")
         }
         ErrorKind::Conflict => (S::CONFLICT, "conflict", "The idempotency key was used before"),
+        ErrorKind::Precondition => {
+            (S::PRECONDITION_FAILED, "precondition", "The entity has changed, or does not exist")
+        }
         ErrorKind::Fenced => (S::SERVICE_UNAVAILABLE, "fenced", "This node is no longer the owner"),
         ErrorKind::Closed => (S::SERVICE_UNAVAILABLE, "closed", "The node is stopping"),
         ErrorKind::Corrupt => {
@@ -116,6 +119,7 @@ mod tests {
             (ErrorKind::Deadline, 504),
             (ErrorKind::Unknown, 504),
             (ErrorKind::Conflict, 409),
+            (ErrorKind::Precondition, 412),
             (ErrorKind::Fenced, 503),
             (ErrorKind::Closed, 503),
             (ErrorKind::Corrupt, 500),

@@ -10,20 +10,25 @@ use axum::{
 };
 use serde_json::{Value, json, value::RawValue};
 use stead_entities::{
-    Caller, Delay, Error, ErrorKind, Request, Timeout, Timestamp, operation::Reply,
+    Caller, Delay, Error, ErrorKind, ReminderId, Request, Timeout, Timestamp, operation::Reply,
 };
 
-use super::{body, path, problem::Problem};
+use super::{
+    body,
+    headers::{self, IDEMPOTENCY_KEY, IF_MATCH, IF_NONE_MATCH},
+    path,
+    problem::Problem,
+};
 use crate::{
-    Node,
-    store::record::{DeadLetterId, Slot, StoredSchedule},
+    Node, StateView,
+    node::PAGE_ROWS_MAX,
+    store::{DeadLetterFilter, record::DeadLetterId},
 };
 
 type Answer = Result<Response, Problem>;
 
-/// How many rows a page has unless the request says otherwise, and at most.
+/// How many rows a page has unless the request says otherwise.
 const PAGE: usize = 100;
-const PAGE_MAX: usize = 1_000;
 
 pub(super) async fn signal(
     State(node): State<Node>,
@@ -34,8 +39,12 @@ pub(super) async fn signal(
     let parameters = parameters(&uri, &["delay", "at"])?;
     let mut request = request(&node, &uri, &headers, http_body).await?;
     request.delay = delay(&parameters)?;
-    node.signal(request).await?;
-    Ok(StatusCode::ACCEPTED.into_response())
+    let Some(reminder) = node.signal(request).await?.reminder else {
+        return Ok(StatusCode::ACCEPTED.into_response());
+    };
+    let id = reminder.to_string();
+    let body = json!({ "reminder": id }).to_string().into_bytes();
+    Ok(json_response(StatusCode::ACCEPTED, body))
 }
 
 pub(super) async fn call(
@@ -49,14 +58,13 @@ pub(super) async fn call(
     result(node.call(request).await?)
 }
 
-pub(super) async fn query(State(node): State<Node>, uri: Uri) -> Answer {
+pub(super) async fn query(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
+    headers::check(&headers, &[])?;
     let mut parameters = parameters(&uri, &["input"])?;
     let (id, rest) = path::entity(&node, &uri)?;
     let input = parameters.remove("input").unwrap_or_default().into_bytes();
-    let operation = rest.into_iter().nth(1).unwrap_or_default().into();
-    let request =
-        Request { id, operation, input, delay: None, idempotency_key: None, deadline: None };
-    result(node.query(request).await?)
+    let operation = rest.into_iter().nth(1).unwrap_or_default();
+    result(node.query(Request::new(id, operation, input)).await?)
 }
 
 async fn request(
@@ -65,12 +73,14 @@ async fn request(
     headers: &HeaderMap,
     http_body: Body,
 ) -> Result<Request, Problem> {
+    headers::check(headers, &[IF_MATCH, IDEMPOTENCY_KEY])?;
     let (id, rest) = path::entity(node, uri)?;
     let operation = rest.into_iter().nth(1).unwrap_or_default();
     if node.is_open(node.partition_of(&id)) {
         node.find(&id, &operation)?;
     }
-    let idempotency_key = idempotency_key(headers)?;
+    let idempotency_key = headers::idempotency_key(headers)?;
+    let condition = headers::if_match(headers)?;
     let limit = node.config().body_bytes_max;
     // Room is taken before the body is read, so that many bodies at one time are bounded too.
     let room = node.load().admit(body::length(headers, limit), node.config());
@@ -78,21 +88,9 @@ async fn request(
         room.ok_or_else(|| Error::new(ErrorKind::Overloaded, "too many bodies at a time"))?;
     let input = body::read(headers, http_body, limit).await?;
     drop(room);
-    let operation = operation.into();
-    Ok(Request { id, operation, input, delay: None, idempotency_key, deadline: None })
-}
-
-/// The idempotency key, which may be quoted, as the IETF's draft has it.
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
-    let mut given = headers.get_all("idempotency-key").iter();
-    let Some(key) = given.next() else { return Ok(None) };
-    if given.next().is_some() {
-        return Err(Problem::invalid("Idempotency-Key is given twice"));
-    }
-    let key = str::from_utf8(key.as_bytes());
-    let key = key.map_err(|_| Problem::invalid("Idempotency-Key is not UTF-8"))?;
-    let bare = key.strip_prefix('"').and_then(|key| key.strip_suffix('"'));
-    Ok(Some(bare.unwrap_or(key).to_owned()))
+    let mut request = Request::new(id, operation, input);
+    (request.idempotency_key, request.condition) = (idempotency_key, condition);
+    Ok(request)
 }
 
 fn result(reply: Reply) -> Answer {
@@ -111,16 +109,21 @@ fn show(value: &Value) -> Response {
 
 pub(super) async fn state(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
     parameters(&uri, &[])?;
+    headers::check(&headers, &[IF_MATCH, IF_NONE_MATCH])?;
     let (id, _) = path::entity(&node, &uri)?;
-    let view = node.state(&id).await?.ok_or_else(|| {
+    let view = node.state(&id).await?;
+    let version = view.as_ref().map(StateView::version);
+    if let Some(condition) = headers::if_match(&headers)?
+        && !condition.holds(version)
+    {
+        let message = format!("{id} is not at the version required");
+        return Err(Error::new(ErrorKind::Precondition, message).into());
+    }
+    let view = view.ok_or_else(|| {
         Problem::from(Error::new(ErrorKind::NotFound, format!("{id} has no state yet")))
     })?;
-    let tag = format!("\"{:x}-{}\"", view.generation, view.revision);
-    let known = headers.get_all(header::IF_NONE_MATCH).iter();
-    let tags = known.filter_map(|value| value.to_str().ok()).flat_map(|text| text.split(','));
-    // A weak comparison, as RFC 9110 has it for If-None-Match.
-    let tags = tags.map(|known| known.trim().trim_start_matches("W/"));
-    let is_known = tags.into_iter().any(|known| known == "*" || known == tag);
+    let tag = format!("\"{}\"", view.version());
+    let is_known = headers::if_none_match(&headers, &tag);
     let tag = HeaderValue::from_str(&tag).map_err(|_| Problem::invalid("the tag"))?;
     if is_known {
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response());
@@ -159,131 +162,153 @@ fn unreadable(error: serde_json::Error) -> Problem {
     Error::new(ErrorKind::Internal, message).into()
 }
 
-pub(super) async fn delete(State(node): State<Node>, uri: Uri) -> Answer {
+pub(super) async fn delete(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
     parameters(&uri, &[])?;
+    headers::check(&headers, &[IF_MATCH, IDEMPOTENCY_KEY])?;
     let (id, _) = path::entity(&node, &uri)?;
-    node.delete(&id).await?;
+    let (key, condition) = (headers::idempotency_key(&headers)?, headers::if_match(&headers)?);
+    node.delete_if(&id, key, condition).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-pub(super) async fn reminders(State(node): State<Node>, uri: Uri) -> Answer {
-    parameters(&uri, &[])?;
+pub(super) async fn reminders(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
+    let parameters = parameters(&uri, &["after", "limit"])?;
+    headers::check(&headers, &[])?;
     let (id, _) = path::entity(&node, &uri)?;
-    let rows = node.reminders(&id).await?.into_iter().map(|(_, slot, record)| {
-        let (name, is_signal) = match slot {
-            Slot::Named(name) => (Some(name.to_string()), false),
-            Slot::Delayed(_) => (None, true),
-        };
-        let every = match record.schedule {
-            Some(StoredSchedule::Every(micros)) => Some(Timeout::from_micros(micros)),
-            Some(StoredSchedule::Once) | None => None,
-        };
-        json!({
-            "name": name,
-            "is_delayed_signal": is_signal,
-            "due": record.due,
-            "every": every,
-            "operation": record.operation,
-            "attempts": record.attempts,
-        })
-    });
-    Ok(show(&json!({ "reminders": rows.collect::<Vec<_>>() })))
+    let after = parameters.get("after").map(|after| reminder_id(after)).transpose()?;
+    let page = node.reminders(&id, after.as_ref(), limit(&parameters)?).await?;
+    Ok(show(&json!({ "reminders": page.rows, "next": page.next })))
 }
 
-pub(super) async fn types(State(node): State<Node>, uri: Uri) -> Answer {
+pub(super) async fn cancel_reminder(
+    State(node): State<Node>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Answer {
     parameters(&uri, &[])?;
+    headers::check(&headers, &[])?;
+    let (id, rest) = path::entity(&node, &uri)?;
+    let reminder = reminder_id(&rest.into_iter().nth(1).unwrap_or_default())?;
+    node.cancel_reminder(id, reminder).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+fn reminder_id(text: &str) -> Result<ReminderId, Problem> {
+    text.parse().map_err(|error: Error| Problem::invalid(error.message()))
+}
+
+pub(super) async fn types(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
+    parameters(&uri, &[])?;
+    headers::check(&headers, &[])?;
     Ok(show(&json!({ "types": node.descriptions() })))
 }
 
-pub(super) async fn list(State(node): State<Node>, uri: Uri) -> Answer {
+pub(super) async fn list(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
     let parameters = parameters(&uri, &["prefix", "after", "limit"])?;
+    headers::check(&headers, &[])?;
     let segments = path::segments(&uri)?;
     let entity_type = segments.into_iter().nth(1).unwrap_or_default();
-    node.check_served(&entity_type)?;
-    let limit = limit(&parameters)?;
-    let prefix = parameters.get("prefix").cloned().unwrap_or_default();
-    let after = parameters.get("after").cloned();
-    let page = node.store().list(entity_type, prefix, after, limit).await;
-    let page = page.map_err(Error::from)?;
-    let next = page.rows.last().filter(|_| !page.is_end).map(|(id, _)| id.key().to_owned());
-    let entities: Vec<_> = page
-        .rows
-        .iter()
-        .map(|(id, record)| {
-            json!({
-                "type": id.entity_type(),
-                "key": id.key(),
-                "revision": record.revision,
-                "committed_at": record.committed_at,
-            })
-        })
-        .collect();
-    Ok(show(&json!({ "entities": entities, "next": next })))
+    let prefix = parameters.get("prefix").map_or("", String::as_str);
+    let after = parameters.get("after").map(String::as_str);
+    let page = node.list(&entity_type, prefix, after, limit(&parameters)?).await?;
+    Ok(show(&json!({ "entities": page.rows, "next": page.next })))
 }
 
-pub(super) async fn dead_letters(State(node): State<Node>, uri: Uri) -> Answer {
-    let parameters = parameters(&uri, &["after", "limit"])?;
-    let limit = limit(&parameters)?;
-    let after = parameters.get("after").map(|text| letter(text)).transpose()?;
-    let page = node.store().dead_letters(after, limit).await;
-    let page = page.map_err(Error::from)?;
-    let next = page.rows.last().filter(|_| !page.is_end).map(|(id, _)| id.to_string());
-    let letters = page.rows.into_iter().map(|(id, letter)| {
-        let input = match serde_json::from_slice::<Box<RawValue>>(&letter.input) {
-            Ok(input) => serde_json::from_str(input.get()).unwrap_or(Value::Null),
-            Err(_) => Value::String(String::from_utf8_lossy(&letter.input).into_owned()),
-        };
-        json!({
-            "id": id.to_string(),
-            "entity": letter.entity,
-            "sender": letter.sender,
-            "operation": letter.operation,
-            "input": input,
-            "cause": letter.cause,
-            "reason": letter.reason,
-            "attempts": letter.attempts,
-            "accepted_at": letter.accepted_at,
-            "buried_at": letter.buried_at,
+/// The parameters that say which dead letters are meant.
+const FILTER: [&str; 4] = ["type", "entity", "operation", "cause"];
+
+pub(super) async fn dead_letters(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
+    let known: Vec<_> = FILTER.into_iter().chain(["after", "limit"]).collect();
+    let parameters = parameters(&uri, &known)?;
+    headers::check(&headers, &[])?;
+    let after = parameters.get("after").map(String::as_str);
+    let page = node.dead_letters(&filter(&parameters)?, after, limit(&parameters)?).await?;
+    let dropped = node.dropped_dead_letters();
+    Ok(show(&json!({ "dead_letters": page.rows, "next": page.next, "dropped": dropped })))
+}
+
+pub(super) async fn replay_all(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
+    let filter = meant(&uri, &headers)?;
+    Ok(show(&json!(node.replay_all(&filter).await?)))
+}
+
+pub(super) async fn drop_all(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
+    let filter = meant(&uri, &headers)?;
+    Ok(show(&json!(node.drop_all(&filter).await?)))
+}
+
+/// Which dead letters are to be replayed or dropped: never all of them by mistake.
+fn meant(uri: &Uri, headers: &HeaderMap) -> Result<DeadLetterFilter, Problem> {
+    let known: Vec<_> = FILTER.into_iter().chain(["all"]).collect();
+    let parameters = parameters(uri, &known)?;
+    headers::check(headers, &[])?;
+    let is_all = match parameters.get("all").map(String::as_str) {
+        None => false,
+        Some("true") => true,
+        Some(other) => return Err(Problem::invalid(format!("all is true, not {other:?}"))),
+    };
+    if is_all == parameters.keys().any(|name| name != "all") {
+        let rule =
+            "say which dead letters are meant: by type, entity, operation or cause, or all=true";
+        return Err(Problem::invalid(rule));
+    }
+    filter(&parameters)
+}
+
+fn filter(parameters: &HashMap<String, String>) -> Result<DeadLetterFilter, Problem> {
+    let cause = parameters.get("cause").map(|text| {
+        serde_json::from_value(Value::String(text.clone())).map_err(|_| {
+            let rule = "a cause is failure, rejection, undecodable or deleted";
+            Problem::invalid(format!("{rule}, not {text:?}"))
         })
     });
-    Ok(show(&json!({ "dead_letters": letters.collect::<Vec<_>>(), "next": next })))
+    Ok(DeadLetterFilter {
+        entity_type: parameters.get("type").cloned(),
+        entity: parameters.get("entity").cloned(),
+        operation: parameters.get("operation").cloned(),
+        cause: cause.transpose()?,
+    })
 }
 
-pub(super) async fn replay(State(node): State<Node>, uri: Uri) -> Answer {
+pub(super) async fn replay(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
+    parameters(&uri, &[])?;
+    headers::check(&headers, &[])?;
     node.replay(letter_of(&uri)?).await?;
     Ok(StatusCode::ACCEPTED.into_response())
 }
 
-pub(super) async fn drop_dead_letter(State(node): State<Node>, uri: Uri) -> Answer {
+pub(super) async fn drop_dead_letter(
+    State(node): State<Node>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Answer {
+    parameters(&uri, &[])?;
+    headers::check(&headers, &[])?;
     node.drop_dead_letter(letter_of(&uri)?).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 fn letter_of(uri: &Uri) -> Result<DeadLetterId, Problem> {
-    letter(&path::segments(uri)?.into_iter().nth(1).unwrap_or_default())
+    let text = path::segments(uri)?.into_iter().nth(1).unwrap_or_default();
+    text.parse().map_err(|error: Error| Problem::invalid(error.message()))
 }
 
-fn letter(text: &str) -> Result<DeadLetterId, Problem> {
-    let parts: Vec<_> = text.split('-').collect();
-    let parsed = match parts[..] {
-        [partition, class @ ("f" | "r"), number] => {
-            partition.parse().ok().zip(number.parse().ok()).map(|(partition, number)| {
-                DeadLetterId { partition, is_rejection: class == "r", number }
-            })
-        }
-        _ => None,
-    };
-    parsed.ok_or_else(|| Problem::invalid(format!("{text:?} is not the id of a dead letter")))
-}
-
-pub(super) async fn placement(State(node): State<Node>, uri: Uri) -> Answer {
+pub(super) async fn unserved(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
     parameters(&uri, &[])?;
+    headers::check(&headers, &[])?;
+    Ok(show(&json!({ "unserved": node.unserved().await? })))
+}
+
+pub(super) async fn placement(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
+    parameters(&uri, &[])?;
+    headers::check(&headers, &[])?;
     let (id, _) = path::entity(&node, &uri)?;
     Ok(show(&json!(node.placement(&id).await)))
 }
 
-pub(super) async fn cluster(State(node): State<Node>, uri: Uri) -> Answer {
+pub(super) async fn cluster(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
     parameters(&uri, &[])?;
+    headers::check(&headers, &[])?;
     Ok(show(&json!(node.cluster_view().await)))
 }
 
@@ -293,7 +318,10 @@ pub(super) async fn livez() -> &'static str {
 
 pub(super) async fn readyz(State(node): State<Node>) -> Answer {
     match node.ready().await {
-        Ok(()) => Ok("ready\n".into_response()),
+        Ok(()) => {
+            let notes = node.notes().into_iter().map(|note| format!("note: {note}\n"));
+            Ok(format!("ready\n{}", notes.collect::<String>()).into_response())
+        }
         Err(why) => Err(Error::new(ErrorKind::Unavailable, why).into()),
     }
 }
@@ -336,8 +364,8 @@ fn limit(parameters: &HashMap<String, String>) -> Result<usize, Problem> {
     let Some(text) = parameters.get("limit") else {
         return Ok(PAGE);
     };
-    let limit = usize::from_str(text).ok().filter(|limit| (1..=PAGE_MAX).contains(limit));
-    limit.ok_or_else(|| Problem::invalid(format!("limit is 1 to {PAGE_MAX}, not {text:?}")))
+    let limit = usize::from_str(text).ok().filter(|limit| (1..=PAGE_ROWS_MAX).contains(limit));
+    limit.ok_or_else(|| Problem::invalid(format!("limit is 1 to {PAGE_ROWS_MAX}, not {text:?}")))
 }
 
 fn delay(parameters: &HashMap<String, String>) -> Result<Option<Delay>, Problem> {

@@ -8,10 +8,10 @@ use std::{
 use stead_entities::{Entity, Error};
 use tokio::{
     runtime::Handle as Runtime,
-    sync::{oneshot, watch},
+    sync::{Semaphore, oneshot, watch},
 };
 
-use super::{Inner, Node, Threads, peers::Peer};
+use super::{Inner, Node, Threads, audit::Audit, peers::Peer};
 use crate::{
     clock::{Clock, HighWaterClock, SharedClock},
     config::Config,
@@ -195,6 +195,7 @@ impl NodeBuilder {
             name: registration.name,
             partitions: partitions.map(|_| Handle::new()).collect(),
             watches: Arc::default(),
+            permits: Arc::new(Semaphore::new(store.left_rows_max())),
             store,
             clock,
             config,
@@ -204,6 +205,8 @@ impl NodeBuilder {
             home: Mutex::new(None),
             cluster,
             load: Arc::default(),
+            dropped: Arc::default(),
+            audit: Audit::default(),
             fatal,
             spinning: Mutex::new(None),
             probed_at: Mutex::new(None),
@@ -234,6 +237,8 @@ impl Node {
                 joined.await.map_err(|error| unavailable(&error))??;
             }
         }
+        self.0.check_clock();
+        self.start_audit();
         self.start_watchdog().map_err(|error| unavailable(&error))
     }
 
@@ -247,6 +252,7 @@ impl Node {
                 types: inner.types.clone(),
                 config: inner.config.clone(),
                 watches: inner.watches.clone(),
+                permits: inner.permits.clone(),
             };
             partition::start(shell).await?;
         }
@@ -265,6 +271,9 @@ fn problems_of(known: &dyn EntityType, others: &EntityTypes) -> Vec<String> {
     let name = known.name();
     if let Err(error) = stead_entities::id::check_type(name) {
         problems.push(format!("{name:?}: {error}"));
+    }
+    if let Err(why) = known.prove_default() {
+        problems.push(format!("{name}: its first state cannot be kept: {why}"));
     }
     if others.contains_key(name) {
         problems.push(format!("two entity types are named {name}"));

@@ -93,6 +93,11 @@ impl Inner {
             config: self.config.clone(),
             entropy: self.entropy(),
             watch: self.watches.add(),
+            numbers_ahead: self.store.opened().numbers_ahead,
+            ran: self.store.opened().running.as_slice().into(),
+            marks: self.store.running_marks(),
+            dropped: self.dropped.clone(),
+            unserved: self.audit.met.clone(),
         };
         let (committer, lease) = (home.committer.clone(), home.incarnation.lease.clone());
         self.handle(partition).host(Hosting { around, committer, lease });

@@ -1,7 +1,9 @@
 //! One node: its parts put together, started, watched, drained.
 
+mod audit;
 mod build;
 mod home;
+mod lists;
 mod peers;
 mod threads;
 mod view;
@@ -9,14 +11,18 @@ mod watchdog;
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicBool, atomic::Ordering},
+    str::FromStr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use stead_entities::{
     EntityId, Error, ErrorKind, Reference, Timestamp, TypedReference, entity::EntityDescription,
 };
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::{
     admission::Load,
@@ -30,12 +36,14 @@ use crate::{
         ticket::{Ticket, Waiting},
     },
     placement::cluster::{Cluster, Stop},
-    store::{CommitOutcome, ReminderRows, Store, record::DeadLetterId},
+    store::{CommitOutcome, Store, record::DeadLetterId},
     types::{EntityType, EntityTypes},
 };
 
 pub use build::{NodeBuilder, StartError};
 pub(crate) use home::Home;
+pub(crate) use lists::PAGE_ROWS_MAX;
+pub use lists::{BulkView, DeadLetterView, EntityView, Listed, ReminderView, UnservedView};
 pub(crate) use threads::Threads;
 pub use view::{ClusterView, MemberView, MoveView, PartitionView, Placement};
 
@@ -43,8 +51,6 @@ pub use view::{ClusterView, MemberView, MoveView, PartitionView, Placement};
 const PROBE_AGE: Duration = Duration::from_secs(1);
 /// How long the last commit, and closing the store, may take.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
-/// The most reminders of an entity that are shown.
-const REMINDERS_MAX: usize = 1_000;
 /// What a stop says that was not in order.
 const LATE: &str = "not everything ended within the drain deadline; what was accepted is kept";
 /// How long readiness waits for the commits it asks for.
@@ -70,6 +76,11 @@ pub(crate) struct Inner {
     home: Mutex<Option<Arc<Home>>>,
     cluster: Option<Arc<Cluster>>,
     load: Arc<Load>,
+    /// How much due and left-behind work runs at one time.
+    permits: Arc<Semaphore>,
+    /// How many dead letters were dropped because there were too many.
+    dropped: Arc<AtomicU64>,
+    audit: audit::Audit,
     fatal: watch::Sender<Option<Fatal>>,
     spinning: Mutex<Option<String>>,
     probed_at: Mutex<Option<Timestamp>>,
@@ -103,18 +114,6 @@ impl Node {
         let mut all: Vec<_> = self.0.types.values().map(|known| known.description()).collect();
         all.sort_by_key(|description| description.name);
         all
-    }
-
-    /// The committed reminders and delayed signals of an entity: the first 1,000, or the first
-    /// 4 MiB of them.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotFound`] for an unknown type, [`ErrorKind::Unavailable`] where the store
-    /// cannot be read.
-    pub async fn reminders(&self, id: &EntityId) -> Result<ReminderRows, Error> {
-        self.check_served(id.entity_type())?;
-        let partition = self.partition_of(id);
-        Ok(self.0.store.reminders(partition, id.clone(), Some(REMINDERS_MAX)).await?)
     }
 
     /// Whether every partition has committed within the last five seconds; partitions that have not
@@ -368,6 +367,24 @@ impl fmt::Display for DeadLetterId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let class = if self.is_rejection { 'r' } else { 'f' };
         write!(f, "{}-{class}-{}", self.partition, self.number)
+    }
+}
+
+impl FromStr for DeadLetterId {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let parts: Vec<_> = text.split('-').collect();
+        let parsed = match parts[..] {
+            [partition, class @ ("f" | "r"), number] => partition
+                .parse()
+                .ok()
+                .zip(number.parse().ok())
+                .map(|(partition, number)| Self { partition, is_rejection: class == "r", number }),
+            _ => None,
+        };
+        parsed.ok_or_else(|| {
+            Error::new(ErrorKind::Invalid, format!("{text:?} is not the id of a dead letter"))
+        })
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
     store::record,
     transport::{
         Answers,
-        wire::{Failure, Forwarded, Question, Reply, Wakes},
+        wire::{Failure, Forwarded, Question, Reply, Task, Wakes},
     },
 };
 
@@ -46,6 +46,8 @@ impl Node {
     /// Does what another node was asked for; what is not this node's goes back, and not on.
     async fn serve_forwarded(&self, forwarded: Forwarded) -> Reply {
         let patience = std::time::Duration::from_micros(forwarded.patience);
+        // A node of an earlier program knows no other answer to a signal.
+        let knows_ids = !matches!(forwarded.task, Task::Signal(_));
         let ask = match Ask::from_wire(forwarded.task, patience) {
             Ok(ask) => ask,
             Err(error) => return Reply::Failed(Failure::from(&error)),
@@ -54,7 +56,10 @@ impl Node {
             let version = self.0.cluster.as_ref().map_or(0, |it| it.seen().view.ownership());
             return Reply::NotOwner(version);
         }
-        self.here(ask, patience).await.into()
+        match self.here(ask, patience).await.into() {
+            Reply::Scheduled(_) if !knows_ids => Reply::Done,
+            reply => reply,
+        }
     }
 }
 

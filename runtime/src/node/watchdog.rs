@@ -6,11 +6,10 @@
 
 use std::{
     sync::{Arc, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use stead_entities::Timestamp;
-use tokio::runtime::Handle as Runtime;
 
 use super::{Inner, Node};
 use crate::{
@@ -36,11 +35,13 @@ impl Node {
     /// Starts it; it ends with the node.
     pub(super) fn start_watchdog(&self) -> std::io::Result<()> {
         let (inner, threads) = (Arc::downgrade(&self.0), self.0.threads.clone());
-        let runtime = threads.runtime.clone();
         threads.run_apart("stead-watchdog", async move {
-            let mut retiring: Option<(Instant, String)> = None;
             while let Some(inner) = inner.upgrade() {
-                inner.watch(&mut retiring, &runtime);
+                if let Some(late) = inner.look() {
+                    // On this thread: those of the runtime may all be blocked.
+                    inner.end_with(late).await;
+                    return;
+                }
                 drop(inner);
                 clock::sleep(INTERVAL).await;
             }
@@ -49,27 +50,12 @@ impl Node {
 }
 
 impl Inner {
-    /// Looks, and acts on what runs past the hard limit.
-    fn watch(self: &Arc<Self>, retiring: &mut Option<(Instant, String)>, runtime: &Runtime) {
-        match (self.look(), &retiring) {
-            (Some(late), None) => {
-                *retiring = Some((clock::monotonic(), late.name.clone()));
-                let inner = self.clone();
-                drop(runtime.spawn(async move { inner.end_with(late).await }));
-            }
-            // Whatever runs tasks may spin as well: then this thread says it.
-            (_, Some((began, name))) if clock::since(*began) > 2 * RETIRE_DEADLINE => {
-                Fatal::Spinning(name.clone()).report(&self.fatal);
-            }
-            _ => {}
-        }
-    }
-
     /// Looks at every partition; returns a turn that has run past the hard limit.
     fn look(&self) -> Option<Late> {
         let retention = i64::try_from(self.config.retention.as_micros()).unwrap_or(i64::MAX);
         let forgotten = self.clock.now().as_micros().saturating_sub(retention);
         self.store.tend(Timestamp::from_micros(forgotten));
+        self.check_clock();
         let now = clock::monotonic();
         self.partitions.iter().for_each(|partition| partition.expire(Some(now)));
         let late = self.watches.check(self.config.turn_deadline);
@@ -106,7 +92,8 @@ impl Inner {
         let partition = self.store.opened().settings.partition_of(&late.id);
         // What has moved is for its owner to retire, when it has spun there too.
         let Some(home) = self.home().filter(|_| self.handle(partition).is_open()) else { return };
-        let last = self.config.retries.saturating_add(1);
+        // One more than can be counted: it is not tried again.
+        let last = self.config.retries.saturating_add(2);
         let write = match late.row {
             Row::None => None,
             Row::Inbox(key) => self.stored(&key).await.map(|mut record| {
@@ -114,11 +101,10 @@ impl Inner {
                 Write::Retry(key, record)
             }),
             Row::Reminder(slot, ..) => {
-                let rows = self.store.reminders(partition, late.id, None).await.unwrap_or_default();
-                let row = rows.into_iter().find(|(_, known, _)| *known == slot);
-                row.map(|(id, slot, mut record)| {
+                let found = self.store.reminder(partition, late.id.clone(), slot.clone()).await;
+                found.ok().flatten().map(|mut record| {
                     record.attempts = last;
-                    Write::Remind(partition, id, slot, record)
+                    Write::Remind(partition, late.id, slot, record)
                 })
             }
         };

@@ -44,7 +44,7 @@ impl Partition {
             deadline: item.deadline,
             idempotency: item.key.as_ref().map(|keyed| {
                 let of = &keyed.key;
-                (of.caller.to_string(), of.key.to_string(), keyed.fingerprint)
+                (of.caller.to_string(), of.key.to_string(), keyed.fingerprint.meaning)
             }),
             trace: None,
         };
@@ -83,14 +83,16 @@ impl Partition {
             accepted_at: item.accepted_at,
             sender: item.sender.as_deref().unwrap_or_default().to_owned(),
         };
-        self.remember(item, Remembered::Accepted);
+        item.scheduled = Some(number);
+        self.remember(item, Remembered::Scheduled(number));
         self.exhume(item);
         self.set_reminder(id, slot, record);
     }
 
+    /// Removes the dead letter that an accepted operation replays.
     pub(super) fn exhume(&mut self, item: &mut Item) {
         if let Some(letter) = item.exhume.take() {
-            self.open.writes.push(Write::Exhume(letter));
+            self.remove_letter(letter);
         }
     }
 
@@ -101,8 +103,10 @@ impl Partition {
         };
         let mut mailbox = std::mem::take(&mut activation.mailbox);
         let mut kept = std::collections::VecDeque::with_capacity(mailbox.len());
-        for item in mailbox.drain(..) {
-            if item.is_signal() && item.row == Row::None && !self.is_looking(&item) {
+        for mut item in mailbox.drain(..) {
+            item.permit = None;
+            let can_wait_on_disk = item.is_signal() && item.condition.is_none();
+            if can_wait_on_disk && item.row == Row::None && !self.is_looking(&item) {
                 kept.extend(self.accept(id, item));
             } else {
                 kept.push_back(item);
@@ -130,7 +134,8 @@ impl Partition {
     pub(super) fn accepted(&mut self, item: &mut Item) {
         if let Some(ticket) = item.ticket.take() {
             item.room = Some(ticket.clone());
-            self.open.replies.push((ticket, Ok(Answer::Done)));
+            let answer = item.scheduled.map_or(Answer::Done, Answer::Scheduled);
+            self.open.replies.push((ticket, Ok(answer)));
         }
     }
 

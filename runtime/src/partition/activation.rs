@@ -2,7 +2,8 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use stead_entities::{EntityId, Error, Timestamp};
+use stead_entities::{Condition, EntityId, Error, Timestamp};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     message::{Keyed, Work},
@@ -10,7 +11,7 @@ use super::{
     turn::Turned,
 };
 use crate::{
-    store::record::{DeadLetterId, InboxKey, ReminderHead, ReminderRecord, Slot},
+    store::record::{Cause, DeadLetterId, InboxKey, ReminderHead, ReminderRecord, Slot},
     types::State,
 };
 
@@ -74,9 +75,17 @@ pub(crate) struct Queued {
     pub(crate) ticket: Option<Ticket>,
     pub(crate) key: Option<Keyed>,
     pub(crate) due: Option<Timestamp>,
+    /// What must be true of the entity when its turn comes.
+    pub(crate) condition: Option<Condition>,
+    /// The reminder that it cancels.
+    pub(crate) cancels: Option<Slot>,
+    /// The number under which it was accepted to be due later.
+    pub(super) scheduled: Option<u64>,
     pub(super) attempts: u32,
     /// Whether an earlier, unclean incarnation left it behind: its attempt is counted before it runs.
     pub(super) is_recovered: bool,
+    /// Whether it was left behind, and is marked while it runs.
+    pub(super) is_marked: bool,
     /// The burst that counts the attempt that is about to begin; 0 where none does yet.
     pub(super) counted: u64,
     pub(super) accepted_at: Timestamp,
@@ -86,11 +95,31 @@ pub(crate) struct Queued {
     /// A turn that deletes its entity, and waits for the list of what is delayed.
     pub(super) turned: Option<Box<Turned>>,
     /// What a deletion found delayed.
-    pub(super) delayed: Option<Vec<(Slot, ReminderRecord)>>,
-    /// Why it cannot run: its name, and what is wrong with it.
-    pub(super) doom: Option<Box<(String, String)>>,
+    pub(super) delayed: Option<Delayed>,
+    /// Why it becomes a dead letter instead of running.
+    pub(super) doom: Option<Box<Doom>>,
+    /// Its share of the due and left-behind work that a node does at one time, until it is durable.
+    pub(super) permit: Option<OwnedSemaphorePermit>,
     /// The caller's ticket, kept for its share of the node's room while the operation waits.
     pub(super) room: Option<Ticket>,
+}
+
+/// Why an operation cannot run.
+#[derive(Debug)]
+pub(super) struct Doom {
+    /// Its name, which its entity need not know.
+    pub(super) operation: String,
+    pub(super) cause: Cause,
+    pub(super) reason: String,
+}
+
+/// The delayed signals of an entity that is deleted.
+#[derive(Debug, Default)]
+pub(super) struct Delayed {
+    /// Those that die in the commit of the deletion.
+    pub(super) rows: Vec<(Slot, ReminderRecord)>,
+    /// Where the others begin, which die behind it, page by page.
+    pub(super) rest: Option<Slot>,
 }
 
 /// Where an operation is kept on disk.
@@ -129,8 +158,12 @@ impl Queued {
             ticket: None,
             key: None,
             due: None,
+            condition: None,
+            cancels: None,
+            scheduled: None,
             attempts: 0,
             is_recovered: false,
+            is_marked: false,
             counted: 0,
             accepted_at,
             deadline: None,
@@ -138,6 +171,7 @@ impl Queued {
             turned: None,
             delayed: None,
             doom: None,
+            permit: None,
             room: None,
         }
     }
@@ -154,7 +188,8 @@ impl Queued {
 
     /// Whose order it keeps while it waits for a retry; calls and queries wait for nobody's.
     pub(super) fn sender(&self) -> Option<Sender> {
-        if self.is_call || !matches!(self.work, Work::Operation { .. }) {
+        let is_conditional = self.condition.is_some();
+        if self.is_call || is_conditional || !matches!(self.work, Work::Operation { .. }) {
             return None;
         }
         Some(match (&self.row, &self.sender) {
@@ -166,7 +201,7 @@ impl Queued {
 
     /// Whether running it writes to the store.
     pub(super) fn writes(&self) -> bool {
-        matches!(self.work, Work::Operation { .. } | Work::Delete) || self.doom.is_some()
+        !matches!(self.work, Work::State | Work::Query { .. }) || self.doom.is_some()
     }
 
     pub(super) fn is_signal(&self) -> bool {
@@ -200,6 +235,11 @@ impl Activation {
         self.mailbox.len() + self.behind.len() + blocked
     }
 
+    /// How many operations it holds whose rows were read, or which came before what waits on disk.
+    pub(super) fn held(&self) -> usize {
+        self.waiting() - self.behind.len()
+    }
+
     /// Whether it can be forgotten without losing anything.
     pub(super) fn is_idle(&self, released: u64, since: Timestamp) -> bool {
         matches!(self.stage, Stage::Ready | Stage::Unusable(_) | Stage::Unreadable(_))
@@ -209,10 +249,14 @@ impl Activation {
             && self.used_at < since
     }
 
+    /// Whether it can run nothing until something comes back.
+    pub(super) fn is_busy(&self) -> bool {
+        matches!(self.stage, Stage::Busy(..) | Stage::Listing(_))
+    }
+
     /// Whether a caller waits for something in the mailbox.
     pub(super) fn is_awaited(&self) -> bool {
-        matches!(self.stage, Stage::Busy(..) | Stage::Listing(_))
-            || self.mailbox.iter().any(|item| item.ticket.is_some())
+        self.is_busy() || self.mailbox.iter().any(|item| item.ticket.is_some())
     }
 
     pub(super) fn lane(&mut self, sender: &Sender) -> Option<&mut Lane> {

@@ -13,10 +13,13 @@ use std::{
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use stead_entities::{Error, ErrorKind, Timestamp};
-use tokio::task::AbortHandle;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::AbortHandle,
+};
 
 use super::{
-    INBOX_PAGE, Partition,
+    INBOX_PAGE, Partition, REMINDERS_PAGE,
     handle::{Change, Handle, Hosting},
     message::{Input, Output, Returned, Start},
     task::{self, spawn},
@@ -28,12 +31,22 @@ use crate::{
     commit::{self, Work},
     config::Config,
     placement::lease::Lease,
-    store::{Store, record::DeadLetterId},
+    store::{Haste, Store},
     types::EntityTypes,
 };
 
 /// The pause before a generation after a failed one begins.
 const RESTART_PAUSE: Duration = Duration::from_millis(100);
+
+/// The shortest wait of a timer.
+const TICK_MIN: Duration = Duration::from_millis(1);
+/// How many dead letters are read at one time to learn which there are.
+const LETTERS_PAGE: usize = 256;
+
+async fn acquire(permits: Arc<Semaphore>, count: usize) -> OwnedSemaphorePermit {
+    let permit = permits.acquire_many_owned(count as u32).await;
+    permit.expect("the semaphore of a node is never closed")
+}
 
 /// There is something in the queue.
 #[derive(Debug)]
@@ -66,6 +79,9 @@ pub(crate) struct Shell {
     pub(crate) types: Arc<EntityTypes>,
     pub(crate) config: Arc<Config>,
     pub(crate) watches: Arc<Watches>,
+    /// A permit for each row of due reminders and of inboxes that the node may have between disk and
+    /// commit at one time. What callers ask for waits behind no more than these.
+    pub(crate) permits: Arc<Semaphore>,
 }
 
 /// The partition that an actor hosts at present.
@@ -220,9 +236,7 @@ impl Hosted {
 
     /// Does what the partition asks for; what is known at once is returned.
     async fn perform(&mut self, output: Output) -> Option<Input> {
-        let generation = self.partition.generation();
-        let number = self.partition.number();
-        let store = &self.shell.store;
+        let (generation, number) = (self.partition.generation(), self.partition.number());
         match output {
             // What it rests on was read before the lease is looked at.
             Output::Reply(ticket, Ok(_)) if !self.lease.holds() => {
@@ -232,46 +246,85 @@ impl Hosted {
             // The queue has room for every burst and barrier that can be under way.
             Output::Burst(burst) => drop(self.committer.send(Work::Burst(burst)).await),
             Output::Barrier(generation) => self.barrier(number, generation),
-            Output::Recover => self.recover(generation, number),
+            Output::Start(start) => self.start(generation, *start),
+            Output::WakeAt(at) => self.wake_at(at),
+            Output::Again => {}
+            Output::Permits(count) => {
+                let permits = self.shell.permits.clone();
+                match permits.clone().try_acquire_many_owned(count as u32) {
+                    Ok(permit) => return Some(Input::Permits(generation, permit)),
+                    Err(_) => self.later(async move {
+                        Input::Permits(generation, acquire(permits, count).await)
+                    }),
+                }
+            }
+            read => return self.read(generation, number, read),
+        }
+        None
+    }
+
+    /// Reads the store: at once where that needs no disk, else in a task.
+    fn read(&self, generation: u64, number: u16, read: Output) -> Option<Input> {
+        let store = &self.shell.store;
+        match read {
+            Output::Load(id) => {
+                if let Some(loaded) = store.load_cached(&id) {
+                    return Some(Input::Loaded(generation, id, Box::new(loaded)));
+                }
+                let reading = store.load(id.clone());
+                self.later(async move { Input::Loaded(generation, id, Box::new(reading.await)) });
+            }
+            Output::LookUp(key) => {
+                if let Some(found) = store.remembered_cached(&key) {
+                    return Some(Input::LookedUp(generation, key, Box::new(found)));
+                }
+                let reading = store.remembered((*key).clone());
+                self.later(
+                    async move { Input::LookedUp(generation, key, Box::new(reading.await)) },
+                );
+            }
+            Output::Recover => {
+                let reading = store.receivers(number);
+                self.later(async move { Input::Recovered(generation, reading.await) });
+            }
             Output::Receivers => {
                 let reading = store.receivers(number);
                 self.later(async move { Input::Receivers(generation, reading.await) });
             }
-            Output::Load(id) => match self.shell.store.load_cached(&id) {
-                Some(loaded) => return Some(Input::Loaded(generation, id, Box::new(loaded))),
-                None => {
-                    let loading = self.shell.store.load(id.clone());
-                    self.later(
-                        async move { Input::Loaded(generation, id, Box::new(loading.await)) },
-                    );
-                }
-            },
             Output::Inbox(id, after) => {
-                let reading = self.shell.store.inbox(number, id.clone(), after, INBOX_PAGE);
-                self.later(async move { Input::Inbox(generation, id, reading.await) });
+                let (store, permits) = (store.clone(), self.shell.permits.clone());
+                self.later(async move {
+                    let permit = acquire(permits, INBOX_PAGE).await;
+                    let page = store.inbox(number, id.clone(), after, INBOX_PAGE).await;
+                    Input::Inbox(generation, id, page, permit)
+                });
             }
-            Output::LookUp(key) => match self.shell.store.remembered_cached(&key) {
-                Some(found) => {
-                    return Some(Input::LookedUp(generation, key, Box::new(found)));
-                }
-                None => {
-                    let reading = self.shell.store.remembered((*key).clone());
-                    self.later(
-                        async move { Input::LookedUp(generation, key, Box::new(reading.await)) },
-                    );
-                }
-            },
-            Output::Due(until, limit) => {
-                let reading = self.shell.store.due(number, until, limit);
+            Output::Letters(after) => {
+                let reading = store.dead_letter_heads(number, after, LETTERS_PAGE);
+                self.later(async move { Input::Letters(generation, reading.await) });
+            }
+            Output::Due(after, until, limit) => {
+                let reading = store.due(number, after, until, limit);
                 self.later(async move { Input::Due(generation, until, reading.await) });
             }
-            Output::Reminders(id) => {
-                let reading = self.shell.store.reminders(number, id.clone(), None);
+            Output::Reminder(id, slot) => {
+                let reading = store.reminder(number, id.clone(), slot.clone());
+                self.later(async move {
+                    Input::Reminder(generation, id, slot, Box::new(reading.await))
+                });
+            }
+            Output::Reminders(id, after) => {
+                let reading =
+                    store.reminders(Haste::Short, number, id.clone(), after, REMINDERS_PAGE);
                 self.later(async move { Input::Reminders(generation, id, reading.await) });
             }
-            Output::Start(start) => self.start(generation, *start),
-            Output::WakeAt(at) => self.wake_at(at),
-            Output::Again => {}
+            Output::Reply(..)
+            | Output::Burst(_)
+            | Output::Barrier(_)
+            | Output::Start(_)
+            | Output::WakeAt(_)
+            | Output::Permits(_)
+            | Output::Again => unreachable!("not a read"),
         }
         None
     }
@@ -288,22 +341,6 @@ impl Hosted {
             }
             // Without a committer the node is gone, and nobody waits.
             let _gone = committer.send(Work::Barrier(number, generation)).await;
-        });
-    }
-
-    fn recover(&self, generation: u64, number: u16) {
-        let (store, handle) = (self.shell.store.clone(), self.shell.handle.clone());
-        let (receivers, max) = (store.receivers(number), self.shell.config.rejections_max);
-        spawn(async move {
-            let start = DeadLetterId { partition: number, is_rejection: true, number: 0 };
-            let known = store.dead_letters(Some(start), max).await;
-            let known = known.map_or(Vec::new(), |page| page.rows);
-            let known = known
-                .into_iter()
-                .filter(|(id, _)| id.partition == number && id.is_rejection)
-                .map(|(id, letter)| (id, letter.buried_at));
-            handle.push(Input::Rejections(generation, known.collect()));
-            handle.push(Input::Recovered(generation, receivers.await));
         });
     }
 
@@ -343,9 +380,17 @@ impl Hosted {
             }
             timer.abort();
         }
-        let (handle, length) = (self.shell.handle.clone(), at.since(now));
+        let (handle, clock) = (self.shell.handle.clone(), self.shell.clock.clone());
         let timer = spawn(async move {
-            clock::sleep(length).await;
+            // The store's clock may tick more slowly than time passes, or stand for a while: a tick
+            // that came too early would be the last one.
+            loop {
+                let length = at.since(clock.now());
+                if length.is_zero() {
+                    break;
+                }
+                clock::sleep(length.max(TICK_MIN)).await;
+            }
             handle.push(Input::Tick);
         });
         self.wake_at = Some((at, timer));

@@ -5,6 +5,7 @@ use stead_entities::{EntityId, Error, ErrorKind};
 use super::{
     HELD_BYTES_MAX, Item, Output, Partition, Stage,
     activation::Queued,
+    delete::PURGE,
     message::{Delivery, Work},
     ticket::{Answer, Ticket},
 };
@@ -49,13 +50,15 @@ impl Partition {
             entry.mailbox.pop_front();
         }
         if let Some(keyed) = &item.key
-            && self.keys.get(&keyed.key).is_some_and(|known| known.fingerprint != keyed.fingerprint)
+            && let Some(known) = self.keys.get(&keyed.key)
+            && !keyed.fingerprint.fits(known.fingerprint.meaning)
         {
             return Err(conflict());
         }
         match item.exhume {
-            Some(letter) if !self.exhumed.insert(letter) => {
-                Err(Error::new(ErrorKind::NotFound, "this dead letter was replayed already"))
+            Some(letter) if !self.replayed.insert(letter) => {
+                let message = "this dead letter is being replayed, or was replayed already";
+                Err(Error::new(ErrorKind::NotFound, message))
             }
             _ => Ok(()),
         }
@@ -68,14 +71,16 @@ impl Partition {
         let activation = self.activate(id);
         activation.used_at = now;
         if has_backlog {
-            if item.is_signal() && item.key.is_none() && item.due.is_none() {
+            let is_plain = item.key.is_none() && item.due.is_none() && item.condition.is_none();
+            if item.is_signal() && is_plain {
                 // It waits on disk, behind what waits there already.
-                if let Some(ticket) = item.ticket.take()
-                    && ticket.take()
-                {
-                    self.record(id, &mut item);
-                    self.open.replies.push((ticket, Ok(Answer::Done)));
-                    self.leave_on_disk(id, &item);
+                match item.ticket.take() {
+                    Some(ticket) if ticket.take() => {
+                        self.record(id, &mut item);
+                        self.open.replies.push((ticket, Ok(Answer::Done)));
+                        self.leave_on_disk(id, &item);
+                    }
+                    _ => self.forget_key(&item, &withdrawn()),
                 }
                 return;
             }
@@ -98,8 +103,7 @@ impl Partition {
                 }
                 let id = key.receiver.clone();
                 if self.type_of(&id).is_none() {
-                    tracing::warn!(entity = %id, "a signal waits for an entity type that is not served");
-                    return;
+                    return self.note_unserved(&id);
                 }
                 let limit = self.around.config.mailbox_max;
                 let crowded = self.rescan.is_running
@@ -111,7 +115,7 @@ impl Partition {
                     self.activate(&id);
                     self.make_ready(&id);
                 } else {
-                    self.admit_row(key, record);
+                    self.admit_row(key, record, None);
                     let stage = self.table.get(&id).map(|entry| &entry.stage);
                     if matches!(stage, Some(Stage::Busy(..))) {
                         self.record_waiting(&id);
@@ -119,6 +123,16 @@ impl Partition {
                 }
             }
             Delivery::Delayed(id, slot, record) => self.set_due(0, id, slot, record),
+        }
+    }
+
+    /// Says once of a type, until the partition starts over, that something waits for it.
+    pub(super) fn note_unserved(&mut self, id: &EntityId) {
+        if self.unserved.insert(id.entity_type().to_owned()) {
+            let met = &self.around.unserved;
+            let mut met = met.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            met.insert(id.entity_type().to_owned());
+            tracing::warn!(entity = %id, "signals or reminders wait for an entity type that is not served");
         }
     }
 
@@ -133,8 +147,10 @@ impl Partition {
     }
 
     pub(super) fn operation_name(&self, id: &EntityId, work: Work) -> String {
-        let (Work::Operation { index, .. } | Work::Query { index }) = work else {
-            return String::new();
+        let index = match work {
+            Work::Operation { index, .. } | Work::Query { index } => index,
+            Work::Purge => return PURGE.to_owned(),
+            Work::State | Work::Delete | Work::Cancel => return String::new(),
         };
         self.type_of(id).map_or(String::new(), |known| known.name_of(index).to_owned())
     }

@@ -14,6 +14,10 @@ impl Partition {
     /// Starts an operation that awaits, once its inbox row and all earlier turns are durable.
     pub(super) fn start(&mut self, id: &EntityId, mut item: Item) -> Next {
         if item.row == Row::None {
+            if !item.is_call {
+                // A signal is accepted here, where its condition holds.
+                item.condition = None;
+            }
             self.record(id, &mut item);
             if !item.is_call {
                 self.accepted(&mut item);
@@ -30,6 +34,8 @@ impl Partition {
             return Next::Goes;
         };
         self.runs += 1;
+        // What awaits may do so for long, and keeps nobody else from being due.
+        item.permit = None;
         let (run, input) = (self.runs, item.input.clone());
         let (row, ticket) = (item.row.clone(), item.ticket.clone());
         let ctx = self.new_context(id, item.token);
@@ -67,9 +73,13 @@ impl Partition {
         let Stage::Busy(_, item) = std::mem::replace(&mut activation.stage, Stage::Ready) else {
             return;
         };
-        let turned = match returned.result {
-            Ok((state, ctx, outcome)) => turn::settle(state, ctx, outcome, limit),
-            Err(error) => turn::Turned::Failed(error),
+        let known = self.type_of(&id);
+        let turned = match (returned.result, known) {
+            (Ok((state, ctx, outcome)), Some(known)) => {
+                turn::settle(&*known, state, ctx, outcome, limit)
+            }
+            (Err(error), _) => turn::Turned::Failed(error),
+            (Ok(_), None) => unreachable!("an operation of a type that is served"),
         };
         self.settle(&id, item, turned);
         self.make_ready(&id);

@@ -61,10 +61,7 @@ impl Partition {
         self.open.writes.push(Write::PutState(id.clone(), record));
     }
 
-    pub(super) fn release(&mut self, generation: u64, number: u64) {
-        if generation != self.generation {
-            return;
-        }
+    pub(super) fn release(&mut self, number: u64) {
         self.released = self.released.max(number);
         while self.on_release.front().is_some_and(|(burst, _)| *burst <= self.released) {
             match self.on_release.pop_front() {

@@ -1,4 +1,5 @@
-//! Dead letters: operations that will not be tried again, kept with their reasons.
+//! Operations that will not be tried again: taken off the disk, and kept as dead letters with their
+//! reasons.
 
 use stead_entities::{EntityId, Error, ErrorKind};
 
@@ -32,12 +33,13 @@ impl Partition {
         cause: Cause,
         reason: &str,
     ) {
-        self.consume(id, &item);
+        self.consume(id, &mut item);
         if item.is_call && matches!(item.row, Row::Inbox(_)) {
             self.forget_stored(&item, &Error::new(ErrorKind::Internal, reason));
         }
         self.exhume(&mut item);
-        let is_rejection = cause == Cause::Rejection;
+        // What an entity refused, or took along when it was deleted, is no failure, and pushes none out.
+        let is_rejection = matches!(cause, Cause::Rejection | Cause::Deleted);
         let (partition, number) = (self.around.number, self.mint());
         let letter_id = DeadLetterId { partition, is_rejection, number };
         let letter = DeadLetter {
@@ -52,30 +54,8 @@ impl Partition {
             accepted_at: item.accepted_at,
             buried_at: self.now,
         };
-        if !is_rejection {
-            tracing::warn!(
-                entity = letter.entity,
-                operation = letter.operation,
-                reason = letter.reason,
-                "an operation became a dead letter"
-            );
-        }
+        self.letters.add(letter_id, &letter);
         self.open.writes.push(Write::Bury(letter_id, letter));
-        if is_rejection {
-            self.rejections.push_back((letter_id, self.now));
-            self.prune_rejections();
-        }
-    }
-
-    /// Rejections are kept to a count and an age.
-    pub(super) fn prune_rejections(&mut self) {
-        let config = &self.around.config;
-        let (count, age) = (config.rejections_max, config.rejections_age);
-        while let Some((id, at)) = self.rejections.front().copied()
-            && (self.rejections.len() > count || at + age <= self.now)
-        {
-            self.rejections.pop_front();
-            self.open.writes.push(Write::Exhume(id));
-        }
+        self.prune_letters();
     }
 }

@@ -8,7 +8,7 @@ use stead_entities::{EntityId, Error, ErrorKind, Rejection};
 use super::{
     Item, Output, Partition, Pending, Release,
     arrive::conflict,
-    message::Keyed,
+    message::{Fingerprint, Keyed},
     ticket::{Answer, Response, Ticket},
 };
 use crate::{
@@ -44,9 +44,10 @@ impl Partition {
         let horizon = self.around.config.retention;
         let response = match found {
             Ok(Some(record)) if record.at + horizon <= self.now => None,
-            Ok(Some(record)) if record.fingerprint != fingerprint => Some(Err(conflict())),
+            Ok(Some(record)) if !fingerprint.fits(record.fingerprint) => Some(Err(conflict())),
             Ok(Some(record)) => match record.outcome {
                 Remembered::Accepted => Some(Ok(Answer::Done)),
+                Remembered::Scheduled(number) => Some(Ok(Answer::Scheduled(number))),
                 Remembered::Replied(json) => Some(Ok(Answer::Replied(json))),
                 Remembered::Rejected(reason) => Some(Ok(Answer::Rejected(Rejection::new(reason)))),
                 // It waits in the inbox: this caller joins the one who sent it.
@@ -112,7 +113,7 @@ impl Partition {
             caller: caller.as_str().into(),
             key: name.as_str().into(),
         });
-        let fingerprint = *fingerprint;
+        let fingerprint = Fingerprint { meaning: *fingerprint, bytes: None };
         if let Some((key, _)) = self.keys.get_key_value(&key) {
             return Keyed { key: key.clone(), fingerprint };
         }
@@ -128,10 +129,12 @@ impl Partition {
         let response = match &outcome {
             Remembered::Pending => None,
             Remembered::Accepted => Some(Ok(Answer::Done)),
+            Remembered::Scheduled(number) => Some(Ok(Answer::Scheduled(*number))),
             Remembered::Replied(json) => Some(Ok(Answer::Replied(json.clone()))),
             Remembered::Rejected(reason) => Some(Ok(Answer::Rejected(Rejection::new(reason)))),
         };
-        let record = IdempotencyRecord { fingerprint: keyed.fingerprint, at: self.now, outcome };
+        let fingerprint = keyed.fingerprint.meaning;
+        let record = IdempotencyRecord { fingerprint, at: self.now, outcome };
         if !sabotage::is("X4") {
             self.open.writes.push(Write::Remember((*keyed.key).clone(), record));
         }
@@ -153,8 +156,12 @@ impl Partition {
         }
     }
 
-    /// Lets go of the key of an operation that left nothing; those who asked again hear why.
+    /// Lets go of what an operation that left nothing holds: the dead letter that it was to replay, and
+    /// its key, of which those who asked again hear why.
     pub(super) fn forget_key(&mut self, item: &Item, error: &Error) {
+        if let Some(letter) = item.exhume {
+            self.replayed.remove(&letter);
+        }
         if let Some(keyed) = &item.key
             && let Some(pending) = self.keys.remove(&keyed.key)
         {

@@ -6,6 +6,7 @@ use stead_entities::{
     Context, EntityId, Error, Timestamp,
     entity::{OperationKind, Outcome},
 };
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     activation::{Item, Row},
@@ -13,7 +14,7 @@ use super::{
 };
 use crate::{
     store::{
-        InboxPage, ReadResult, ReminderRows, Write,
+        DeadLetterHeads, DueKey, InboxPage, ReadResult, ReminderPage, Write,
         record::{
             DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey, InboxRecord, ReminderRecord,
             Slot, StateRecord,
@@ -26,7 +27,23 @@ use crate::{
 #[derive(Debug, Clone)]
 pub(crate) struct Keyed {
     pub(crate) key: Arc<IdempotencyKey>,
-    pub(crate) fingerprint: u128,
+    pub(crate) fingerprint: Fingerprint,
+}
+
+/// What an idempotency key stands for: the keyed hash of an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Fingerprint {
+    /// Of what the argument means, however it is written.
+    pub(crate) meaning: u128,
+    /// Of the argument's bytes, as earlier programs stored it.
+    pub(crate) bytes: Option<u128>,
+}
+
+impl Fingerprint {
+    /// Whether this is what a stored fingerprint was made of.
+    pub(crate) fn fits(self, stored: u128) -> bool {
+        stored == self.meaning || Some(stored) == self.bytes
+    }
 }
 
 /// What is to be done with an entity.
@@ -40,6 +57,10 @@ pub(crate) enum Work {
     State,
     /// Delete the entity.
     Delete,
+    /// Cancel a reminder or delayed signal.
+    Cancel,
+    /// Turn what was delayed for a deleted incarnation into dead letters, a page at a time.
+    Purge,
 }
 
 impl Work {
@@ -103,17 +124,21 @@ pub(crate) enum Input {
     /// What a new generation begins with.
     Recovered(u64, ReadResult<Vec<EntityId>>),
     Loaded(u64, EntityId, Box<ReadResult<Option<StateRecord>>>),
-    Inbox(u64, EntityId, ReadResult<InboxPage>),
+    /// A page of the inbox, with a permit for each of its rows.
+    Inbox(u64, EntityId, ReadResult<InboxPage>, OwnedSemaphorePermit),
     LookedUp(u64, Arc<IdempotencyKey>, Box<ReadResult<Option<IdempotencyRecord>>>),
-    Due(u64, Timestamp, ReadResult<ReminderRows>),
-    Reminders(u64, EntityId, ReadResult<ReminderRows>),
+    Due(u64, Timestamp, ReadResult<ReminderPage>),
+    /// Permits for reminders to fire.
+    Permits(u64, OwnedSemaphorePermit),
+    Reminder(u64, EntityId, Slot, Box<ReadResult<Option<ReminderRecord>>>),
+    Reminders(u64, EntityId, ReadResult<ReminderPage>),
     Returned(u64, Box<Returned>),
     /// Commit nothing, and answer when it is durable.
     Probe(Ticket),
     /// Drop a dead letter.
     Exhume(DeadLetterId, Ticket),
-    /// The number of the dead letters of rejections, oldest first, with their times.
-    Rejections(u64, Vec<(DeadLetterId, Timestamp)>),
+    /// Dead letters of the partition, in the order of their ids.
+    Letters(u64, ReadResult<DeadLetterHeads>),
     /// Start no more turns; answer when everything that was taken is durable.
     Drain(Ticket),
     /// Look at the clock.
@@ -121,6 +146,33 @@ pub(crate) enum Input {
 }
 
 impl Input {
+    /// The generation of the partition that it answers.
+    pub(crate) fn generation(&self) -> Option<u64> {
+        match self {
+            Self::Receivers(generation, ..)
+            | Self::Committed(generation, ..)
+            | Self::Failed(generation, ..)
+            | Self::Barrier(generation)
+            | Self::Recovered(generation, ..)
+            | Self::Loaded(generation, ..)
+            | Self::Inbox(generation, ..)
+            | Self::LookedUp(generation, ..)
+            | Self::Due(generation, ..)
+            | Self::Permits(generation, ..)
+            | Self::Reminder(generation, ..)
+            | Self::Reminders(generation, ..)
+            | Self::Returned(generation, ..)
+            | Self::Letters(generation, ..) => Some(*generation),
+            Self::Request(..)
+            | Self::Deliver(..)
+            | Self::Rescan
+            | Self::Probe(_)
+            | Self::Exhume(..)
+            | Self::Drain(_)
+            | Self::Tick => None,
+        }
+    }
+
     /// Who waits for an answer to it.
     pub(crate) fn into_ticket(self) -> Option<Ticket> {
         match self {
@@ -136,15 +188,23 @@ pub(crate) enum Output {
     Reply(Ticket, Response),
     Burst(Burst),
     Barrier(u64),
-    /// Read what the partition begins with: receivers and rejections.
+    /// Read what the partition begins with: which entities have inbox rows.
     Recover,
+    /// Read which dead letters there are behind one.
+    Letters(Option<DeadLetterId>),
     /// Read which entities have inbox rows.
     Receivers,
     Load(EntityId),
     Inbox(EntityId, Option<InboxKey>),
     LookUp(Arc<IdempotencyKey>),
-    Due(Timestamp, usize),
-    Reminders(EntityId),
+    /// Up to so many reminders that are due until a time, from behind a place.
+    Due(Option<DueKey>, Timestamp, usize),
+    /// As many permits, for reminders to fire.
+    Permits(usize),
+    /// One reminder of an entity.
+    Reminder(EntityId, Slot),
+    /// A page of the reminders of an entity, from behind a slot.
+    Reminders(EntityId, Option<Slot>),
     Start(Box<Start>),
     /// Tick at this time.
     WakeAt(Timestamp),
@@ -176,4 +236,6 @@ pub(crate) struct Burst {
     pub(crate) deliveries: Vec<(u16, Delivery)>,
     /// Whether it is to be flushed though it writes nothing.
     pub(crate) is_probe: bool,
+    /// The shares of due and left-behind work in it, given back when it is durable.
+    pub(crate) permits: Vec<OwnedSemaphorePermit>,
 }

@@ -24,9 +24,11 @@ mod arrive;
 mod awaiting;
 mod burst;
 mod bury;
+mod cancel;
 mod delete;
 mod handle;
 mod idempotency;
+mod letters;
 pub(crate) mod message;
 mod recover;
 mod rescan;
@@ -43,12 +45,13 @@ mod watch;
 
 use std::{
     collections::{BTreeSet, VecDeque},
-    sync::Arc,
+    sync::{Arc, Mutex, atomic::AtomicU64},
     time::Duration,
 };
 
 use stead_entities::{EntityId, Timestamp};
 
+pub(crate) use self::delete::PURGE;
 use self::{
     activation::{Activation, Item, Retry, Stage},
     message::{Burst, Input, Link, Output},
@@ -65,8 +68,8 @@ use crate::{
     entropy::Entropy,
     map::{Map, Set},
     store::{
-        Write,
-        record::{DeadLetterId, IdempotencyKey, InboxKey, ReminderRecord, Settings, Slot},
+        RunningMarks,
+        record::{DeadLetterId, IdempotencyKey, InboxKey, Settings, Slot},
     },
     types::{EntityType, EntityTypes},
 };
@@ -82,12 +85,22 @@ const TURNS_PER_STEP_MAX: usize = 1_024;
 /// The most writes in the open burst; then it waits for the committer.
 const WRITES_PER_BURST_MAX: usize = 16_384;
 /// The most inbox rows of one entity that are read at one time.
-const INBOX_PAGE: usize = 256;
+const INBOX_PAGE: usize = 8;
+/// The most reminders and delayed signals of a deleted entity that are read at one time.
+const REMINDERS_PAGE: usize = 512;
 /// The most bytes of arguments of stored signals in memory; what other entities send beyond it stays
 /// on disk until its entity has nothing else to do.
-const HELD_BYTES_MAX: usize = 8 << 20;
+const HELD_BYTES_MAX: usize = 1 << 20;
 /// How often a partition may fail while it runs an entity, before the entity is left alone.
 const FAILURES_MAX: u32 = 3;
+
+/// The bits of a minted number that name its partition.
+const PARTITION_BITS: u32 = 12;
+
+/// The partition that minted a number.
+fn number_of_partition(number: u64) -> u16 {
+    (number & ((1 << PARTITION_BITS) - 1)) as u16
+}
 
 /// What a partition is told once.
 pub(crate) struct Surroundings {
@@ -102,6 +115,16 @@ pub(crate) struct Surroundings {
     pub(crate) config: Arc<Config>,
     pub(crate) entropy: Entropy,
     pub(crate) watch: Arc<Watch>,
+    /// How far minted numbers are ahead of the clock.
+    pub(crate) numbers_ahead: Duration,
+    /// The tokens of the marked operations that ran when the owner before this one ended.
+    pub(crate) ran: Arc<[u128]>,
+    /// Where operations that were left behind are marked while they run.
+    pub(crate) marks: Option<Arc<dyn RunningMarks>>,
+    /// How many dead letters the node has dropped because there were too many.
+    pub(crate) dropped: Arc<AtomicU64>,
+    /// The entity types that partitions of the node met and that it does not serve.
+    pub(crate) unserved: Arc<Mutex<BTreeSet<String>>>,
 }
 
 /// The state machine of one partition.
@@ -146,9 +169,13 @@ pub(crate) struct Partition {
     keys: Map<Arc<IdempotencyKey>, Pending>,
     due: wake::Window,
     retries: BTreeSet<Retry>,
-    rejections: VecDeque<(DeadLetterId, Timestamp)>,
-    /// Dead letters that were replayed; a second replay finds nothing.
-    exhumed: Set<DeadLetterId>,
+    letters: letters::Letters,
+    /// Dead letters that are being replayed, or were: a second replay finds nothing.
+    replayed: Set<DeadLetterId>,
+    /// What was delayed for incarnations that were deleted, and is not yet removed.
+    purges: Map<EntityId, delete::Purge>,
+    /// The entity types that this node does not serve and that something waits for.
+    unserved: Set<String>,
     /// What arrived before this generation could begin.
     early: VecDeque<Input>,
     /// Who is told when everything that was taken is durable.
@@ -196,7 +223,7 @@ struct Backlog {
 
 /// An idempotency key in use.
 struct Pending {
-    fingerprint: u128,
+    fingerprint: message::Fingerprint,
     is_looking: bool,
     waiters: Vec<Ticket>,
 }
@@ -206,7 +233,6 @@ impl Partition {
     pub(crate) fn new(around: Surroundings, now: Timestamp, generation: u64) -> Self {
         let links = Map::from_iter([(around.link.source, around.link)]);
         let mut partition = Self {
-            around,
             links,
             rescan: rescan::Rescan::default(),
             now,
@@ -215,7 +241,7 @@ impl Partition {
             sent: 0,
             released: 0,
             // Numbers of the incarnation before this one may be ahead of its last commit's time.
-            minted: (now + MINT_MARGIN).as_micros().unsigned_abs(),
+            minted: (now + around.numbers_ahead + MINT_MARGIN).as_micros().unsigned_abs(),
             runs: 0,
             has_room: true,
             running: None,
@@ -234,14 +260,18 @@ impl Partition {
             keys: Map::default(),
             due: wake::Window::default(),
             retries: BTreeSet::new(),
-            rejections: VecDeque::new(),
-            exhumed: Set::default(),
+            letters: letters::Letters::default(),
+            replayed: Set::default(),
+            purges: Map::default(),
+            unserved: Set::default(),
             early: VecDeque::new(),
             draining: None,
             is_stopping: false,
-            started_at: now,
+            // Of a clock that was set back, what was accepted later is earlier all the same.
+            started_at: now + around.numbers_ahead,
             swept_at: now,
             outputs: Vec::new(),
+            around,
         };
         partition.begin_generation();
         partition
@@ -270,6 +300,7 @@ impl Partition {
         if self.phase == Phase::Serving {
             if !self.is_stopping {
                 self.wake_due();
+                self.tend_letters();
             }
             self.run_ready();
         }
@@ -285,18 +316,18 @@ impl Partition {
     }
 
     fn take(&mut self, input: Input) {
+        if input.generation().is_some_and(|generation| generation != self.generation) {
+            // What another generation asked for is of no use to this one.
+            return;
+        }
         match input {
-            Input::Committed(generation, number) => self.release(generation, number),
-            Input::Failed(generation, error) if generation == self.generation => {
-                self.restart(&error);
-            }
-            Input::Barrier(generation) if generation == self.generation => self.recover(),
-            Input::Recovered(generation, receivers) if generation == self.generation => {
-                self.recovered(receivers);
-            }
-            Input::Rejections(generation, known) if generation == self.generation => {
-                self.rejections = known.into();
-            }
+            Input::Committed(_, number) => self.release(number),
+            Input::Failed(_, error) => self.restart(&error),
+            Input::Barrier(_) => self.recover(),
+            Input::Recovered(_, receivers) => self.recovered(receivers),
+            Input::Letters(_, page) => self.letters_read(page),
+            // A partition that stops fires nothing more: others need them.
+            Input::Permits(_, permits) => self.due.take_permits(permits, self.is_stopping),
             // Rows that were delivered before the barrier are in the store that is read after it.
             Input::Deliver(..) | Input::Rescan
                 if self.phase == Phase::Fencing || self.is_stopping => {}
@@ -304,53 +335,28 @@ impl Partition {
             Input::Drain(ticket) => {
                 self.draining = Some(ticket);
                 self.is_stopping = true;
+                self.drop_permits();
             }
             input if self.phase != Phase::Serving => self.early.push_back(input),
             Input::Request(id, item) => self.arrive(&id, item),
             Input::Deliver(delivery, link) => self.deliver_in_order(delivery, link),
             Input::Rescan => self.rescan(),
-            Input::Receivers(generation, receivers) if generation == self.generation => {
-                self.receivers_read(receivers);
-            }
+            Input::Receivers(_, receivers) => self.receivers_read(receivers),
             Input::Probe(ticket) => {
                 self.open.is_probe = true;
                 self.open.replies.push((ticket, Ok(ticket::Answer::Done)));
             }
             Input::Exhume(letter, ticket) => {
-                self.open.writes.push(Write::Exhume(letter));
-                self.rejections.retain(|(id, _)| *id != letter);
+                self.remove_letter(letter);
                 self.open.replies.push((ticket, Ok(ticket::Answer::Done)));
             }
-            Input::Loaded(generation, id, loaded) if generation == self.generation => {
-                self.loaded(&id, *loaded);
-            }
-            Input::Inbox(generation, id, rows) if generation == self.generation => {
-                self.page_read(&id, rows);
-            }
-            Input::LookedUp(generation, key, found) if generation == self.generation => {
-                self.looked_up(&key, *found);
-            }
-            Input::Due(generation, until, rows) if generation == self.generation => {
-                self.due_read(until, rows);
-            }
-            Input::Reminders(generation, id, rows) if generation == self.generation => {
-                self.listed(&id, rows);
-            }
-            Input::Returned(generation, returned) if generation == self.generation => {
-                self.returned(*returned);
-            }
-            // What an earlier generation asked for is of no use to this one.
-            Input::Failed(..)
-            | Input::Barrier(_)
-            | Input::Recovered(..)
-            | Input::Receivers(..)
-            | Input::Rejections(..)
-            | Input::Loaded(..)
-            | Input::Inbox(..)
-            | Input::LookedUp(..)
-            | Input::Due(..)
-            | Input::Reminders(..)
-            | Input::Returned(..) => {}
+            Input::Loaded(_, id, loaded) => self.loaded(&id, *loaded),
+            Input::Inbox(_, id, rows, permits) => self.page_read(&id, rows, permits),
+            Input::LookedUp(_, key, found) => self.looked_up(&key, *found),
+            Input::Due(_, until, rows) => self.due_read(until, rows),
+            Input::Reminder(_, id, slot, found) => self.reminder_read(&id, &slot, *found),
+            Input::Reminders(_, id, rows) => self.listed(&id, rows),
+            Input::Returned(_, returned) => self.returned(*returned),
         }
     }
 
@@ -365,9 +371,10 @@ impl Partition {
     /// A number that only grows, also over restarts, and that no other partition mints:
     /// microseconds of the store's time, then the partition. They last until the year 2112.
     fn mint(&mut self) -> u64 {
-        let now = u64::try_from(self.now.as_micros()).unwrap_or(0);
+        let now = self.now + self.around.numbers_ahead;
+        let now = u64::try_from(now.as_micros()).unwrap_or(0);
         self.minted = now.max(self.minted + 1);
-        (self.minted << 12) | u64::from(self.around.number)
+        (self.minted << PARTITION_BITS) | u64::from(self.around.number)
     }
 
     fn make_ready(&mut self, id: &EntityId) {
@@ -389,6 +396,3 @@ impl Partition {
         }
     }
 }
-
-/// A stored reminder by entity and slot.
-type Reminder = (EntityId, Slot, ReminderRecord);

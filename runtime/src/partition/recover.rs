@@ -1,10 +1,11 @@
 //! How a generation begins and ends: barrier, what is on disk, restart.
 
 use stead_entities::{EntityId, Error, ErrorKind};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     Activation, FAILURES_MAX, Item, Output, Partition, Phase, Row, Stage, activation::Queued,
-    message::Input, run::Next, ticket::Response, turn::guarded,
+    delete::PURGE, message::Input, run::Next, ticket::Response, turn::guarded,
 };
 use crate::{
     sabotage,
@@ -97,7 +98,9 @@ impl Partition {
         self.backlog.clear();
         self.recovering.clear();
         self.retries.clear();
-        self.exhumed.clear();
+        self.replayed.clear();
+        self.purges.clear();
+        self.letters.clear();
         self.due.clear();
         self.rescan = super::rescan::Rescan::default();
         self.sent = 0;
@@ -114,6 +117,7 @@ impl Partition {
         self.phase = Phase::Serving;
         self.add_backlogs(receivers);
         self.scan_due();
+        self.outputs.push(Output::Letters(None));
         for input in std::mem::take(&mut self.early) {
             self.take(input);
         }
@@ -124,8 +128,8 @@ impl Partition {
         while room > 0
             && let Some(id) = self.recovering.pop_front()
         {
-            self.activate(&id);
-            self.make_ready(&id);
+            // It is activated when its rows are there.
+            self.page(&id);
             room -= 1;
         }
     }
@@ -212,7 +216,9 @@ impl Partition {
         let Some(backlog) = self.backlog.get_mut(id) else {
             return;
         };
-        let has_room = self.table.get(id).is_some_and(|entry| entry.mailbox.is_empty());
+        let limit = self.around.config.mailbox_max;
+        let has_room =
+            self.table.get(id).is_none_or(|entry| entry.mailbox.is_empty() && entry.held() < limit);
         if backlog.is_loading || !has_room || backlog.since > self.released {
             return;
         }
@@ -220,7 +226,12 @@ impl Partition {
         self.outputs.push(Output::Inbox(id.clone(), backlog.after.clone()));
     }
 
-    pub(super) fn page_read(&mut self, id: &EntityId, page: ReadResult<InboxPage>) {
+    pub(super) fn page_read(
+        &mut self,
+        id: &EntityId,
+        page: ReadResult<InboxPage>,
+        mut permits: OwnedSemaphorePermit,
+    ) {
         let Some(backlog) = self.backlog.get_mut(id) else {
             return;
         };
@@ -243,16 +254,22 @@ impl Partition {
         }
         for (key, record) in rows {
             if !self.known.contains(&key) {
-                self.admit_row(key, record);
+                self.admit_row(key, record, permits.split(1));
             }
         }
         self.known_gone(gone);
         if !self.backlog.contains_key(id) {
-            if let Some(activation) = self.table.get_mut(id) {
-                let behind = std::mem::take(&mut activation.behind);
-                activation.mailbox.extend(behind);
+            let behind = self.table.get_mut(id).map(|entry| std::mem::take(&mut entry.behind));
+            for mut item in behind.unwrap_or_default() {
+                self.doom_if_purged(id, &mut item);
+                if let Some(activation) = self.table.get_mut(id) {
+                    activation.mailbox.push_back(item);
+                }
             }
             self.wake_recovering();
+        } else if !self.table.contains_key(id) {
+            // Every row of the page was known, or damaged: the next page follows at once.
+            self.page(id);
         }
         self.make_ready(id);
     }
@@ -261,6 +278,13 @@ impl Partition {
         match (error, self.table.get_mut(id)) {
             (ReadError::Damaged(reason), Some(activation)) => {
                 activation.stage = Stage::Unusable(corrupt(id, reason));
+                self.make_ready(id);
+            }
+            (ReadError::Damaged(reason), None) => {
+                let stage = Stage::Unusable(corrupt(id, reason));
+                let mut activation = Box::new(Activation::loading(self.now));
+                activation.stage = stage;
+                self.table.insert(id.clone(), activation);
                 self.make_ready(id);
             }
             _ => drop(self.retries.insert((self.now + RECOVERY_PAUSE, id.clone()))),
@@ -282,7 +306,12 @@ impl Partition {
     }
 
     /// Puts a row of the inbox into the mailbox.
-    pub(super) fn admit_row(&mut self, key: InboxKey, record: InboxRecord) {
+    pub(super) fn admit_row(
+        &mut self,
+        key: InboxKey,
+        record: InboxRecord,
+        permit: Option<OwnedSemaphorePermit>,
+    ) {
         let id = key.receiver.clone();
         self.known.insert(key.clone());
         self.held_bytes += record.input.len();
@@ -290,8 +319,26 @@ impl Partition {
             return;
         };
         item.is_recovered = self.is_recovered(&id, &item);
-        self.activate(&id).mailbox.push_back(item);
+        let activation = self.activate(&id);
+        item.permit = permit.filter(|_| !activation.is_busy());
+        activation.mailbox.push_back(item);
         self.make_ready(&id);
+    }
+
+    /// Whether an operation that was left behind may run without its attempt being counted first: one
+    /// that did not run when the process ended. It is marked while it runs.
+    pub(super) fn is_cleared(&self, id: &EntityId, item: &mut Item) -> bool {
+        let awaits = matches!(item.work, super::message::Work::Operation { awaits: true, .. });
+        if self.around.marks.is_none() || awaits {
+            return false;
+        }
+        item.is_marked = true;
+        let was_counted = self.counted.contains_key(&(id.clone(), item.row.clone()));
+        if self.around.ran.contains(&item.token) && !was_counted {
+            return false;
+        }
+        item.is_recovered = false;
+        true
     }
 
     /// Whether an operation was left behind by an unclean stop, which it may have caused, and its
@@ -303,6 +350,7 @@ impl Partition {
         };
         let known = self.counted.get(&(id.clone(), item.row.clone()));
         self.around.was_unclean
+            && item.work != super::message::Work::Purge
             && began <= self.started_at
             && known.is_none_or(|attempts| item.attempts < *attempts)
     }
@@ -316,7 +364,8 @@ impl Partition {
         let Some(activation) = self.table.get_mut(id) else {
             return Next::Waits;
         };
-        let share = activation.recover_share;
+        // Where what ran is known, one was running.
+        let share = if self.around.marks.is_some() { 1 } else { activation.recover_share };
         activation.recover_share = (2 * share).min(RECOVER_SHARE_MAX);
         let mut mailbox = std::mem::take(&mut activation.mailbox);
         let mut has_written = false;
@@ -359,6 +408,9 @@ impl Partition {
             deadline: record.deadline,
             ..Queued::new(super::message::Work::State, input, record.token, at)
         });
+        if record.operation == PURGE {
+            return self.purge_of(&id, item);
+        }
         match self.work_of(&id, &record.operation) {
             Ok(work) => {
                 item.work = work;

@@ -89,7 +89,7 @@ impl Partition {
     pub(super) fn add_backlogs(&mut self, receivers: Vec<EntityId>) {
         for id in receivers {
             if self.type_of(&id).is_none() {
-                tracing::warn!(entity = %id, "signals wait for an entity type that is not served");
+                self.note_unserved(&id);
                 continue;
             }
             match self.backlog.get_mut(&id) {

@@ -2,11 +2,11 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use stead_entities::{Context, EntityId, Error, ErrorKind, Timestamp, context::Turn};
+use stead_entities::{Context, EntityId, Error, ErrorKind, Timestamp, Version, context::Turn};
 
 use super::{
     Item, Output, Partition, Row, Stage, TURNS_PER_ENTITY_MAX, TURNS_PER_STEP_MAX,
-    activation::{Lane, Sender},
+    activation::{Doom, Lane, Sender},
     arrive::withdrawn,
     bury::ENDED_THE_PROCESS,
     message::Work,
@@ -104,7 +104,7 @@ impl Partition {
                     self.held_bytes = self.held_bytes.saturating_sub(item.input.len());
                     self.row_gone(key);
                 }
-                Row::Reminder(slot, _, number) => self.due.park(id, slot, number),
+                Row::Reminder(slot, _, number) => self.due.leave(id, slot, number),
             }
             if let Some(ticket) = item.ticket {
                 self.outputs.push(Output::Reply(ticket, Err(error.clone())));
@@ -126,8 +126,9 @@ impl Partition {
             return self.outputs.push(Output::Load(id.clone()));
         }
         let waiting = std::mem::take(&mut activation.mailbox);
-        let (kept, refused): (VecDeque<_>, VecDeque<_>) =
+        let (mut kept, refused): (VecDeque<_>, VecDeque<_>) =
             waiting.into_iter().partition(|item| item.row != Row::None);
+        kept.iter_mut().for_each(|item| item.permit = None);
         activation.mailbox = kept;
         let error = Error::new(ErrorKind::Unavailable, "the store cannot read at the moment");
         for item in refused {
@@ -154,6 +155,13 @@ impl Partition {
         if !self.is_current(id, &item) {
             return Next::Goes;
         }
+        // It is judged again each time the operation is put back before it begins.
+        if let Some(condition) = &item.condition
+            && !condition.holds(self.version_of(id))
+        {
+            self.refuse_condition(id, item);
+            return Next::Goes;
+        }
         if !self.has_room && item.writes() {
             return self.wait_for_room(id, item);
         }
@@ -164,14 +172,14 @@ impl Partition {
         }
         // What is due is an operation like any other.
         item.due = None;
-        if item.is_recovered {
+        if item.is_recovered && !self.is_cleared(id, &mut item) {
             return self.count_attempts(id, item);
         }
         if item.counted > self.released {
             return self.put_back(id, item);
         }
-        if let Some((operation, reason)) = item.doom.take().map(|doom| *doom) {
-            self.bury_as(id, item, operation, Cause::Undecodable, &reason);
+        if let Some(Doom { operation, cause, reason }) = item.doom.take().map(|doom| *doom) {
+            self.bury_as(id, item, operation, cause, &reason);
             return Next::Goes;
         }
         if item.attempts > self.around.config.retries.saturating_add(1) {
@@ -185,6 +193,8 @@ impl Partition {
             Work::State => self.show_state(id, item),
             Work::Query { index } => self.run_query(id, index, item),
             Work::Delete => return self.run_delete(id, item),
+            Work::Purge => return self.list_delayed(id, item),
+            Work::Cancel => return self.run_cancel(id, item),
             Work::Operation { awaits: true, .. } => return self.start(id, item),
             Work::Operation { index, awaits: false } => return self.run_turn(id, index, item),
         }
@@ -202,12 +212,42 @@ impl Partition {
             self.outputs.push(Output::Reply(ticket, Err(error)));
             return Next::Goes;
         }
+        item.permit = None;
         if let Some(sender) = item.sender() {
             self.block_lane(id, item, sender, again);
             return Next::Goes;
         }
         self.retries.insert((again, id.clone()));
+        if item.work == Work::Purge {
+            // What only reads goes before it meanwhile.
+            if let Some(activation) = self.table.get_mut(id) {
+                activation.mailbox.push_back(item);
+            }
+            return Next::Waits;
+        }
         self.put_back(id, item)
+    }
+
+    /// The newest state of an entity, which may not be durable yet.
+    fn version_of(&self, id: &EntityId) -> Option<Version> {
+        let entry = self.table.get(id).filter(|entry| entry.generation > 0)?;
+        Some(Version { generation: entry.generation, revision: entry.revision })
+    }
+
+    fn refuse_condition(&mut self, id: &EntityId, item: Item) {
+        let message = match self.version_of(id) {
+            Some(version) => format!("{id} is at version {version}, and not at the one required"),
+            None => format!("{id} has no state"),
+        };
+        let error = Error::new(ErrorKind::Precondition, message);
+        if item.row != Row::None {
+            return self.refuse(item, error);
+        }
+        self.forget_key(&item, &error);
+        let unreleased = self.unreleased(id);
+        if let Some(ticket) = item.ticket {
+            self.answer(unreleased, ticket, Err(error));
+        }
     }
 
     pub(super) fn put_back(&mut self, id: &EntityId, item: Item) -> Next {
@@ -239,7 +279,8 @@ impl Partition {
     }
 
     /// A signal that arrived behind one of the same sender that waits for its retry.
-    fn block(&mut self, id: &EntityId, item: Item, sender: &Sender) -> Next {
+    fn block(&mut self, id: &EntityId, mut item: Item, sender: &Sender) -> Next {
+        item.permit = None;
         let kept = if item.row == Row::None { self.accept(id, item) } else { Some(item) };
         if let Some(lane) = self.table.get_mut(id).and_then(|entry| entry.lane(sender)) {
             lane.items.extend(kept);
@@ -317,7 +358,11 @@ impl Partition {
             return Next::Goes;
         };
         self.around.watch.begin(id, known.name_of(index), item.ticket.as_ref(), &item.row);
+        let marks = self.around.marks.as_ref().filter(|_| item.is_marked);
+        let mark = |token| marks.iter().for_each(|marks| marks.mark(self.around.number, token));
+        mark(Some(item.token));
         let turned = turn::run(&*known, index, state, ctx, &item.input, limit);
+        mark(None);
         let turned = match self.around.watch.end() {
             false => turned,
             true => turn::Turned::Failed(self.late()),
@@ -352,13 +397,20 @@ impl Partition {
     pub(super) fn block_lane(
         &mut self,
         id: &EntityId,
-        item: Item,
+        mut item: Item,
         sender: Sender,
         retry_at: Timestamp,
     ) {
-        let lane = Lane { sender, retry_at, items: VecDeque::from([item]) };
+        item.permit = None;
         if let Some(activation) = self.table.get_mut(id) {
-            activation.blocked.push(lane);
+            match activation.lane(&sender) {
+                // A sender has one lane: what it waits for first is tried first.
+                Some(lane) => lane.items.push_back(item),
+                None => {
+                    let lane = Lane { sender, retry_at, items: VecDeque::from([item]) };
+                    activation.blocked.push(lane);
+                }
+            }
         }
         self.retries.insert((retry_at, id.clone()));
     }
@@ -367,7 +419,8 @@ impl Partition {
     pub(super) fn unblock(&mut self, id: &EntityId) {
         let now = self.now;
         let Some(activation) = self.table.get_mut(id) else {
-            return;
+            // Rows that could not be read are read again.
+            return self.page(id);
         };
         let lanes = std::mem::take(&mut activation.blocked);
         let (due, waiting): (Vec<Lane>, Vec<Lane>) =

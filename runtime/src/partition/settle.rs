@@ -10,7 +10,7 @@ use stead_entities::{
 
 use super::{
     Item, Partition, Release, Row,
-    message::Delivery,
+    message::{Delivery, Work},
     ticket::Answer,
     turn::{Turned, guarded},
 };
@@ -50,6 +50,9 @@ impl Partition {
         let Turned::Applied { effects, .. } = &turned else {
             return turned;
         };
+        if let Err(error) = self.check_reminders(id, effects) {
+            return Turned::Failed(error);
+        }
         let heads = self.table.get(id).map_or(&[][..], |entry| &entry.reminders);
         let mut names: Set<&str> = Set::default();
         for effect in &effects.list {
@@ -67,10 +70,25 @@ impl Partition {
         Turned::Failed(Error::new(ErrorKind::Invalid, message))
     }
 
+    /// A reminder names an operation that its entity has, with an argument that fits: what it would
+    /// do when it is due must not be found out then.
+    fn check_reminders(&self, id: &EntityId, effects: &Effects) -> Result<(), Error> {
+        let refuse = |why: String| Error::new(ErrorKind::Invalid, why);
+        for effect in &effects.list {
+            let Effect::Remind(Reminder { name, operation, input, .. }) = effect else { continue };
+            let refused = |why: String| refuse(format!("the reminder {name:?} was refused: {why}"));
+            let work = self.work_of(id, operation).map_err(refused)?;
+            if let (Work::Operation { index, .. }, Some(known)) = (work, self.type_of(id)) {
+                known.check(index, input).map_err(|error| refused(error.to_string()))?;
+            }
+        }
+        Ok(())
+    }
+
     fn apply(
         &mut self,
         id: &EntityId,
-        item: Item,
+        mut item: Item,
         state: State,
         encoded: Vec<u8>,
         effects: Effects,
@@ -93,7 +111,11 @@ impl Partition {
         activation.committed_at = activation.committed_at.max(now);
         activation.unreleased = number;
         let revision = activation.revision;
-        self.consume(id, &item);
+        self.consume(id, &mut item);
+        if effects.deleted {
+            // Before its own effects: what it sends itself is for its next incarnation.
+            self.begin_purge(id, &mut item);
+        }
         for (index, effect) in (0_u32..).zip(effects.list) {
             match effect {
                 Effect::Signal(signal) => self.send(id, (generation, revision, index), signal),
@@ -102,7 +124,7 @@ impl Partition {
             }
         }
         if effects.deleted {
-            self.delete_entity(id, item.delayed.as_deref().unwrap_or_default());
+            self.delete_entity(id, item.delayed.take().unwrap_or_default());
         }
         self.conclude(item, Ok(json));
     }
@@ -126,7 +148,15 @@ impl Partition {
     }
 
     /// Takes an applied operation off the disk.
-    pub(super) fn consume(&mut self, id: &EntityId, item: &Item) {
+    pub(super) fn consume(&mut self, id: &EntityId, item: &mut Item) {
+        self.open.permits.extend(item.permit.take());
+        if item.row != Row::None {
+            // Until that is durable the store still shows it.
+            let number = self.open_number();
+            if let Some(activation) = self.table.get_mut(id) {
+                activation.unreleased = number;
+            }
+        }
         match &item.row {
             Row::None => {}
             Row::Inbox(key) => {
@@ -261,7 +291,8 @@ impl Partition {
         self.set_reminder(id, Slot::Named(reminder.name.into()), record);
     }
 
-    fn cancel(&mut self, id: &EntityId, name: &str) {
+    /// Takes a named reminder off the disk, if it is set.
+    pub(super) fn cancel(&mut self, id: &EntityId, name: &str) {
         let Some(activation) = self.table.get(id) else {
             return;
         };
@@ -288,12 +319,12 @@ impl Partition {
     }
 
     /// A rejection: no state, no effects, but the operation is done with.
-    fn reject(&mut self, id: &EntityId, item: Item, rejection: Rejection) {
+    fn reject(&mut self, id: &EntityId, mut item: Item, rejection: Rejection) {
         if item.is_signal() {
             self.accepted_late(&item);
             return self.bury(id, item, Cause::Rejection, rejection.reason());
         }
-        self.consume(id, &item);
+        self.consume(id, &mut item);
         let writes = item.key.is_some() || item.row != Row::None;
         let unreleased = self.unreleased(id);
         match &item.ticket {
@@ -306,9 +337,10 @@ impl Partition {
     }
 
     /// A call that failed: its caller hears it, and nothing is remembered.
-    fn refuse(&mut self, mut item: Item, error: Error) {
+    pub(super) fn refuse(&mut self, mut item: Item, error: Error) {
         if let Row::Inbox(key) = &item.row {
-            self.consume(&key.receiver.clone(), &item);
+            let id = key.receiver.clone();
+            self.consume(&id, &mut item);
             self.forget_stored(&item, &error);
         } else {
             self.forget_key(&item, &error);
@@ -324,6 +356,8 @@ impl Partition {
         if !item.is_signal() {
             return self.refuse(item, error);
         }
+        // It is accepted with this attempt, which its condition allowed.
+        item.condition = None;
         if std::mem::take(&mut item.counted) == 0 {
             item.attempts += 1;
         }

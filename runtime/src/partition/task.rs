@@ -56,6 +56,10 @@ pub(super) async fn within<T: Send + 'static>(
         Some(Err(failed)) if failed.is_panic() => Err(panicked(&*failed.into_panic())),
         Some(Err(_)) => Err(Error::new(ErrorKind::Closed, "the node is stopping")),
         None => {
+            // It ends where it awaits. Where it blocks its thread it ends never, and must not be tried
+            // again meanwhile: the watchdog sees to it.
+            task.0.abort();
+            let _ended = (&mut task.0).await;
             let message = format!("the operation awaited for longer than {deadline:?}");
             Err(Error::new(ErrorKind::Deadline, message))
         }

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use stead_entities::{Error, ErrorKind, Rejection, Timestamp};
+use stead_entities::{Error, ErrorKind, Rejection, Timestamp, Version};
 
 use crate::{admission::Permit, clock::deadline_after, sabotage};
 
@@ -27,6 +27,8 @@ pub(crate) type Response = Result<Answer, Error>;
 pub(crate) enum Answer {
     /// The signal is durable, the entity deleted, the letter gone, the partition alive.
     Done,
+    /// The signal is durable, and due later, under this number.
+    Scheduled(u64),
     /// The result as JSON.
     Replied(Vec<u8>),
     /// The entity's "no".
@@ -46,6 +48,13 @@ pub struct StateView {
     pub committed_at: Timestamp,
     /// The state as JSON.
     pub state: Vec<u8>,
+}
+
+impl StateView {
+    /// The version of this state, as conditions name it.
+    pub fn version(&self) -> Version {
+        Version { generation: self.generation, revision: self.revision }
+    }
 }
 
 const WAITING: u8 = 0;
@@ -107,6 +116,12 @@ impl Ticket {
     pub(crate) fn make_uncertain(&self) {
         self.take();
         self.0.is_uncertain.store(true, Ordering::SeqCst);
+    }
+
+    /// Gives up as at the deadline.
+    #[cfg(test)]
+    pub(crate) fn make_withdrawn(&self) {
+        self.withdraw();
     }
 
     /// Gives up, unless the work has begun.

@@ -34,7 +34,7 @@ pub(super) fn run(
         (copy, outcome)
     };
     match guarded(body) {
-        Ok((copy, outcome)) => settle(copy, ctx, outcome, state_bytes_max),
+        Ok((copy, outcome)) => settle(entity_type, copy, ctx, outcome, state_bytes_max),
         Err(error) => Turned::Failed(error),
     }
 }
@@ -46,6 +46,7 @@ pub(super) fn guarded<T>(code: impl FnOnce() -> T) -> Result<T, Error> {
 
 /// Judges what an operation left behind.
 pub(super) fn settle(
+    entity_type: &dyn EntityType,
     state: State,
     ctx: Context,
     outcome: Outcome,
@@ -70,7 +71,11 @@ pub(super) fn settle(
         Ok(Ok(encoded)) if encoded.len() > state_bytes_max => {
             failed(format!("the state has {} bytes, the limit is {state_bytes_max}", encoded.len()))
         }
-        Ok(Ok(encoded)) => Turned::Applied { state, encoded, effects, json },
+        Ok(Ok(encoded)) => match guarded(|| entity_type.prove(&state, &encoded)) {
+            Ok(Ok(())) => Turned::Applied { state, encoded, effects, json },
+            Ok(Err(why)) => failed(why),
+            Err(error) => Turned::Failed(error),
+        },
         Ok(Err(error)) => failed(format!("the state cannot be stored: {error}")),
         Err(error) => Turned::Failed(error),
     }

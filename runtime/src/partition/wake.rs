@@ -1,35 +1,46 @@
 //! Time: reminders that are due, retries, entities that are idle.
 //!
-//! Only the next window of reminders is in memory. The window is filled from the store, and by what
-//! is set while it is being filled; a reminder leaves it when it fires and is remembered as fired
-//! until the burst that removes its row is durable.
+//! Only the next rows of the order of due times are in memory, bounded in number and bytes. The window
+//! is filled from the store page by page, each scan going on where the last one ended, and by what is
+//! set while it covers its time; a reminder leaves it when it fires and is remembered as fired until the
+//! burst that removes its row is durable. What fires needs one of the node's permits until it is
+//! durable, so that a million reminders for one instant do not keep others waiting.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use stead_entities::{EntityId, Timestamp};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    Item, Output, Partition, Phase, Reminder,
-    activation::{Queued, Retry},
+    Item, Output, Partition, Phase,
+    activation::{Doom, Queued, Retry},
 };
 use crate::{
-    map::{Map, Set},
+    map::Map,
     sabotage,
     store::{
-        ReadResult, ReminderRows, Write,
-        record::{ReminderRecord, Slot},
+        DueKey, ReadResult, ReminderPage, Write,
+        record::{Cause, ReminderRecord, Slot},
     },
 };
 
 /// How far ahead the window reaches.
 const WINDOW: Duration = Duration::from_secs(60);
 /// The most reminders that are read at one time.
-const WINDOW_ROWS: usize = 512;
-
-/// The most reminders that have fired and are not yet settled; more wait on disk.
+const PAGE_ROWS: usize = 128;
+/// The most reminders in the window. What is set beyond it stays on disk.
+const PENDING_MAX: usize = 512;
+/// The most bytes of arguments in the window.
+const PENDING_BYTES_MAX: usize = 512 << 10;
+/// The most reminders that have fired and are not yet settled, those included that wait for a retry;
+/// more wait on disk.
 const FIRED_MAX: usize = 4_096;
+/// How many permits are asked for at one time.
+const PERMITS_SHARE: usize = 8;
 /// The wait before the store is scanned again after it could not be read.
 const SCAN_PAUSE: Duration = Duration::from_secs(1);
+/// The most entities in memory before those that were not used for a second leave.
+const CROWDED: usize = 1_024;
 
 /// One occurrence of one reminder.
 type Occurrence = (EntityId, Slot, u64);
@@ -37,21 +48,30 @@ type Occurrence = (EntityId, Slot, u64);
 /// The reminders of a partition that are due soon.
 #[derive(Default)]
 pub(super) struct Window {
-    pending: BTreeMap<(Timestamp, EntityId, Slot), ReminderRecord>,
+    /// With the burst that makes each durable.
+    pending: BTreeMap<DueKey, (u64, ReminderRecord)>,
+    /// Bytes of arguments in `pending`.
+    pending_bytes: usize,
     fired: Map<Occurrence, ReminderRecord>,
-    /// Everything that is due at this time or before, and durable, is in `pending` or `fired`.
+    /// Everything durable up to this row, in the order of due times, is in `pending` or `fired`, or
+    /// waits for a node that can use it.
+    reached: Option<DueKey>,
+    /// So is everything durable that is due at this time or before.
     until: Option<Timestamp>,
     is_scanning: bool,
+    /// Whether the window has shrunk since the scan under way began, which then proves nothing.
+    has_shrunk: bool,
     /// Whether something was stored that the scan under way may miss.
     again: bool,
     /// When to scan again after the store could not be read.
     retry_at: Option<Timestamp>,
     /// Removed from the store while it was being scanned, which may show them.
     gone: Vec<Occurrence>,
-    /// Due, but of entity types that this node does not serve, or of entities that it cannot use.
-    parked: Set<Occurrence>,
-    /// Set beyond `until`, with the burst that makes it durable.
-    beyond: Vec<(u64, Reminder)>,
+    /// Set beyond what is covered, with the burst that makes it durable.
+    beyond: Vec<(u64, DueKey, ReminderRecord)>,
+    /// Permits for what fires next.
+    permits: Option<OwnedSemaphorePermit>,
+    has_asked: bool,
 }
 
 impl Window {
@@ -59,12 +79,59 @@ impl Window {
         *self = Self::default();
     }
 
-    fn add(&mut self, id: EntityId, slot: Slot, record: ReminderRecord) {
+    /// How many rows are held in memory.
+    #[cfg(test)]
+    pub(super) fn in_memory(&self) -> usize {
+        self.pending.len() + self.fired.len()
+    }
+
+    /// How many have fired and are not settled.
+    #[cfg(test)]
+    pub(super) fn fired_count(&self) -> usize {
+        self.fired.len()
+    }
+
+    /// Whether everything durable at this place is known.
+    fn covers(&self, place: &DueKey) -> bool {
+        self.until.is_some_and(|until| place.0 <= until)
+            || self.reached.as_ref().is_some_and(|reached| place <= reached)
+    }
+
+    fn add(&mut self, burst: u64, (due, id, slot): DueKey, record: ReminderRecord) {
         let occurrence = (id, slot, record.number);
-        if !self.fired.contains_key(&occurrence) && !self.parked.contains(&occurrence) {
-            let (id, slot, _) = occurrence;
-            self.pending.insert((record.due, id, slot), record);
+        if self.fired.contains_key(&occurrence) {
+            return;
         }
+        let (id, slot, _) = occurrence;
+        self.pending_bytes += record.input.len();
+        if let Some((_, old)) = self.pending.insert((due, id, slot), (burst, record)) {
+            self.pending_bytes -= old.input.len();
+        }
+    }
+
+    fn is_crowded(&self) -> bool {
+        self.pending.len() > PENDING_MAX
+            || (self.pending_bytes > PENDING_BYTES_MAX && self.pending.len() > 1)
+    }
+
+    /// Leaves the last rows to the disk where there are too many; those that are not durable yet are
+    /// kept until they are.
+    fn shrink(&mut self, released: u64) {
+        if !self.is_crowded() {
+            return;
+        }
+        while (self.pending.len() > PENDING_MAX / 2 || self.pending_bytes > PENDING_BYTES_MAX / 2)
+            && self.pending.len() > 1
+            && let Some((place, (burst, record))) = self.pending.pop_last()
+        {
+            self.pending_bytes -= record.input.len();
+            if burst > released {
+                self.beyond.push((burst, place, record));
+            }
+        }
+        self.until = None;
+        self.reached = self.pending.keys().next_back().cloned();
+        self.has_shrunk = self.is_scanning;
     }
 
     /// The record of a reminder that fired.
@@ -86,15 +153,14 @@ impl Window {
         }
     }
 
-    /// Leaves an occurrence that fired for who can use its entity.
-    pub(super) fn park(&mut self, id: &EntityId, slot: Slot, number: u64) {
-        let occurrence = (id.clone(), slot, number);
-        self.fired.remove(&occurrence);
-        self.parked.insert(occurrence);
+    /// Leaves an occurrence that fired on disk, for who can use its entity.
+    pub(super) fn leave(&mut self, id: &EntityId, slot: Slot, number: u64) {
+        self.fired.remove(&(id.clone(), slot, number));
     }
 
     fn end_scan(&mut self) {
         self.is_scanning = false;
+        self.has_shrunk = false;
         for occurrence in std::mem::take(&mut self.gone) {
             self.fired.remove(&occurrence);
         }
@@ -102,22 +168,45 @@ impl Window {
 
     fn wants_scan(&self, now: Timestamp) -> bool {
         !self.is_scanning
-            && (self.pending.is_empty() || self.again)
+            && (self.again || self.pending.len() < PENDING_MAX / 4)
             && self.fired.len() < FIRED_MAX
             && self.retry_at.is_none_or(|at| at <= now)
             && (self.again || self.until.is_none_or(|until| until <= now + WINDOW / 2))
     }
 
+    /// Takes back a row that is to fire no more. The caller removes it from the store, and says so with
+    /// [`super::Release::Fired`].
     pub(super) fn drop_pending(&mut self, id: &EntityId, slot: &Slot, record: &ReminderRecord) {
-        self.pending.remove(&(record.due, id.clone(), slot.clone()));
-        self.beyond.retain(|(_, (of, at, _))| of != id || at != slot);
+        let place = (record.due, id.clone(), slot.clone());
+        if let Some((_, dropped)) = self.pending.remove(&place) {
+            self.pending_bytes -= dropped.input.len();
+        }
+        self.beyond.retain(|(_, at, _)| *at != place);
+        // A scan may still show it until that is durable.
+        self.fired.insert((place.1, place.2, record.number), record.clone());
     }
 
     /// What is durable will be found by the next scan.
     pub(super) fn settle(&mut self, released: u64) {
         if !self.is_scanning {
-            self.beyond.retain(|(burst, _)| *burst > released);
+            self.beyond.retain(|(burst, ..)| *burst > released);
         }
+    }
+
+    /// Forgets what is on disk, to read it from the beginning; what is not durable yet is kept.
+    fn begin_anew(&mut self, released: u64) {
+        (self.reached, self.until, self.pending_bytes) = (None, None, 0);
+        for (place, (burst, record)) in std::mem::take(&mut self.pending) {
+            if burst > released {
+                self.beyond.push((burst, place, record));
+            }
+        }
+    }
+
+    /// Takes the permits that arrived, or gives them back where nothing more is to fire.
+    pub(super) fn take_permits(&mut self, permits: OwnedSemaphorePermit, is_stopping: bool) {
+        self.has_asked = false;
+        self.permits = Some(permits).filter(|_| !is_stopping);
     }
 }
 
@@ -125,32 +214,35 @@ impl Partition {
     /// Watches a reminder that is being set by the burst `burst`, or that is durable already.
     pub(super) fn set_due(&mut self, burst: u64, id: EntityId, slot: Slot, record: ReminderRecord) {
         let due = record.due;
-        if self.due.until.is_some_and(|until| due <= until) {
-            self.due.add(id, slot, record);
+        let place = (due, id, slot);
+        if self.due.covers(&place) {
+            self.due.add(burst, place, record);
+            self.due.shrink(self.released);
         } else {
-            self.due.beyond.push((burst, (id, slot, record)));
+            self.due.beyond.push((burst, place, record));
             self.due.settle(self.released);
         }
         self.outputs.push(Output::WakeAt(due));
     }
 
-    /// Scans once more, though nothing was to be missed.
+    /// Scans once more from the beginning, though nothing was to be missed.
     pub(super) fn scan_due_again(&mut self) {
         self.due.again = true;
     }
 
     pub(super) fn scan_due(&mut self) {
         self.due.is_scanning = true;
-        self.due.again = false;
         self.due.retry_at = None;
-        let known = self.due.pending.len() + self.due.fired.len() + self.due.parked.len();
-        let limit = WINDOW_ROWS + known;
-        self.outputs.push(Output::Due(self.now + WINDOW, limit));
+        if std::mem::take(&mut self.due.again) {
+            self.due.begin_anew(self.released);
+        }
+        let after = self.due.reached.clone();
+        self.outputs.push(Output::Due(after, self.now + WINDOW, PAGE_ROWS));
     }
 
-    pub(super) fn due_read(&mut self, until: Timestamp, rows: ReadResult<ReminderRows>) {
-        let rows = match rows {
-            Ok(rows) => rows,
+    pub(super) fn due_read(&mut self, until: Timestamp, page: ReadResult<ReminderPage>) {
+        let page = match page {
+            Ok(page) => page,
             Err(error) => {
                 tracing::error!(partition = self.number(), %error, "reminders cannot be read");
                 self.due.end_scan();
@@ -158,38 +250,47 @@ impl Partition {
                 return;
             }
         };
-        let is_all = rows.len() < WINDOW_ROWS;
-        let until = match rows.last() {
-            Some((_, _, last)) if !is_all => last.due,
-            _ => until,
-        };
-        let is_first = self.due.until.is_none();
-        self.due.until = Some(until);
-        for (id, slot, record) in rows {
+        if self.due.has_shrunk {
+            return self.due.end_scan();
+        }
+        let is_first = self.due.until.is_none() && self.due.reached.is_none();
+        if let Some((id, slot, last)) = page.rows.last() {
+            self.due.reached = Some((last.due, id.clone(), slot.clone()));
+        }
+        if page.is_end {
+            self.due.until = Some(until);
+        }
+        for (id, slot, record) in page.rows {
             if sabotage::is("X11") && is_first && record.due < self.now {
                 continue;
             }
-            self.due.add(id, slot, record);
+            self.due.add(0, (record.due, id, slot), record);
         }
-        for (burst, (id, slot, record)) in std::mem::take(&mut self.due.beyond) {
-            if record.due <= until {
-                self.due.add(id, slot, record);
+        for (burst, place, record) in std::mem::take(&mut self.due.beyond) {
+            if self.due.covers(&place) {
+                self.due.add(burst, place, record);
             } else {
-                self.due.beyond.push((burst, (id, slot, record)));
+                self.due.beyond.push((burst, place, record));
             }
         }
         self.due.end_scan();
         self.due.settle(self.released);
+        self.due.shrink(self.released);
     }
 
     /// Fires what is due, lets retries go and forgets who is idle.
     pub(super) fn wake_due(&mut self) {
-        while let Some(entry) = self.due.pending.first_entry()
-            && entry.key().0 <= self.now
+        while self.due.fired.len() < FIRED_MAX
+            && self.due.pending.keys().next().is_some_and(|(due, ..)| *due <= self.now)
         {
-            let ((_, id, slot), record) = entry.remove_entry();
-            self.fire(id, slot, record);
+            let Some(permit) = self.permit_to_fire() else { break };
+            if let Some(((_, id, slot), (_, record))) = self.due.pending.pop_first() {
+                self.due.pending_bytes -= record.input.len();
+                self.fire(id, slot, record, permit);
+            }
         }
+        // What is not needed at once is for others.
+        self.due.permits = None;
         while let Some((at, _)) = self.retries.first()
             && *at <= self.now
             && let Some((_, id)) = self.retries.pop_first()
@@ -202,30 +303,62 @@ impl Partition {
         }
     }
 
+    /// One of the node's permits, or none while they are waited for.
+    fn permit_to_fire(&mut self) -> Option<OwnedSemaphorePermit> {
+        let mut permits = self.due.permits.take();
+        let one = permits.as_mut().and_then(|permits| permits.split(1));
+        self.due.permits = permits.filter(|permits| permits.num_permits() > 0);
+        if one.is_none() && !std::mem::replace(&mut self.due.has_asked, true) {
+            let wanted = PERMITS_SHARE.min(self.due.pending.len()).max(1);
+            self.outputs.push(Output::Permits(wanted));
+        }
+        one
+    }
+
+    /// Gives every permit back: nothing more is begun.
+    pub(super) fn drop_permits(&mut self) {
+        self.due.permits = None;
+        for activation in self.table.values_mut() {
+            activation.mailbox.iter_mut().for_each(|item| item.permit = None);
+        }
+    }
+
     /// Asks to be woken when the next thing is due, whatever it is. It is asked in every step: a
     /// wish is forgotten where the partition was to be woken earlier.
     pub(super) fn plan_wake(&mut self) {
         if self.phase != Phase::Serving {
             return self.outputs.extend(self.recover_at.map(Output::WakeAt));
         }
+        // What is due already waits for permits, or for room, and is gone on with when they come.
         let next_due = self.due.pending.keys().next().map(|(due, ..)| *due);
+        let next_due = next_due.filter(|due| *due > self.now);
         let next_retry = self.retries.first().map(|(at, _): &Retry| *at);
         let next_scan = self.due.until.map(|until| until.max(self.now + WINDOW / 4));
         let next_try = self.due.retry_at.filter(|at| *at > self.now);
-        let next_sweep = self.swept_at + self.around.config.idle / 4;
+        let idle = self.around.config.idle;
+        let next_sweep = match self.table.len() > CROWDED {
+            true => self.swept_at + idle.min(Duration::from_secs(1)) / 4,
+            false => self.swept_at + idle / 4,
+        };
         let next_sweep = Some(next_sweep).filter(|_| !self.table.is_empty());
         let next_read = self.recover_at;
-        let next = [next_due, next_retry, next_scan, next_try, next_sweep, next_read];
+        let next_letters = self.letters.read_again_at();
+        let next = [next_due, next_retry, next_scan, next_try, next_sweep, next_read, next_letters];
         let next = next.into_iter().flatten().min();
         self.outputs.extend(next.map(Output::WakeAt));
     }
 
     /// Puts a due reminder into its entity's order.
-    fn fire(&mut self, id: EntityId, slot: Slot, record: ReminderRecord) {
+    fn fire(
+        &mut self,
+        id: EntityId,
+        slot: Slot,
+        record: ReminderRecord,
+        permit: OwnedSemaphorePermit,
+    ) {
         if self.type_of(&id).is_none() {
-            tracing::warn!(entity = %id, "a reminder waits for an entity type that is not served");
-            self.due.parked.insert((id, slot, record.number));
-            return;
+            // It stays on disk for a node that serves the type.
+            return self.note_unserved(&id);
         }
         if sabotage::is("X9") {
             let partition = self.around.number;
@@ -236,10 +369,22 @@ impl Partition {
         let mut item = Box::new(Queued::of_reminder(super::message::Work::State, slot, &record));
         match self.work_of(&id, &record.operation) {
             Ok(work) => item.work = work,
-            Err(reason) => item.doom = Some(Box::new((record.operation, reason))),
+            Err(reason) => {
+                let cause = Cause::Undecodable;
+                item.doom = Some(Box::new(Doom { operation: record.operation, cause, reason }));
+            }
         }
         item.is_recovered = self.is_recovered(&id, &item);
-        self.activate(&id).mailbox.push_back(item);
+        self.doom_if_purged(&id, &mut item);
+        // What waits on disk came before it.
+        let has_backlog = self.backlog.contains_key(&id);
+        let activation = self.activate(&id);
+        // What has to wait for long must not keep others waiting.
+        item.permit = Some(permit).filter(|_| !has_backlog && !activation.is_busy());
+        match has_backlog {
+            true => activation.behind.push_back(item),
+            false => activation.mailbox.push_back(item),
+        }
         self.make_ready(&id);
     }
 
@@ -261,17 +406,26 @@ impl Partition {
         self.open.writes.push(Write::Remind(partition, id.clone(), slot, record));
     }
 
+    /// Forgets entities that were not used for a while; for a shorter while, where there are many.
     fn sweep(&mut self) {
-        let idle = self.around.config.idle;
+        let idle = match self.table.len() > CROWDED {
+            true => self.around.config.idle.min(Duration::from_secs(1)),
+            false => self.around.config.idle,
+        };
         if self.now < self.swept_at + idle / 4 {
             return;
         }
         self.swept_at = self.now;
-        self.prune_rejections();
+        self.prune_letters();
         let since = Timestamp::from_micros(
             self.now.as_micros() - i64::try_from(idle.as_micros()).unwrap_or(i64::MAX / 2),
         );
         let (released, backlog) = (self.released, &self.backlog);
         self.table.retain(|id, entry| !entry.is_idle(released, since) || backlog.contains_key(id));
+        let table = &self.table;
+        self.purges.retain(|id, _| table.contains_key(id) || backlog.contains_key(id));
+        if self.table.capacity() > 4 * self.table.len().max(64) {
+            self.table.shrink_to_fit();
+        }
     }
 }

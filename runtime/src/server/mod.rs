@@ -18,7 +18,7 @@ use self::{
     flags::{Asked, Command, LogFormat, Serve, Verb, log_filter},
     stop::Stop,
 };
-use crate::{Client, Config, Fatal, Node, NodeBuilder, Server, ServerSettings, StartError};
+use crate::{Client, Config, Node, NodeBuilder, Server, ServerSettings, StartError};
 
 /// Exit codes, each with one meaning; 0 is a clean stop.
 pub mod exit {
@@ -193,17 +193,7 @@ async fn serve_until(node: Node, server: Server, asked: &Stop) -> u8 {
     let mut serving = tokio::task::JoinSet::from_iter([serving]);
     tokio::select! {
         fatal = node.failed() => {
-            return match fatal {
-                Fatal::Poisoned(why) => fail(exit::POISONED, &format!(
-                    "the storage is poisoned by a failed flush ({why}); start again to recover \
-                     everything that was acknowledged")),
-                Fatal::Fenced => fail(
-                    exit::IN_USE,
-                    "another process took over the store, or the name of this node",
-                ),
-                Fatal::Spinning(name) => fail(exit::SPINNING, &format!(
-                    "{name} does not end; it becomes a dead letter when its attempts are used up")),
-            };
+            return fail(fatal.exit_code(), &fatal.to_string());
         }
         // Where it cannot be waited for, a stop is as good as asked for.
         _asked = asked.asked() => {}

@@ -34,6 +34,8 @@ async fn open_directory(settings: &Serve) -> Result<(NodeBuilder, String), (u8, 
     let rocks = RocksSettings {
         node: name(settings).into(),
         free_bytes_min: settings.free_bytes_min,
+        block_cache_bytes: settings.block_cache_bytes,
+        reset_clock: settings.reset_clock,
         ..RocksSettings::default()
     };
     let path = settings.data.clone();
@@ -45,7 +47,9 @@ async fn open_directory(settings: &Serve) -> Result<(NodeBuilder, String), (u8, 
             let message = format!("{error}: stop it, or choose another directory with --data");
             Err((exit::IN_USE, message))
         }
-        Ok(Err(error @ OpenError::LostTail(_))) => Err((exit::LOST_TAIL, error.to_string())),
+        Ok(Err(error @ (OpenError::LostTail(_) | OpenError::Gap(_)))) => {
+            Err((exit::LOST_TAIL, error.to_string()))
+        }
         Ok(Err(error)) => Err((exit::FAILED, format!("{place}: {error}"))),
         Err(error) => Err((exit::FAILED, error.to_string())),
     }
@@ -56,6 +60,7 @@ async fn open_database(url: &str, settings: &Serve) -> Result<(NodeBuilder, Stri
     let postgres = PostgresSettings {
         node: name(settings).into(),
         unsafe_durability: settings.unsafe_durability,
+        reset_clock: settings.reset_clock,
         ..PostgresSettings::default()
     };
     match PostgresStore::connect_with(url, &postgres).await {

@@ -56,11 +56,26 @@ pub const SETTINGS: &[u8] = b"settings";
 /// The key of the lane of a single node.
 pub const LANE: &[u8] = b"lane/0";
 
+/// The key of the chain of batches, of which RocksDB keeps the ends.
+pub const HISTORY: &[u8] = b"history";
+/// The key of how far minted numbers are ahead of the clock, where that was set back.
+pub const NUMBERS_AHEAD: &[u8] = b"numbers_ahead";
+
+/// What the keys of the layouts of an entity type begin with.
+pub fn layouts(entity_type: &str) -> Vec<u8> {
+    format!("layout/{entity_type}/").into_bytes()
+}
+
 /// The key of a layout.
 pub fn layout(entity_type: &str, version: u32) -> Vec<u8> {
-    let mut key = format!("layout/{entity_type}/").into_bytes();
+    let mut key = layouts(entity_type);
     key.extend(version.to_be_bytes());
     key
+}
+
+/// The key of the names of the operations that an entity type has, or had.
+pub fn operations(entity_type: &str) -> Vec<u8> {
+    format!("operations/{entity_type}").into_bytes()
 }
 
 /// Everything of one entity in a table that is ordered by partition and entity.

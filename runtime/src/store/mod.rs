@@ -9,14 +9,17 @@ pub mod keys;
 pub mod memory;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+#[cfg(feature = "rocksdb")]
+mod readers;
 pub mod record;
 #[cfg(feature = "rocksdb")]
 pub mod rocks;
 mod rows;
 pub mod shared;
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
+use serde::{Deserialize, Serialize};
 use siphasher::sip128::{Hasher128, SipHasher24};
 use stead_entities::{BoxFuture, EntityId, Error, ErrorKind, Timestamp};
 
@@ -24,11 +27,12 @@ pub use memory::MemoryStore;
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresStore;
 use record::{
-    Damaged, DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey, InboxRecord,
-    ReminderRecord, Settings, Slot, StateRecord,
+    Cause, Damaged, DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey,
+    InboxRecord, ReminderRecord, Settings, Slot, StateHead, StateRecord,
 };
 #[cfg(feature = "rocksdb")]
 pub use rocks::RocksStore;
+pub(crate) use rows::PAGE_BYTES_MAX;
 
 /// The right to commit: exactly the next batch of one lane of one incarnation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +87,8 @@ pub enum Write {
     Exhume(DeadLetterId),
     /// The layout of a version of an entity type.
     PutLayout(String, u32, String),
+    /// The names of the operations that an entity type has, or had.
+    PutOperations(String, Vec<String>),
     /// The end of the ownership of a partition, which must be the writer's; shared stores only.
     Release(u16),
 }
@@ -125,6 +131,8 @@ impl From<ReadError> for Error {
 
 /// An answer of the store.
 pub type ReadResult<T> = Result<T, ReadError>;
+/// The names of operations, beside the entity type that has them.
+pub type OperationsByType = Vec<(String, Vec<String>)>;
 /// Some of the rows that were asked for, in key order: those that fit into a page.
 #[derive(Debug)]
 pub struct Page<R> {
@@ -136,12 +144,81 @@ pub struct Page<R> {
 
 /// A page of the inbox.
 pub type InboxPage = Page<(InboxKey, InboxRecord)>;
-/// A page of entities with their states.
-pub type StatePage = Page<(EntityId, StateRecord)>;
+/// A page of entities with what lists show of them.
+pub type StatePage = Page<(EntityId, StateHead)>;
+/// A stored reminder or delayed signal by entity and slot.
+pub type Reminder = (EntityId, Slot, ReminderRecord);
+/// A page of reminders and delayed signals.
+pub type ReminderPage = Page<Reminder>;
+/// The place of a reminder in the order of due times.
+pub type DueKey = (Timestamp, EntityId, Slot);
+/// A page of what is kept in memory of dead letters.
+pub type DeadLetterHeads = Page<DeadLetterHead>;
+
 /// A page of dead letters with their ids.
-pub type DeadLetterPage = Page<(DeadLetterId, DeadLetter)>;
-/// Reminders with their keys.
-pub type ReminderRows = Vec<(EntityId, Slot, ReminderRecord)>;
+#[derive(Debug)]
+pub struct DeadLetterPage {
+    /// The letters that fit the filter.
+    pub rows: Vec<(DeadLetterId, DeadLetter)>,
+    /// Where the next page begins; `None` behind the last one.
+    pub next: Option<DeadLetterId>,
+}
+
+/// What is known of a dead letter without its content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeadLetterHead {
+    /// Where it lies.
+    pub id: DeadLetterId,
+    /// When it was made.
+    pub at: Timestamp,
+    /// How many bytes it takes.
+    pub bytes: usize,
+}
+
+/// Which dead letters are meant: those that fit every part that is given.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct DeadLetterFilter {
+    /// Letters of entities of this type.
+    pub entity_type: Option<String>,
+    /// Letters of the entity with this id, `type/key`.
+    pub entity: Option<String>,
+    /// Letters of operations of this name.
+    pub operation: Option<String>,
+    /// Letters with this cause.
+    pub cause: Option<Cause>,
+}
+
+impl DeadLetterFilter {
+    /// Whether a letter is meant.
+    pub fn fits(&self, letter: &DeadLetter) -> bool {
+        let entity_type = letter.entity.split('/').next();
+        self.entity_type.as_deref().is_none_or(|wanted| Some(wanted) == entity_type)
+            && self.entity.as_ref().is_none_or(|wanted| *wanted == letter.entity)
+            && self.operation.as_ref().is_none_or(|wanted| *wanted == letter.operation)
+            && self.cause.is_none_or(|wanted| wanted == letter.cause)
+    }
+}
+
+/// A stored signal or reminder and the operation that it names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    /// The entity that it is for.
+    pub id: EntityId,
+    /// The operation.
+    pub operation: String,
+    /// Whether it is a reminder or a delayed signal.
+    pub is_reminder: bool,
+}
+
+/// How long a read may take, which decides what it waits behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Haste {
+    /// A turn waits for it.
+    Short,
+    /// It reads pages for people.
+    Long,
+}
 
 /// What a store knows of itself when it is opened.
 ///
@@ -156,8 +233,20 @@ pub struct Opened {
     pub last_batch: u64,
     /// The high-water mark of the store's clock.
     pub time: Timestamp,
+    /// How far minted numbers are ahead of the clock, because it was set back by so much.
+    pub numbers_ahead: Duration,
     /// Whether the incarnation before this one ended without draining.
     pub was_unclean: bool,
+    /// The tokens of the marked operations that ran when it ended.
+    pub running: Vec<u128>,
+}
+
+/// Marks of operations that run, which outlive the process. For operations that an unclean stop left
+/// behind: one of them may be what ended the process.
+pub trait RunningMarks: Send + Sync + fmt::Debug {
+    /// Marks the operation of a token as running in a partition, in place of the one before; `None`
+    /// takes the mark away.
+    fn mark(&self, partition: u16, token: Option<u128>);
 }
 
 /// Durable storage of one node.
@@ -201,20 +290,41 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     ) -> BoxFuture<'static, ReadResult<InboxPage>>;
     /// The entities of a partition that have inbox rows.
     fn receivers(&self, partition: u16) -> BoxFuture<'static, ReadResult<Vec<EntityId>>>;
-    /// Up to `limit` reminders of a partition that are due at `until` or before, in order.
+    /// Up to `limit` reminders of a partition that are due at `until` or before, in order, from behind
+    /// `after`; fewer where they are large.
     fn due(
         &self,
         partition: u16,
+        after: Option<DueKey>,
         until: Timestamp,
         limit: usize,
-    ) -> BoxFuture<'static, ReadResult<ReminderRows>>;
-    /// The reminders and delayed signals of an entity; at most `limit`, and a page, if there is one.
-    fn reminders(
+    ) -> BoxFuture<'static, ReadResult<ReminderPage>>;
+    /// One reminder or delayed signal.
+    fn reminder(
         &self,
         partition: u16,
         id: EntityId,
-        limit: Option<usize>,
-    ) -> BoxFuture<'static, ReadResult<ReminderRows>>;
+        slot: Slot,
+    ) -> BoxFuture<'static, ReadResult<Option<ReminderRecord>>>;
+    /// Up to `limit` reminders and delayed signals of an entity behind `after`, reminders first;
+    /// fewer where they are large.
+    fn reminders(
+        &self,
+        haste: Haste,
+        partition: u16,
+        id: EntityId,
+        after: Option<Slot>,
+        limit: usize,
+    ) -> BoxFuture<'static, ReadResult<ReminderPage>>;
+    /// Up to `limit` stored signals and as many reminders for the entities of a type in a partition, but
+    /// for those that name an operation of `except`; fewer where very many have to be looked at.
+    fn waiting(
+        &self,
+        partition: u16,
+        entity_type: String,
+        except: Vec<String>,
+        limit: usize,
+    ) -> BoxFuture<'static, ReadResult<Vec<Waiting>>>;
     /// What is remembered under a key.
     fn remembered(
         &self,
@@ -228,22 +338,45 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
         after: Option<String>,
         limit: usize,
     ) -> BoxFuture<'static, ReadResult<StatePage>>;
-    /// Up to `limit` dead letters after `after`.
+    /// Up to `limit` dead letters behind `after` that fit the filter; fewer where they are large, or
+    /// where many do not fit.
     fn dead_letters(
         &self,
+        filter: DeadLetterFilter,
         after: Option<DeadLetterId>,
         limit: usize,
     ) -> BoxFuture<'static, ReadResult<DeadLetterPage>>;
+    /// What is known of up to `limit` dead letters of a partition behind `after`.
+    fn dead_letter_heads(
+        &self,
+        partition: u16,
+        after: Option<DeadLetterId>,
+        limit: usize,
+    ) -> BoxFuture<'static, ReadResult<DeadLetterHeads>>;
     /// One dead letter.
     fn dead_letter(&self, id: DeadLetterId) -> BoxFuture<'static, ReadResult<Option<DeadLetter>>>;
     /// The stored layouts of an entity type, by version.
     fn layouts(&self, entity_type: String) -> BoxFuture<'static, ReadResult<Vec<(u32, String)>>>;
-    /// Ends the store cleanly. Commits after it answer `Unavailable`.
+    /// The names of the operations that each entity type has, or had, by type.
+    fn operations(&self) -> BoxFuture<'static, ReadResult<OperationsByType>>;
+    /// How many rows of due reminders and of inboxes a node has between disk and commit at one time: as
+    /// many as keep the store busy, and no more, for each commit that callers wait for carries them. At
+    /// least 8.
+    fn left_rows_max(&self) -> usize {
+        256
+    }
+    /// Marks of running operations that outlive the process. `None` where the store keeps none: then
+    /// attempts are counted, durably, before operations run.
+    fn running_marks(&self) -> Option<Arc<dyn RunningMarks>> {
+        None
+    }
+    /// Ends the store cleanly and lets go of what it holds open. Commits after it answer
+    /// `Unavailable`, and so do reads.
     fn close(&self) -> BoxFuture<'_, ()>;
 }
 
 /// Runs what blocks on a thread for it; a panic goes on in whoever waits.
-#[cfg(any(feature = "postgres", feature = "rocksdb"))]
+#[cfg(feature = "postgres")]
 async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,

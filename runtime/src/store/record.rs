@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use stead_entities::{EntityId, Timestamp, effect::Schedule, entity::StateDecoder};
+use stead_entities::{EntityId, Timestamp, effect::Schedule, entity::StateDecoder, stored};
 
 /// The first byte of every record.
 pub const FORMAT: u8 = 1;
@@ -35,6 +35,26 @@ pub struct StateRecord {
     /// The state, as its layout describes it.
     pub state: Vec<u8>,
 }
+
+/// The beginning of a [`StateRecord`]: what lists show of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateHead {
+    /// The version of the state's layout.
+    pub version: u32,
+    /// Which incarnation of the entity this is; it only grows.
+    pub generation: u64,
+    /// How many turns of this incarnation were committed.
+    pub revision: u64,
+    /// The revision that was stored before this one; 0 if none was.
+    pub follows: u64,
+    /// The incarnation of the node that wrote it.
+    pub incarnation: u64,
+    /// When it was committed.
+    pub committed_at: Timestamp,
+}
+
+/// The most bytes that a [`StateHead`] takes, with its format byte.
+pub const HEAD_BYTES_MAX: usize = 64;
 
 /// What an entity remembers of one of its reminders.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -168,7 +188,7 @@ pub struct IdempotencyKey {
 /// What is remembered under an [`IdempotencyKey`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdempotencyRecord {
-    /// Keyed hash of operation, argument bytes and delay.
+    /// Keyed hash of operation, argument and delay.
     pub fingerprint: u128,
     /// When the operation was accepted or applied.
     pub at: Timestamp,
@@ -187,6 +207,8 @@ pub enum Remembered {
     Replied(Vec<u8>),
     /// A call was rejected for this reason.
     Rejected(String),
+    /// A delayed signal was accepted under this number.
+    Scheduled(u64),
 }
 
 /// Where a dead letter lies.
@@ -285,8 +307,23 @@ pub fn encode_to<T: Serialize>(bytes: &mut Vec<u8>, record: &T) {
 /// # Errors
 /// Where the format is unknown or the bytes are not exactly one record.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Damaged> {
+    decode_fields(fields_of(bytes)?)
+}
+
+/// Reads the beginning of a state record; what follows is not looked at.
+///
+/// # Errors
+/// Where the format is unknown or the bytes are no such beginning.
+pub fn decode_head(bytes: &[u8]) -> Result<StateHead, Damaged> {
+    let fields = fields_of(bytes)?;
+    let config = bincode::config::standard();
+    let read = bincode::serde::decode_from_slice(fields, config);
+    read.map(|(head, _length)| head).map_err(|error| Damaged(error.to_string()))
+}
+
+fn fields_of(bytes: &[u8]) -> Result<&[u8], Damaged> {
     match bytes.split_first() {
-        Some((&FORMAT, fields)) => decode_fields(fields),
+        Some((&FORMAT, fields)) => Ok(fields),
         Some((other, _)) => Err(Damaged(format!("record format {other} is not known"))),
         None => Err(Damaged("the record is empty".into())),
     }
@@ -308,8 +345,7 @@ fn decode_fields<T: DeserializeOwned>(fields: &[u8]) -> Result<T, Damaged> {
 /// # Errors
 /// Where serde refuses a part of the state.
 pub fn encode_state<T: Serialize>(state: &T) -> Result<Vec<u8>, Damaged> {
-    bincode::serde::encode_to_vec(state, bincode::config::standard())
-        .map_err(|error| Damaged(error.to_string()))
+    stored::encode(state).map_err(|error| Damaged(error.to_string()))
 }
 
 /// Stored bytes of a state.
@@ -319,7 +355,7 @@ pub struct StoredState<'b>(pub &'b [u8]);
 impl StateDecoder for StoredState<'_> {
     type Error = Damaged;
     fn decode<T: DeserializeOwned>(self) -> Result<T, Damaged> {
-        decode_fields(self.0)
+        stored::decode(self.0).map_err(|error| Damaged(error.to_string()))
     }
     fn unknown_version(self, version: u32) -> Damaged {
         Damaged(format!("its version {version} is not known here; run a build that knows it"))

@@ -3,70 +3,97 @@
 use stead_entities::{EntityId, Timestamp};
 
 use super::{
-    Batch, DeadLetterPage, InboxPage, Page, ReadError, ReadResult, ReminderRows, StatePage, Write,
+    Batch, DeadLetterFilter, DeadLetterHead, DeadLetterHeads, DeadLetterPage, DueKey, InboxPage,
+    OperationsByType, Page, ReadError, ReadResult, Reminder, ReminderPage, StatePage, Waiting,
+    Write,
     keys::{self, Table},
     record::{
         self, Damaged, DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey,
-        LaneRecord, ReminderRecord, Slot, StateRecord,
+        InboxRecord, LaneRecord, ReminderRecord, Slot, StateRecord,
     },
 };
 
 pub(super) type Row = (Vec<u8>, Vec<u8>);
 
-/// The most bytes of the rows of one page; a page has one row in any case.
-const PAGE_BYTES_MAX: usize = 4 << 20;
+/// The most bytes of the rows that one page reads; a page has one row in any case.
+pub(crate) const PAGE_BYTES_MAX: usize = 4 << 20;
+/// The most bytes of the inbox rows, or of the due reminders, that are read at one time.
+const WORK_BYTES_MAX: usize = 256 << 10;
+/// The most rows that one page looks through, where a filter may leave many of them out.
+const LOOKED_AT_MAX: usize = 10_000;
 
-/// How much a scan returns.
+/// How much a scan reads.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limit {
+    /// The most rows that are kept.
     pub(super) rows: usize,
+    /// The most bytes that are read.
     bytes: usize,
+    /// Whether only the first bytes of each value are needed, [`record::HEAD_BYTES_MAX`] of them.
+    pub(super) heads_only: bool,
 }
 
 impl Limit {
-    const NONE: Self = Self::rows(usize::MAX);
-
     const fn rows(rows: usize) -> Self {
-        Self { rows, bytes: usize::MAX }
+        Self { rows, bytes: usize::MAX, heads_only: false }
+    }
+
+    const fn bytes(rows: usize, bytes: usize) -> Self {
+        Self { rows, bytes, heads_only: false }
     }
 
     const fn page(rows: usize) -> Self {
-        Self { rows, bytes: PAGE_BYTES_MAX }
+        Self::bytes(rows, PAGE_BYTES_MAX)
     }
 }
 
-/// What a scan found.
-#[derive(Debug, Default)]
-pub(super) struct Scanned {
-    rows: Vec<Row>,
-    /// Whether there were no more.
-    is_end: bool,
-}
-
-impl Scanned {
-    /// Takes rows up to a limit.
-    pub(super) fn take(
-        found: impl Iterator<Item = ReadResult<Row>>,
-        limit: Limit,
-    ) -> ReadResult<Self> {
-        let (mut rows, mut bytes) = (Vec::new(), 0);
-        for row in found {
-            if rows.len() >= limit.rows || bytes >= limit.bytes {
-                return Ok(Self { rows, is_end: false });
-            }
-            let row = row?;
-            bytes += row.0.len() + row.1.len();
-            rows.push(row);
-        }
-        Ok(Self { rows, is_end: true })
-    }
-}
+/// Is handed key and value of a row; says whether to go on.
+pub(super) type EachRow<'e> = dyn FnMut(&[u8], &[u8]) -> ReadResult<bool> + 'e;
 
 /// Reads of committed rows.
 pub(super) trait Rows {
     fn get(&self, table: Table, key: &[u8]) -> ReadResult<Option<Vec<u8>>>;
-    /// The rows with `from <= key < to`, in order, up to a limit.
-    fn scan(&self, table: Table, from: &[u8], to: &[u8], limit: Limit) -> ReadResult<Scanned>;
+    /// Hands out the rows with `from <= key < to`, in order, until `each` does not go on. `limit`
+    /// says how many are likely to be read.
+    fn scan(
+        &self,
+        table: Table,
+        from: &[u8],
+        to: &[u8],
+        limit: Limit,
+        each: &mut EachRow<'_>,
+    ) -> ReadResult<()>;
+}
+
+/// The rows that `read` keeps, up to a limit, and the key of the last row that was looked at. A row
+/// that is damaged is left as it is and does not keep its neighbours from being read.
+fn take<R>(
+    rows: &dyn Rows,
+    (table, what): (Table, &str),
+    (from, to): (&[u8], &[u8]),
+    limit: Limit,
+    mut read: impl FnMut(&[u8], &[u8]) -> ReadResult<Option<R>>,
+) -> ReadResult<(Page<R>, Option<Vec<u8>>)> {
+    let mut page = Page { rows: Vec::new(), is_end: true };
+    let (mut bytes, mut looked_at, mut last) = (0_usize, 0_usize, None);
+    rows.scan(table, from, to, limit, &mut |key, value| {
+        if page.rows.len() >= limit.rows || bytes >= limit.bytes || looked_at >= LOOKED_AT_MAX {
+            page.is_end = false;
+            return Ok(false);
+        }
+        bytes = bytes.saturating_add(key.len() + value.len());
+        looked_at += 1;
+        last = Some(key.to_vec());
+        match read(key, value) {
+            Ok(row) => page.rows.extend(row),
+            Err(ReadError::Damaged(error)) => {
+                tracing::error!(%error, "{what} cannot be read and is left as it is");
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(true)
+    })?;
+    Ok((page, last))
 }
 
 /// One change of one row.
@@ -139,6 +166,9 @@ impl<E, C: FnMut(Change<'_>) -> Result<(), E>> Changes<'_, C> {
             Write::PutLayout(entity_type, version, text) => {
                 self.put(Table::Meta, &keys::layout(entity_type, *version), text)
             }
+            Write::PutOperations(entity_type, names) => {
+                self.put(Table::Meta, &keys::operations(entity_type), names)
+            }
             Write::Release(_) => Ok(()),
         }
     }
@@ -163,6 +193,11 @@ pub(super) fn load(rows: &dyn Rows, id: &EntityId) -> ReadResult<Option<StateRec
     rows.get(Table::States, id.as_str().as_bytes()).and_then(state)
 }
 
+/// The first key behind `key`: nothing sorts between a key and itself with a zero byte.
+fn behind(key: &[u8]) -> Vec<u8> {
+    [key, &[0]].concat()
+}
+
 pub(super) fn inbox(
     rows: &dyn Rows,
     partition: u16,
@@ -172,11 +207,20 @@ pub(super) fn inbox(
 ) -> ReadResult<InboxPage> {
     let prefix = keys::of_entity(partition, receiver);
     let to = keys::after(&prefix);
-    // The first key after this one: nothing sorts between a key and itself with a zero byte.
-    let from = after.map_or(prefix, |key| [keys::inbox(key), vec![0]].concat());
-    let Scanned { rows, is_end } = rows.scan(Table::Inbox, &from, &to, Limit::page(limit))?;
-    let read = |(key, value): &Row| Ok((keys::read_inbox(key)?, record::decode(value)?));
-    Ok(Page { rows: rows.iter().map(read).collect::<ReadResult<_>>()?, is_end })
+    let from = after.map_or(prefix, |key| behind(&keys::inbox(key)));
+    let mut page = Page { rows: Vec::new(), is_end: true };
+    let (mut bytes, limit) = (0, Limit::bytes(limit, WORK_BYTES_MAX));
+    // A damaged row ends its entity, whose order would have a hole.
+    rows.scan(Table::Inbox, &from, &to, limit, &mut |key, value| {
+        if page.rows.len() >= limit.rows || bytes >= limit.bytes {
+            page.is_end = false;
+            return Ok(false);
+        }
+        bytes += key.len() + value.len();
+        page.rows.push((keys::read_inbox(key)?, record::decode(value)?));
+        Ok(true)
+    })?;
+    Ok(page)
 }
 
 pub(super) fn receivers(rows: &dyn Rows, partition: u16) -> ReadResult<Vec<EntityId>> {
@@ -184,73 +228,143 @@ pub(super) fn receivers(rows: &dyn Rows, partition: u16) -> ReadResult<Vec<Entit
     let to = keys::after(&from);
     let mut found = Vec::new();
     // One seek for each entity, however many rows it has.
-    while let Some((key, _)) = rows.scan(Table::Inbox, &from, &to, Limit::rows(1))?.rows.first() {
-        match keys::read_inbox(key) {
-            Ok(known) => {
-                from = keys::after(&keys::of_entity(partition, &known.receiver));
-                found.push(known.receiver);
+    while let Some(next) = first_receiver(rows, &from, &to)? {
+        from = match next {
+            Ok(receiver) => {
+                let next = keys::after(&keys::of_entity(partition, &receiver));
+                found.push(receiver);
+                next
             }
-            Err(error) => {
-                skip("an inbox row", &error);
-                from = [&key[..], &[0]].concat();
-            }
-        }
+            Err(key) => behind(&key),
+        };
     }
+    Ok(found)
+}
+
+/// The receiver of the first row, or its key where that cannot be understood.
+fn first_receiver(
+    rows: &dyn Rows,
+    from: &[u8],
+    to: &[u8],
+) -> ReadResult<Option<Result<EntityId, Vec<u8>>>> {
+    let mut found = None;
+    rows.scan(Table::Inbox, from, to, Limit::rows(1), &mut |key, _| {
+        found = Some(keys::read_inbox(key).map(|known| known.receiver).map_err(|error| {
+            tracing::error!(%error, "an inbox row cannot be read and is left as it is");
+            key.to_vec()
+        }));
+        Ok(false)
+    })?;
     Ok(found)
 }
 
 pub(super) fn due(
     rows: &dyn Rows,
     partition: u16,
+    after: Option<&DueKey>,
     until: Timestamp,
     limit: usize,
-) -> ReadResult<ReminderRows> {
-    let from = keys::due_from(partition, Timestamp::from_micros(i64::MIN));
-    let after = Timestamp::from_micros(until.as_micros().saturating_add(1));
-    let mut found = Vec::new();
-    let to = keys::due_from(partition, after);
-    for (key, _) in rows.scan(Table::Due, &from, &to, Limit::rows(limit))?.rows {
-        match one_due(rows, partition, &key) {
-            Ok(reminder) => found.push(reminder),
-            Err(ReadError::Damaged(error)) => skip("a reminder", &error),
+) -> ReadResult<ReminderPage> {
+    let from = match after {
+        Some((due, id, slot)) => behind(&keys::due(partition, *due, id, slot)),
+        None => keys::due_from(partition, Timestamp::from_micros(i64::MIN)),
+    };
+    let to = Timestamp::from_micros(until.as_micros().saturating_add(1));
+    let to = keys::due_from(partition, to);
+    let (mut page, mut bytes) = (Page { rows: Vec::new(), is_end: true }, 0);
+    rows.scan(Table::Due, &from, &to, Limit::rows(limit), &mut |key, _| {
+        if page.rows.len() >= limit || bytes >= WORK_BYTES_MAX {
+            page.is_end = false;
+            return Ok(false);
+        }
+        match one_due(rows, partition, key) {
+            Ok(reminder) => {
+                bytes += key.len() + reminder.2.input.len();
+                page.rows.push(reminder);
+            }
+            Err(ReadError::Damaged(error)) => {
+                tracing::error!(%error, "a reminder cannot be read and is left as it is");
+            }
             Err(error) => return Err(error),
         }
-    }
-    Ok(found)
+        Ok(true)
+    })?;
+    Ok(page)
 }
 
-fn one_due(
-    rows: &dyn Rows,
-    partition: u16,
-    key: &[u8],
-) -> ReadResult<(EntityId, Slot, ReminderRecord)> {
+fn one_due(rows: &dyn Rows, partition: u16, key: &[u8]) -> ReadResult<Reminder> {
     let (due, id, slot) = keys::read_due(key)?;
-    let reminder = rows.get(Table::Reminders, &keys::reminder(partition, &id, &slot))?;
+    let reminder = reminder(rows, partition, &id, &slot)?;
     let reminder = reminder.ok_or_else(|| {
         Damaged(format!("the reminder of {id} that is due at {due} is not there"))
     })?;
-    Ok((id, slot, record::decode(&reminder)?))
+    Ok((id, slot, reminder))
 }
 
-/// One damaged row is left as it is and does not keep its neighbours from being read.
-fn skip(what: &str, error: &Damaged) {
-    tracing::error!(%error, "{what} cannot be read and is left as it is");
+pub(super) fn reminder(
+    rows: &dyn Rows,
+    partition: u16,
+    id: &EntityId,
+    slot: &Slot,
+) -> ReadResult<Option<ReminderRecord>> {
+    let found = rows.get(Table::Reminders, &keys::reminder(partition, id, slot))?;
+    Ok(found.map(|bytes| record::decode(&bytes)).transpose()?)
 }
 
 pub(super) fn reminders(
     rows: &dyn Rows,
     partition: u16,
     id: &EntityId,
-    limit: Option<usize>,
-) -> ReadResult<ReminderRows> {
-    let from = keys::of_entity(partition, id);
-    let limit = limit.map_or(Limit::NONE, Limit::page);
-    let found = rows.scan(Table::Reminders, &from, &keys::after(&from), limit)?.rows;
-    let read = |(key, value): &Row| {
-        let (id, slot): (EntityId, Slot) = keys::read_reminder(key)?;
-        Ok((id, slot, record::decode(value)?))
+    after: Option<&Slot>,
+    limit: usize,
+) -> ReadResult<ReminderPage> {
+    let prefix = keys::of_entity(partition, id);
+    let to = keys::after(&prefix);
+    let from = after.map_or(prefix, |slot| behind(&keys::reminder(partition, id, slot)));
+    let table = (Table::Reminders, "a reminder");
+    let read = |key: &[u8], value: &[u8]| {
+        let (id, slot) = keys::read_reminder(key)?;
+        Ok(Some((id, slot, record::decode(value)?)))
     };
-    found.iter().map(read).collect()
+    Ok(take(rows, table, (&from, &to), Limit::page(limit), read)?.0)
+}
+
+pub(super) fn waiting(
+    rows: &dyn Rows,
+    partition: u16,
+    entity_type: &str,
+    except: &[String],
+    limit: usize,
+) -> ReadResult<Vec<Waiting>> {
+    let mut from = partition.to_be_bytes().to_vec();
+    from.extend(entity_type.as_bytes());
+    from.push(b'/');
+    let to = keys::after(&from);
+    let signals = take(
+        rows,
+        (Table::Inbox, "an inbox row"),
+        (&from, &to),
+        Limit::page(limit),
+        |key, value| {
+            let (id, record) = (keys::read_inbox(key)?.receiver, record::decode(value)?);
+            let InboxRecord { operation, .. } = record;
+            let is_meant = !except.contains(&operation);
+            Ok(is_meant.then_some(Waiting { id, operation, is_reminder: false }))
+        },
+    )?;
+    let reminders = take(
+        rows,
+        (Table::Reminders, "a reminder"),
+        (&from, &to),
+        Limit::page(limit),
+        |key, value| {
+            let ((id, _), record) = (keys::read_reminder(key)?, record::decode(value)?);
+            let ReminderRecord { operation, .. } = record;
+            let is_meant = !except.contains(&operation);
+            Ok(is_meant.then_some(Waiting { id, operation, is_reminder: true }))
+        },
+    )?;
+    Ok([signals.0.rows, reminders.0.rows].concat())
 }
 
 pub(super) fn remembered(
@@ -274,41 +388,49 @@ pub(super) fn list(
         Some(key) => first.max(format!("{entity_type}/{key}\0").into_bytes()),
         None => first,
     };
-    let Scanned { rows, is_end } = rows.scan(Table::States, &from, &to, Limit::page(limit))?;
-    let mut page = Page { rows: Vec::new(), is_end };
-    for (key, value) in rows {
-        match one_state(&key, &value) {
-            Ok(state) => page.rows.push(state),
-            Err(error) => skip("a state", &error),
-        }
-    }
-    Ok(page)
-}
-
-fn one_state(key: &[u8], value: &[u8]) -> Result<(EntityId, StateRecord), Damaged> {
-    let path = str::from_utf8(key).map_err(|_| Damaged("an id is not UTF-8".into()))?;
-    let id = EntityId::parse(path).map_err(|error| Damaged(error.to_string()))?;
-    Ok((id, record::decode(value)?))
+    let limit = Limit { heads_only: true, ..Limit::page(limit) };
+    let read = |key: &[u8], value: &[u8]| {
+        let path = str::from_utf8(key).map_err(|_| Damaged("an id is not UTF-8".into()))?;
+        let id = EntityId::parse(path).map_err(|error| Damaged(error.to_string()))?;
+        Ok(Some((id, record::decode_head(value)?)))
+    };
+    Ok(take(rows, (Table::States, "a state"), (&from, &to), limit, read)?.0)
 }
 
 pub(super) fn dead_letters(
     rows: &dyn Rows,
+    filter: &DeadLetterFilter,
     after: Option<DeadLetterId>,
     limit: usize,
 ) -> ReadResult<DeadLetterPage> {
-    let from = after.map_or(Vec::new(), |id| [keys::dead_letter(id), vec![0]].concat());
+    let from = after.map_or(Vec::new(), |id| behind(&keys::dead_letter(id)));
     let to = [u8::MAX; 12];
-    let Scanned { rows, is_end } = rows.scan(Table::DeadLetters, &from, &to, Limit::page(limit))?;
-    let mut page = Page { rows: Vec::new(), is_end };
-    for (key, value) in rows {
-        let letter = keys::read_dead_letter(&key)
-            .and_then(|id| record::decode(&value).map(|letter: DeadLetter| (id, letter)));
-        match letter {
-            Ok(letter) => page.rows.push(letter),
-            Err(error) => skip("a dead letter", &error),
-        }
-    }
-    Ok(page)
+    let table = (Table::DeadLetters, "a dead letter");
+    let (page, last) = take(rows, table, (&from, &to), Limit::page(limit), |key, value| {
+        let (id, letter) = (keys::read_dead_letter(key)?, record::decode(value)?);
+        Ok(filter.fits(&letter).then_some((id, letter)))
+    })?;
+    let next = last.filter(|_| !page.is_end).map(|key| keys::read_dead_letter(&key)).transpose()?;
+    Ok(DeadLetterPage { rows: page.rows, next })
+}
+
+pub(super) fn dead_letter_heads(
+    rows: &dyn Rows,
+    partition: u16,
+    after: Option<DeadLetterId>,
+    limit: usize,
+) -> ReadResult<DeadLetterHeads> {
+    let from = match after {
+        Some(id) => behind(&keys::dead_letter(id)),
+        None => partition.to_be_bytes().to_vec(),
+    };
+    let to = keys::after(&partition.to_be_bytes());
+    let table = (Table::DeadLetters, "a dead letter");
+    let read = |key: &[u8], value: &[u8]| {
+        let (id, letter): (_, DeadLetter) = (keys::read_dead_letter(key)?, record::decode(value)?);
+        Ok(Some(DeadLetterHead { id, at: letter.buried_at, bytes: value.len() }))
+    };
+    Ok(take(rows, table, (&from, &to), Limit::page(limit), read)?.0)
 }
 
 pub(super) fn dead_letter(rows: &dyn Rows, id: DeadLetterId) -> ReadResult<Option<DeadLetter>> {
@@ -317,21 +439,43 @@ pub(super) fn dead_letter(rows: &dyn Rows, id: DeadLetterId) -> ReadResult<Optio
 }
 
 pub(super) fn layouts(rows: &dyn Rows, entity_type: &str) -> ReadResult<Vec<(u32, String)>> {
-    let from = format!("layout/{entity_type}/").into_bytes();
-    let found = rows.scan(Table::Meta, &from, &keys::after(&from), Limit::NONE)?.rows;
-    let read = |(key, value): &Row| {
+    let from = keys::layouts(entity_type);
+    let mut found = Vec::new();
+    rows.scan(Table::Meta, &from, &keys::after(&from), Limit::rows(64), &mut |key, value| {
         let (_, version) = key.split_last_chunk::<4>().ok_or(Damaged("a layout's key".into()))?;
-        Ok((u32::from_be_bytes(*version), record::decode(value)?))
-    };
-    found.iter().map(read).collect()
+        found.push((u32::from_be_bytes(*version), record::decode(value)?));
+        Ok(true)
+    })?;
+    Ok(found)
 }
 
-/// The methods of [`super::Store`] that only read, by way of `$run`, which is handed a closure that
-/// takes the rows.
+pub(super) fn operations(rows: &dyn Rows) -> ReadResult<OperationsByType> {
+    let from = keys::operations("");
+    let mut found = Vec::new();
+    rows.scan(Table::Meta, &from, &keys::after(&from), Limit::rows(64), &mut |key, value| {
+        let name = str::from_utf8(&key[from.len()..]).map_err(|_| Damaged("not UTF-8".into()))?;
+        found.push((name.to_owned(), record::decode(value)?));
+        Ok(true)
+    })?;
+    // Programs that stored no operations stored layouts.
+    let from = keys::layouts("").split_last().map_or_else(Vec::new, |(_, start)| start.to_vec());
+    rows.scan(Table::Meta, &from, &keys::after(&from), Limit::rows(64), &mut |key, _| {
+        let name = key[from.len()..].split(|byte| *byte == b'/').next().unwrap_or_default();
+        let name = String::from_utf8_lossy(name).into_owned();
+        if !found.iter().any(|(known, _)| *known == name) {
+            found.push((name, Vec::new()));
+        }
+        Ok(true)
+    })?;
+    Ok(found)
+}
+
+/// The methods of [`super::Store`] that only read, by way of `$run`, which is handed whether the read
+/// may take long and a closure that takes the rows.
 macro_rules! reads {
     ($run:ident) => {
         fn load(&self, id: EntityId) -> BoxFuture<'static, ReadResult<Option<StateRecord>>> {
-            self.$run(move |rows| rows::load(rows, &id))
+            self.$run(Haste::Short, move |rows| rows::load(rows, &id))
         }
         fn inbox(
             &self,
@@ -340,32 +484,60 @@ macro_rules! reads {
             after: Option<InboxKey>,
             limit: usize,
         ) -> BoxFuture<'static, ReadResult<InboxPage>> {
-            self.$run(move |rows| rows::inbox(rows, partition, &receiver, after.as_ref(), limit))
+            self.$run(Haste::Short, move |rows| {
+                rows::inbox(rows, partition, &receiver, after.as_ref(), limit)
+            })
         }
         fn receivers(&self, partition: u16) -> BoxFuture<'static, ReadResult<Vec<EntityId>>> {
-            self.$run(move |rows| rows::receivers(rows, partition))
+            self.$run(Haste::Short, move |rows| rows::receivers(rows, partition))
         }
         fn due(
             &self,
             partition: u16,
+            after: Option<DueKey>,
             until: Timestamp,
             limit: usize,
-        ) -> BoxFuture<'static, ReadResult<ReminderRows>> {
-            self.$run(move |rows| rows::due(rows, partition, until, limit))
+        ) -> BoxFuture<'static, ReadResult<ReminderPage>> {
+            self.$run(Haste::Short, move |rows| {
+                rows::due(rows, partition, after.as_ref(), until, limit)
+            })
         }
-        fn reminders(
+        fn reminder(
             &self,
             partition: u16,
             id: EntityId,
-            limit: Option<usize>,
-        ) -> BoxFuture<'static, ReadResult<ReminderRows>> {
-            self.$run(move |rows| rows::reminders(rows, partition, &id, limit))
+            slot: Slot,
+        ) -> BoxFuture<'static, ReadResult<Option<ReminderRecord>>> {
+            self.$run(Haste::Short, move |rows| rows::reminder(rows, partition, &id, &slot))
+        }
+        fn reminders(
+            &self,
+            haste: Haste,
+            partition: u16,
+            id: EntityId,
+            after: Option<Slot>,
+            limit: usize,
+        ) -> BoxFuture<'static, ReadResult<ReminderPage>> {
+            self.$run(haste, move |rows| {
+                rows::reminders(rows, partition, &id, after.as_ref(), limit)
+            })
+        }
+        fn waiting(
+            &self,
+            partition: u16,
+            entity_type: String,
+            except: Vec<String>,
+            limit: usize,
+        ) -> BoxFuture<'static, ReadResult<Vec<Waiting>>> {
+            self.$run(Haste::Long, move |rows| {
+                rows::waiting(rows, partition, &entity_type, &except, limit)
+            })
         }
         fn remembered(
             &self,
             key: IdempotencyKey,
         ) -> BoxFuture<'static, ReadResult<Option<IdempotencyRecord>>> {
-            self.$run(move |rows| rows::remembered(rows, &key))
+            self.$run(Haste::Short, move |rows| rows::remembered(rows, &key))
         }
         fn list(
             &self,
@@ -374,26 +546,42 @@ macro_rules! reads {
             after: Option<String>,
             limit: usize,
         ) -> BoxFuture<'static, ReadResult<StatePage>> {
-            self.$run(move |rows| rows::list(rows, &entity_type, &prefix, after.as_deref(), limit))
+            self.$run(Haste::Long, move |rows| {
+                rows::list(rows, &entity_type, &prefix, after.as_deref(), limit)
+            })
         }
         fn dead_letters(
             &self,
+            filter: DeadLetterFilter,
             after: Option<DeadLetterId>,
             limit: usize,
         ) -> BoxFuture<'static, ReadResult<DeadLetterPage>> {
-            self.$run(move |rows| rows::dead_letters(rows, after, limit))
+            self.$run(Haste::Long, move |rows| rows::dead_letters(rows, &filter, after, limit))
+        }
+        fn dead_letter_heads(
+            &self,
+            partition: u16,
+            after: Option<DeadLetterId>,
+            limit: usize,
+        ) -> BoxFuture<'static, ReadResult<DeadLetterHeads>> {
+            self.$run(Haste::Long, move |rows| {
+                rows::dead_letter_heads(rows, partition, after, limit)
+            })
         }
         fn dead_letter(
             &self,
             id: DeadLetterId,
         ) -> BoxFuture<'static, ReadResult<Option<DeadLetter>>> {
-            self.$run(move |rows| rows::dead_letter(rows, id))
+            self.$run(Haste::Short, move |rows| rows::dead_letter(rows, id))
         }
         fn layouts(
             &self,
             entity_type: String,
         ) -> BoxFuture<'static, ReadResult<Vec<(u32, String)>>> {
-            self.$run(move |rows| rows::layouts(rows, &entity_type))
+            self.$run(Haste::Short, move |rows| rows::layouts(rows, &entity_type))
+        }
+        fn operations(&self) -> BoxFuture<'static, ReadResult<$crate::store::OperationsByType>> {
+            self.$run(Haste::Short, move |rows| rows::operations(rows))
         }
     };
 }

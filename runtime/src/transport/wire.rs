@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use stead_entities::{
-    Delay, EntityId, Error, ErrorKind, Rejection, Request, Timeout, Timestamp, input::InputError,
+    Condition, Delay, EntityId, Error, ErrorKind, Rejection, Request, Timeout, Timestamp,
+    input::InputError,
 };
 
 use crate::{
@@ -104,6 +105,14 @@ pub(crate) enum Task {
     Replay(u16, bool, u64),
     /// Drop this dead letter.
     Drop(u16, bool, u64),
+    /// A signal whose acceptance names its reminder.
+    Delayed(Asked),
+    /// A call, signal or deletion under a condition.
+    If(Condition, Box<Task>),
+    /// A deletion, perhaps with an idempotency key.
+    DeleteOnce(String, Option<String>),
+    /// Cancel a reminder of an entity, as its id spells it.
+    Cancel(String, String),
 }
 
 /// An operation or query of an entity.
@@ -139,14 +148,11 @@ impl Asked {
 
     pub(crate) fn read(self, patience: Duration) -> Result<Request, Error> {
         let after = self.after_micros.map(|micros| Delay::After(Timeout::from_micros(micros)));
-        Ok(Request {
-            id: EntityId::parse(&self.id)?,
-            operation: self.operation.into(),
-            input: self.input,
-            delay: after.or(self.at.map(Delay::At)),
-            idempotency_key: self.idempotency_key,
-            deadline: Some(Timeout::from(patience)),
-        })
+        let mut request = Request::new(EntityId::parse(&self.id)?, self.operation, self.input);
+        request.delay = after.or(self.at.map(Delay::At));
+        request.idempotency_key = self.idempotency_key;
+        request.deadline = Some(Timeout::from(patience));
+        Ok(request)
     }
 }
 
@@ -172,6 +178,8 @@ pub(crate) enum Reply {
     NotOwner(u64),
     /// The rows of these partitions could not be taken.
     Woken(Vec<u16>),
+    /// A delayed signal is durable under this number.
+    Scheduled(u64),
 }
 
 /// An error, with what its status depends on.
@@ -182,7 +190,7 @@ pub(crate) struct Failure {
     input: Option<(String, String, bool)>,
 }
 
-const KINDS: [ErrorKind; 12] = [
+const KINDS: [ErrorKind; 13] = [
     ErrorKind::Invalid,
     ErrorKind::NotFound,
     ErrorKind::Overloaded,
@@ -195,11 +203,14 @@ const KINDS: [ErrorKind; 12] = [
     ErrorKind::Closed,
     ErrorKind::Corrupt,
     ErrorKind::Internal,
+    ErrorKind::Precondition,
 ];
 
 impl From<&Error> for Failure {
     fn from(error: &Error) -> Self {
-        let kind = KINDS.iter().position(|kind| *kind == error.kind()).unwrap_or(KINDS.len() - 1);
+        // One that is not listed is as good as unknown to the other side.
+        let kind =
+            KINDS.iter().position(|kind| *kind == error.kind()).unwrap_or(usize::from(u8::MAX));
         let source =
             std::error::Error::source(error).and_then(|it| it.downcast_ref::<InputError>());
         let input = source.map(|it| (it.path.clone(), it.message.clone(), it.malformed));
@@ -225,6 +236,7 @@ impl From<Response> for Reply {
     fn from(response: Response) -> Self {
         match response {
             Ok(Answer::Done) => Self::Done,
+            Ok(Answer::Scheduled(number)) => Self::Scheduled(number),
             Ok(Answer::Replied(json)) => Self::Replied(json),
             Ok(Answer::Rejected(no)) => Self::Rejected(no.reason().to_owned()),
             Ok(Answer::State(view)) => {
@@ -240,6 +252,7 @@ impl Reply {
     pub(crate) fn into_response(self) -> Option<Response> {
         Some(match self {
             Self::Done => Ok(Answer::Done),
+            Self::Scheduled(number) => Ok(Answer::Scheduled(number)),
             Self::Replied(json) => Ok(Answer::Replied(json)),
             Self::Rejected(reason) => Ok(Answer::Rejected(Rejection::new(reason))),
             Self::State(view) => {

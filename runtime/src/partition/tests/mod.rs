@@ -3,6 +3,7 @@
 mod once;
 mod recovery;
 mod reminders;
+mod storm;
 
 use std::{
     collections::VecDeque,
@@ -16,9 +17,11 @@ use stead_entities::{
     After, Context, EntityId, Error, ErrorKind, Every, JsonSchema, Layout, Timestamp, entity,
 };
 
+use tokio::sync::Semaphore;
+
 use super::{
-    FAILURES_MAX, Partition, Queued, Surroundings,
-    message::{Burst, Delivery, Input, Keyed, Link, Output, Returned, Start, Work},
+    FAILURES_MAX, INBOX_PAGE, Partition, Queued, REMINDERS_PAGE, Surroundings,
+    message::{Burst, Delivery, Fingerprint, Input, Keyed, Link, Output, Returned, Start, Work},
     ticket::{Answer, Response, Ticket, Waiting},
     watch::Watches,
 };
@@ -27,7 +30,7 @@ use crate::{
     commit::merged,
     entropy::Entropy,
     store::{
-        Batch, CommitOutcome, Fence, ReadError, Store,
+        Batch, CommitOutcome, Fence, Haste, ReadError, RunningMarks, Store,
         keys::Table,
         memory::{MemoryDisk, MemoryStore},
         record::{IdempotencyKey, InboxKey, InboxRecord, Settings},
@@ -86,6 +89,11 @@ impl Log {
         ctx.remind("once", After(after), Self::of(ctx.key()).append(entry));
     }
 
+    pub fn end_and_begin(&mut self, ctx: &mut Context) {
+        ctx.delete();
+        ctx.signal(Self::of(ctx.key()).append(77).after(Duration::from_secs(30)));
+    }
+
     pub fn entries(&self) -> Vec<u32> {
         self.entries.clone()
     }
@@ -104,6 +112,9 @@ struct Bench {
     starts: VecDeque<Start>,
     /// When the last step asked to be woken.
     wake_at: Timestamp,
+    permits: Arc<Semaphore>,
+    /// How many were asked for and are not there yet.
+    wanted: Option<usize>,
 }
 
 /// What arrives by it is never lost.
@@ -140,6 +151,16 @@ impl Bench {
 
     /// A new incarnation, at its first step.
     fn open(disk: MemoryDisk, now: Timestamp) -> Self {
+        Self::open_marked(disk, now, None, &[])
+    }
+
+    /// The same on a store that keeps marks of what runs; those of these tokens were found.
+    fn open_marked(
+        disk: MemoryDisk,
+        now: Timestamp,
+        marks: Option<Arc<dyn RunningMarks>>,
+        ran: &[u128],
+    ) -> Self {
         let store = disk.open().expect("readable");
         let opened = store.opened().clone();
         let config = Config {
@@ -158,6 +179,11 @@ impl Bench {
             entropy: Entropy::system(),
             watch: Watches::default().add(),
             link: LINK,
+            numbers_ahead: opened.numbers_ahead,
+            ran: ran.into(),
+            marks,
+            dropped: Arc::default(),
+            unserved: Arc::default(),
         };
         let partition = Partition::new(around, now, 0);
         let (reads, bursts, starts) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
@@ -174,6 +200,8 @@ impl Bench {
             bursts,
             starts,
             wake_at,
+            permits: Arc::new(Semaphore::new(100_000)),
+            wanted: None,
         };
         bench.step([]);
         bench
@@ -185,8 +213,15 @@ impl Bench {
         Self::on(self.disk, self.now + Duration::from_secs(1))
     }
 
+    /// The same, at the first step of the new incarnation.
+    fn crashed_quietly(self) -> Self {
+        self.disk.crash();
+        Self::open(self.disk, self.now + Duration::from_secs(1))
+    }
+
     fn step(&mut self, inputs: impl IntoIterator<Item = Input>) {
         self.wake_at = Timestamp::MAX;
+        let mut wanted = None;
         for output in self.partition.step(self.now, self.has_room, inputs) {
             match output {
                 Output::Reply(ticket, response) => ticket.answer(response),
@@ -194,9 +229,23 @@ impl Bench {
                 Output::Start(start) => self.starts.push_back(*start),
                 Output::WakeAt(at) => self.wake_at = self.wake_at.min(at),
                 Output::Again => {}
+                Output::Permits(count) => wanted = Some(count),
                 read => self.reads.push_back(read),
             }
         }
+        self.wanted = wanted.or(self.wanted);
+        if let Some(permit) = self.permits() {
+            let wake_at = self.wake_at;
+            self.step([permit]);
+            self.wake_at = self.wake_at.min(wake_at);
+        }
+    }
+
+    /// The permits that were asked for, once there are as many.
+    fn permits(&mut self) -> Option<Input> {
+        let permits = self.permits.clone().try_acquire_many_owned(self.wanted? as u32).ok()?;
+        self.wanted = None;
+        Some(Input::Permits(self.partition.generation(), permits))
     }
 
     /// What the store answers now to everything that was asked.
@@ -210,17 +259,28 @@ impl Bench {
                 Input::Loaded(generation, id.clone(), Box::new(ready(store.load(id))))
             }
             Output::Inbox(id, after) => {
-                Input::Inbox(generation, id.clone(), ready(store.inbox(0, id, after, 256)))
+                let permits = self.permits.clone().try_acquire_many_owned(INBOX_PAGE as u32);
+                let page = ready(store.inbox(0, id.clone(), after, INBOX_PAGE));
+                Input::Inbox(generation, id, page, permits.expect("permits for everything"))
+            }
+            Output::Letters(after) => {
+                Input::Letters(generation, ready(store.dead_letter_heads(0, after, 100)))
             }
             Output::LookUp(key) => {
                 let found = ready(store.remembered((*key).clone()));
                 Input::LookedUp(generation, key, Box::new(found))
             }
-            Output::Due(until, limit) => {
-                Input::Due(generation, until, ready(store.due(0, until, limit)))
+            Output::Due(after, until, limit) => {
+                Input::Due(generation, until, ready(store.due(0, after, until, limit)))
             }
-            Output::Reminders(id) => {
-                Input::Reminders(generation, id.clone(), ready(store.reminders(0, id, None)))
+            Output::Reminder(id, slot) => {
+                let found = ready(store.reminder(0, id.clone(), slot.clone()));
+                Input::Reminder(generation, id, slot, Box::new(found))
+            }
+            Output::Reminders(id, after) => {
+                let page =
+                    ready(store.reminders(Haste::Short, 0, id.clone(), after, REMINDERS_PAGE));
+                Input::Reminders(generation, id, page)
             }
             _ => unreachable!("not a read"),
         };
@@ -324,7 +384,8 @@ impl Bench {
 
     fn keyed(&mut self, operation: &str, input: &str, name: &str) -> Waiting {
         let key = IdempotencyKey { partition: 0, id: id("a"), caller: "".into(), key: name.into() };
-        let key = Some(Keyed { key: Arc::new(key), fingerprint: 7 });
+        let fingerprint = Fingerprint { meaning: 7, bytes: None };
+        let key = Some(Keyed { key: Arc::new(key), fingerprint });
         self.send("a", Queued { key, is_call: true, ..item(operation, input) })
     }
 

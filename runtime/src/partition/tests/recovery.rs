@@ -1,6 +1,7 @@
 //! What a restart finds, counts and leaves alone.
 
 use super::*;
+use crate::store::Write;
 
 #[test]
 fn a_restart_in_process_counts_no_attempt() {
@@ -48,6 +49,94 @@ fn an_unclean_stop_counts_what_runs_and_not_what_waits_behind_it() {
     bench.settle();
     assert_eq!(bench.entries("a"), [2, 3, 4]);
     assert_eq!(bench.rows(Table::DeadLetters), 1);
+}
+
+/// Marks that outlive a process, and those that were set.
+#[derive(Debug, Default)]
+struct Marks(Mutex<(Option<u128>, Vec<u128>)>);
+
+impl RunningMarks for Marks {
+    fn mark(&self, _partition: u16, token: Option<u128>) {
+        let mut marks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        marks.0 = token;
+        marks.1.extend(token);
+    }
+}
+
+#[test]
+fn what_merely_waited_when_the_process_ended_is_never_counted() {
+    let mut bench = Bench::new();
+    let delay = Duration::from_secs(5);
+    for entry in 0..50 {
+        let due = Some(bench.now + delay);
+        bench.send(&format!("k{entry}"), Queued { due, ..item("append", &entry.to_string()) });
+    }
+    bench.settle();
+    let marks = Arc::new(Marks::default());
+    // The process ends again and again while all of it is due and nothing has run.
+    for _ in 0..12 {
+        bench.disk.crash();
+        let now = bench.now + delay;
+        bench = Bench::open_marked(bench.disk, now, Some(marks.clone()), &[]);
+        for _ in 0..4 {
+            let mut inputs = bench.read();
+            inputs.retain(|input| !matches!(input, Input::Loaded(..)));
+            inputs.extend(bench.commit());
+            bench.step(inputs);
+        }
+    }
+    bench.disk.crash();
+    let now = bench.now + delay;
+    let mut bench = Bench::open_marked(bench.disk, now, Some(marks.clone()), &[]);
+    bench.settle();
+    assert_eq!(bench.rows(Table::DeadLetters), 0, "all of them were valid");
+    for entry in 0..50 {
+        assert_eq!(bench.entries(&format!("k{entry}")), [entry]);
+    }
+    let marks = marks.0.lock().unwrap_or_else(PoisonError::into_inner);
+    assert_eq!((marks.0, marks.1.len()), (None, 50), "each was marked while it ran");
+}
+
+#[test]
+fn what_ran_whenever_the_process_ended_is_counted_and_retired() {
+    let mut bench = Bench::new();
+    let due = Some(bench.now + Duration::from_secs(5));
+    bench.send("a", Queued { due, token: 77, ..item("append", "1") });
+    bench.send("a", Queued { due, token: 78, ..item("append", "2") });
+    bench.settle();
+    let marks: Arc<dyn RunningMarks> = Arc::new(Marks::default());
+    let mut runs = 0;
+    while runs < 20 {
+        bench.disk.crash();
+        let now = bench.now + Duration::from_secs(10);
+        let ran: &[u128] = if runs == 0 { &[] } else { &[77] };
+        bench = Bench::open_marked(bench.disk, now, Some(marks.clone()), ran);
+        if runs > 0 {
+            // Until the attempt of the first is durable; then it runs, and the process ends.
+            for _ in 0..12 {
+                let mut inputs = bench.read();
+                inputs.extend(bench.commit());
+                bench.step(inputs);
+                bench.bursts.retain(|burst| !consumes(burst));
+            }
+        }
+        runs += 1;
+        let letters = bench.rows(Table::DeadLetters);
+        if letters > 0 {
+            break;
+        }
+    }
+    bench.settle();
+    // Three retries make four attempts.
+    assert!((5..=7).contains(&runs), "{runs}");
+    assert_eq!(bench.rows(Table::DeadLetters), 1);
+    assert_eq!(bench.entries("a"), [2], "what is behind it goes on");
+}
+
+/// Whether a burst holds the turn in which the process ends.
+fn consumes(burst: &Burst) -> bool {
+    let has = |is_it: fn(&Write) -> bool| burst.writes.iter().any(is_it);
+    has(|row| matches!(row, Write::PutState(..))) && !has(|row| matches!(row, Write::Bury(..)))
 }
 
 /// A new incarnation, up to the first operation that awaits.

@@ -158,6 +158,22 @@ pub(super) struct Serve {
     /// of the disk, at most 256 MiB].
     #[arg(long, env = "STEAD_FREE_BYTES_MIN")]
     pub(super) free_bytes_min: Option<u64>,
+    /// Bytes of data that are kept in memory for reading; in a directory only.
+    #[arg(long, env = "STEAD_BLOCK_CACHE_BYTES", default_value = "67108864")]
+    pub(super) block_cache_bytes: usize,
+    /// Set the store's clock back where it is ahead of the wall clock, once, at this start. Meant for
+    /// one start by hand: the operations guide says when. Not for many nodes, which follow the
+    /// database's clock.
+    #[arg(
+        long,
+        env = "STEAD_RESET_CLOCK",
+        action = clap::ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_value = "false",
+        default_missing_value = "true"
+    )]
+    pub(super) reset_clock: bool,
     /// How logs are written.
     #[arg(long, env = "STEAD_LOG", default_value = "text")]
     pub(super) log: LogFormat,

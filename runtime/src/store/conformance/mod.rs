@@ -10,7 +10,7 @@ use std::sync::Arc;
 use stead_entities::{EntityId, Timestamp};
 
 use super::{
-    Batch, CommitOutcome, Fence, Store, Write,
+    Batch, CommitOutcome, DeadLetterFilter, Fence, Haste, Store, Write,
     record::{
         Cause, DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey, InboxRecord,
         Remembered, ReminderRecord, Slot, StateRecord,
@@ -30,6 +30,7 @@ pub async fn suite<S: Store>(open: impl AsyncFn() -> S) {
     a_missing_row_refuses_the_whole_batch(&open).await;
     pages_follow_each_other(&open).await;
     reminders_are_found_by_due_time(&open).await;
+    letters_are_filtered_and_what_waits_is_found(&open).await;
 }
 
 /// Writes the next batches of one incarnation.
@@ -225,16 +226,83 @@ async fn reminders_are_found_by_due_time(open: &impl AsyncFn() -> Arc<dyn Store>
     let cancel = Write::CancelReminder(4, id("r"), slot("cancelled"), Timestamp::from_micros(200));
     writer.write(vec![cancel]).await;
     let store = &writer.store;
-    let due = |until, limit| store.due(4, Timestamp::from_micros(until), limit);
-    let found = due(99, 9).await.expect("readable");
-    assert!(found.is_empty(), "nothing is due early");
-    let found = due(300, 9).await.expect("readable");
-    let names: Vec<_> = found.into_iter().map(|(_, slot, record)| (slot, record.due)).collect();
+    let due = async |after, until, limit| {
+        let until = Timestamp::from_micros(until);
+        store.due(4, after, until, limit).await.expect("readable")
+    };
+    assert!(due(None, 99, 9).await.rows.is_empty(), "nothing is due early");
+    let found = due(None, 300, 9).await;
+    assert!(found.is_end, "there are no more");
+    let names: Vec<_> =
+        found.rows.into_iter().map(|(_, slot, record)| (slot, record.due)).collect();
     let early = (slot("early"), Timestamp::from_micros(100));
     let late = (slot("late"), Timestamp::from_micros(300));
     assert_eq!(names, [early, late], "what is due comes in order, without the cancelled");
-    assert_eq!(due(300, 1).await.expect("readable").len(), 1, "a scan is bounded");
-    let all = store.reminders(4, id("r"), None).await.expect("readable");
-    assert_eq!(all.len(), 2, "an entity's reminders are found");
+    let first = due(None, 300, 1).await;
+    assert_eq!((first.rows.len(), first.is_end), (1, false), "a scan is bounded");
+    let (of, slot, record) = first.rows[0].clone();
+    let next = due(Some((record.due, of, slot)), 300, 9).await;
+    assert!(next.is_end && !next.rows.is_empty(), "a scan goes on where the last one ended");
+    assert!(next.rows.iter().all(|(.., next)| next.due >= record.due), "in order");
+    let all = store.reminders(Haste::Short, 4, id("r"), None, 9).await.expect("readable");
+    assert_eq!((all.rows.len(), all.is_end), (2, true), "an entity's reminders are found");
+    let (_, slot, record) = &all.rows[0];
+    let rest =
+        store.reminders(Haste::Long, 4, id("r"), Some(slot.clone()), 9).await.expect("readable");
+    assert_eq!(rest.rows, all.rows[1..], "pages follow each other");
+    let one = store.reminder(4, id("r"), slot.clone()).await.expect("readable");
+    assert_eq!(one.as_ref(), Some(record), "one is read alone");
     writer.store.clone().close().await;
+}
+
+async fn letters_are_filtered_and_what_waits_is_found(open: &impl AsyncFn() -> Arc<dyn Store>) {
+    let store = open().await;
+    let mut writer = Writer::new(store.clone());
+    let letter = |key: &str, cause| DeadLetter {
+        entity: format!("filtered/{key}"),
+        sender: String::new(),
+        operation: "add".into(),
+        input: Vec::new(),
+        token: 1,
+        cause,
+        reason: "why".into(),
+        attempts: 1,
+        accepted_at: Timestamp::default(),
+        buried_at: Timestamp::from_micros(9),
+    };
+    let at = |number| DeadLetterId { partition: 5, is_rejection: false, number };
+    let letters = (1..=6).map(|number| {
+        let cause = if number % 2 == 0 { Cause::Failure } else { Cause::Undecodable };
+        Write::Bury(at(number), letter(&number.to_string(), cause))
+    });
+    writer.write(letters.collect()).await;
+    let mut filter = DeadLetterFilter {
+        entity_type: Some("filtered".into()),
+        cause: Some(Cause::Failure),
+        ..DeadLetterFilter::default()
+    };
+    let mut found = Vec::new();
+    let mut after = None;
+    loop {
+        let page = store.dead_letters(filter.clone(), after, 1).await.expect("readable");
+        found.extend(page.rows.into_iter().map(|(id, _)| id.number));
+        match page.next {
+            Some(next) => after = Some(next),
+            None => break,
+        }
+    }
+    assert_eq!(found, [2, 4, 6], "pages of a filter follow each other");
+    filter.operation = Some("subtract".into());
+    let page = store.dead_letters(filter, None, 9).await.expect("readable");
+    assert!(page.rows.is_empty() && page.next.is_none(), "none fits every part");
+    let heads = store.dead_letter_heads(5, Some(at(3)), 9).await.expect("readable");
+    let numbers: Vec<_> = heads.rows.iter().map(|head| head.id.number).collect();
+    assert_eq!((numbers, heads.is_end), (vec![4, 5, 6], true), "of one partition, behind one");
+    assert!(heads.rows.iter().all(|head| head.at.as_micros() == 9 && head.bytes > 0));
+    let names = vec!["add".to_owned(), "set".to_owned()];
+    writer.write(vec![Write::PutOperations("filtered".into(), names.clone())]).await;
+    let known = store.operations().await.expect("readable");
+    assert!(known.contains(&("filtered".into(), names)), "operations are read back");
+    let waiting = store.waiting(3, "suite".into(), vec!["add".into()], 9).await.expect("readable");
+    assert!(waiting.iter().all(|row| row.operation != "add"), "what is excepted is left out");
 }

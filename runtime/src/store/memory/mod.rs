@@ -21,14 +21,14 @@ use tokio::sync::Notify;
 pub use self::shared::Reach;
 use self::shared::{Cluster, Way};
 use super::{
-    Batch, CommitOutcome, DeadLetterPage, Fence, InboxPage, Opened, ReadError, ReadResult,
-    ReminderRows, StatePage, Store,
+    Batch, CommitOutcome, DeadLetterFilter, DeadLetterHeads, DeadLetterPage, DueKey, Fence, Haste,
+    InboxPage, Opened, ReadError, ReadResult, ReminderPage, StatePage, Store, Waiting,
     keys::{self, Table},
     record::{
         self, DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey, LaneRecord,
-        Settings, StateRecord,
+        ReminderRecord, Settings, Slot, StateRecord,
     },
-    rows::{self, Limit, Rows, Scanned},
+    rows::{self, EachRow, Limit, Rows},
 };
 use crate::sabotage;
 
@@ -101,12 +101,15 @@ impl MemoryDisk {
             disk.apply(vec![((Table::Meta, keys::LANE.to_vec()), Some(claim))]);
             disk.flush();
         }
+        let time = lane.as_ref().map_or(Timestamp::default(), |lane| lane.time);
         let opened = Opened {
             settings: SETTINGS,
             incarnation,
             last_batch: lane.as_ref().map_or(0, |lane| lane.number),
-            time: lane.as_ref().map_or(Timestamp::default(), |lane| lane.time),
+            time,
+            numbers_ahead: std::time::Duration::ZERO,
             was_unclean: lane.is_some_and(|lane| !lane.is_clean),
+            running: Vec::new(),
         };
         drop(disk);
         let way = Arc::default();
@@ -178,6 +181,7 @@ impl MemoryDisk {
 impl MemoryStore {
     fn ready<T: Send + 'static>(
         &self,
+        _haste: Haste,
         read: impl FnOnce(&dyn Rows) -> ReadResult<T> + Send + 'static,
     ) -> BoxFuture<'static, ReadResult<T>> {
         if self.way.is_plain() {
@@ -282,11 +286,21 @@ impl Rows for Disk {
         Ok(self.live.get(&(table, key.to_vec())).cloned())
     }
 
-    fn scan(&self, table: Table, from: &[u8], to: &[u8], limit: Limit) -> ReadResult<Scanned> {
-        let to = to.max(from);
-        let range = (table, from.to_vec())..(table, to.to_vec());
-        let found = self.live.range(range);
-        Scanned::take(found.map(|((_, key), value)| Ok((key.clone(), value.clone()))), limit)
+    fn scan(
+        &self,
+        table: Table,
+        from: &[u8],
+        to: &[u8],
+        _limit: Limit,
+        each: &mut EachRow<'_>,
+    ) -> ReadResult<()> {
+        let range = (table, from.to_vec())..(table, to.max(from).to_vec());
+        for ((_, key), value) in self.live.range(range) {
+            if !each(key, value)? {
+                break;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -27,7 +27,7 @@ use std::{
     time::Duration,
 };
 
-use stead_entities::{BoxFuture, EntityId, Timestamp};
+use stead_entities::{BoxFuture, EntityId, Timeout, Timestamp};
 use tokio::runtime::Handle;
 use tokio_postgres::{
     Client, Config,
@@ -36,15 +36,15 @@ use tokio_postgres::{
 
 use self::{commit::Writer, connect::Readers, shared::Desk};
 use super::{
-    Batch, CommitOutcome, DeadLetterPage, InboxPage, Opened, ReadError, ReadResult, ReminderRows,
-    StatePage, Store,
-    keys::Table,
+    Batch, CommitOutcome, DeadLetterFilter, DeadLetterHeads, DeadLetterPage, DueKey, Haste,
+    InboxPage, Opened, ReadError, ReadResult, ReminderPage, StatePage, Store, Waiting,
+    keys::{self, Table},
     on_thread,
     record::{
-        DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey, Settings,
-        StateRecord,
+        self, DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey,
+        ReminderRecord, Settings, Slot, StateRecord,
     },
-    rows::{self, Limit, Rows, Scanned},
+    rows::{self, EachRow, Limit, Rows},
 };
 use crate::entropy::Entropy;
 
@@ -78,6 +78,9 @@ pub struct PostgresSettings {
     pub settle_deadline: Duration,
     /// Accepts a database that may lose what it has confirmed. Not set.
     pub unsafe_durability: bool,
+    /// Sets the store's clock back to the database's where it is ahead, once, at this opening. For one
+    /// node; many nodes follow the database's clock. Not set.
+    pub reset_clock: bool,
 }
 
 impl Default for PostgresSettings {
@@ -88,6 +91,7 @@ impl Default for PostgresSettings {
             statement_timeout: Duration::from_secs(10),
             settle_deadline: Duration::from_secs(30),
             unsafe_durability: false,
+            reset_clock: false,
         }
     }
 }
@@ -143,8 +147,15 @@ impl PostgresStore {
         let kept = read_settings(&client).await?;
         let now: i64 = client.query_typed_one(members::NOW, &[]).await?.get(0);
         let time = Timestamp::from_micros(now);
-        let opened =
-            Opened { settings: kept, incarnation: 0, last_batch: 0, time, was_unclean: false };
+        let opened = Opened {
+            settings: kept,
+            incarnation: 0,
+            last_batch: 0,
+            time,
+            numbers_ahead: Duration::ZERO,
+            was_unclean: false,
+            running: Vec::new(),
+        };
         Ok(Self::with(config, opened, settings))
     }
 
@@ -185,6 +196,7 @@ impl PostgresStore {
     /// all.
     fn blocking<T: Send + 'static>(
         &self,
+        _haste: Haste,
         read: impl FnOnce(&dyn Rows) -> ReadResult<T> + Send + 'static,
     ) -> BoxFuture<'static, ReadResult<T>> {
         let readers = self.readers.clone();
@@ -258,7 +270,16 @@ async fn open_lane(
     let last = opening.query_typed_opt(sql::LAST_LANE, &[]).await?;
     let now: i64 = opening.query_typed_one(members::NOW, &[]).await?.get(0);
     let number = last.as_ref().map_or(0, |row| row.get::<_, i64>(0));
-    let time = last.as_ref().map_or(now, |row| now.max(row.get(1)));
+    let mut time = last.as_ref().map_or(now, |row| now.max(row.get(1)));
+    let mut numbers_ahead = read_numbers_ahead(opening.client()).await?;
+    if settings.reset_clock && time > now {
+        numbers_ahead += Duration::from_micros((time - now).unsigned_abs());
+        let (key, record) = (keys::NUMBERS_AHEAD, record::encode(&Timeout::from(numbers_ahead)));
+        let values: [Value<'_>; 2] =
+            [(&vec![key], Type::BYTEA_ARRAY), (&vec![record], Type::BYTEA_ARRAY)];
+        opening.execute_typed(sql::TABLES[Table::Meta as usize].put, &values).await?;
+        time = now;
+    }
     let node: &str = &settings.node;
     let values: [Value<'_>; 4] = [
         (&incarnation, Type::INT8),
@@ -275,8 +296,19 @@ async fn open_lane(
         incarnation: incarnation.unsigned_abs(),
         last_batch: number.unsigned_abs(),
         time: Timestamp::from_micros(time),
+        numbers_ahead,
         was_unclean: last.is_some_and(|row| !row.get::<_, bool>(2)),
+        running: Vec::new(),
     })
+}
+
+/// How far minted numbers are ahead of the clock.
+async fn read_numbers_ahead(client: &Client) -> Result<Duration, ConnectError> {
+    let statement = sql::TABLES[Table::Meta as usize].get;
+    let found = client.query_typed_opt(statement, &[(&keys::NUMBERS_AHEAD, Type::BYTEA)]).await?;
+    let ahead = found.map(|row| record::decode::<Timeout>(row.get(0))).transpose();
+    let ahead = ahead.map_err(|error| ConnectError::Unusable(error.to_string()))?;
+    Ok(ahead.unwrap_or_default().as_duration())
 }
 
 /// What was minted with the store.
@@ -307,40 +339,37 @@ impl Rows for View<'_> {
         Ok(found.map(|row| row.get(0)))
     }
 
-    fn scan(&self, table: Table, from: &[u8], to: &[u8], limit: Limit) -> ReadResult<Scanned> {
-        let statement = sql::TABLES[table as usize].scan;
+    fn scan(
+        &self,
+        table: Table,
+        from: &[u8],
+        to: &[u8],
+        limit: Limit,
+        each: &mut EachRow<'_>,
+    ) -> ReadResult<()> {
+        let table = &sql::TABLES[table as usize];
+        let statement = if limit.heads_only { table.scan_heads } else { table.scan };
         let part = i64::try_from(limit.rows.saturating_add(1)).unwrap_or(PART).min(PART);
         let mut from = from.to_vec();
-        let mut waiting = Vec::new().into_iter();
-        let mut is_end = false;
-        let more = std::iter::from_fn(|| {
-            loop {
-                if let Some(row) = waiting.next() {
-                    return Some(Ok(row));
+        loop {
+            let first = from.as_slice();
+            let values: [Value<'_>; 3] =
+                [(&first, Type::BYTEA), (&to, Type::BYTEA), (&part, Type::INT8)];
+            let asking = self.client.query_typed(statement, &values);
+            let found = self.runtime.block_on(asking).map_err(unreadable)?;
+            for row in &found {
+                if !each(row.get(0), row.get(1))? {
+                    return Ok(());
                 }
-                if is_end {
-                    return None;
-                }
-                let (first, last) = (from.as_slice(), to);
-                let values: [Value<'_>; 3] =
-                    [(&first, Type::BYTEA), (&last, Type::BYTEA), (&part, Type::INT8)];
-                let asking = self.client.query_typed(statement, &values);
-                let found: Vec<(Vec<u8>, Vec<u8>)> = match self.runtime.block_on(asking) {
-                    Ok(found) => found.iter().map(|row| (row.get(0), row.get(1))).collect(),
-                    Err(error) => {
-                        is_end = true;
-                        return Some(Err(unreadable(error)));
-                    }
-                };
-                is_end = found.len() < part as usize;
-                if let Some((key, _)) = found.last() {
-                    // The first key behind it.
-                    from = [key, &[0][..]].concat();
-                }
-                waiting = found.into_iter();
             }
-        });
-        Scanned::take(more, limit)
+            if found.len() < part as usize {
+                return Ok(());
+            }
+            if let Some(last) = found.last() {
+                // The first key behind it.
+                from = [last.get::<_, &[u8]>(0), &[0]].concat();
+            }
+        }
     }
 }
 

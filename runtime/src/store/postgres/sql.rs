@@ -189,12 +189,15 @@ pub(super) const FORGET_OWN: &str = "delete from stead_idempotency where key in 
     and get_byte(key, 0) * 256 + get_byte(key, 1) in \
     (select partition from stead_partitions where owner = $2) limit 5000)";
 
-/// The four statements of a table of plain rows.
+/// The statements of a table of plain rows.
 pub(super) struct Plain {
     pub(super) put: &'static str,
     pub(super) delete: &'static str,
     pub(super) get: &'static str,
     pub(super) scan: &'static str,
+    /// The same with the first bytes of each record only, as many as a
+    /// [`crate::store::record::StateHead`] may take.
+    pub(super) scan_heads: &'static str,
 }
 
 macro_rules! plain {
@@ -211,6 +214,11 @@ macro_rules! plain {
             get: concat!("select record from ", $table, " where key = $1"),
             scan: concat!(
                 "select key, record from ",
+                $table,
+                " where key >= $1 and key < $2 order by key limit $3"
+            ),
+            scan_heads: concat!(
+                "select key, substring(record from 1 for 64) from ",
                 $table,
                 " where key >= $1 and key < $2 order by key limit $3"
             ),

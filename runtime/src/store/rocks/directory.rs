@@ -43,6 +43,9 @@ pub struct RocksSettings {
     /// Writes are refused while less than this many bytes of the disk are free. `None` takes a
     /// quarter of the disk, at most 256 MiB: room for what is in memory to be written out.
     pub free_bytes_min: Option<u64>,
+    /// Sets the store's clock back to the wall clock where it is ahead, once, at this opening. For a
+    /// store that a wall clock far ahead has led astray. Not set.
+    pub reset_clock: bool,
 }
 
 impl Default for RocksSettings {
@@ -50,9 +53,10 @@ impl Default for RocksSettings {
         Self {
             node: "node".into(),
             partitions: 256,
-            block_cache_bytes: 256 << 20,
+            block_cache_bytes: 64 << 20,
             write_buffer_bytes: 64 << 20,
             free_bytes_min: None,
+            reset_clock: false,
         }
     }
 }
@@ -69,6 +73,14 @@ pub enum OpenError {
          flushed; restore the directory from a backup"
     )]
     LostTail(String),
+    /// Batches are missing in the middle, or belong to another history: what was acknowledged in them
+    /// was lost.
+    #[error(
+        "the data is not one unbroken history: {0}. Files of different times were mixed, for example \
+         by a backup that was copied over a directory that was not empty. Empty the directory, then \
+         copy a whole backup into it"
+    )]
+    Gap(String),
     /// The directory or the database cannot be opened.
     #[error("the data cannot be opened: {0}")]
     Unreadable(String),

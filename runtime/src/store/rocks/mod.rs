@@ -5,54 +5,84 @@
 //! a floor of free space batches are refused before they are tried.
 //!
 //! Beside the database lie `LOCK.stead` (one process per directory), `HORIZON` (the last batch known
-//! durable, so that a log that was shortened is noticed) and `RESERVE` (room to open a full disk).
+//! durable, so that a log that was shortened is noticed), `RUNNING` (what ran when the process ended)
+//! and `RESERVE` (room to open a full disk). What is opened is one unbroken history of batches
+//! (`history`), or the opening is refused.
+//!
+//! Closing ends the database and lets go of the directory, whoever still holds the store.
 
 mod directory;
+mod history;
 mod options;
+mod running;
 
 use std::{
     fmt,
     path::Path,
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        Arc, Mutex, PoisonError, RwLock, RwLockReadGuard,
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use rocksdb::{DB, ReadOptions, ReadTier, WriteBatch, WriteOptions};
-use stead_entities::{BoxFuture, EntityId, Timestamp};
+use stead_entities::{BoxFuture, EntityId, Timeout, Timestamp};
 
-use self::directory::Directory;
 pub use self::directory::{OpenError, RocksSettings};
+use self::{directory::Directory, history::History, running::Running};
 use super::{
-    Batch, CommitOutcome, DeadLetterPage, InboxPage, Opened, ReadError, ReadResult, ReminderRows,
-    StatePage, Store,
+    Batch, CommitOutcome, DeadLetterFilter, DeadLetterHeads, DeadLetterPage, DueKey, Haste,
+    InboxPage, Opened, ReadError, ReadResult, ReminderPage, RunningMarks, StatePage, Store,
+    Waiting,
     keys::{self, Table},
-    on_thread,
+    readers::Readers,
     record::{
         self, DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey, LaneRecord,
-        Settings, StateRecord,
+        ReminderRecord, Settings, Slot, StateRecord,
     },
-    rows::{self, Limit, Rows, Scanned},
+    rows::{self, EachRow, Limit, Rows},
 };
-use crate::{entropy::Entropy, sabotage};
+use crate::{
+    clock::{monotonic, since, wall_micros},
+    entropy::Entropy,
+    sabotage,
+};
 
 /// A directory with the data of one node.
 pub struct RocksStore {
     shared: Arc<Shared>,
+    readers: Readers,
+    running: Arc<Running>,
     opened: Opened,
-    is_closed: AtomicBool,
 }
 
 struct Shared {
-    db: DB,
-    directory: Directory,
+    /// `None` once the store is closed. Held for reading while anything uses it.
+    database: RwLock<Option<Database>>,
+    is_closed: AtomicBool,
     poisoned: AtomicBool,
+    has_room: AtomicBool,
     forget_before: Arc<AtomicI64>,
 }
 
+/// The database in its directory; the database ends first.
+struct Database {
+    db: DB,
+    directory: Directory,
+    /// A random number that names this process in the chain of batches.
+    writer: u64,
+    /// Who wrote the last batch.
+    follows: AtomicU64,
+    history_read_at: Mutex<Instant>,
+}
+
+/// How often the chain of batches is read.
+const HISTORY_INTERVAL: Duration = Duration::from_secs(1);
+
 impl RocksStore {
-    /// Opens or creates the store in `path` with default settings.
+    /// Opens or creates the store in `path` with default settings. Blocks the thread, as
+    /// [`RocksStore::open_with`] does; [`RocksStore::open_async`] does not.
     ///
     /// # Errors
     /// [`OpenError`] by what to do about it.
@@ -60,26 +90,56 @@ impl RocksStore {
         Self::open_with(path, &RocksSettings::default())
     }
 
-    /// Opens or creates the store in `path`. Blocks while the write-ahead log is replayed.
+    /// Opens or creates the store in `path`. Blocks the thread while the write-ahead log is replayed,
+    /// which can take seconds, and for at most two seconds while another process that ends still
+    /// holds the directory.
     ///
     /// # Errors
     /// [`OpenError`] by what to do about it.
     pub fn open_with(path: impl AsRef<Path>, settings: &RocksSettings) -> Result<Self, OpenError> {
         let directory = Directory::acquire(path.as_ref(), settings)?;
+        let (running, ran) = Running::open(path.as_ref())?;
         let forget_before = Arc::new(AtomicI64::new(i64::MIN));
         let db = options::open(&directory, settings, &forget_before)?;
         let lane: Option<LaneRecord> = read_meta(&db, keys::LANE)?;
         let last_batch = lane.as_ref().map_or(0, |lane| lane.number);
         directory.check_horizon(last_batch)?;
+        let follows = check_history(&db, last_batch)?;
         let minted = mint_settings(&db, settings)?;
+        let mut time = lane.as_ref().map_or(Timestamp::default(), |lane| lane.time);
+        let mut numbers_ahead: Timeout = read_meta(&db, keys::NUMBERS_AHEAD)?.unwrap_or_default();
+        let wall = Timestamp::from_micros(wall_micros());
+        if settings.reset_clock && time > wall {
+            tracing::warn!(from = %time, to = %wall, "the store's clock is set back");
+            numbers_ahead = (numbers_ahead.as_duration() + time.since(wall)).into();
+            put_meta(&db, keys::NUMBERS_AHEAD, &numbers_ahead)?;
+            time = wall;
+        }
         let opened = Opened {
             settings: minted,
             incarnation: lane.as_ref().map_or(0, |lane| lane.incarnation) + 1,
             last_batch: last_batch + 1,
-            time: lane.as_ref().map_or(Timestamp::default(), |lane| lane.time),
+            time,
+            numbers_ahead: numbers_ahead.as_duration(),
             was_unclean: lane.as_ref().is_some_and(|lane| !lane.is_clean),
+            running: ran,
         };
-        let shared = Arc::new(Shared { db, directory, poisoned: false.into(), forget_before });
+        let writer = Entropy::system().next();
+        let has_room = directory.has_room().into();
+        let database = Database {
+            db,
+            directory,
+            writer,
+            follows: follows.into(),
+            history_read_at: Mutex::new(monotonic()),
+        };
+        let shared = Shared {
+            database: RwLock::new(Some(database)),
+            is_closed: false.into(),
+            poisoned: false.into(),
+            has_room,
+            forget_before,
+        };
         let claim = Batch {
             fence: super::Fence {
                 incarnation: opened.incarnation,
@@ -96,25 +156,74 @@ impl RocksStore {
             CommitOutcome::Committed => {}
             other => return Err(OpenError::Unreadable(format!("{other:?}"))),
         }
-        Ok(Self { shared, opened, is_closed: false.into() })
+        // Not before: an opening that fails leaves what it found to the next one.
+        running.clear()?;
+        let readers = Readers::start()?;
+        Ok(Self { shared: Arc::new(shared), readers, running: Arc::new(running), opened })
+    }
+
+    /// Opens or creates the store in `path` on a thread of its own, so that no thread of the async
+    /// runtime is blocked. Where the future is dropped, the store is opened all the same, and closed
+    /// at once.
+    ///
+    /// # Errors
+    /// [`OpenError`] by what to do about it.
+    pub async fn open_async(
+        path: impl AsRef<Path>,
+        settings: RocksSettings,
+    ) -> Result<Self, OpenError> {
+        let path = path.as_ref().to_owned();
+        let opening = tokio::task::spawn_blocking(move || Self::open_with(path, &settings)).await;
+        opening.unwrap_or_else(|error| Err(OpenError::Unreadable(error.to_string())))
     }
 
     /// How often RocksDB has flushed its write-ahead log since the store was opened.
     pub fn log_syncs(&self) -> u64 {
-        let statistics = self.shared.db.property_value("rocksdb.options-statistics").ok().flatten();
+        let open = self.shared.open();
+        let property = "rocksdb.options-statistics";
+        let statistics = open.as_ref().and_then(|it| it.db.property_value(property).ok().flatten());
         let text = statistics.unwrap_or_default();
         let line = text.lines().find(|line| line.starts_with("rocksdb.wal.synced"));
         let count = line.and_then(|line| line.rsplit(' ').next());
         count.and_then(|count| count.parse().ok()).unwrap_or(0)
     }
 
-    fn blocking<T: Send + 'static>(
+    fn reading<T: Send + 'static>(
         &self,
-        read: impl FnOnce(&dyn Rows) -> T + Send + 'static,
-    ) -> BoxFuture<'static, T> {
+        haste: Haste,
+        read: impl FnOnce(&dyn Rows) -> ReadResult<T> + Send + 'static,
+    ) -> BoxFuture<'static, ReadResult<T>> {
         let shared = self.shared.clone();
-        // One view for the whole read: a batch is seen as a whole or not at all.
-        Box::pin(on_thread(move || read(&View(shared.db.snapshot(), &shared.db))))
+        Box::pin(self.readers.run(haste, move || match &*shared.open() {
+            // One view for the whole read: a batch is seen as a whole or not at all.
+            Some(database) => {
+                let fills_cache = haste == Haste::Short;
+                read(&View { at: database.db.snapshot(), db: &database.db, fills_cache })
+            }
+            None => Err(closed()),
+        }))
+    }
+}
+
+fn closed() -> ReadError {
+    ReadError::Unavailable("the store is closed".into())
+}
+
+/// Who wrote the last batch, where the database has every batch up to it.
+fn check_history(db: &DB, last_batch: u64) -> Result<u64, OpenError> {
+    let found = read_meta(db, keys::HISTORY).map_err(|error| OpenError::Gap(error.to_string()))?;
+    match found {
+        // Batches of a program that kept no history end here.
+        None => {
+            put_meta(db, keys::HISTORY, &History::link(last_batch, 0, 0))?;
+            Ok(0)
+        }
+        Some(History::Whole(span)) if span.last == last_batch => Ok(span.writer),
+        Some(History::Whole(span)) => Err(OpenError::Gap(format!(
+            "the history ends with batch {}, the last batch is {last_batch}",
+            span.last
+        ))),
+        Some(broken @ History::Broken(..)) => Err(OpenError::Gap(broken.to_string())),
     }
 }
 
@@ -125,10 +234,7 @@ fn mint_settings(db: &DB, settings: &RocksSettings) -> Result<Settings, OpenErro
     let mut entropy = Entropy::system();
     let minted =
         Settings { partitions: settings.partitions, seed: (entropy.next(), entropy.next()) };
-    let mut synced = WriteOptions::default();
-    synced.set_sync(true);
-    db.put_opt(keys::SETTINGS, record::encode(&minted), &synced)
-        .map_err(|error| OpenError::Unreadable(error.to_string()))?;
+    put_meta(db, keys::SETTINGS, &minted)?;
     Ok(minted)
 }
 
@@ -138,11 +244,62 @@ fn read_meta<T: serde::de::DeserializeOwned>(db: &DB, key: &[u8]) -> Result<Opti
     decoded.map_err(|error| OpenError::Unreadable(error.to_string()))
 }
 
+/// Writes what is minted outside of batches, and flushes it.
+fn put_meta(db: &DB, key: &[u8], record: &impl serde::Serialize) -> Result<(), OpenError> {
+    let mut synced = WriteOptions::default();
+    synced.set_sync(true);
+    let written = db.put_opt(key, record::encode(record), &synced);
+    written.map_err(|error| OpenError::Unreadable(error.to_string()))
+}
+
 impl Shared {
+    fn open(&self) -> RwLockReadGuard<'_, Option<Database>> {
+        self.database.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn write(&self, batch: &Batch) -> CommitOutcome {
+        let open = self.open();
+        let Some(database) = open.as_ref().filter(|_| !self.is_closed.load(Ordering::SeqCst))
+        else {
+            return CommitOutcome::Unavailable("the store is closed".into());
+        };
         if self.poisoned.load(Ordering::SeqCst) {
             return CommitOutcome::Unknown("the store is poisoned by an earlier error".into());
         }
+        let outcome = database.write(batch);
+        if matches!(outcome, CommitOutcome::Unknown(_)) {
+            self.poisoned.store(true, Ordering::SeqCst);
+        }
+        outcome
+    }
+
+    /// Lets go of the database when nothing uses it any more. Blocks until then.
+    fn close(&self) {
+        self.is_closed.store(true, Ordering::SeqCst);
+        drop(self.database.write().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    fn cached<T>(
+        &self,
+        table: Table,
+        key: &[u8],
+        read: impl FnOnce(Option<Vec<u8>>) -> ReadResult<T>,
+    ) -> Option<ReadResult<T>> {
+        // While the store is being closed there is nothing at hand.
+        let open = self.database.try_read().ok()?;
+        let database = open.as_ref()?;
+        let handle = database.db.cf_handle(table.name())?;
+        let mut options = ReadOptions::default();
+        options.set_read_tier(ReadTier::BlockCache);
+        match database.db.get_cf_opt(&handle, key, &options) {
+            Ok(found) => Some(read(found)),
+            Err(_) => None,
+        }
+    }
+}
+
+impl Database {
+    fn write(&self, batch: &Batch) -> CommitOutcome {
         // What only moves the lane fits always: a node starts, and stops, on a full disk.
         if !batch.writes.is_empty()
             && let Err(why) = self.directory.check_room()
@@ -161,7 +318,11 @@ impl Shared {
         synced.set_sync(!sabotage::is("X1"));
         let again = sabotage::is("X8").then(|| WriteBatch::from_data(rows.data()));
         match (self.db.write_opt(rows, &synced), again) {
-            (Ok(()), _) => CommitOutcome::Committed,
+            (Ok(()), _) => {
+                self.follows.store(self.writer, Ordering::Relaxed);
+                self.directory.note_durable(batch.fence.number);
+                CommitOutcome::Committed
+            }
             (Err(_), Some(again)) => {
                 let _retried = self.db.write_opt(again, &synced);
                 CommitOutcome::Committed
@@ -170,9 +331,18 @@ impl Shared {
                 if error.kind() == rocksdb::ErrorKind::Corruption {
                     self.directory.mark_damaged();
                 }
-                self.poisoned.store(true, Ordering::SeqCst);
                 CommitOutcome::Unknown(error.to_string())
             }
+        }
+    }
+
+    /// Reads the chain of batches now and then, so that its block is at hand: folding a link reads what
+    /// it follows, but never from a file, and links that cannot be folded would pile up.
+    fn keep_history_at_hand(&self) {
+        let mut read_at = self.history_read_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if since(*read_at) >= HISTORY_INTERVAL {
+            *read_at = monotonic();
+            let _or_the_next_time = self.db.get_pinned(keys::HISTORY);
         }
     }
 
@@ -182,6 +352,9 @@ impl Shared {
             self.db.cf_handle(table.name()).expect("every table is opened with the database")
         });
         let mut rows = WriteBatch::default();
+        let follows = self.follows.load(Ordering::Relaxed);
+        let link = History::link(batch.fence.number, follows, self.writer);
+        rows.merge_cf(tables[Table::Meta as usize], keys::HISTORY, record::encode(&link));
         rows::each_change(batch, |change| {
             let table = tables[change.table as usize];
             if change.must_exist && !matches!(self.db.get_pinned_cf(table, change.key), Ok(Some(_)))
@@ -212,21 +385,6 @@ impl Shared {
         }
         Err(CommitOutcome::Fenced)
     }
-
-    fn cached<T>(
-        &self,
-        table: Table,
-        key: &[u8],
-        read: impl FnOnce(Option<Vec<u8>>) -> ReadResult<T>,
-    ) -> Option<ReadResult<T>> {
-        let handle = self.db.cf_handle(table.name())?;
-        let mut options = ReadOptions::default();
-        options.set_read_tier(ReadTier::BlockCache);
-        match self.db.get_cf_opt(&handle, key, &options) {
-            Ok(found) => Some(read(found)),
-            Err(_) => None,
-        }
-    }
 }
 
 /// What RocksDB says of a read, without the paths of its files.
@@ -241,25 +399,41 @@ fn read_error(error: rocksdb::Error) -> ReadError {
 }
 
 /// The database as it stood at one moment.
-struct View<'d>(rocksdb::Snapshot<'d>, &'d DB);
+struct View<'d> {
+    at: rocksdb::Snapshot<'d>,
+    db: &'d DB,
+    /// Whether what is read is kept for others: pages of lists would push out what turns need.
+    fills_cache: bool,
+}
 
 impl Rows for View<'_> {
     fn get(&self, table: Table, key: &[u8]) -> ReadResult<Option<Vec<u8>>> {
-        let handle = self.1.cf_handle(table.name()).expect("every table is opened");
-        self.0.get_cf(&handle, key).map_err(read_error)
+        let handle = self.db.cf_handle(table.name()).expect("every table is opened");
+        self.at.get_cf(&handle, key).map_err(read_error)
     }
 
-    fn scan(&self, table: Table, from: &[u8], to: &[u8], limit: Limit) -> ReadResult<Scanned> {
-        let handle = self.1.cf_handle(table.name()).expect("every table is opened");
+    fn scan(
+        &self,
+        table: Table,
+        from: &[u8],
+        to: &[u8],
+        _limit: Limit,
+        each: &mut EachRow<'_>,
+    ) -> ReadResult<()> {
+        let handle = self.db.cf_handle(table.name()).expect("every table is opened");
         let mut options = ReadOptions::default();
         options.set_iterate_upper_bound(to.to_vec());
         options.set_total_order_seek(true);
-        let mode = rocksdb::IteratorMode::From(from, rocksdb::Direction::Forward);
-        let found = self.0.iterator_cf_opt(&handle, options, mode).map(|row| {
-            let (key, value) = row.map_err(read_error)?;
-            Ok((key.into_vec(), value.into_vec()))
-        });
-        Scanned::take(found, limit)
+        options.fill_cache(self.fills_cache);
+        let mut rows = self.at.raw_iterator_cf_opt(&handle, options);
+        rows.seek(from);
+        while let (Some(key), Some(value)) = (rows.key(), rows.value()) {
+            if !each(key, value)? {
+                return Ok(());
+            }
+            rows.next();
+        }
+        rows.status().map_err(read_error)
     }
 }
 
@@ -269,30 +443,27 @@ impl Store for RocksStore {
     }
 
     fn commit(&self, batch: Batch) -> BoxFuture<'_, CommitOutcome> {
-        Box::pin(async move {
-            if self.is_closed.load(Ordering::SeqCst) {
-                return CommitOutcome::Unavailable("the store is closed".into());
-            }
-            let outcome = self.shared.write(&batch);
-            if outcome == CommitOutcome::Committed {
-                self.shared.directory.note_durable(batch.fence.number);
-            }
-            outcome
-        })
+        Box::pin(async move { self.shared.write(&batch) })
     }
 
     fn tend_after_commit(&self) {
-        self.shared.directory.tend_horizon();
+        if let Some(database) = &*self.shared.open() {
+            database.directory.tend_horizon();
+        }
     }
 
     fn has_room(&self) -> bool {
-        self.shared.directory.has_room()
+        self.shared.has_room.load(Ordering::Relaxed)
     }
 
     fn tend(&self, time: Timestamp) {
         self.shared.forget_before.store(time.as_micros(), Ordering::Relaxed);
-        let _known_by_has_room = self.shared.directory.check_room();
-        self.shared.directory.tend_horizon();
+        if let Some(database) = &*self.shared.open() {
+            let has_room = database.directory.check_room().is_ok();
+            self.shared.has_room.store(has_room, Ordering::Relaxed);
+            database.directory.tend_horizon();
+            database.keep_history_at_hand();
+        }
     }
 
     fn load_cached(&self, id: &EntityId) -> Option<ReadResult<Option<StateRecord>>> {
@@ -308,19 +479,30 @@ impl Store for RocksStore {
         })
     }
 
-    rows::reads!(blocking);
+    rows::reads!(reading);
+
+    /// Measured by `make bench`: with 32 calls take twice as long meanwhile, with 512 twelve times, and
+    /// the rows twice as many a second.
+    fn left_rows_max(&self) -> usize {
+        32
+    }
+
+    fn running_marks(&self) -> Option<Arc<dyn RunningMarks>> {
+        Some(self.running.clone())
+    }
 
     fn close(&self) -> BoxFuture<'_, ()> {
+        let shared = self.shared.clone();
+        // It blocks until every read has ended, and goes on where nobody waits for it.
+        self.shared.is_closed.store(true, Ordering::SeqCst);
         Box::pin(async move {
-            self.is_closed.store(true, Ordering::SeqCst);
-            let shared = self.shared.clone();
-            let noted = tokio::task::spawn_blocking(move || shared.directory.flush_horizon());
-            let _or_the_runtime_ends = noted.await;
+            let closed = tokio::task::spawn_blocking(move || shared.close());
+            let _or_the_runtime_ends = closed.await;
         })
     }
 }
 
-impl Drop for Shared {
+impl Drop for Database {
     fn drop(&mut self) {
         self.directory.flush_horizon();
     }

@@ -13,7 +13,7 @@ use rocksdb::{
     Options,
 };
 
-use super::{Directory, OpenError, RocksSettings};
+use super::{Directory, OpenError, RocksSettings, history};
 use crate::{
     sabotage,
     store::{
@@ -22,6 +22,8 @@ use crate::{
     },
 };
 
+/// The most links of the chain of batches that wait in memory to be folded.
+const LINKS_MAX: usize = 1_000;
 /// How many files the database keeps open at most.
 const OPEN_FILES_MAX: i32 = 256;
 
@@ -80,6 +82,12 @@ fn table_options(
     blocks.set_cache_index_and_filter_blocks(true);
     blocks.set_pin_l0_filter_and_index_blocks_in_cache(true);
     let mut options = Options::default();
+    if table == Table::Meta {
+        options.set_merge_operator_associative(history::OPERATOR, history::fold);
+        // Links are folded as they come, so that opening has few of them to fold; see also
+        // `keep_history_at_hand`.
+        options.set_max_successive_merges(LINKS_MAX);
+    }
     options.set_block_based_table_factory(&blocks);
     options.set_compression_type(rocksdb::DBCompressionType::Lz4);
     match table {

@@ -1,0 +1,400 @@
+//! What a node shows of its store, page by page: entities, reminders, dead letters, and what waits for
+//! types and operations that nobody serves.
+//!
+//! Lists read the store whichever node is asked, show what is durable, and are admitted like other
+//! requests: each takes room for a page of the node's limits while it is read.
+
+use std::{collections::BTreeMap, str::FromStr as _, sync::PoisonError, time::Duration};
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+use stead_entities::{EntityId, Error, ErrorKind, ReminderId, Timeout, Timestamp};
+
+use super::Node;
+use crate::{
+    admission::Permit,
+    clock,
+    partition::PURGE,
+    store::{
+        DeadLetterFilter, Haste, PAGE_BYTES_MAX, Reminder,
+        record::{Cause, DeadLetter, DeadLetterId, Slot, StoredSchedule},
+    },
+};
+
+/// The most rows of a page.
+pub(crate) const PAGE_ROWS_MAX: usize = 1_000;
+/// How many letters of a filter are replayed or dropped at one time.
+const LETTERS_AT_ONCE: usize = 64;
+/// The wait before a bulk operation asks for room again.
+const ROOM_PAUSE: Duration = Duration::from_millis(50);
+/// How many signals, and as many reminders, of one type and partition are counted of what nobody
+/// serves.
+const UNSERVED_ROWS_MAX: usize = 1_000;
+
+/// A page of a list.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Listed<R> {
+    /// The rows, in the order of the list.
+    pub rows: Vec<R>,
+    /// What to give as `after` for the next page; none behind the last one.
+    pub next: Option<String>,
+}
+
+/// An entity as a list shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct EntityView {
+    /// The entity's type.
+    #[serde(rename = "type")]
+    pub entity_type: String,
+    /// The entity's key.
+    pub key: String,
+    /// How many turns were committed.
+    pub revision: u64,
+    /// When the last of them was.
+    pub committed_at: Timestamp,
+}
+
+/// A reminder or a delayed signal that is not yet applied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct ReminderView {
+    /// What names it, also to cancel it.
+    #[serde(serialize_with = "as_text")]
+    pub id: ReminderId,
+    /// The name of a reminder; none for a delayed signal.
+    pub name: Option<String>,
+    /// Whether it is a delayed signal.
+    pub is_delayed_signal: bool,
+    /// When it is due.
+    pub due: Timestamp,
+    /// How often it recurs, if it does.
+    pub every: Option<Timeout>,
+    /// The operation that it applies.
+    pub operation: String,
+    /// How often it was tried in vain.
+    pub attempts: u32,
+}
+
+fn as_text<S: serde::Serializer>(id: &ReminderId, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(id)
+}
+
+impl From<Reminder> for ReminderView {
+    fn from((_, slot, record): Reminder) -> Self {
+        let every = match record.schedule {
+            Some(StoredSchedule::Every(micros)) => Some(Timeout::from_micros(micros)),
+            Some(StoredSchedule::Once) | None => None,
+        };
+        let (id, name) = match slot {
+            Slot::Named(name) => (ReminderId::Named(name.to_string()), Some(name.to_string())),
+            Slot::Delayed(number) => (ReminderId::Delayed(number), None),
+        };
+        Self {
+            id,
+            is_delayed_signal: name.is_none(),
+            name,
+            due: record.due,
+            every,
+            operation: record.operation,
+            attempts: record.attempts,
+        }
+    }
+}
+
+/// A dead letter: an operation that will not be tried again.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct DeadLetterView {
+    /// What names it.
+    pub id: String,
+    /// The entity that it was for, as `type/key`.
+    pub entity: String,
+    /// Who sent it: an entity's id, `reminder NAME`, or nothing for a caller outside.
+    pub sender: String,
+    /// The operation.
+    pub operation: String,
+    /// Its argument; a text where it is no JSON.
+    pub input: Box<RawValue>,
+    /// Why it is dead.
+    pub cause: Cause,
+    /// The reason in words.
+    pub reason: String,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// When it was accepted.
+    pub accepted_at: Timestamp,
+    /// When it died.
+    pub buried_at: Timestamp,
+}
+
+impl DeadLetterView {
+    fn new(id: DeadLetterId, letter: DeadLetter) -> Self {
+        let input = serde_json::from_slice::<Box<RawValue>>(&letter.input);
+        let input = input.or_else(|_| {
+            serde_json::value::to_raw_value(&String::from_utf8_lossy(&letter.input).into_owned())
+        });
+        Self {
+            id: id.to_string(),
+            entity: letter.entity,
+            sender: letter.sender,
+            operation: letter.operation,
+            input: input.unwrap_or_else(|_| RawValue::NULL.to_owned()),
+            cause: letter.cause,
+            reason: letter.reason,
+            attempts: letter.attempts,
+            accepted_at: letter.accepted_at,
+            buried_at: letter.buried_at,
+        }
+    }
+}
+
+/// What came of replaying or dropping dead letters by a filter.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct BulkView {
+    /// How many letters were replayed, or dropped.
+    pub done: u64,
+    /// How many could not be, and are still there.
+    pub failed: u64,
+    /// Why the first of those could not be.
+    pub reason: Option<String>,
+}
+
+/// Stored signals and reminders that nobody can apply.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct UnservedView {
+    /// The entity type.
+    #[serde(rename = "type")]
+    pub entity_type: String,
+    /// The operation that the type no longer has; none where no node serves the type.
+    pub operation: Option<String>,
+    /// How many signals name it; of each partition at most 1,000 are counted.
+    pub signals: u64,
+    /// How many reminders and delayed signals do; counted likewise.
+    pub reminders: u64,
+    /// One of the entities that they are for.
+    pub example: String,
+}
+
+impl UnservedView {
+    /// The same in words, for logs and readiness.
+    pub(crate) fn text(&self) -> String {
+        let Self { entity_type, operation, signals, reminders, example } = self;
+        let what = format!("{signals} signals and {reminders} reminders, such as of {example},");
+        match operation {
+            Some(operation) => {
+                format!("{what} name {entity_type}.{operation}, which does not exist")
+            }
+            None => format!("{what} wait for the type {entity_type}, which no node serves"),
+        }
+    }
+}
+
+impl Node {
+    /// A page of the entities of a type whose keys begin with `prefix`, by key, behind the key
+    /// `after`: at most `limit`, and at most 1,000; fewer where their states are large.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] for a type that nobody serves, [`ErrorKind::Overloaded`] where too much
+    /// is read at one time, [`ErrorKind::Unavailable`] where the store cannot be read.
+    pub async fn list(
+        &self,
+        entity_type: &str,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Listed<EntityView>, Error> {
+        self.check_served(entity_type)?;
+        let _room = self.room_for_a_page()?;
+        let (entity_type, prefix) = (entity_type.to_owned(), prefix.to_owned());
+        let after = after.map(str::to_owned);
+        let page =
+            self.store().list(entity_type, prefix, after, limit.clamp(1, PAGE_ROWS_MAX)).await?;
+        let next = page.rows.last().filter(|_| !page.is_end).map(|(id, _)| id.key().to_owned());
+        let rows = page.rows.into_iter().map(|(id, head)| EntityView {
+            entity_type: id.entity_type().to_owned(),
+            key: id.key().to_owned(),
+            revision: head.revision,
+            committed_at: head.committed_at,
+        });
+        Ok(Listed { rows: rows.collect(), next })
+    }
+
+    /// A page of the committed reminders and delayed signals of an entity behind the one with the id
+    /// `after`: reminders by name, then delayed signals in the order in which they were accepted; at
+    /// most `limit`, and at most 1,000.
+    ///
+    /// # Errors
+    /// As [`Node::list`].
+    pub async fn reminders(
+        &self,
+        id: &EntityId,
+        after: Option<&ReminderId>,
+        limit: usize,
+    ) -> Result<Listed<ReminderView>, Error> {
+        self.check_served(id.entity_type())?;
+        let _room = self.room_for_a_page()?;
+        let after = after.map(|after| match after {
+            ReminderId::Named(name) => Slot::Named(name.as_str().into()),
+            ReminderId::Delayed(number) => Slot::Delayed(*number),
+        });
+        let (partition, limit) = (self.partition_of(id), limit.clamp(1, PAGE_ROWS_MAX));
+        let page = self.store().reminders(Haste::Long, partition, id.clone(), after, limit).await?;
+        let rows: Vec<_> = page.rows.into_iter().map(ReminderView::from).collect();
+        let next = rows.last().filter(|_| !page.is_end).map(|last| last.id.to_string());
+        Ok(Listed { rows, next })
+    }
+
+    /// A page of the dead letters that fit a filter, behind the one with the id `after`: at most
+    /// `limit`, and at most 1,000; fewer, perhaps none, where many do not fit.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] for what is no id, else as [`Node::list`].
+    pub async fn dead_letters(
+        &self,
+        filter: &DeadLetterFilter,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Listed<DeadLetterView>, Error> {
+        let _room = self.room_for_a_page()?;
+        let after = after.map(DeadLetterId::from_str).transpose()?;
+        let limit = limit.clamp(1, PAGE_ROWS_MAX);
+        let page = self.store().dead_letters(filter.clone(), after, limit).await?;
+        let next = page.next.map(|next| next.to_string());
+        let rows = page.rows.into_iter().map(|(id, letter)| DeadLetterView::new(id, letter));
+        Ok(Listed { rows: rows.collect(), next })
+    }
+
+    /// How many dead letters this node has dropped since it started, because there were too many.
+    pub fn dropped_dead_letters(&self) -> u64 {
+        self.0.dropped.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Replays every dead letter that fits a filter and was there when this began, one after the other
+    /// for each entity, as [`Node::replay`] does. Dropping the future stops it between two letters.
+    ///
+    /// # Errors
+    /// Where letters cannot be read. What becomes of each letter is counted in the answer.
+    pub async fn replay_all(&self, filter: &DeadLetterFilter) -> Result<BulkView, Error> {
+        self.each_letter(filter, async |node, id| node.replay(id).await).await
+    }
+
+    /// Drops every dead letter that fits a filter and was there when this began.
+    ///
+    /// # Errors
+    /// As [`Node::replay_all`].
+    pub async fn drop_all(&self, filter: &DeadLetterFilter) -> Result<BulkView, Error> {
+        self.each_letter(filter, async |node, id| node.drop_dead_letter(id).await).await
+    }
+
+    async fn each_letter(
+        &self,
+        filter: &DeadLetterFilter,
+        act: impl AsyncFn(&Self, DeadLetterId) -> Result<(), Error>,
+    ) -> Result<BulkView, Error> {
+        let (mut after, mut done) = (None, BulkView::default());
+        let began = self.clock().now();
+        loop {
+            let room = match self.room_for_a_page() {
+                Ok(room) => room,
+                Err(error) if done == BulkView::default() => return Err(error),
+                // What was begun goes on when there is room.
+                Err(_) => {
+                    clock::sleep(ROOM_PAUSE).await;
+                    continue;
+                }
+            };
+            let reading = self.store().dead_letters(filter.clone(), after, LETTERS_AT_ONCE);
+            let page = match reading.await {
+                Ok(page) => page,
+                // What was done is told.
+                Err(error) if done != BulkView::default() => {
+                    done.reason.get_or_insert_with(|| error.to_string());
+                    return Ok(done);
+                }
+                Err(error) => return Err(error.into()),
+            };
+            drop(room);
+            for (id, letter) in page.rows {
+                // One that was replayed in vain is a new letter, and not tried again.
+                if letter.buried_at > began {
+                    continue;
+                }
+                match act(self, id).await {
+                    Ok(()) => done.done += 1,
+                    Err(error) => {
+                        done.failed += 1;
+                        done.reason.get_or_insert_with(|| error.to_string());
+                    }
+                }
+            }
+            match page.next {
+                Some(next) => after = Some(next),
+                None => return Ok(done),
+            }
+        }
+    }
+
+    /// Stored signals and reminders that nobody can apply: for types that no node serves, and for
+    /// operations that their types no longer have. What names such an operation becomes a dead letter
+    /// when it is due.
+    ///
+    /// # Errors
+    /// As [`Node::list`].
+    pub async fn unserved(&self) -> Result<Vec<UnservedView>, Error> {
+        let mut found: BTreeMap<(String, Option<String>), UnservedView> = BTreeMap::new();
+        let mut types = self.store().operations().await?;
+        let met = self.0.audit.met.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        types.extend(met.into_iter().map(|name| (name, Vec::new())));
+        types.sort_unstable_by(|one, other| one.0.cmp(&other.0));
+        types.dedup_by(|other, one| one.0 == other.0);
+        for (entity_type, known) in types {
+            let served = self.0.types.get(entity_type.as_str());
+            if served.is_none() && self.serves(&entity_type) {
+                // Other nodes know what it has.
+                continue;
+            }
+            let has = |name: &str| served.is_some_and(|served| served.find(name).is_some());
+            if served.is_some() && known.iter().all(|name| has(name)) {
+                continue;
+            }
+            // Those that are served, and what the runtime itself stores.
+            let mut except = vec![PURGE.to_owned()];
+            let served_names = served.map_or_else(Vec::new, |served| served.all_names());
+            except.extend(served_names.into_iter().map(str::to_owned));
+            for partition in 0..self.store().opened().settings.partitions {
+                let _room = self.room_for_a_page()?;
+                let reading = self.store().waiting(
+                    partition,
+                    entity_type.clone(),
+                    except.clone(),
+                    UNSERVED_ROWS_MAX,
+                );
+                for row in reading.await? {
+                    let operation = served.is_some().then_some(row.operation);
+                    let key = (entity_type.clone(), operation.clone());
+                    let view = found.entry(key).or_insert_with(|| UnservedView {
+                        entity_type: entity_type.clone(),
+                        operation,
+                        signals: 0,
+                        reminders: 0,
+                        example: row.id.to_string(),
+                    });
+                    view.signals += u64::from(!row.is_reminder);
+                    view.reminders += u64::from(row.is_reminder);
+                }
+            }
+        }
+        Ok(found.into_values().collect())
+    }
+
+    /// Room for a page in the node's limits, given back when the page is read.
+    fn room_for_a_page(&self) -> Result<Permit, Error> {
+        let share = PAGE_BYTES_MAX.min(self.config().request_bytes_max);
+        self.load().admit(share, self.config()).ok_or_else(|| {
+            Error::new(ErrorKind::Overloaded, "too many lists are read at one time: back off")
+        })
+    }
+}
