@@ -1,5 +1,6 @@
 //! The HTTP surface from outside: a real server, good requests and bad ones.
 
+mod conditional;
 mod connections;
 mod database;
 mod disk;
@@ -11,6 +12,7 @@ mod places;
 mod references;
 mod refusals;
 mod stop;
+mod waiting;
 
 use anyhow::Result;
 use stead_tests::{Server, command, free_address, problem};

@@ -213,3 +213,32 @@ async fn a_drain_waits_until_its_deadline() {
     let told = hanging.await.expect_err("it was dropped");
     assert!(matches!(kind(&told), Some(ErrorKind::Unknown | ErrorKind::Closed)), "{told:?}");
 }
+
+#[tokio::test]
+async fn lists_take_room_like_other_requests() {
+    let mut world = World::new();
+    world.config.requests_max = 1;
+    let node = start(&world).await;
+    let id = EntityId::new("journal", "a").expect("valid");
+    assert!(node.list("journal", "", None, 10).await.is_ok());
+    let mut hanging = node.entity::<Journal>("a").hang().into_future();
+    assert!(is_pending(&mut hanging).await);
+    let filter = stead::DeadLetterFilter::default();
+    let refused = [
+        node.list("journal", "", None, 10).await.map(drop),
+        node.reminders(&id, None, 10).await.map(drop),
+        node.dead_letters(&filter, None, 10).await.map(drop),
+        node.replay_all(&filter).await.map(drop),
+    ];
+    for refused in refused {
+        assert_eq!(refused.map_err(|error| error.kind()), Err(ErrorKind::Overloaded));
+    }
+    assert!(hanging.await.is_err(), "its deadline");
+    for _ in 0..500 {
+        if node.list("journal", "", None, 10).await.is_ok() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("the room is given back");
+}

@@ -14,7 +14,7 @@ async fn a_full_mailbox_refuses_before_acceptance_and_drops_nothing() {
     let mut refused = 0;
     for entry in 0..10 {
         match journal.append(entry).signal().await {
-            Ok(()) => accepted.push(entry),
+            Ok(_) => accepted.push(entry),
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::Overloaded);
                 refused += 1;

@@ -76,3 +76,23 @@ async fn a_deletion_takes_reminders_and_delayed_signals_along() {
     journal.end().await.expect("deletes itself");
     assert_eq!(node.state(&id).await.expect("readable"), None);
 }
+
+/// A clock that ticks more slowly than time passes, or stands for a while, makes timers fire early.
+#[tokio::test]
+async fn a_reminder_whose_timer_fired_early_is_waited_for_again() {
+    let world = World::new();
+    let node = world.start().await;
+    let delay = Duration::from_millis(100);
+    node.entity::<Journal>("a").append(1).after(delay).signal().await.expect("accepted");
+    // The clock stands for longer than the timer runs, and nobody touches the entity after that.
+    tokio::time::sleep(4 * delay).await;
+    assert_eq!(world.disk.rows(Table::Reminders).len(), 1, "it is not early");
+    world.clock.advance_to(world.clock.now() + Duration::from_secs(1));
+    for _ in 0..500 {
+        if world.disk.rows(Table::Reminders).is_empty() {
+            return expect_entries(&node, "a", &[1]).await;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("a due signal waits though its time has come");
+}

@@ -1,5 +1,6 @@
 //! Every store passes the same conformance suite, and RocksDB keeps its own promises beside it.
 
+mod backups;
 mod postgres;
 
 use std::{
