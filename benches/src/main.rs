@@ -7,6 +7,7 @@ mod activation;
 mod ceiling;
 mod cluster;
 mod cpu;
+mod due;
 mod http;
 mod in_process;
 mod load;
@@ -31,7 +32,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 struct Command {
     #[command(subcommand)]
     verb: Option<Verb>,
-    /// Only these figures: spread, hot, http, latency, activation, recovery,
+    /// Only these figures: spread, hot, http, latency, activation, recovery, due,
     /// placement, postgres, cluster.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
@@ -49,6 +50,9 @@ enum Verb {
     /// Makes entities, then signals that stay in the log, and waits to be killed.
     #[command(hide = true)]
     Fill { data: PathBuf },
+    /// Stores signals that are due at one instant, in microseconds since 1970.
+    #[command(hide = true)]
+    FillDue { data: PathBuf, at: i64 },
     /// Activates every entity of a store and prints the bytes that each takes.
     #[command(hide = true)]
     Activate { data: PathBuf },
@@ -60,6 +64,7 @@ async fn main() -> Result<()> {
     match command.verb {
         Some(Verb::Bare) => http::serve_bare().await,
         Some(Verb::Fill { data }) => recovery::fill(&data).await,
+        Some(Verb::FillDue { data, at }) => due::fill(&data, at).await,
         Some(Verb::Activate { data }) => activation::activate_all(&data).await,
         None => measure(&command.only, command.rounds).await,
     }
@@ -82,6 +87,9 @@ async fn measure(only: &[String], rounds: usize) -> Result<()> {
     }
     if wanted("recovery") {
         recovery::measure(&mut table).await?;
+    }
+    if wanted("due") {
+        due::measure(&mut table).await?;
     }
     if wanted("postgres") {
         postgres::measure(&mut table, rounds).await?;

@@ -45,6 +45,13 @@ pub fn median(values: &mut [f64]) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
+/// The value that a share of `values` does not exceed.
+pub fn percentile(mut values: Vec<f64>, share: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let place = (values.len() as f64 * share) as usize;
+    values.get(place.min(values.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)
+}
+
 /// The median of the ratios of pairs that were measured one after the other.
 pub fn median_ratio(pairs: &[(f64, f64)]) -> f64 {
     let mut ratios: Vec<f64> = pairs.iter().map(|(figure, ceiling)| figure / ceiling).collect();
