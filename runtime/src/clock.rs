@@ -73,8 +73,10 @@ impl Clock for HighWaterClock {
         // A wall clock that is ahead moves the base, so that the time goes on from there.
         let base = wall.saturating_sub(elapsed);
         let known = self.base.load(Ordering::SeqCst);
-        let base = if base > known { self.base.fetch_max(base, Ordering::SeqCst) } else { known }
-            .max(base);
+        let base = match base > known {
+            true => self.base.fetch_max(base, Ordering::SeqCst).max(base),
+            false => known,
+        };
         Timestamp::from_micros(base.saturating_add(elapsed))
     }
 

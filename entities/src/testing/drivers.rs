@@ -9,7 +9,7 @@ use std::{
 
 use serde::de::DeserializeOwned;
 
-use super::{Driver, START, at_once, driven::Driven, request, result};
+use super::{Driver, START, at_once, driven::Driven, result};
 use crate::{
     CallError, Entity, EntityId, Error, ErrorKind, Operation, Query, Request, Timestamp,
     effect::Signal,
@@ -332,7 +332,7 @@ impl Drivers {
                 return Err(Error::new(ErrorKind::Overloaded, limit).into());
             }
             let id = signal.target.clone();
-            let request = request(id.clone(), signal.operation.clone(), signal.input.clone());
+            let request = Request::new(id.clone(), signal.operation.clone(), signal.input.clone());
             let result = self.driver_mut(&id)?.run(&request).await;
             self.due.pop_front();
             self.collect(&id, result.is_ok());

@@ -9,7 +9,7 @@ mod driven;
 mod drivers;
 mod poll;
 
-use std::{borrow::Cow, collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::de::DeserializeOwned;
 
@@ -186,7 +186,7 @@ impl<E: Entity> Driver<E> {
             return Err(Error::new(ErrorKind::NotFound, format!("no reminder {name}")).into());
         };
         let next = reminder.schedule.next(*due, self.now);
-        let request = request(id, reminder.operation.clone(), reminder.input.clone());
+        let request = Request::new(id, reminder.operation.clone(), reminder.input.clone());
         let attempt = self.attempt(&request).await;
         match (next, self.reminders.get_mut(name)) {
             (Some(next), Some((due, _))) => *due = next,
@@ -283,11 +283,6 @@ impl<E: Entity> Driver<E> {
         }
         Ok(json)
     }
-}
-
-/// A request that nothing is said of but what it asks.
-fn request(id: EntityId, operation: Cow<'static, str>, input: Vec<u8>) -> Request {
-    Request::new(id, operation, input)
 }
 
 /// A turn fails where its state could not be read back, from the store or from JSON.

@@ -20,7 +20,7 @@ use crate::{
         message::{Fingerprint, Input, Keyed, Work},
         ticket::{Answer, Response, StateView, Ticket, Waiting},
     },
-    store::record::{DeadLetterId, IdempotencyKey, Slot},
+    store::record::{DeadLetterId, IdempotencyKey},
     types::{EntityType, Found},
 };
 
@@ -184,10 +184,7 @@ impl Node {
         self.known_type(id.entity_type())?;
         self.check_room()?;
         let mut item = call(Work::Cancel, Vec::new());
-        item.cancels = Some(match reminder {
-            ReminderId::Named(name) => Slot::Named(name.into()),
-            ReminderId::Delayed(number) => Slot::Delayed(number),
-        });
+        item.cancels = Some(reminder.into());
         self.send_within(id, item, patience)
     }
 

@@ -237,12 +237,12 @@ fn no_owner(partition: u16) -> Error {
 /// its id, has then applied nothing, and is sent a plain one.
 async fn forward(cluster: &Cluster, owner: Member, ask: &Ask, left: Duration) -> Response {
     let told = forward_task(cluster, &owner, ask.to_wire(), left).await;
-    match (ask.to_wire(), told) {
-        (Task::Delayed(asked), Err(error)) if error.kind() == ErrorKind::Invalid => {
-            forward_task(cluster, &owner, Task::Signal(asked), left).await
-        }
-        (_, told) => told,
+    if told.as_ref().is_err_and(|error| error.kind() == ErrorKind::Invalid)
+        && let Task::Delayed(asked) = ask.to_wire()
+    {
+        return forward_task(cluster, &owner, Task::Signal(asked), left).await;
     }
+    told
 }
 
 async fn forward_task(cluster: &Cluster, owner: &Member, task: Task, left: Duration) -> Response {

@@ -172,8 +172,7 @@ pub(super) async fn delete(State(node): State<Node>, uri: Uri, headers: HeaderMa
 }
 
 pub(super) async fn reminders(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
-    let parameters = parameters(&uri, &["after", "limit"])?;
-    headers::check(&headers, &[])?;
+    let parameters = plain_parameters(&uri, &headers, &["after", "limit"])?;
     let (id, _) = path::entity(&node, &uri)?;
     let after = parameters.get("after").map(|after| reminder_id(after)).transpose()?;
     let page = node.reminders(&id, after.as_ref(), limit(&parameters)?).await?;
@@ -185,8 +184,7 @@ pub(super) async fn cancel_reminder(
     uri: Uri,
     headers: HeaderMap,
 ) -> Answer {
-    parameters(&uri, &[])?;
-    headers::check(&headers, &[])?;
+    plain_parameters(&uri, &headers, &[])?;
     let (id, rest) = path::entity(&node, &uri)?;
     let reminder = reminder_id(&rest.into_iter().nth(1).unwrap_or_default())?;
     node.cancel_reminder(id, reminder).await?;
@@ -198,14 +196,12 @@ fn reminder_id(text: &str) -> Result<ReminderId, Problem> {
 }
 
 pub(super) async fn types(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
-    parameters(&uri, &[])?;
-    headers::check(&headers, &[])?;
+    plain_parameters(&uri, &headers, &[])?;
     Ok(show(&json!({ "types": node.descriptions() })))
 }
 
 pub(super) async fn list(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
-    let parameters = parameters(&uri, &["prefix", "after", "limit"])?;
-    headers::check(&headers, &[])?;
+    let parameters = plain_parameters(&uri, &headers, &["prefix", "after", "limit"])?;
     let segments = path::segments(&uri)?;
     let entity_type = segments.into_iter().nth(1).unwrap_or_default();
     let prefix = parameters.get("prefix").map_or("", String::as_str);
@@ -219,8 +215,7 @@ const FILTER: [&str; 4] = ["type", "entity", "operation", "cause"];
 
 pub(super) async fn dead_letters(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
     let known: Vec<_> = FILTER.into_iter().chain(["after", "limit"]).collect();
-    let parameters = parameters(&uri, &known)?;
-    headers::check(&headers, &[])?;
+    let parameters = plain_parameters(&uri, &headers, &known)?;
     let after = parameters.get("after").map(String::as_str);
     let page = node.dead_letters(&filter(&parameters)?, after, limit(&parameters)?).await?;
     let dropped = node.dropped_dead_letters();
@@ -271,8 +266,7 @@ fn filter(parameters: &HashMap<String, String>) -> Result<DeadLetterFilter, Prob
 }
 
 pub(super) async fn replay(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
-    parameters(&uri, &[])?;
-    headers::check(&headers, &[])?;
+    plain_parameters(&uri, &headers, &[])?;
     node.replay(letter_of(&uri)?).await?;
     Ok(StatusCode::ACCEPTED.into_response())
 }
@@ -282,8 +276,7 @@ pub(super) async fn drop_dead_letter(
     uri: Uri,
     headers: HeaderMap,
 ) -> Answer {
-    parameters(&uri, &[])?;
-    headers::check(&headers, &[])?;
+    plain_parameters(&uri, &headers, &[])?;
     node.drop_dead_letter(letter_of(&uri)?).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
@@ -294,21 +287,18 @@ fn letter_of(uri: &Uri) -> Result<DeadLetterId, Problem> {
 }
 
 pub(super) async fn unserved(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
-    parameters(&uri, &[])?;
-    headers::check(&headers, &[])?;
+    plain_parameters(&uri, &headers, &[])?;
     Ok(show(&json!({ "unserved": node.unserved().await? })))
 }
 
 pub(super) async fn placement(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
-    parameters(&uri, &[])?;
-    headers::check(&headers, &[])?;
+    plain_parameters(&uri, &headers, &[])?;
     let (id, _) = path::entity(&node, &uri)?;
     Ok(show(&json!(node.placement(&id).await)))
 }
 
 pub(super) async fn cluster(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
-    parameters(&uri, &[])?;
-    headers::check(&headers, &[])?;
+    plain_parameters(&uri, &headers, &[])?;
     Ok(show(&json!(node.cluster_view().await)))
 }
 
@@ -341,6 +331,17 @@ pub(super) async fn method_not_allowed(method: Method, uri: Uri) -> Problem {
     let detail = format!("{method} is not for {}", uri.path());
     let (status, title) = (StatusCode::METHOD_NOT_ALLOWED, "Another method is meant");
     Problem::new(status, "method", title, detail)
+}
+
+/// The query parameters of a request that no header gives another meaning.
+fn plain_parameters(
+    uri: &Uri,
+    headers: &HeaderMap,
+    known: &[&str],
+) -> Result<HashMap<String, String>, Problem> {
+    let found = parameters(uri, known)?;
+    headers::check(headers, &[])?;
+    Ok(found)
 }
 
 /// The query parameters, each known and given once.

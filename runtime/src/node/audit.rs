@@ -3,7 +3,10 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -19,7 +22,7 @@ pub(super) struct Audit {
     /// What waits for types and operations that nobody serves.
     unserved: Mutex<Vec<String>>,
     /// Whether the log was told that the clock is ahead.
-    is_ahead: Mutex<bool>,
+    is_ahead: AtomicBool,
     /// The entity types that partitions met and that this node does not serve.
     pub(super) met: Arc<Mutex<BTreeSet<String>>>,
 }
@@ -79,10 +82,9 @@ impl Inner {
     /// Says in the log, once each time, that the clock is far ahead. Cheap: called by the watchdog.
     pub(super) fn check_clock(&self) {
         let note = self.clock_note();
-        let mut was_ahead = self.audit.is_ahead.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(note) = note.as_ref().filter(|_| !*was_ahead) {
+        let was_ahead = self.audit.is_ahead.swap(note.is_some(), Ordering::Relaxed);
+        if let Some(note) = note.filter(|_| !was_ahead) {
             tracing::warn!("{note}");
         }
-        *was_ahead = note.is_some();
     }
 }

@@ -86,9 +86,10 @@ impl From<Reminder> for ReminderView {
             Some(StoredSchedule::Every(micros)) => Some(Timeout::from_micros(micros)),
             Some(StoredSchedule::Once) | None => None,
         };
-        let (id, name) = match slot {
-            Slot::Named(name) => (ReminderId::Named(name.to_string()), Some(name.to_string())),
-            Slot::Delayed(number) => (ReminderId::Delayed(number), None),
+        let id = ReminderId::from(slot);
+        let name = match &id {
+            ReminderId::Named(name) => Some(name.clone()),
+            ReminderId::Delayed(_) => None,
         };
         Self {
             id,
@@ -212,7 +213,7 @@ impl Node {
         let after = after.map(str::to_owned);
         let page =
             self.store().list(entity_type, prefix, after, limit.clamp(1, PAGE_ROWS_MAX)).await?;
-        let next = page.rows.last().filter(|_| !page.is_end).map(|(id, _)| id.key().to_owned());
+        let next = page.last_before_more().map(|(id, _)| id.key().to_owned());
         let rows = page.rows.into_iter().map(|(id, head)| EntityView {
             entity_type: id.entity_type().to_owned(),
             key: id.key().to_owned(),
@@ -236,15 +237,12 @@ impl Node {
     ) -> Result<Listed<ReminderView>, Error> {
         self.check_served(id.entity_type())?;
         let _room = self.room_for_a_page()?;
-        let after = after.map(|after| match after {
-            ReminderId::Named(name) => Slot::Named(name.as_str().into()),
-            ReminderId::Delayed(number) => Slot::Delayed(*number),
-        });
+        let after = after.cloned().map(Slot::from);
         let (partition, limit) = (self.partition_of(id), limit.clamp(1, PAGE_ROWS_MAX));
         let page = self.store().reminders(Haste::Long, partition, id.clone(), after, limit).await?;
-        let rows: Vec<_> = page.rows.into_iter().map(ReminderView::from).collect();
-        let next = rows.last().filter(|_| !page.is_end).map(|last| last.id.to_string());
-        Ok(Listed { rows, next })
+        let next = page.last_before_more();
+        let next = next.map(|(_, slot, _)| ReminderId::from(slot.clone()).to_string());
+        Ok(Listed { rows: page.rows.into_iter().map(ReminderView::from).collect(), next })
     }
 
     /// A page of the dead letters that fit a filter, behind the one with the id `after`: at most

@@ -99,13 +99,9 @@ impl Partition {
             activation.unreleased = number;
         }
         let unreleased = activation.unreleased;
-        let answer = match (was_set, &item.cancels) {
-            (true, _) | (_, None) => Ok(Answer::Done),
-            (false, Some(_)) => {
-                let message = "there is no such reminder: it was applied, cancelled or never set";
-                Err(Error::new(ErrorKind::NotFound, message))
-            }
-        };
+        let message = "there is no such reminder: it was applied, cancelled or never set";
+        let answer = was_set.then_some(Answer::Done);
+        let answer = answer.ok_or_else(|| Error::new(ErrorKind::NotFound, message));
         if let Some(ticket) = item.ticket {
             self.answer(unreleased, ticket, answer);
         }

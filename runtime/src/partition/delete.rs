@@ -83,7 +83,7 @@ impl Partition {
         match page {
             Ok(page) if item.work == Work::Purge => self.purge_page(id, item, page),
             Ok(page) => {
-                let rest = page.rows.last().filter(|_| !page.is_end);
+                let rest = page.last_before_more();
                 let rest = rest.map(|(_, slot, _)| slot.clone());
                 let rows = page.rows.into_iter().filter(|(_, slot, record)| {
                     matches!(slot, Slot::Delayed(_)) && record.accepted_at <= item.accepted_at
@@ -152,7 +152,7 @@ impl Partition {
     }
 
     fn purge_page(&mut self, id: &EntityId, mut item: Item, page: ReminderPage) {
-        let rest = page.rows.last().filter(|_| !page.is_end).map(|(_, slot, _)| slot.clone());
+        let rest = page.last_before_more().map(|(_, slot, _)| slot.clone());
         let (mut removed, partition) = (0, self.around.number);
         if let Some(purge) = self.purges.get_mut(id) {
             let takes = |(slot, record): &(Slot, ReminderRecord)| {

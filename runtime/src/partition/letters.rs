@@ -1,9 +1,8 @@
 //! Which dead letters there are: kept to a number, bytes and an age for each of their two classes.
 //!
 //! Rejections are a business's "no" and many, and so is what dies with a deleted entity; failures are
-//! for an operator. The oldest of a class go
-//! when there are too many, and what goes is counted and said. The letters themselves are on disk; what
-//! is in memory is their numbers, times and sizes.
+//! for an operator. The oldest of a class go when there are too many, and what goes is counted and said.
+//! The letters themselves are on disk; what is in memory is their numbers, times and sizes.
 
 use std::{collections::BTreeMap, sync::atomic::Ordering};
 
@@ -152,7 +151,7 @@ impl Partition {
                 self.letters.class(id.is_rejection).add(id.number, *at, *bytes);
             }
         }
-        if let Some(last) = page.rows.last().filter(|_| !page.is_end) {
+        if let Some(last) = page.last_before_more() {
             self.letters.read_after = Some(last.id);
             self.outputs.push(Output::Letters(Some(last.id)));
         }

@@ -4,8 +4,13 @@ use stead_entities::{EntityId, Error, ErrorKind};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    Activation, FAILURES_MAX, Item, Output, Partition, Phase, Row, Stage, activation::Queued,
-    delete::PURGE, message::Input, run::Next, ticket::Response, turn::guarded,
+    Activation, FAILURES_MAX, Item, Output, Partition, Phase, Row, Stage,
+    activation::Queued,
+    delete::PURGE,
+    message::{Input, Work},
+    run::Next,
+    ticket::Response,
+    turn::guarded,
 };
 use crate::{
     sabotage,
@@ -328,7 +333,7 @@ impl Partition {
     /// Whether an operation that was left behind may run without its attempt being counted first: one
     /// that did not run when the process ended. It is marked while it runs.
     pub(super) fn is_cleared(&self, id: &EntityId, item: &mut Item) -> bool {
-        let awaits = matches!(item.work, super::message::Work::Operation { awaits: true, .. });
+        let awaits = matches!(item.work, Work::Operation { awaits: true, .. });
         if self.around.marks.is_none() || awaits {
             return false;
         }
@@ -350,7 +355,7 @@ impl Partition {
         };
         let known = self.counted.get(&(id.clone(), item.row.clone()));
         self.around.was_unclean
-            && item.work != super::message::Work::Purge
+            && item.work != Work::Purge
             && began <= self.started_at
             && known.is_none_or(|attempts| item.attempts < *attempts)
     }
@@ -406,7 +411,7 @@ impl Partition {
             key: keyed,
             attempts: record.attempts,
             deadline: record.deadline,
-            ..Queued::new(super::message::Work::State, input, record.token, at)
+            ..Queued::new(Work::State, input, record.token, at)
         });
         if record.operation == PURGE {
             return self.purge_of(&id, item);

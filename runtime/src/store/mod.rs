@@ -142,6 +142,13 @@ pub struct Page<R> {
     pub is_end: bool,
 }
 
+impl<R> Page<R> {
+    /// The row behind which the next page begins, where there is one.
+    pub(crate) fn last_before_more(&self) -> Option<&R> {
+        self.rows.last().filter(|_| !self.is_end)
+    }
+}
+
 /// A page of the inbox.
 pub type InboxPage = Page<(InboxKey, InboxRecord)>;
 /// A page of entities with what lists show of them.

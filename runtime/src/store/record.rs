@@ -4,7 +4,9 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use stead_entities::{EntityId, Timestamp, effect::Schedule, entity::StateDecoder, stored};
+use stead_entities::{
+    EntityId, ReminderId, Timestamp, effect::Schedule, entity::StateDecoder, stored,
+};
 
 /// The first byte of every record.
 pub const FORMAT: u8 = 1;
@@ -114,6 +116,24 @@ pub enum Slot {
     Named(Arc<str>),
     /// A delayed signal, by acceptance number.
     Delayed(u64),
+}
+
+impl From<ReminderId> for Slot {
+    fn from(id: ReminderId) -> Self {
+        match id {
+            ReminderId::Named(name) => Self::Named(name.into()),
+            ReminderId::Delayed(number) => Self::Delayed(number),
+        }
+    }
+}
+
+impl From<Slot> for ReminderId {
+    fn from(slot: Slot) -> Self {
+        match slot {
+            Slot::Named(name) => Self::Named(name.to_string()),
+            Slot::Delayed(number) => Self::Delayed(number),
+        }
+    }
 }
 
 /// A reminder or a delayed signal.
