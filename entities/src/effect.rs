@@ -3,7 +3,7 @@
 
 use std::{borrow::Cow, time::Duration};
 
-use crate::{EntityId, Timeout, Timestamp};
+use crate::{EntityId, Error, ErrorKind, Timeout, Timestamp};
 
 /// One wish of a turn, in the order in which the operation uttered them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,6 +131,24 @@ impl<L: Into<Timeout>> From<Every<L>> for Schedule {
     fn from(every: Every<L>) -> Self {
         Self::Every(every.0.into())
     }
+}
+
+/// Checks the reminders that a turn sets: `check` says of an operation and its argument why the entity
+/// does not take them.
+///
+/// # Errors
+/// [`ErrorKind::Invalid`], for the first reminder that names what it cannot apply.
+pub fn check_reminders(
+    effects: &[Effect],
+    check: impl Fn(&str, &[u8]) -> Result<(), String>,
+) -> Result<(), Error> {
+    for effect in effects {
+        let Effect::Remind(Reminder { name, operation, input, .. }) = effect else { continue };
+        check(operation, input).map_err(|why| {
+            Error::new(ErrorKind::Invalid, format!("the reminder {name:?} was refused: {why}"))
+        })?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

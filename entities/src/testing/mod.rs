@@ -19,7 +19,7 @@ use crate::{
     CallError, Context, Entity, EntityId, Error, ErrorKind, Operation, Query, Request, Timestamp,
     Version,
     context::Turn,
-    effect::{Effect, Reminder, Signal},
+    effect::{self, Effect, Reminder, Signal},
     entity::{Body, OperationKind, Outcome},
     stored::{self, Checks},
 };
@@ -295,22 +295,15 @@ fn prove<E: Entity>(state: &E) -> Result<(), Error> {
 /// A turn fails where it sets a reminder that could not be applied when it is due.
 fn check_reminders<E: Entity>(effects: &[Effect]) -> Result<(), Error> {
     let table = E::operations();
-    for effect in effects {
-        let Effect::Remind(Reminder { name, operation, input, .. }) = effect else { continue };
-        let refuse = |why: String| {
-            let message = format!("the reminder {name:?} was refused: {why}");
-            Error::new(ErrorKind::Invalid, message)
-        };
-        let found = table.iter().find(|row| row.name() == *operation);
-        match found {
-            None => return Err(refuse(format!("no operation {operation}"))),
+    effect::check_reminders(effects, |operation, input| {
+        match table.iter().find(|row| row.name() == operation) {
+            None => Err(format!("no operation {operation}")),
             Some(row) if row.kind() == OperationKind::Query => {
-                return Err(refuse(format!("{operation} is a query")));
+                Err(format!("{operation} is a query"))
             }
-            Some(row) => row.check(input).map_err(|error| refuse(error.to_string()))?,
+            Some(row) => row.check(input).map_err(|error| error.to_string()),
         }
-    }
-    Ok(())
+    })
 }
 
 fn json_of(outcome: Outcome) -> Result<Vec<u8>, CallError> {

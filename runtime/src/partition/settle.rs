@@ -5,7 +5,7 @@ use std::sync::Arc;
 use stead_entities::{
     EntityId, Error, ErrorKind, Rejection,
     context::Effects,
-    effect::{Effect, Reminder, Signal},
+    effect::{Effect, Reminder, Signal, check_reminders},
 };
 
 use super::{
@@ -73,16 +73,13 @@ impl Partition {
     /// A reminder names an operation that its entity has, with an argument that fits: what it would
     /// do when it is due must not be found out then.
     fn check_reminders(&self, id: &EntityId, effects: &Effects) -> Result<(), Error> {
-        let refuse = |why: String| Error::new(ErrorKind::Invalid, why);
-        for effect in &effects.list {
-            let Effect::Remind(Reminder { name, operation, input, .. }) = effect else { continue };
-            let refused = |why: String| refuse(format!("the reminder {name:?} was refused: {why}"));
-            let work = self.work_of(id, operation).map_err(refused)?;
+        check_reminders(&effects.list, |operation, input| {
+            let work = self.work_of(id, operation)?;
             if let (Work::Operation { index, .. }, Some(known)) = (work, self.type_of(id)) {
-                known.check(index, input).map_err(|error| refused(error.to_string()))?;
+                known.check(index, input).map_err(|error| error.to_string())?;
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     fn apply(

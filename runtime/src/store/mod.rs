@@ -248,6 +248,21 @@ pub struct Opened {
     pub running: Vec<u128>,
 }
 
+impl Opened {
+    /// What a shared store that was only connected to says of itself.
+    pub(crate) const fn connected(settings: Settings, time: Timestamp) -> Self {
+        Self {
+            settings,
+            incarnation: 0,
+            last_batch: 0,
+            time,
+            numbers_ahead: Duration::ZERO,
+            was_unclean: false,
+            running: Vec::new(),
+        }
+    }
+}
+
 /// Marks of operations that run, which outlive the process. For operations that an unclean stop left
 /// behind: one of them may be what ended the process.
 pub trait RunningMarks: Send + Sync + fmt::Debug {

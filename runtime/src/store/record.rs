@@ -10,7 +10,6 @@ use stead_entities::{
 
 /// The first byte of every record.
 pub const FORMAT: u8 = 1;
-const DECODE_BYTES_MAX: usize = 256 << 20;
 
 /// Why stored bytes cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -350,14 +349,7 @@ fn fields_of(bytes: &[u8]) -> Result<&[u8], Damaged> {
 }
 
 fn decode_fields<T: DeserializeOwned>(fields: &[u8]) -> Result<T, Damaged> {
-    let config = bincode::config::standard().with_limit::<DECODE_BYTES_MAX>();
-    match bincode::serde::decode_from_slice(fields, config) {
-        Ok((record, length)) if length == fields.len() => Ok(record),
-        Ok((_, length)) => {
-            Err(Damaged(format!("{} bytes are left over", fields.len().saturating_sub(length))))
-        }
-        Err(error) => Err(Damaged(error.to_string())),
-    }
+    stored::decode(fields).map_err(|error| Damaged(error.to_string()))
 }
 
 /// Encodes an entity's state.

@@ -74,6 +74,23 @@ fn take<R>(
     limit: Limit,
     mut read: impl FnMut(&[u8], &[u8]) -> ReadResult<Option<R>>,
 ) -> ReadResult<(Page<R>, Option<Vec<u8>>)> {
+    take_whole(rows, table, (from, to), limit, |key, value| match read(key, value) {
+        Err(ReadError::Damaged(error)) => {
+            tracing::error!(%error, "{what} cannot be read and is left as it is");
+            Ok(None)
+        }
+        read => read,
+    })
+}
+
+/// The same, where a row that is damaged ends the reading.
+fn take_whole<R>(
+    rows: &dyn Rows,
+    table: Table,
+    (from, to): (&[u8], &[u8]),
+    limit: Limit,
+    mut read: impl FnMut(&[u8], &[u8]) -> ReadResult<Option<R>>,
+) -> ReadResult<(Page<R>, Option<Vec<u8>>)> {
     let mut page = Page { rows: Vec::new(), is_end: true };
     let (mut bytes, mut looked_at, mut last) = (0_usize, 0_usize, None);
     rows.scan(table, from, to, limit, &mut |key, value| {
@@ -84,13 +101,7 @@ fn take<R>(
         bytes = bytes.saturating_add(key.len() + value.len());
         looked_at += 1;
         last = Some(key.to_vec());
-        match read(key, value) {
-            Ok(row) => page.rows.extend(row),
-            Err(ReadError::Damaged(error)) => {
-                tracing::error!(%error, "{what} cannot be read and is left as it is");
-            }
-            Err(error) => return Err(error),
-        }
+        page.rows.extend(read(key, value)?);
         Ok(true)
     })?;
     Ok((page, last))
@@ -194,7 +205,7 @@ pub(super) fn load(rows: &dyn Rows, id: &EntityId) -> ReadResult<Option<StateRec
 }
 
 /// The first key behind `key`: nothing sorts between a key and itself with a zero byte.
-fn behind(key: &[u8]) -> Vec<u8> {
+pub(super) fn behind(key: &[u8]) -> Vec<u8> {
     [key, &[0]].concat()
 }
 
@@ -208,17 +219,10 @@ pub(super) fn inbox(
     let prefix = keys::of_entity(partition, receiver);
     let to = keys::after(&prefix);
     let from = after.map_or(prefix, |key| behind(&keys::inbox(key)));
-    let mut page = Page { rows: Vec::new(), is_end: true };
-    let (mut bytes, limit) = (0, Limit::bytes(limit, WORK_BYTES_MAX));
+    let limit = Limit::bytes(limit, WORK_BYTES_MAX);
     // A damaged row ends its entity, whose order would have a hole.
-    rows.scan(Table::Inbox, &from, &to, limit, &mut |key, value| {
-        if page.rows.len() >= limit.rows || bytes >= limit.bytes {
-            page.is_end = false;
-            return Ok(false);
-        }
-        bytes += key.len() + value.len();
-        page.rows.push((keys::read_inbox(key)?, record::decode(value)?));
-        Ok(true)
+    let (page, _) = take_whole(rows, Table::Inbox, (&from, &to), limit, |key, value| {
+        Ok(Some((keys::read_inbox(key)?, record::decode(value)?)))
     })?;
     Ok(page)
 }

@@ -223,15 +223,7 @@ impl MemoryDisk {
         disk.cluster.partitions.resize(usize::from(SETTINGS.partitions), Ownership::default());
         drop(disk);
         let way = Arc::new(Way { slow, is_shared: true.into(), ..Way::default() });
-        let opened = Opened {
-            settings: SETTINGS,
-            incarnation: 0,
-            last_batch: 0,
-            time,
-            numbers_ahead: std::time::Duration::ZERO,
-            was_unclean: false,
-            running: Vec::new(),
-        };
+        let opened = Opened::connected(SETTINGS, time);
         MemoryStore { disk: self.clone(), opened, poisoned: Arc::default(), way }
     }
 

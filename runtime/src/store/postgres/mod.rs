@@ -147,15 +147,7 @@ impl PostgresStore {
         let kept = read_settings(&client).await?;
         let now: i64 = client.query_typed_one(members::NOW, &[]).await?.get(0);
         let time = Timestamp::from_micros(now);
-        let opened = Opened {
-            settings: kept,
-            incarnation: 0,
-            last_batch: 0,
-            time,
-            numbers_ahead: Duration::ZERO,
-            was_unclean: false,
-            running: Vec::new(),
-        };
+        let opened = Opened::connected(kept, time);
         Ok(Self::with(config, opened, settings))
     }
 
@@ -366,8 +358,7 @@ impl Rows for View<'_> {
                 return Ok(());
             }
             if let Some(last) = found.last() {
-                // The first key behind it.
-                from = [last.get::<_, &[u8]>(0), &[0]].concat();
+                from = rows::behind(last.get(0));
             }
         }
     }
