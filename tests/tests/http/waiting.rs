@@ -1,11 +1,12 @@
 //! What waits, and what will not be tried again: reminders, delayed signals and dead letters, listed to
 //! the end, cancelled, replayed and dropped.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 use stead_tests::{Server, command_of, free_address, problem};
+use tokio::task::JoinSet;
 
 const C: &str = "/v1/entities/counter/c";
 
@@ -225,6 +226,82 @@ async fn a_letter_whose_replay_was_withdrawn_can_be_replayed_again() -> Result<(
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(replayed, 1, "{withdrawn} were withdrawn");
+    Ok(())
+}
+
+/// A letter is replayed, or is still there and can be: whatever became of the tries before.
+async fn replay_until_accepted(server: &Server, letter: &str) -> Result<u32> {
+    let mut withdrawn = 0;
+    for _ in 0..300 {
+        let replay = server.post(&format!("/v1/dead-letters/{letter}/replay"), "").send().await?;
+        match replay.status().as_u16() {
+            202 => return Ok(withdrawn),
+            429 | 503 | 504 => withdrawn += 1,
+            // One of the tries that nobody waited for any more may have been carried out.
+            404 => {
+                if let Ok(listed) = letters(server, "?operation=explode").await {
+                    let is_there = listed.iter().any(|row| row["id"] == letter);
+                    anyhow::ensure!(!is_there, "{letter} is listed and cannot be replayed");
+                    return Ok(withdrawn);
+                }
+            }
+            other => anyhow::bail!("{other} after {withdrawn} withdrawn replays"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    anyhow::bail!("{letter} was not replayed, {withdrawn} were withdrawn")
+}
+
+#[tokio::test]
+async fn letters_whose_replays_are_withdrawn_during_a_storm_can_be_replayed() -> Result<()> {
+    const LETTERS: usize = 32;
+    let data = tempfile::tempdir()?;
+    let server = unruly(data.path()).await?;
+    for key in 0..LETTERS {
+        server.post(&format!("/v1/entities/unruly/{key}/signals/explode"), "").send().await?;
+    }
+    let mut found = wait_for_letters(&server, "?operation=explode", LETTERS).await?;
+    assert_eq!(server.terminate().await?.code(), Some(0));
+    // What is not accepted within this is withdrawn.
+    let arguments = ["--retries", "0", "--call-deadline", "0.02", "--turn-deadline", "3"];
+    let address = free_address()?;
+    let server =
+        Server::run(command_of("unruly", data.path(), address, &arguments)?, address).await?;
+    // Half of the entities hang, and all of them are called by many.
+    for key in (0..LETTERS).step_by(2) {
+        server.post(&format!("/v1/entities/unruly/{key}/signals/hang"), "").send().await?;
+    }
+    let server = Arc::new(server);
+    let mut withdrawn = 0;
+    // A replay makes a new letter: another round, where none was withdrawn.
+    for _ in 0..20 {
+        let mut tasks = JoinSet::<Result<u32>>::new();
+        for caller in 0..64 {
+            let server = server.clone();
+            tasks.spawn(async move {
+                for round in 0..60 {
+                    let key = (caller * 7 + round) % LETTERS;
+                    let call = server.post(&format!("/v1/entities/unruly/{key}/calls/append"), "1");
+                    let _whatever_is_answered = call.send().await?;
+                }
+                Ok(0)
+            });
+        }
+        for letter in std::mem::take(&mut found) {
+            let server = server.clone();
+            tasks.spawn(async move {
+                replay_until_accepted(&server, letter["id"].as_str().context("id")?).await
+            });
+        }
+        while let Some(ended) = tasks.join_next().await {
+            withdrawn += ended??;
+        }
+        if withdrawn > 0 {
+            break;
+        }
+        found = letters(&server, "?operation=explode").await?;
+    }
+    assert!(withdrawn > 0, "no replay was withdrawn: nothing was tested");
     Ok(())
 }
 
