@@ -37,7 +37,7 @@ const QUIET: Duration = Duration::from_secs(5);
 /// The time from the start of the server to the instant.
 const AHEAD: Duration = Duration::from_secs(8);
 /// How long all signals may take.
-const PATIENCE: Duration = Duration::from_secs(300);
+const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// In a process of its own: stores the signals.
 pub async fn fill(data: &Path, at: i64) -> Result<()> {
@@ -107,7 +107,7 @@ async fn all_applied(client: &Client) -> Result<()> {
             number += 1;
             continue;
         }
-        ensure!(began.elapsed() < PATIENCE, "the signals are not applied in time");
+        ensure!(began.elapsed() < TIMEOUT, "the signals are not applied in time");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     Ok(())

@@ -10,7 +10,7 @@ use crate::{
     input::{InputError, decode},
 };
 
-pub use crate::macro_support::{AnswerKind, IsContext, PlainAnswer, Returned, is_context};
+pub use crate::macro_support::{IsContext, PlainResult, ResultKind, Returned, is_context};
 
 /// A kind of stateful entity. `#[entity]` on an `impl` block writes this implementation; by hand it
 /// is a name and a table.
@@ -128,7 +128,7 @@ pub enum Outcome {
 
 /// What an operation may return: a value, or a value or a [`Rejection`]. `Kind` tells the two apart
 /// and is always inferred.
-pub trait Answer<Kind> {
+pub trait OperationResult<Kind> {
     /// The value as JSON, or the rejection.
     fn outcome(self) -> Outcome;
     /// The schema of the value.
@@ -142,7 +142,7 @@ pub enum Plain {}
 #[derive(Debug)]
 pub enum Rejectable {}
 
-impl<T: Serialize + JsonSchema> Answer<Plain> for T {
+impl<T: Serialize + JsonSchema> OperationResult<Plain> for T {
     fn outcome(self) -> Outcome {
         match crate::json::encode(&self) {
             Ok(json) => Outcome::Replied(json),
@@ -154,7 +154,7 @@ impl<T: Serialize + JsonSchema> Answer<Plain> for T {
     }
 }
 
-impl<T: Serialize + JsonSchema> Answer<Rejectable> for Result<T, Rejection> {
+impl<T: Serialize + JsonSchema> OperationResult<Rejectable> for Result<T, Rejection> {
     fn outcome(self) -> Outcome {
         match self {
             Ok(value) => value.outcome(),
@@ -202,7 +202,7 @@ impl<E: Entity> OperationType<E> {
     ) -> Self
     where
         A: DeserializeOwned + JsonSchema + 'static,
-        R: Answer<Kind>,
+        R: OperationResult<Kind>,
     {
         let body: OperationBody<E> = Box::new(move |state, ctx, input| match decode::<A>(input) {
             Ok(input) => body(state, ctx, input).outcome(),
@@ -218,7 +218,7 @@ impl<E: Entity> OperationType<E> {
     ) -> Self
     where
         A: DeserializeOwned + JsonSchema + 'static,
-        R: Answer<Kind>,
+        R: OperationResult<Kind>,
         F: Future<Output = (E, Context, R)> + Send + 'static,
     {
         let body: AsyncBody<E> = Box::new(move |state, ctx, input| {
@@ -239,7 +239,7 @@ impl<E: Entity> OperationType<E> {
     ) -> Self
     where
         A: DeserializeOwned + JsonSchema + 'static,
-        R: Answer<Kind>,
+        R: OperationResult<Kind>,
     {
         let body: QueryBody<E> = Box::new(move |state, ctx, input| match decode::<A>(input) {
             Ok(input) => body(state, ctx, input).outcome(),
@@ -251,7 +251,7 @@ impl<E: Entity> OperationType<E> {
     fn new<A, R, Kind>(name: &'static str, body: Body<E>) -> Self
     where
         A: DeserializeOwned + JsonSchema + 'static,
-        R: Answer<Kind>,
+        R: OperationResult<Kind>,
     {
         Self {
             name,

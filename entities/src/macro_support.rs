@@ -12,26 +12,26 @@ use crate::{Context, Rejection};
 /// What an answer is, seen through type aliases. For `#[entity]`.
 ///
 /// The constant of a `Result` with a [`Rejection`] belongs to the type itself and is found before
-/// that of [`PlainAnswer`], which every other answer has.
-pub struct AnswerKind<R>(PhantomData<fn() -> R>);
+/// that of [`PlainResult`], which every other answer has.
+pub struct ResultKind<R>(PhantomData<fn() -> R>);
 
-impl<T> AnswerKind<Result<T, Rejection>> {
+impl<T> ResultKind<Result<T, Rejection>> {
     /// Whether the answer may be a rejection.
     pub const IS_REJECTABLE: bool = true;
 }
-impl<T, E> AnswerKind<Result<T, E>> {
+impl<T, E> ResultKind<Result<T, E>> {
     /// Whether the answer is a `Result`, whatever its error.
     pub const IS_RESULT: bool = true;
 }
 
-/// What an [`AnswerKind`] says of an answer that is not a `Result`.
-pub trait PlainAnswer {
+/// What an [`ResultKind`] says of an answer that is not a `Result`.
+pub trait PlainResult {
     /// No rejection.
     const IS_REJECTABLE: bool = false;
     /// No `Result`.
     const IS_RESULT: bool = false;
 }
-impl<R> PlainAnswer for AnswerKind<R> {}
+impl<R> PlainResult for ResultKind<R> {}
 
 /// The value that a caller gets of an answer, given whether it may be a rejection.
 pub trait Returned<const IS_REJECTABLE: bool> {
@@ -45,9 +45,9 @@ impl<T> Returned<true> for Result<T, Rejection> {
     type Value = T;
 }
 
-impl<R> fmt::Debug for AnswerKind<R> {
+impl<R> fmt::Debug for ResultKind<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("AnswerKind")
+        f.write_str("ResultKind")
     }
 }
 
@@ -74,14 +74,14 @@ mod tests {
 
     #[test]
     fn an_answer_is_told_by_its_type() {
-        const ALIAS: bool = AnswerKind::<Alias<u8>>::IS_REJECTABLE;
-        const PLAIN: bool = AnswerKind::<Option<u8>>::IS_REJECTABLE;
+        const ALIAS: bool = ResultKind::<Alias<u8>>::IS_REJECTABLE;
+        const PLAIN: bool = ResultKind::<Option<u8>>::IS_REJECTABLE;
         assert_eq!(value::<Alias<u8>, ALIAS>(), "u8");
         assert_eq!(value::<Option<u8>, PLAIN>(), std::any::type_name::<Option<u8>>());
         let kinds = [
-            (AnswerKind::<Alias>::IS_RESULT, AnswerKind::<Alias>::IS_REJECTABLE),
-            (AnswerKind::<fmt::Result>::IS_RESULT, AnswerKind::<fmt::Result>::IS_REJECTABLE),
-            (AnswerKind::<String>::IS_RESULT, AnswerKind::<String>::IS_REJECTABLE),
+            (ResultKind::<Alias>::IS_RESULT, ResultKind::<Alias>::IS_REJECTABLE),
+            (ResultKind::<fmt::Result>::IS_RESULT, ResultKind::<fmt::Result>::IS_REJECTABLE),
+            (ResultKind::<String>::IS_RESULT, ResultKind::<String>::IS_REJECTABLE),
         ];
         assert_eq!(kinds, [(true, true), (true, false), (false, false)]);
     }

@@ -15,12 +15,12 @@ const RETRIES_MAX: u32 = 1_000;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// How long one turn may take. An operation that awaits is discarded then; the caller of one
-    /// that spins is told that the outcome is unknown. 5 s.
+    /// that blocks its thread is told that the outcome is unknown. 5 s.
     pub turn_deadline: Duration,
     /// How long a caller waits for an answer unless the call says otherwise. 30 s.
     pub call_deadline: Duration,
-    /// How long a turn may spin before the process gives up and exits. 60 s.
-    pub spin_limit: Duration,
+    /// How long a turn may block its thread before the process gives up and exits. 60 s.
+    pub block_limit: Duration,
     /// How often a failed signal or reminder is tried again before it is a dead letter. 8.
     pub retries: u32,
     /// The wait before the first retry; it doubles with each further one. 100 ms.
@@ -65,7 +65,7 @@ impl Default for Config {
         Self {
             turn_deadline: Duration::from_secs(5),
             call_deadline: Duration::from_secs(30),
-            spin_limit: Duration::from_secs(60),
+            block_limit: Duration::from_secs(60),
             retries: 8,
             retry_delay: Duration::from_millis(100),
             retention: Duration::from_secs(24 * 3600),
@@ -100,8 +100,8 @@ impl Config {
         check(!self.turn_deadline.is_zero(), "the turn deadline must not be zero");
         check(!self.call_deadline.is_zero(), "the call deadline must not be zero");
         check(
-            self.spin_limit > self.turn_deadline,
-            "the spin limit must be above the turn deadline",
+            self.block_limit > self.turn_deadline,
+            "the block limit must be above the turn deadline",
         );
         check(self.mailbox_max > 0, "a mailbox must hold at least one operation");
         check(

@@ -37,7 +37,7 @@ pub use node::{
     BulkView, DeadLetterView, EntityView, Listed, Node, NodeBuilder, ReminderView, StartError,
     UnservedView,
 };
-pub use partition::ticket::StateView;
+pub use partition::reply::StateView;
 #[cfg(feature = "postgres")]
 pub use store::PostgresStore;
 #[cfg(feature = "rocksdb")]

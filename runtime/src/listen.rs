@@ -1,6 +1,6 @@
 //! Where a process listens: what an operator writes, the addresses behind it, and their sockets.
 //!
-//! The sockets wait with a backlog that takes a burst of connections: what finds no room in it is
+//! The sockets wait with a backlog that takes a write group of connections: what finds no room in it is
 //! dropped by the operating system and tried again by its client after 1, 3 and 7 s.
 
 use std::{

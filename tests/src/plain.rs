@@ -9,7 +9,7 @@ use tokio::{
 };
 
 /// How long an answer, or the end of a connection, is waited for.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// One connection.
 #[derive(Debug)]
@@ -97,7 +97,7 @@ impl Plain {
 
     async fn read(&mut self) -> Result<()> {
         let reading = self.stream.read_buf(&mut self.rest);
-        match tokio::time::timeout(PATIENCE, reading).await?? {
+        match tokio::time::timeout(TIMEOUT, reading).await?? {
             0 => bail!("the connection ended after {} bytes", self.rest.len()),
             _some => Ok(()),
         }
@@ -114,7 +114,7 @@ impl Plain {
     /// Where it does not, or says something instead.
     pub async fn hung_up(&mut self) -> Result<()> {
         // A reset is a hang-up too.
-        match tokio::time::timeout(PATIENCE, self.stream.read_buf(&mut self.rest)).await? {
+        match tokio::time::timeout(TIMEOUT, self.stream.read_buf(&mut self.rest)).await? {
             Ok(0) | Err(_) => Ok(()),
             Ok(_) => bail!("it says {:?}", String::from_utf8_lossy(&self.rest)),
         }

@@ -8,8 +8,8 @@ use stead_entities::{
 
 use crate::{described, now};
 
-type Answer<T> = std::result::Result<T, Refusal>;
-type Outcome = Answer<()>;
+type OperationResult<T> = std::result::Result<T, Refusal>;
+type Outcome = OperationResult<()>;
 type Result<T> = std::result::Result<T, Refusal>;
 type Swapped<E, T> = std::result::Result<T, E>;
 type Amount = i64;
@@ -38,7 +38,7 @@ pub struct Till {
 }
 
 impl Till {
-    fn add(&mut self, amount: i64) -> Answer<i64> {
+    fn add(&mut self, amount: i64) -> OperationResult<i64> {
         self.amount += amount;
         if amount < 0 { Err(Refusal::new("below zero")) } else { Ok(self.amount) }
     }
@@ -46,7 +46,7 @@ impl Till {
 
 #[entity(name = "till")]
 impl Till {
-    pub fn generic(&mut self, amount: i64) -> Answer<i64> {
+    pub fn generic(&mut self, amount: i64) -> OperationResult<i64> {
         self.add(amount)
     }
 
@@ -74,15 +74,15 @@ impl Till {
         self.add(amount)
     }
 
-    pub async fn awaited(&mut self, amount: i64) -> Answer<Receipt> {
+    pub async fn awaited(&mut self, amount: i64) -> OperationResult<Receipt> {
         self.add(amount).map(|amount| Receipt { amount })
     }
 
-    pub fn of_self(&self) -> Answer<Option<Self>> {
+    pub fn of_self(&self) -> OperationResult<Option<Self>> {
         Ok(Some(self.clone()))
     }
 
-    pub fn asked(&self, least: i64) -> Answer<bool> {
+    pub fn asked(&self, least: i64) -> OperationResult<bool> {
         if least > 9 { Err(Refusal::new("too much")) } else { Ok(self.amount >= least) }
     }
 

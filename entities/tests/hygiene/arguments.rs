@@ -8,7 +8,7 @@ use stead_entities::{Context, Context as Ctx, Layout, entity, testing::Driver};
 
 use crate::now;
 
-type Surroundings = Context;
+type Environment = Context;
 
 /// A copy of the state has the type of the state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize, JsonSchema, Layout)]
@@ -55,11 +55,11 @@ impl Dial {
         format!("{} {more}", surroundings.key())
     }
 
-    pub async fn renamed_awaited(&mut self, surroundings: &mut Surroundings) -> String {
+    pub async fn renamed_awaited(&mut self, surroundings: &mut Environment) -> String {
         surroundings.key().to_owned()
     }
 
-    pub fn renamed_asked(self: &Self, surroundings: &Surroundings) -> String {
+    pub fn renamed_asked(self: &Self, surroundings: &Environment) -> String {
         surroundings.key().to_owned()
     }
 

@@ -38,7 +38,7 @@ pub mod strict {
     use stead_entities::{Context, Layout, Rejection, entity};
 
     /// Its answers.
-    pub type Answer<T> = Result<T, Rejection>;
+    pub type OperationResult<T> = Result<T, Rejection>;
 
     /// A lock.
     #[derive(
@@ -61,7 +61,7 @@ pub mod strict {
         ///
         /// # Errors
         /// Where it was not turned.
-        pub fn back(&mut self, ctx: &mut Context, by: u32) -> Answer<u32> {
+        pub fn back(&mut self, ctx: &mut Context, by: u32) -> OperationResult<u32> {
             ctx.cancel_reminder("back");
             self.turns = self.turns.checked_sub(by).ok_or_else(|| Rejection::new("too far"))?;
             Ok(self.turns)

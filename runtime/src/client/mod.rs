@@ -16,9 +16,9 @@ use self::route::{Ask, Deletion};
 use crate::{
     node::Node,
     partition::{
-        Queued, Shut,
+        Closed, Queued,
         message::{Fingerprint, Input, Keyed, Work},
-        ticket::{Answer, Response, StateView, Ticket, Waiting},
+        reply::{CallResult, ReplyReceiver, ReplySender, Response, StateView},
     },
     store::record::{DeadLetterId, IdempotencyKey},
     types::{EntityType, Found},
@@ -48,7 +48,7 @@ impl Caller for Node {
         let used = self.use_of(request, Use::Signal);
         Box::pin(async move {
             Ok(match used.await? {
-                Answer::Scheduled(number) => Accepted::new(Some(ReminderId::Delayed(number))),
+                Response::Scheduled(number) => Accepted::new(Some(ReminderId::Delayed(number))),
                 _ => Accepted::default(),
             })
         })
@@ -69,11 +69,11 @@ impl Caller for Node {
     }
 }
 
-fn reply(answer: Answer) -> Result<Reply, Error> {
+fn reply(answer: Response) -> Result<Reply, Error> {
     match answer {
-        Answer::Replied(json) => Ok(Ok(json)),
-        Answer::Rejected(rejection) => Ok(Err(rejection)),
-        Answer::Done | Answer::Scheduled(_) | Answer::State(_) => {
+        Response::Replied(json) => Ok(Ok(json)),
+        Response::Rejected(rejection) => Ok(Err(rejection)),
+        Response::Done | Response::Scheduled(_) | Response::State(_) => {
             Err(Error::new(ErrorKind::Conflict, "this idempotency key was used for a signal"))
         }
     }
@@ -88,7 +88,7 @@ impl Node {
     /// cannot be read, and what can befall any request.
     pub async fn state(&self, id: &EntityId) -> Result<Option<StateView>, Error> {
         match self.ask(Ask::State(id.clone())).await? {
-            Answer::State(view) => Ok(view),
+            Response::State(view) => Ok(view),
             _ => Err(Error::new(ErrorKind::Internal, "another answer than a state")),
         }
     }
@@ -128,7 +128,7 @@ impl Node {
         self.ask(Ask::Replay(letter)).await.map(drop)
     }
 
-    async fn replay_here(&self, letter: DeadLetterId, patience: Duration) -> Response {
+    async fn replay_here(&self, letter: DeadLetterId, timeout: Duration) -> CallResult {
         let stored = self.store().dead_letter(letter).await;
         let stored = stored?;
         let stored =
@@ -139,8 +139,8 @@ impl Node {
         let mut item = call(Work::of(found), stored.input);
         item.is_call = false;
         item.token = stored.token;
-        item.exhume = Some(letter);
-        self.send_within(&id, item, patience)?.await
+        item.replays = Some(letter);
+        self.send_within(&id, item, timeout)?.await
     }
 
     /// Drops a dead letter. Dropping one that is gone does nothing.
@@ -151,19 +151,23 @@ impl Node {
         self.ask(Ask::Drop(letter)).await.map(drop)
     }
 
-    fn drop_letter_here(&self, letter: DeadLetterId, patience: Duration) -> Result<Waiting, Error> {
-        let (ticket, answered) = Ticket::new(patience, None);
+    fn drop_letter_here(
+        &self,
+        letter: DeadLetterId,
+        timeout: Duration,
+    ) -> Result<ReplyReceiver, Error> {
+        let (reply_to, answered) = ReplySender::new(timeout, None);
         let asked = self.partition(letter.partition)?;
-        asked.ask(&ticket, |ticket| Input::Exhume(letter, ticket)).map_err(moved)?;
+        asked.ask(&reply_to, |reply_to| Input::DropDeadLetter(letter, reply_to)).map_err(moved)?;
         Ok(answered)
     }
 
-    fn show(&self, id: &EntityId, patience: Duration) -> Result<Waiting, Error> {
+    fn show(&self, id: &EntityId, timeout: Duration) -> Result<ReplyReceiver, Error> {
         self.known_type(id.entity_type())?;
-        self.send_within(id, call(Work::State, Vec::new()), patience)
+        self.send_within(id, call(Work::State, Vec::new()), timeout)
     }
 
-    fn end_entity(&self, deletion: Deletion, patience: Duration) -> Result<Waiting, Error> {
+    fn end_entity(&self, deletion: Deletion, timeout: Duration) -> Result<ReplyReceiver, Error> {
         let Deletion { id, idempotency_key, condition } = deletion;
         self.known_type(id.entity_type())?;
         self.check_room()?;
@@ -172,25 +176,25 @@ impl Node {
         if let Some(key) = idempotency_key {
             item.key = Some(self.keyed(&id, &key, &[b"delete"], None)?);
         }
-        self.send_within(&id, item, patience)
+        self.send_within(&id, item, timeout)
     }
 
     fn cancel_here(
         &self,
         id: &EntityId,
         reminder: ReminderId,
-        patience: Duration,
-    ) -> Result<Waiting, Error> {
+        timeout: Duration,
+    ) -> Result<ReplyReceiver, Error> {
         self.known_type(id.entity_type())?;
         self.check_room()?;
         let mut item = call(Work::Cancel, Vec::new());
         item.cancels = Some(reminder.into());
-        self.send_within(id, item, patience)
+        self.send_within(id, item, timeout)
     }
 
     /// Begins at once where the node shares nothing, so that what is sent first comes first though
     /// nobody awaits it yet.
-    fn use_of(&self, request: Request, used: Use) -> BoxFuture<'static, Response> {
+    fn use_of(&self, request: Request, used: Use) -> BoxFuture<'static, CallResult> {
         if self.cluster().is_some() {
             let node = self.clone();
             return Box::pin(async move { node.ask(Ask::Use(request, used)).await });
@@ -200,7 +204,7 @@ impl Node {
     }
 
     /// Checks a request and hands it to its partition; what is returned only waits.
-    fn submit(&self, request: Request, used: Use) -> Result<Waiting, Error> {
+    fn submit(&self, request: Request, used: Use) -> Result<ReplyReceiver, Error> {
         let known = self.known_type(request.id.entity_type())?;
         let found = known.find(&request.operation);
         let found = found.filter(|found| found.is_public);
@@ -225,8 +229,8 @@ impl Node {
         item.key = key;
         item.due = due;
         item.condition = request.condition;
-        let patience = request.deadline.map(|deadline| deadline.as_duration());
-        self.send_within(&request.id, item, patience.unwrap_or(self.config().call_deadline))
+        let timeout = request.deadline.map(|deadline| deadline.as_duration());
+        self.send_within(&request.id, item, timeout.unwrap_or(self.config().call_deadline))
     }
 
     fn check_input(&self, known: &dyn EntityType, found: Found, input: &[u8]) -> Result<(), Error> {
@@ -319,15 +323,15 @@ impl Node {
         &self,
         id: &EntityId,
         mut item: Box<Queued>,
-        patience: Duration,
-    ) -> Result<Waiting, Error> {
+        timeout: Duration,
+    ) -> Result<ReplyReceiver, Error> {
         let Some(permit) = self.load().admit(item.input.len(), self.config()) else {
             return Err(overloaded());
         };
         let partition = self.partition(self.partition_of(id))?;
-        let (ticket, answered) = Ticket::new(patience, Some(permit));
-        let asked = partition.ask(&ticket, |ticket| {
-            item.ticket = Some(ticket);
+        let (reply_to, answered) = ReplySender::new(timeout, Some(permit));
+        let asked = partition.ask(&reply_to, |reply_to| {
+            item.reply_to = Some(reply_to);
             Input::Request(id.clone(), item)
         });
         asked.map_err(moved)?;
@@ -356,7 +360,7 @@ fn in_doubt(error: Error) -> Error {
     }
 }
 
-fn moved(_shut: Shut) -> Error {
+fn moved(_shut: Closed) -> Error {
     Error::new(ErrorKind::Fenced, "the partition is not this node's")
 }
 

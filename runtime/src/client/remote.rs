@@ -121,11 +121,11 @@ impl Client {
             let prepared = client.prepare(kind, &request)?;
             let deadline = request.deadline.map_or(DEADLINE, |deadline| deadline.as_duration());
             let is_safe = kind == QUERIES || request.idempotency_key.is_some();
-            let mut patience = Patience::new(deadline, is_safe);
+            let mut timeout = Timeout::new(deadline, is_safe);
             loop {
-                match client.once(&prepared, patience.left()).await {
+                match client.once(&prepared, timeout.left()).await {
                     Ok(answer) => return Ok(answer),
-                    Err(error) => clock::sleep(patience.pause_after(error)?).await,
+                    Err(error) => clock::sleep(timeout.pause_after(error)?).await,
                 }
             }
         })
@@ -254,11 +254,11 @@ impl Caller for Client {
             let success = StatusCode::NO_CONTENT;
             let prepared = Prepared { method, url, headers, body, success };
             // A second try could find nothing because the first one was carried out.
-            let mut patience = Patience::new(DEADLINE, false);
+            let mut timeout = Timeout::new(DEADLINE, false);
             loop {
-                match client.once(&prepared, patience.left()).await {
+                match client.once(&prepared, timeout.left()).await {
                     Ok(_) => return Ok(()),
-                    Err(error) => clock::sleep(patience.pause_after(error)?).await,
+                    Err(error) => clock::sleep(timeout.pause_after(error)?).await,
                 }
             }
         })
@@ -288,7 +288,7 @@ struct Prepared {
 }
 
 /// What decides on another try.
-struct Patience {
+struct Timeout {
     deadline: Instant,
     /// Whether what may have been applied can be sent again.
     is_safe: bool,
@@ -296,7 +296,7 @@ struct Patience {
     is_unknown: bool,
 }
 
-impl Patience {
+impl Timeout {
     fn new(length: Duration, is_safe: bool) -> Self {
         Self { deadline: deadline_after(length), is_safe, pause: RETRY_FIRST, is_unknown: false }
     }
@@ -407,8 +407,8 @@ mod tests {
     use super::*;
 
     fn kind_after(is_safe: bool, deadline: Duration, kinds: &[ErrorKind]) -> Option<ErrorKind> {
-        let mut patience = Patience::new(deadline, is_safe);
-        let mut tries = kinds.iter().map(|kind| patience.pause_after(Error::new(*kind, "")));
+        let mut timeout = Timeout::new(deadline, is_safe);
+        let mut tries = kinds.iter().map(|kind| timeout.pause_after(Error::new(*kind, "")));
         tries.find_map(Result::err).map(|error| error.kind())
     }
 
@@ -432,10 +432,10 @@ mod tests {
     #[test]
     fn an_unknown_outcome_stays_unknown_when_time_is_up() {
         use ErrorKind::{Unavailable, Unknown};
-        let mut patience = Patience::new(Duration::from_secs(3_600), true);
-        assert!(patience.pause_after(Error::new(Unknown, "")).is_ok());
-        patience.deadline = monotonic();
-        let told = patience.pause_after(Error::new(Unavailable, "")).map_err(|error| error.kind());
+        let mut timeout = Timeout::new(Duration::from_secs(3_600), true);
+        assert!(timeout.pause_after(Error::new(Unknown, "")).is_ok());
+        timeout.deadline = monotonic();
+        let told = timeout.pause_after(Error::new(Unavailable, "")).map_err(|error| error.kind());
         assert_eq!(told, Err(Unknown));
         assert_eq!(kind_after(true, Duration::ZERO, &[Unavailable]), Some(Unavailable));
     }

@@ -12,7 +12,7 @@ use super::Use;
 use crate::{
     clock::{deadline_after, monotonic},
     node::Node,
-    partition::ticket::Response,
+    partition::reply::CallResult,
     placement::cluster::Cluster,
     store::{
         record::{self, DeadLetterId},
@@ -20,7 +20,7 @@ use crate::{
     },
     transport::{
         SendError,
-        wire::{Asked, Forwarded, Question, Reply, Task},
+        wire::{Asked, Forwarded, PeerRequest, PeerResponse, Task},
     },
 };
 
@@ -49,20 +49,20 @@ pub(crate) struct Deletion {
 }
 
 impl Ask {
-    pub(crate) fn from_wire(task: Task, patience: Duration) -> Result<Self, Error> {
+    pub(crate) fn from_wire(task: Task, timeout: Duration) -> Result<Self, Error> {
         let letter =
             |partition, is_rejection, number| DeadLetterId { partition, is_rejection, number };
         Ok(match task {
-            Task::Call(asked) => Self::Use(asked.read(patience)?, Use::Call),
+            Task::Call(asked) => Self::Use(asked.read(timeout)?, Use::Call),
             Task::Signal(asked) | Task::Delayed(asked) => {
-                Self::Use(asked.read(patience)?, Use::Signal)
+                Self::Use(asked.read(timeout)?, Use::Signal)
             }
-            Task::Query(asked) => Self::Use(asked.read(patience)?, Use::Query),
+            Task::Query(asked) => Self::Use(asked.read(timeout)?, Use::Query),
             Task::State(id) => Self::State(EntityId::parse(&id)?),
             Task::Delete(id) => Self::delete(&id, None)?,
             Task::DeleteOnce(id, key) => Self::delete(&id, key)?,
             Task::Cancel(id, reminder) => Self::Cancel(EntityId::parse(&id)?, reminder.parse()?),
-            Task::If(condition, task) => match Self::from_wire(*task, patience)? {
+            Task::If(condition, task) => match Self::from_wire(*task, timeout)? {
                 Self::Use(mut request, used) => {
                     request.condition = Some(condition);
                     Self::Use(request, used)
@@ -148,20 +148,20 @@ impl Ask {
 
 impl Node {
     /// Does what is asked for, here or at the owner. Dropping it cancels nothing that was accepted.
-    pub(super) async fn ask(&self, ask: Ask) -> Response {
-        let patience = match &ask {
+    pub(super) async fn ask(&self, ask: Ask) -> CallResult {
+        let timeout = match &ask {
             Ask::Use(request, _) => request.deadline.map(|deadline| deadline.as_duration()),
             _ => None,
         };
-        let patience = patience.unwrap_or(self.config().call_deadline);
+        let timeout = timeout.unwrap_or(self.config().call_deadline);
         match self.cluster() {
-            None => self.here(ask, patience).await,
-            Some(cluster) => self.routed(cluster, ask, patience).await,
+            None => self.here(ask, timeout).await,
+            Some(cluster) => self.routed(cluster, ask, timeout).await,
         }
     }
 
-    async fn routed(&self, cluster: &Cluster, ask: Ask, patience: Duration) -> Response {
-        let (deadline, partition) = (deadline_after(patience), ask.partition(self));
+    async fn routed(&self, cluster: &Cluster, ask: Ask, timeout: Duration) -> CallResult {
+        let (deadline, partition) = (deadline_after(timeout), ask.partition(self));
         if partition >= self.store().opened().settings.partitions {
             return Err(Error::new(ErrorKind::NotFound, format!("no partition {partition}")));
         }
@@ -202,17 +202,17 @@ impl Node {
     }
 
     /// Does what is asked for at this node; [`ErrorKind::Fenced`] where it is another one's.
-    pub(crate) async fn here(&self, ask: Ask, patience: Duration) -> Response {
+    pub(crate) async fn here(&self, ask: Ask, timeout: Duration) -> CallResult {
         match ask {
             Ask::Use(mut request, used) => {
-                request.deadline = Some(patience.into());
+                request.deadline = Some(timeout.into());
                 self.submit(request, used)?.await
             }
-            Ask::State(id) => self.show(&id, patience)?.await,
-            Ask::Delete(deletion) => self.end_entity(deletion, patience)?.await,
-            Ask::Cancel(id, reminder) => self.cancel_here(&id, reminder, patience)?.await,
-            Ask::Replay(letter) => self.replay_here(letter, patience).await,
-            Ask::Drop(letter) => self.drop_letter_here(letter, patience)?.await,
+            Ask::State(id) => self.show(&id, timeout)?.await,
+            Ask::Delete(deletion) => self.end_entity(deletion, timeout)?.await,
+            Ask::Cancel(id, reminder) => self.cancel_here(&id, reminder, timeout)?.await,
+            Ask::Replay(letter) => self.replay_here(letter, timeout).await,
+            Ask::Drop(letter) => self.drop_letter_here(letter, timeout)?.await,
         }
     }
 }
@@ -235,7 +235,7 @@ fn no_owner(partition: u16) -> Error {
 
 /// One hop to the owner. An owner of an earlier program cannot read a delayed signal that wants to know
 /// its id, has then applied nothing, and is sent a plain one.
-async fn forward(cluster: &Cluster, owner: Member, ask: &Ask, left: Duration) -> Response {
+async fn forward(cluster: &Cluster, owner: Member, ask: &Ask, left: Duration) -> CallResult {
     let told = forward_task(cluster, &owner, ask.to_wire(), left).await;
     if told.as_ref().is_err_and(|error| error.kind() == ErrorKind::Invalid)
         && let Task::Delayed(asked) = ask.to_wire()
@@ -245,10 +245,10 @@ async fn forward(cluster: &Cluster, owner: Member, ask: &Ask, left: Duration) ->
     told
 }
 
-async fn forward_task(cluster: &Cluster, owner: &Member, task: Task, left: Duration) -> Response {
-    let patience = u64::try_from(left.as_micros()).unwrap_or(u64::MAX);
-    let question = record::encode(&Question::Do(Forwarded { task, patience }));
-    let asking = cluster.transport.ask(owner.address.clone(), question, left + GRACE);
+async fn forward_task(cluster: &Cluster, owner: &Member, task: Task, left: Duration) -> CallResult {
+    let timeout = u64::try_from(left.as_micros()).unwrap_or(u64::MAX);
+    let question = record::encode(&PeerRequest::Do(Forwarded { task, timeout }));
+    let asking = cluster.transport.request(owner.address.clone(), question, left + GRACE);
     let unknown = |why: String| Error::new(ErrorKind::Unknown, why);
     let bytes = match asking.await {
         Ok(bytes) => bytes,
@@ -260,8 +260,8 @@ async fn forward_task(cluster: &Cluster, owner: &Member, task: Task, left: Durat
         }
         Err(error @ SendError::Lost(_)) => return Err(unknown(error.to_string())),
     };
-    match record::decode::<Reply>(&bytes) {
-        Ok(Reply::NotOwner(version)) => {
+    match record::decode::<PeerResponse>(&bytes) {
+        Ok(PeerResponse::NotOwner(version)) => {
             let message = format!("{} is not the owner in version {version}", owner.name);
             Err(Error::new(ErrorKind::Fenced, message))
         }

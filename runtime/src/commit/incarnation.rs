@@ -45,8 +45,8 @@ pub enum Fatal {
     Poisoned(String),
     /// Another process has taken the store, or the name of this node.
     Fenced,
-    /// An operation spins and cannot be stopped.
-    Spinning(String),
+    /// An operation blocks its thread and cannot be stopped.
+    Blocked(String),
 }
 
 impl Fatal {
@@ -56,7 +56,7 @@ impl Fatal {
         match self {
             Self::Poisoned(_) => 4,
             Self::Fenced => 3,
-            Self::Spinning(_) => 7,
+            Self::Blocked(_) => 7,
         }
     }
 
@@ -81,7 +81,7 @@ impl fmt::Display for Fatal {
             Self::Fenced => {
                 f.write_str("another process took over the store, or the name of this node")
             }
-            Self::Spinning(name) => write!(
+            Self::Blocked(name) => write!(
                 f,
                 "{name} does not end; it becomes a dead letter when its attempts are used up"
             ),
@@ -96,7 +96,7 @@ mod tests {
     #[test]
     fn a_node_that_cannot_go_on_has_a_code_for_each_reason() {
         let why = || "why".to_owned();
-        let all = [Fatal::Poisoned(why()), Fatal::Fenced, Fatal::Spinning(why())];
+        let all = [Fatal::Poisoned(why()), Fatal::Fenced, Fatal::Blocked(why())];
         assert_eq!(all.map(|fatal| fatal.exit_code()), [4, 3, 7]);
     }
 }

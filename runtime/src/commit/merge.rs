@@ -1,4 +1,4 @@
-//! Many bursts become one batch: the last state of an entity wins, and a row that is written and
+//! Many write groups become one batch: the last state of an entity wins, and a row that is written and
 //! removed again is never written.
 //!
 //! Each state must follow the one before it, in this batch or the last: two chains of turns for one
@@ -55,7 +55,7 @@ enum RowKey {
 }
 
 impl Merge {
-    /// Adds the writes of the next burst.
+    /// Adds the writes of the next write group.
     ///
     /// # Errors
     /// Names a state that does not follow the one before it; then nothing of it all may be written.
@@ -218,9 +218,9 @@ mod tests {
         Write::PutState(id(), record)
     }
 
-    fn merged(bursts: Vec<Vec<Write>>) -> Vec<String> {
+    fn merged(groups: Vec<Vec<Write>>) -> Vec<String> {
         let mut merge = Merge::default();
-        for writes in bursts {
+        for writes in groups {
             merge.add(&Chains::default(), writes).expect("a chain");
         }
         let shorten = |write: &Write| match write {
@@ -247,8 +247,8 @@ mod tests {
     #[test]
     fn a_row_that_is_written_and_removed_in_one_batch_is_never_written() {
         let (accept, consume) = (|n| Write::Accept(key(n), row(0)), |n| Write::Consume(key(n)));
-        assert!(merged(vec![vec![accept(1), consume(1)]]).is_empty(), "within one burst");
-        assert!(merged(vec![vec![accept(1)], vec![consume(1)]]).is_empty(), "across bursts");
+        assert!(merged(vec![vec![accept(1), consume(1)]]).is_empty(), "within one write group");
+        assert!(merged(vec![vec![accept(1)], vec![consume(1)]]).is_empty(), "across write groups");
         let retried = vec![vec![accept(1), Write::Retry(key(1), row(1)), consume(1)]];
         assert!(merged(retried).is_empty(), "with an attempt between");
         let retried = vec![vec![accept(1), accept(2)], vec![Write::Retry(key(1), row(1))]];

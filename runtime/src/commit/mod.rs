@@ -1,11 +1,11 @@
-//! The committer: the single write path. It gathers the finished bursts of all partitions into one
-//! batch, has the store commit it, and only then lets out what the bursts hold.
+//! The committer: the single write path. It gathers the finished write groups of all partitions into one
+//! batch, has the store commit it, and only then lets out what the write groups hold.
 //!
 //! This is where a signal becomes durable: [`Committer::commit`] awaits [`Store::commit`], and
-//! nothing of a burst leaves before that answers `Committed`.
+//! nothing of a write group leaves before that answers `Committed`.
 //!
-//! - One batch is under way at a time; bursts that arrive meanwhile form the next one.
-//! - A failed batch fails the generation of every partition in it: queued bursts of that generation
+//! - One batch is under way at a time; write groups that arrive meanwhile form the next one.
+//! - A failed batch fails the generation of every partition in it: queued write groups of that generation
 //!   are dropped, because they were built on what was not committed.
 //! - A barrier is answered once everything sent before it is settled.
 //! - After an outcome that is not known nothing is committed or answered as committed any more.
@@ -31,24 +31,24 @@ use crate::{
     node::Threads,
     partition::{
         Handle,
-        message::{Burst, Input},
-        ticket::{Response, Ticket},
+        message::{Input, WriteGroup},
+        reply::{CallResult, ReplySender},
     },
     sabotage,
     store::{Batch, CommitOutcome, Fence, Store, Write},
 };
 
-/// How many bursts and barriers can wait for the committer.
+/// How many write groups and barriers can wait for the committer.
 const QUEUE_MAX: usize = 16_384;
-/// The most bursts in one batch.
-const BURSTS_PER_BATCH_MAX: usize = 1_024;
+/// The most write groups in one batch.
+const GROUPS_PER_BATCH_MAX: usize = 1_024;
 /// The most callers that the committer wakes itself.
 const REPLIES_INLINE_MAX: usize = 8;
 
 /// What partitions send to the committer.
 #[derive(Debug)]
-pub(crate) enum Work {
-    Burst(Burst),
+pub(crate) enum Message {
+    WriteGroup(WriteGroup),
     /// Tell this partition when everything before is settled.
     Barrier(u16, u64),
     /// Give up a partition, and say whether that is durable.
@@ -58,7 +58,7 @@ pub(crate) enum Work {
 }
 
 /// The way to the committer.
-pub(crate) type Sender = mpsc::Sender<Work>;
+pub(crate) type Sender = mpsc::Sender<Message>;
 
 pub(crate) struct Committer {
     store: Arc<dyn Store>,
@@ -68,7 +68,7 @@ pub(crate) struct Committer {
     outbound: Option<Arc<dyn Outbound>>,
     partitions: Arc<[Handle]>,
     number: u64,
-    /// Bursts of earlier generations are dropped.
+    /// Write groups of earlier generations are dropped.
     generations: Vec<u64>,
     /// The last generation of each partition that began, and that was given up.
     begun: Vec<u64>,
@@ -82,8 +82,8 @@ pub(crate) struct Committer {
     telling: JoinSet<()>,
 }
 
-/// A queue for bursts, before there are partitions to fill it.
-pub(crate) fn queue() -> (Sender, mpsc::Receiver<Work>) {
+/// A queue for write groups, before there are partitions to fill it.
+pub(crate) fn queue() -> (Sender, mpsc::Receiver<Message>) {
     mpsc::channel(QUEUE_MAX)
 }
 
@@ -131,31 +131,31 @@ impl Committer {
     pub(crate) fn start(
         self,
         threads: &Threads,
-        queue: mpsc::Receiver<Work>,
+        queue: mpsc::Receiver<Message>,
     ) -> std::io::Result<()> {
         threads.run("stead-committer", self.run(queue))
     }
 
     /// Serves until it is closed or its queue ends.
-    async fn run(mut self, mut queue: mpsc::Receiver<Work>) {
+    async fn run(mut self, mut queue: mpsc::Receiver<Message>) {
         let mut gathered = Vec::new();
-        while queue.recv_many(&mut gathered, BURSTS_PER_BATCH_MAX).await > 0 {
-            let mut bursts = Vec::with_capacity(gathered.len());
+        while queue.recv_many(&mut gathered, GROUPS_PER_BATCH_MAX).await > 0 {
+            let mut groups = Vec::with_capacity(gathered.len());
             let mut released = Vec::new();
             for work in gathered.drain(..) {
                 match work {
-                    Work::Burst(burst) => bursts.push(burst),
-                    Work::Release(partition, done) => released.push((partition, done)),
-                    Work::Barrier(partition, generation) => {
-                        self.commit(std::mem::take(&mut bursts)).await;
+                    Message::WriteGroup(group) => groups.push(group),
+                    Message::Release(partition, done) => released.push((partition, done)),
+                    Message::Barrier(partition, generation) => {
+                        self.commit(std::mem::take(&mut groups)).await;
                         self.release(std::mem::take(&mut released)).await;
                         let index = usize::from(partition);
                         self.begun[index] = self.begun[index].max(generation);
                         self.generations[index] = self.generations[index].max(generation);
                         self.partitions[index].push(Input::Barrier(generation));
                     }
-                    Work::Close(done) => {
-                        self.commit(std::mem::take(&mut bursts)).await;
+                    Message::Close(done) => {
+                        self.commit(std::mem::take(&mut groups)).await;
                         let batch = self.batch(Vec::new(), true);
                         let outcome = self.store.commit(batch).await;
                         while self.telling.join_next().await.is_some() {}
@@ -164,7 +164,7 @@ impl Committer {
                     }
                 }
             }
-            self.commit(bursts).await;
+            self.commit(groups).await;
             self.release(released).await;
         }
     }
@@ -202,32 +202,32 @@ impl Committer {
         }
     }
 
-    /// Commits bursts as one batch, and lets them out or fails them.
-    async fn commit(&mut self, bursts: Vec<Burst>) {
-        let bursts = self.current(bursts);
-        if bursts.is_empty() {
+    /// Commits write groups as one batch, and lets them out or fails them.
+    async fn commit(&mut self, groups: Vec<WriteGroup>) {
+        let groups = self.current(groups);
+        if groups.is_empty() {
             return;
         }
-        let needs_flush = bursts.iter().any(|burst| burst.is_probe || !burst.writes.is_empty());
+        let needs_flush = groups.iter().any(|group| group.is_probe || !group.writes.is_empty());
         if !needs_flush {
             // What was read was read before the lease is looked at.
             if self.incarnation.lease.holds() {
-                return self.let_out(bursts);
+                return self.release_outputs(groups);
             }
-            return self.fail(bursts, &Error::new(ErrorKind::Fenced, "the lease has run out"));
+            return self.fail(groups, &Error::new(ErrorKind::Fenced, "the lease has run out"));
         }
-        let mut bursts = bursts;
+        let mut groups = groups;
         let mut merge = Merge::default();
-        let writes = bursts.iter_mut().map(|burst| std::mem::take(&mut burst.writes));
+        let writes = groups.iter_mut().map(|group| std::mem::take(&mut group.writes));
         let merged = { writes }.try_for_each(|writes| merge.add(&self.last, writes));
         if let Err(reason) = merged {
             tracing::error!(reason, "a turn does not follow what was committed");
             if self.outbound.is_none() {
-                return self.fail(bursts, &Error::new(ErrorKind::Internal, reason));
+                return self.fail(groups, &Error::new(ErrorKind::Internal, reason));
             }
             // It follows what another owner has committed.
             self.give_up(Fatal::Fenced);
-            return self.fail(bursts, &Error::new(ErrorKind::Fenced, reason));
+            return self.fail(groups, &Error::new(ErrorKind::Fenced, reason));
         }
         let (writes, chains) = merge.finish();
         let batch = self.batch(writes, false);
@@ -236,25 +236,25 @@ impl Committer {
             CommitOutcome::Committed => {
                 self.number += 1;
                 self.last = chains;
-                self.let_out(bursts);
-                self.store.tend_after_commit();
+                self.release_outputs(groups);
+                self.store.maintain_after_commit();
             }
             CommitOutcome::Unknown(_) if sabotage::is("X15") => {
-                self.fail(bursts, &Error::new(ErrorKind::Unavailable, "the commit failed"));
+                self.fail(groups, &Error::new(ErrorKind::Unavailable, "the commit failed"));
             }
             CommitOutcome::Unknown(why) => {
                 self.give_up(Fatal::Poisoned(why.clone()));
                 let message = format!("a flush failed, so it is not known what is durable: {why}");
-                self.fail(bursts, &Error::new(ErrorKind::Unknown, message));
+                self.fail(groups, &Error::new(ErrorKind::Unknown, message));
             }
             CommitOutcome::Fenced => {
                 self.give_up(Fatal::Fenced);
-                self.fail(bursts, &Error::new(ErrorKind::Fenced, "another process owns the store"));
+                self.fail(groups, &Error::new(ErrorKind::Fenced, "another process owns the store"));
             }
-            CommitOutcome::Full(why) => self.fail(bursts, &Error::new(ErrorKind::Full, why)),
+            CommitOutcome::Full(why) => self.fail(groups, &Error::new(ErrorKind::Full, why)),
             CommitOutcome::Unavailable(why) => {
                 tracing::error!(why, "a batch was refused");
-                self.fail(bursts, &Error::new(ErrorKind::Unavailable, why));
+                self.fail(groups, &Error::new(ErrorKind::Unavailable, why));
             }
         }
     }
@@ -271,43 +271,43 @@ impl Committer {
         Batch { fence, owner, time, is_clean, writes }
     }
 
-    /// Drops bursts of generations that have ended, and all of them once a flush has failed.
-    fn current(&mut self, bursts: Vec<Burst>) -> Vec<Burst> {
-        let mut current = Vec::with_capacity(bursts.len());
-        for burst in bursts {
-            if burst.generation < self.generations[usize::from(burst.partition)]
+    /// Drops write groups of generations that have ended, and all of them once a flush has failed.
+    fn current(&mut self, groups: Vec<WriteGroup>) -> Vec<WriteGroup> {
+        let mut current = Vec::with_capacity(groups.len());
+        for group in groups {
+            if group.generation < self.generations[usize::from(group.partition)]
                 && !sabotage::is("X26")
             {
-                let why = match burst.generation <= self.released[usize::from(burst.partition)] {
+                let why = match group.generation <= self.released[usize::from(group.partition)] {
                     true => Error::new(ErrorKind::Fenced, "the partition has moved"),
                     false => Error::new(ErrorKind::Unavailable, "an earlier commit failed"),
                 };
-                refuse(burst, &why);
+                refuse(group, &why);
             } else if self.has_failed {
                 let error = Error::new(self.refusal(), "the store takes no more commits");
-                self.fail(vec![burst], &error);
+                self.fail(vec![group], &error);
             } else {
-                current.push(burst);
+                current.push(group);
             }
         }
         current
     }
 
-    fn let_out(&mut self, bursts: Vec<Burst>) {
-        let mut settled = Vec::with_capacity(bursts.len());
+    fn release_outputs(&mut self, groups: Vec<WriteGroup>) {
+        let mut settled = Vec::with_capacity(groups.len());
         let mut replies = Vec::new();
         let link = self.incarnation.link();
-        for mut burst in bursts {
+        for mut group in groups {
             // Receivers hear of a row before its sender can send the next one.
-            for (partition, delivery) in burst.deliveries {
+            for (partition, delivery) in group.deliveries {
                 let partition_of = &self.partitions[usize::from(partition)];
                 let delivered = partition_of.deliver(Some(Box::new(delivery)), link);
                 if let (Err(Some(delivery)), Some(outbound)) = (delivered, &self.outbound) {
                     outbound.send(partition, delivery);
                 }
             }
-            replies.append(&mut burst.replies);
-            settled.push((burst.partition, burst.generation, burst.number));
+            replies.append(&mut group.replies);
+            settled.push((group.partition, group.generation, group.number));
         }
         for (partition, generation, number) in settled {
             self.partitions[usize::from(partition)].push(Input::Committed(generation, number));
@@ -317,10 +317,10 @@ impl Committer {
 
     /// Tells callers. Many are woken by a task: waking one from a thread of the runtime costs less
     /// than from the committer's, which meanwhile goes on.
-    fn tell(&mut self, replies: Vec<(Ticket, Response)>) {
+    fn tell(&mut self, replies: Vec<(ReplySender, CallResult)>) {
         let is_long = replies.len() > REPLIES_INLINE_MAX;
         let tell =
-            move || replies.into_iter().for_each(|(ticket, response)| ticket.answer(response));
+            move || replies.into_iter().for_each(|(reply_to, response)| reply_to.answer(response));
         if !is_long {
             return tell();
         }
@@ -328,9 +328,9 @@ impl Committer {
         self.telling.spawn(async move { tell() });
     }
 
-    fn fail(&mut self, bursts: Vec<Burst>, error: &Error) {
-        for burst in bursts {
-            let (partition, generation) = (burst.partition, burst.generation);
+    fn fail(&mut self, groups: Vec<WriteGroup>, error: &Error) {
+        for group in groups {
+            let (partition, generation) = (group.partition, group.generation);
             let ended = &mut self.generations[usize::from(partition)];
             *ended = (*ended).max(generation + 1);
             let undone = match error.kind() {
@@ -339,7 +339,7 @@ impl Committer {
             };
             // Whoever is told and asks again finds the partition starting over.
             self.partitions[usize::from(partition)].push(Input::Failed(generation, undone));
-            refuse(burst, error);
+            refuse(group, error);
         }
     }
 
@@ -351,20 +351,20 @@ impl Committer {
     }
 }
 
-/// The writes of bursts as one batch, for those who commit without a committer.
+/// The writes of write groups as one batch, for those who commit without a committer.
 #[cfg(test)]
-pub(crate) fn merged(bursts: &mut [Burst]) -> Vec<Write> {
+pub(crate) fn merged(groups: &mut [WriteGroup]) -> Vec<Write> {
     let mut merge = Merge::default();
-    for burst in bursts {
-        let writes = std::mem::take(&mut burst.writes);
+    for group in groups {
+        let writes = std::mem::take(&mut group.writes);
         merge.add(&Chains::default(), writes).expect("states follow one another");
     }
     merge.finish().0
 }
 
-fn refuse(burst: Burst, error: &Error) {
-    for (ticket, _) in burst.replies {
-        ticket.answer(Err(error.clone()));
+fn refuse(group: WriteGroup, error: &Error) {
+    for (reply_to, _) in group.replies {
+        reply_to.answer(Err(error.clone()));
     }
 }
 

@@ -1,4 +1,4 @@
-//! The committer with a store in memory, and bursts made by hand.
+//! The committer with a store in memory, and write groups made by hand.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::*;
 use crate::{
     clock::ManualClock,
-    partition::ticket::{Answer, Ticket, Waiting},
+    partition::reply::{ReplyReceiver, ReplySender, Response},
     placement::lease::Lease,
     store::{
         keys::Table,
@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-fn burst(generation: u64, number: u64, follows: u64) -> (Burst, Waiting) {
+fn group(generation: u64, number: u64, follows: u64) -> (WriteGroup, ReplyReceiver) {
     let id = EntityId::new("counter", "a").expect("valid");
     let record = StateRecord {
         version: 1,
@@ -30,15 +30,15 @@ fn burst(generation: u64, number: u64, follows: u64) -> (Burst, Waiting) {
         reminders: Vec::new(),
         state: vec![number as u8],
     };
-    let (ticket, waiting) = Ticket::new(std::time::Duration::from_secs(9), None);
-    let burst = Burst {
+    let (reply_to, waiting) = ReplySender::new(std::time::Duration::from_secs(9), None);
+    let group = WriteGroup {
         generation,
         number,
         writes: vec![Write::PutState(id, record)],
-        replies: vec![(ticket, Ok(Answer::Done))],
-        ..Burst::default()
+        replies: vec![(reply_to, Ok(Response::Done))],
+        ..WriteGroup::default()
     };
-    (burst, waiting)
+    (group, waiting)
 }
 
 fn committer(store: Arc<MemoryStore>, number: u64, last_batch: u64) -> Committer {
@@ -51,7 +51,7 @@ fn committer(store: Arc<MemoryStore>, number: u64, last_batch: u64) -> Committer
 }
 
 #[tokio::test]
-async fn a_burst_that_was_built_on_a_refused_one_is_not_committed() {
+async fn a_write_group_that_was_built_on_a_refused_one_is_not_committed() {
     let disk = MemoryDisk::new();
     let store = Arc::new(disk.open().expect("readable"));
     let clock = Arc::new(ManualClock::new(Timestamp::default()));
@@ -64,15 +64,15 @@ async fn a_burst_that_was_built_on_a_refused_one_is_not_committed() {
         link: Arc::default(),
     });
     let mut committer = Committer::new(store, clock, "t".into(), incarnation, partitions, fatal);
-    let (first, refused) = burst(1, 1, 0);
-    let (second, dropped) = burst(1, 2, 1);
+    let (first, refused) = group(1, 1, 0);
+    let (second, dropped) = group(1, 2, 1);
     disk.inject(Fault::Refuse);
     committer.commit(vec![first]).await;
     committer.commit(vec![second]).await;
     assert_eq!(refused.await.expect_err("refused").kind(), ErrorKind::Unavailable);
     assert_eq!(dropped.await.expect_err("dropped").kind(), ErrorKind::Unavailable);
     assert!(disk.rows(Table::States).is_empty(), "nothing of the generation is stored");
-    let (next, committed) = burst(2, 1, 0);
+    let (next, committed) = group(2, 1, 0);
     committer.commit(vec![next]).await;
     assert!(committed.await.is_ok(), "the next generation goes on");
 }
@@ -96,7 +96,7 @@ async fn what_a_partition_does_after_it_was_given_up_is_never_committed() {
     let (done, released) = oneshot::channel();
     committer.release(vec![(0, done)]).await;
     assert_eq!(released.await, Ok(CommitOutcome::Committed));
-    let (late, refused) = burst(1, 1, 0);
+    let (late, refused) = group(1, 1, 0);
     committer.commit(vec![late]).await;
     assert_eq!(refused.await.expect_err("refused").kind(), ErrorKind::Fenced);
     assert!(disk.rows(Table::States).is_empty());

@@ -202,13 +202,13 @@ impl NodeBuilder {
             types: Arc::new(types),
             threads: Threads { runtime: Runtime::current(), is_shared: self.shares_threads },
             entropy: Mutex::new(self.seed.map_or_else(Entropy::system, Entropy::seeded)),
-            home: Mutex::new(None),
+            session: Mutex::new(None),
             cluster,
             load: Arc::default(),
             dropped: Arc::default(),
             audit: Audit::default(),
             fatal,
-            spinning: Mutex::new(None),
+            blocked: Mutex::new(None),
             probed_at: Mutex::new(None),
             is_closing: AtomicBool::new(false),
         }));
@@ -226,7 +226,7 @@ impl Node {
         match &inner.cluster {
             None => {
                 let batches = layout::guard(inner, (opened.incarnation, opened.last_batch)).await?;
-                inner.settle_alone(batches).map_err(|error| unavailable(&error))?;
+                inner.begin_only_session(batches).map_err(|error| unavailable(&error))?;
             }
             Some(cluster) => {
                 cluster.transport.listen(Arc::new(Peer::new(inner)));

@@ -126,7 +126,7 @@ pub struct DeadLetterView {
     /// When it was accepted.
     pub accepted_at: Timestamp,
     /// When it died.
-    pub buried_at: Timestamp,
+    pub dead_lettered_at: Timestamp,
 }
 
 impl DeadLetterView {
@@ -145,7 +145,7 @@ impl DeadLetterView {
             reason: letter.reason,
             attempts: letter.attempts,
             accepted_at: letter.accepted_at,
-            buried_at: letter.buried_at,
+            dead_lettered_at: letter.dead_lettered_at,
         }
     }
 }
@@ -317,7 +317,7 @@ impl Node {
             drop(room);
             for (id, letter) in page.rows {
                 // One that was replayed in vain is a new letter, and not tried again.
-                if letter.buried_at > began {
+                if letter.dead_lettered_at > began {
                     continue;
                 }
                 match act(self, id).await {

@@ -2,9 +2,9 @@
 
 mod audit;
 mod build;
-mod home;
 mod lists;
 mod peers;
+mod session;
 mod threads;
 mod view;
 mod watchdog;
@@ -27,13 +27,13 @@ use tokio::sync::{Semaphore, watch};
 use crate::{
     admission::Load,
     clock::{self, Clock},
-    commit::{Fatal, Work},
+    commit::{self, Fatal},
     config::Config,
     entropy::Entropy,
     partition::{
         Handle, Watches,
         message::Input,
-        ticket::{Ticket, Waiting},
+        reply::{ReplyReceiver, ReplySender},
     },
     placement::cluster::{Cluster, Stop},
     store::{CommitOutcome, Store, record::DeadLetterId},
@@ -41,9 +41,9 @@ use crate::{
 };
 
 pub use build::{NodeBuilder, StartError};
-pub(crate) use home::Home;
 pub(crate) use lists::PAGE_ROWS_MAX;
 pub use lists::{BulkView, DeadLetterView, EntityView, Listed, ReminderView, UnservedView};
+pub(crate) use session::Session;
 pub(crate) use threads::Threads;
 pub use view::{ClusterView, MemberView, MoveView, PartitionView, Placement};
 
@@ -73,7 +73,7 @@ pub(crate) struct Inner {
     threads: Threads,
     entropy: Mutex<Entropy>,
     /// None while a node among others is joining.
-    home: Mutex<Option<Arc<Home>>>,
+    session: Mutex<Option<Arc<Session>>>,
     cluster: Option<Arc<Cluster>>,
     load: Arc<Load>,
     /// How much due and left-behind work runs at one time.
@@ -82,7 +82,7 @@ pub(crate) struct Inner {
     dropped: Arc<AtomicU64>,
     audit: audit::Audit,
     fatal: watch::Sender<Option<Fatal>>,
-    spinning: Mutex<Option<String>>,
+    blocked: Mutex<Option<String>>,
     probed_at: Mutex<Option<Timestamp>>,
     is_closing: AtomicBool,
 }
@@ -132,9 +132,9 @@ impl Node {
         if let Some(fatal) = &*self.0.fatal.borrow() {
             return Err(format!("the node cannot go on: {fatal:?}"));
         }
-        let spinning = self.0.spinning.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(name) = spinning {
-            return Err(format!("an operation spins: {name}"));
+        let blocked = self.0.blocked.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(name) = blocked {
+            return Err(format!("an operation blocks its thread: {name}"));
         }
         let now = self.0.clock.now();
         let probed_at = *self.0.probed_at.lock().unwrap_or_else(PoisonError::into_inner);
@@ -147,17 +147,21 @@ impl Node {
     }
 
     /// Asks every partition of this node the same.
-    fn ask_all(&self, question: fn(Ticket) -> Input, patience: Duration) -> Vec<(usize, Waiting)> {
+    fn ask_all(
+        &self,
+        question: fn(ReplySender) -> Input,
+        timeout: Duration,
+    ) -> Vec<(usize, ReplyReceiver)> {
         let ask = |(number, handle): (usize, &Handle)| {
-            let (ticket, answered) = Ticket::new(patience, None);
-            handle.ask(&ticket, question).is_ok().then_some((number, answered))
+            let (reply_to, answered) = ReplySender::new(timeout, None);
+            handle.ask(&reply_to, question).is_ok().then_some((number, answered))
         };
         self.0.partitions.iter().enumerate().filter_map(ask).collect()
     }
 
     async fn probe(&self) -> Result<(), String> {
-        let home = self.0.home().ok_or("the node is joining")?;
-        if !home.incarnation.lease.holds() {
+        let session = self.0.session().ok_or("the node is joining")?;
+        if !session.incarnation.lease.holds() {
             return Err("the lease has run out".into());
         }
         let waiting = self.ask_all(Input::Probe, PROBE_DEADLINE);
@@ -216,21 +220,21 @@ impl Node {
         if let Some(cluster) = &self.0.cluster {
             cluster.stop.send_replace(Stop::Abort);
         }
-        if let Some(home) = self.0.home() {
-            home.incarnation.lease.end();
+        if let Some(session) = self.0.session() {
+            session.incarnation.lease.end();
         }
-        self.0.move_out(&Error::new(ErrorKind::Closed, "the node has stopped"));
+        self.0.end_session(&Error::new(ErrorKind::Closed, "the node has stopped"));
         self.end().await;
     }
 
     /// Hands everything over, then stops.
     async fn leave(&self, cluster: &Cluster) -> Result<(), Error> {
         cluster.stop.send_replace(Stop::Leave);
-        let patience = self.0.config.drain_deadline + self.0.config.drain_deadline;
-        let has_left = clock::within(patience, cluster.left()).await.is_some();
+        let timeout = self.0.config.drain_deadline + self.0.config.drain_deadline;
+        let has_left = clock::within(timeout, cluster.left()).await.is_some();
         self.0.is_closing.store(true, Ordering::SeqCst);
         cluster.stop.send_replace(Stop::Abort);
-        self.0.move_out(&Error::new(ErrorKind::Closed, "the node has stopped"));
+        self.0.end_session(&Error::new(ErrorKind::Closed, "the node has stopped"));
         // Peers that have not seen yet who owns what are told to look.
         let _or_one_hangs = clock::within(CLOSE_DEADLINE, cluster.transport.close()).await;
         self.end().await;
@@ -244,8 +248,8 @@ impl Node {
         let mut outcome = None;
         if is_clean {
             let (tx, rx) = tokio::sync::oneshot::channel();
-            if let Some(home) = self.0.home()
-                && home.committer.send(Work::Close(tx)).await.is_ok()
+            if let Some(session) = self.0.session()
+                && session.committer.send(commit::Message::Close(tx)).await.is_ok()
             {
                 outcome = clock::within(CLOSE_DEADLINE, rx).await.and_then(Result::ok);
             }
@@ -268,9 +272,9 @@ impl Node {
                 handle.stopped().await;
             }
         };
-        let _or_one_spins = clock::within(CLOSE_DEADLINE, stopped).await;
+        let _or_one_blocks = clock::within(CLOSE_DEADLINE, stopped).await;
         // A flush that does not return must not keep the process from ending.
-        let _or_out_of_patience = clock::within(CLOSE_DEADLINE, self.0.store.close()).await;
+        let _or_out_of_time = clock::within(CLOSE_DEADLINE, self.0.store.close()).await;
     }
 
     pub(crate) fn known_type(&self, name: &str) -> Result<&dyn EntityType, Error> {

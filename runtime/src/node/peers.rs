@@ -10,8 +10,8 @@ use crate::{
     partition::message::Link,
     store::record,
     transport::{
-        Answers,
-        wire::{Failure, Forwarded, Question, Reply, Task, Wakes},
+        PeerHandler,
+        wire::{Failure, Forwarded, PeerRequest, PeerResponse, Task, Wakes},
     },
 };
 
@@ -23,41 +23,45 @@ impl Peer {
     }
 }
 
-impl Answers for Peer {
-    fn answer(&self, question: Vec<u8>) -> BoxFuture<'static, Vec<u8>> {
+impl PeerHandler for Peer {
+    fn handle(&self, message: Vec<u8>) -> BoxFuture<'static, Vec<u8>> {
         let node = self.0.upgrade().map(Node);
         Box::pin(async move {
-            let reply = match (node, record::decode(&question)) {
+            let reply = match (node, record::decode(&message)) {
                 (None, _) => failed(ErrorKind::Closed, "the node has stopped"),
                 (_, Err(error)) => failed(ErrorKind::Invalid, &error.to_string()),
-                (Some(node), Ok(Question::Do(forwarded))) => node.serve_forwarded(forwarded).await,
-                (Some(node), Ok(Question::Wake(wakes))) => Reply::Woken(node.0.wake_up(&wakes)),
+                (Some(node), Ok(PeerRequest::Do(forwarded))) => {
+                    node.serve_forwarded(forwarded).await
+                }
+                (Some(node), Ok(PeerRequest::Wake(wakes))) => {
+                    PeerResponse::Woken(node.0.wake_up(&wakes))
+                }
             };
             record::encode(&reply)
         })
     }
 }
 
-fn failed(kind: ErrorKind, why: &str) -> Reply {
-    Reply::Failed(Failure::from(&Error::new(kind, why)))
+fn failed(kind: ErrorKind, why: &str) -> PeerResponse {
+    PeerResponse::Failed(Failure::from(&Error::new(kind, why)))
 }
 
 impl Node {
     /// Does what another node was asked for; what is not this node's goes back, and not on.
-    async fn serve_forwarded(&self, forwarded: Forwarded) -> Reply {
-        let patience = std::time::Duration::from_micros(forwarded.patience);
+    async fn serve_forwarded(&self, forwarded: Forwarded) -> PeerResponse {
+        let timeout = std::time::Duration::from_micros(forwarded.timeout);
         // A node of an earlier program knows no other answer to a signal.
         let knows_ids = !matches!(forwarded.task, Task::Signal(_));
-        let ask = match Ask::from_wire(forwarded.task, patience) {
+        let ask = match Ask::from_wire(forwarded.task, timeout) {
             Ok(ask) => ask,
-            Err(error) => return Reply::Failed(Failure::from(&error)),
+            Err(error) => return PeerResponse::Failed(Failure::from(&error)),
         };
         if !self.is_open(ask.partition(self)) {
             let version = self.0.cluster.as_ref().map_or(0, |it| it.seen().view.ownership());
-            return Reply::NotOwner(version);
+            return PeerResponse::NotOwner(version);
         }
-        match self.here(ask, patience).await.into() {
-            Reply::Scheduled(_) if !knows_ids => Reply::Done,
+        match self.here(ask, timeout).await.into() {
+            PeerResponse::Scheduled(_) if !knows_ids => PeerResponse::Done,
             reply => reply,
         }
     }
@@ -66,7 +70,8 @@ impl Node {
 impl Inner {
     /// Hands out what others made durable; returns the partitions that take nothing in.
     fn wake_up(&self, wakes: &Wakes) -> Vec<u16> {
-        let is_meant = self.home().is_some_and(|home| home.incarnation.number == wakes.target);
+        let is_meant =
+            self.session().is_some_and(|session| session.incarnation.number == wakes.target);
         let mut refused = Vec::new();
         for wake in &wakes.wakes {
             let handle = self.partitions.get(usize::from(wake.partition)).filter(|_| is_meant);

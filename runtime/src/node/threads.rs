@@ -24,7 +24,7 @@ impl Threads {
         self.on_thread(name, work, move |work| runtime.block_on(work))
     }
 
-    /// Runs what goes on though every thread of the runtime spins.
+    /// Runs what goes on though every thread of the runtime is blocked.
     pub(crate) fn run_apart(
         &self,
         name: &str,

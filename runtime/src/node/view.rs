@@ -9,7 +9,7 @@ use super::Node;
 use crate::placement::plan::Seen;
 
 /// How long a fresh look at the store is waited for.
-const LOOK_PATIENCE: Duration = Duration::from_millis(500);
+const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Where an entity is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -116,7 +116,7 @@ impl Node {
             preferred: Some(self.0.name.to_string()),
         };
         if let Some(cluster) = self.cluster() {
-            cluster.look(LOOK_PATIENCE).await;
+            cluster.look(LOOK_TIMEOUT).await;
             let seen = cluster.seen();
             let found = seen.view.partitions.get(usize::from(partition));
             placement.owner = owner(&seen, partition);
@@ -130,7 +130,7 @@ impl Node {
     /// Who is there and who owns what, as a fresh look shows it where the store answers in time.
     pub async fn cluster_view(&self) -> ClusterView {
         let Some(cluster) = self.cluster() else { return self.alone() };
-        cluster.look(LOOK_PATIENCE).await;
+        cluster.look(LOOK_TIMEOUT).await;
         let seen = cluster.seen();
         let owns = |incarnation| {
             seen.view.partitions.iter().filter(|it| it.owner == Some(incarnation)).count()

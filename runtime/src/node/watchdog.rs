@@ -1,7 +1,7 @@
-//! The watchdog: a thread of its own that an operation which spins cannot stop.
+//! The watchdog: a thread of its own that an operation which blocks its thread cannot stop.
 //!
 //! It tells the caller of a turn that takes too long, turns readiness false while one does, and past
-//! the hard limit retires the operation and ends the node: what spins is marked in the store as tried
+//! the hard limit retires the operation and ends the node: what blocks its thread is marked in the store as tried
 //! for the last time, so that after the restart it is a dead letter.
 
 use std::{
@@ -14,8 +14,8 @@ use stead_entities::Timestamp;
 use super::{Inner, Node};
 use crate::{
     clock,
-    commit::{Fatal, Work},
-    partition::{Late, Row, message::Burst, ticket::Ticket},
+    commit::{self, Fatal},
+    partition::{Late, Row, message::WriteGroup, reply::ReplySender},
     store::{
         Write,
         record::{InboxKey, InboxRecord},
@@ -54,16 +54,16 @@ impl Inner {
     fn look(&self) -> Option<Late> {
         let retention = i64::try_from(self.config.retention.as_micros()).unwrap_or(i64::MAX);
         let forgotten = self.clock.now().as_micros().saturating_sub(retention);
-        self.store.tend(Timestamp::from_micros(forgotten));
+        self.store.maintain(Timestamp::from_micros(forgotten));
         self.check_clock();
         let now = clock::monotonic();
         self.partitions.iter().for_each(|partition| partition.expire(Some(now)));
         let late = self.watches.check(self.config.turn_deadline);
-        *self.spinning.lock().unwrap_or_else(PoisonError::into_inner) =
+        *self.blocked.lock().unwrap_or_else(PoisonError::into_inner) =
             late.first().map(|late| late.name.clone());
         // Readiness is false before the caller hears of it.
         late.iter().for_each(Late::tell);
-        late.into_iter().find(|late| late.elapsed >= self.config.spin_limit)
+        late.into_iter().find(|late| late.elapsed >= self.config.block_limit)
     }
 
     async fn end_with(&self, late: Late) {
@@ -71,7 +71,7 @@ impl Inner {
         if clock::within(RETIRE_DEADLINE, self.retire(late)).await.is_none() {
             tracing::error!(name, "the operation could not be retired; its attempts are counted");
         }
-        Fatal::Spinning(name).report(&self.fatal);
+        Fatal::Blocked(name).report(&self.fatal);
     }
 
     /// A row of the inbox.
@@ -91,7 +91,9 @@ impl Inner {
     async fn retire(&self, late: Late) {
         let partition = self.store.opened().settings.partition_of(&late.id);
         // What has moved is for its owner to retire, when it has spun there too.
-        let Some(home) = self.home().filter(|_| self.handle(partition).is_open()) else { return };
+        let Some(session) = self.session().filter(|_| self.handle(partition).is_open()) else {
+            return;
+        };
         // One more than can be counted: it is not tried again.
         let last = self.config.retries.saturating_add(2);
         let write = match late.row {
@@ -109,15 +111,15 @@ impl Inner {
             }
         };
         let Some(write) = write else { return };
-        let (ticket, done) = Ticket::new(RETIRE_DEADLINE, None);
-        let burst = Burst {
+        let (reply_to, done) = ReplySender::new(RETIRE_DEADLINE, None);
+        let group = WriteGroup {
             partition,
             generation: NO_GENERATION,
             writes: vec![write],
-            replies: vec![(ticket, Ok(crate::partition::ticket::Answer::Done))],
-            ..Burst::default()
+            replies: vec![(reply_to, Ok(crate::partition::reply::Response::Done))],
+            ..WriteGroup::default()
         };
-        if home.committer.send(Work::Burst(burst)).await.is_ok() {
+        if session.committer.send(commit::Message::WriteGroup(group)).await.is_ok() {
             let _told_in_the_log_otherwise = done.await;
         }
     }

@@ -1,4 +1,4 @@
-//! Acceptance: what has to wait for longer than a step is made durable in the open burst, and its
+//! Acceptance: what has to wait for longer than a step is made durable in the open write group, and its
 //! caller is told then.
 
 use stead_entities::{EntityId, Timestamp};
@@ -6,7 +6,7 @@ use stead_entities::{EntityId, Timestamp};
 use super::{
     Item, Partition, Release, Row,
     arrive::withdrawn,
-    ticket::{Answer, Ticket},
+    reply::{ReplySender, Response},
 };
 use crate::store::{
     Write,
@@ -14,7 +14,7 @@ use crate::store::{
 };
 
 impl Partition {
-    /// Makes durable in the open burst what has to wait for longer than a step.
+    /// Makes durable in the open write group what has to wait for longer than a step.
     pub(super) fn record(&mut self, id: &EntityId, item: &mut Item) {
         if let Some(due) = item.due.take() {
             return self.record_delayed(id, item, due);
@@ -22,7 +22,7 @@ impl Partition {
         let key = match &item.row {
             Row::Inbox(key) => key.clone(),
             Row::None => InboxKey {
-                partition: self.around.number,
+                partition: self.environment.number,
                 receiver: id.clone(),
                 sender: "".into(),
                 generation: 0,
@@ -58,14 +58,14 @@ impl Partition {
         }
         if item.is_call {
             self.remember(item, Remembered::Pending);
-            item.ticket.iter().for_each(Ticket::make_uncertain);
+            item.reply_to.iter().for_each(ReplySender::make_uncertain);
         } else {
             self.remember(item, Remembered::Accepted);
             item.key = None;
         }
         self.known.insert(key.clone());
         item.row = Row::Inbox(key.clone());
-        self.exhume(item);
+        self.drop_replayed(item);
         self.open.writes.push(Write::Accept(key, record));
     }
 
@@ -85,13 +85,13 @@ impl Partition {
         };
         item.scheduled = Some(number);
         self.remember(item, Remembered::Scheduled(number));
-        self.exhume(item);
+        self.drop_replayed(item);
         self.set_reminder(id, slot, record);
     }
 
     /// Removes the dead letter that an accepted operation replays.
-    pub(super) fn exhume(&mut self, item: &mut Item) {
-        if let Some(letter) = item.exhume.take() {
+    pub(super) fn drop_replayed(&mut self, item: &mut Item) {
+        if let Some(letter) = item.replays.take() {
             self.remove_letter(letter);
         }
     }
@@ -120,7 +120,7 @@ impl Partition {
     /// Records a signal that has no row and tells its caller. What has to wait in memory is returned:
     /// not a delayed signal, nor one whose caller gave up.
     pub(super) fn accept(&mut self, id: &EntityId, mut item: Item) -> Option<Item> {
-        if item.ticket.as_ref().is_some_and(|ticket| !ticket.take()) {
+        if item.reply_to.as_ref().is_some_and(|reply_to| !reply_to.take()) {
             self.forget_key(&item, &withdrawn());
             return None;
         }
@@ -130,12 +130,12 @@ impl Partition {
         (!is_delayed).then_some(item)
     }
 
-    /// Tells the caller of a signal, once the open burst is durable, that it was accepted.
+    /// Tells the caller of a signal, once the open write group is durable, that it was accepted.
     pub(super) fn accepted(&mut self, item: &mut Item) {
-        if let Some(ticket) = item.ticket.take() {
-            item.room = Some(ticket.clone());
-            let answer = item.scheduled.map_or(Answer::Done, Answer::Scheduled);
-            self.open.replies.push((ticket, Ok(answer)));
+        if let Some(reply_to) = item.reply_to.take() {
+            item.room = Some(reply_to.clone());
+            let answer = item.scheduled.map_or(Response::Done, Response::Scheduled);
+            self.open.replies.push((reply_to, Ok(answer)));
         }
     }
 

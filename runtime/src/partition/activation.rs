@@ -7,7 +7,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     message::{Keyed, Work},
-    ticket::Ticket,
+    reply::ReplySender,
     turn::Turned,
 };
 use crate::{
@@ -33,9 +33,9 @@ pub(super) struct Activation {
     pub(super) blocked: Vec<Lane>,
     /// What waits in memory behind what waits on disk.
     pub(super) behind: VecDeque<Item>,
-    /// The last burst with something of this entity that must be durable before it is heard of.
+    /// The last write group with something of this entity that must be durable before it is heard of.
     pub(super) unreleased: u64,
-    /// The state that the open burst will write, if any.
+    /// The state that the open write group will write, if any.
     pub(super) encoded: Option<Vec<u8>>,
     /// How many recovered operations are counted at one time.
     pub(super) recover_share: usize,
@@ -72,7 +72,7 @@ pub(crate) struct Queued {
     /// The sending entity; `None` for callers outside.
     pub(super) sender: Option<Arc<str>>,
     pub(super) row: Row,
-    pub(crate) ticket: Option<Ticket>,
+    pub(crate) reply_to: Option<ReplySender>,
     pub(crate) key: Option<Keyed>,
     pub(crate) due: Option<Timestamp>,
     /// What must be true of the entity when its turn comes.
@@ -86,27 +86,27 @@ pub(crate) struct Queued {
     pub(super) is_recovered: bool,
     /// Whether it was left behind, and is marked while it runs.
     pub(super) is_marked: bool,
-    /// The burst that counts the attempt that is about to begin; 0 where none does yet.
+    /// The write group that counts the attempt that is about to begin; 0 where none does yet.
     pub(super) counted: u64,
     pub(super) accepted_at: Timestamp,
     pub(super) deadline: Option<Timestamp>,
     /// The dead letter that it replays.
-    pub(crate) exhume: Option<DeadLetterId>,
+    pub(crate) replays: Option<DeadLetterId>,
     /// A turn that deletes its entity, and waits for the list of what is delayed.
     pub(super) turned: Option<Box<Turned>>,
     /// What a deletion found delayed.
     pub(super) delayed: Option<Delayed>,
     /// Why it becomes a dead letter instead of running.
-    pub(super) doom: Option<Box<Doom>>,
+    pub(super) undeliverable: Option<Box<Undeliverable>>,
     /// Its share of the due and left-behind work that a node does at one time, until it is durable.
     pub(super) permit: Option<OwnedSemaphorePermit>,
-    /// The caller's ticket, kept for its share of the node's room while the operation waits.
-    pub(super) room: Option<Ticket>,
+    /// The caller's reply sender, kept for its share of the node's room while the operation waits.
+    pub(super) room: Option<ReplySender>,
 }
 
 /// Why an operation cannot run.
 #[derive(Debug)]
-pub(super) struct Doom {
+pub(super) struct Undeliverable {
     /// Its name, which its entity need not know.
     pub(super) operation: String,
     pub(super) cause: Cause,
@@ -155,7 +155,7 @@ impl Queued {
             is_call: false,
             sender: None,
             row: Row::None,
-            ticket: None,
+            reply_to: None,
             key: None,
             due: None,
             condition: None,
@@ -167,10 +167,10 @@ impl Queued {
             counted: 0,
             accepted_at,
             deadline: None,
-            exhume: None,
+            replays: None,
             turned: None,
             delayed: None,
-            doom: None,
+            undeliverable: None,
             permit: None,
             room: None,
         }
@@ -201,7 +201,7 @@ impl Queued {
 
     /// Whether running it writes to the store.
     pub(super) fn writes(&self) -> bool {
-        !matches!(self.work, Work::State | Work::Query { .. }) || self.doom.is_some()
+        !matches!(self.work, Work::State | Work::Query { .. }) || self.undeliverable.is_some()
     }
 
     pub(super) fn is_signal(&self) -> bool {
@@ -256,7 +256,7 @@ impl Activation {
 
     /// Whether a caller waits for something in the mailbox.
     pub(super) fn is_awaited(&self) -> bool {
-        self.is_busy() || self.mailbox.iter().any(|item| item.ticket.is_some())
+        self.is_busy() || self.mailbox.iter().any(|item| item.reply_to.is_some())
     }
 
     pub(super) fn lane(&mut self, sender: &Sender) -> Option<&mut Lane> {

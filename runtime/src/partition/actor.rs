@@ -20,7 +20,7 @@ use tokio::{
 
 use super::{
     INBOX_PAGE, Partition, REMINDERS_PAGE,
-    handle::{Change, Handle, Hosting},
+    handle::{Assignment, Handle, Hosting},
     message::{Input, Output, Returned, Start},
     task::{self, spawn},
     turn::panicked,
@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     clock::{self, Clock},
-    commit::{self, Work},
+    commit,
     config::Config,
     placement::lease::Lease,
     store::{Haste, Store},
@@ -143,20 +143,20 @@ impl Actor for PartitionActor {
         host: &mut Host,
     ) -> Result<(), ActorProcessingErr> {
         let handle = host.shell.handle.clone();
-        for change in handle.take_changes() {
+        for change in handle.take_assignments() {
             host.change(change).await;
         }
         let Some(hosted) = &mut host.hosted else {
             // What is left is of no use to anybody.
             handle.take(&mut host.taken);
-            host.taken.drain(..).filter_map(Input::into_ticket).for_each(|ticket| {
-                ticket.answer(Err(Error::new(ErrorKind::Fenced, "the partition has moved")));
+            host.taken.drain(..).filter_map(Input::into_reply_to).for_each(|reply_to| {
+                reply_to.answer(Err(Error::new(ErrorKind::Fenced, "the partition has moved")));
             });
             handle.rest(false, false);
             return Ok(());
         };
         if !hosted.lease.holds() {
-            handle.doze();
+            handle.park();
             return Ok(());
         }
         let mut inputs = std::mem::take(&mut host.taken);
@@ -172,24 +172,24 @@ impl Actor for PartitionActor {
 }
 
 impl Host {
-    async fn change(&mut self, change: Change) {
+    async fn change(&mut self, change: Assignment) {
         let shell = &self.shell;
         match change {
-            Change::Host(hosting) => {
-                let Hosting { around, committer, lease } = *hosting;
-                let partition = Partition::new(around, shell.clock.now(), self.generation);
+            Assignment::Host(hosting) => {
+                let Hosting { environment, committer, lease } = *hosting;
+                let partition = Partition::new(environment, shell.clock.now(), self.generation);
                 let (shell, runs) = (shell.clone(), Vec::new());
                 let hosted = Hosted { shell, partition, committer, lease, wake_at: None, runs };
                 self.hosted = Some(hosted);
             }
-            Change::Dismiss(error) => {
+            Assignment::Drop(error) => {
                 let Some(mut hosted) = self.hosted.take() else { return };
                 self.generation = hosted.partition.generation();
                 let mut inputs = std::mem::take(&mut self.taken);
                 shell.handle.take(&mut inputs);
                 for output in hosted.partition.dissolve(&error, inputs.drain(..)) {
-                    if let Output::Reply(ticket, response) = output {
-                        ticket.answer(response);
+                    if let Output::Reply(reply_to, response) = output {
+                        reply_to.answer(response);
                     }
                 }
                 self.taken = inputs;
@@ -217,7 +217,7 @@ impl Hosted {
             });
             let mut wakes_others = false;
             for output in outputs {
-                wakes_others |= matches!(output, Output::Reply(..) | Output::Burst(_));
+                wakes_others |= matches!(output, Output::Reply(..) | Output::WriteGroup(_));
                 match output {
                     Output::Again => has_more = true,
                     output => inputs.extend(self.perform(output).await),
@@ -225,7 +225,7 @@ impl Hosted {
             }
             if wakes_others {
                 // A task that was just woken may be bound to this thread until it is idle, and the
-                // next turn may spin: whoever was woken goes first.
+                // next turn may block the thread: whoever was woken goes first.
                 tokio::task::yield_now().await;
             }
             if inputs.is_empty() {
@@ -239,12 +239,14 @@ impl Hosted {
         let (generation, number) = (self.partition.generation(), self.partition.number());
         match output {
             // What it rests on was read before the lease is looked at.
-            Output::Reply(ticket, Ok(_)) if !self.lease.holds() => {
-                ticket.answer(Err(Error::new(ErrorKind::Fenced, "the lease has run out")));
+            Output::Reply(reply_to, Ok(_)) if !self.lease.holds() => {
+                reply_to.answer(Err(Error::new(ErrorKind::Fenced, "the lease has run out")));
             }
-            Output::Reply(ticket, response) => ticket.answer(response),
-            // The queue has room for every burst and barrier that can be under way.
-            Output::Burst(burst) => drop(self.committer.send(Work::Burst(burst)).await),
+            Output::Reply(reply_to, response) => reply_to.answer(response),
+            // The queue has room for every write group and barrier that can be under way.
+            Output::WriteGroup(group) => {
+                drop(self.committer.send(commit::Message::WriteGroup(group)).await)
+            }
             Output::Barrier(generation) => self.barrier(number, generation),
             Output::Start(start) => self.start(generation, *start),
             Output::WakeAt(at) => self.wake_at(at),
@@ -319,7 +321,7 @@ impl Hosted {
                 self.later(async move { Input::Reminders(generation, id, reading.await) });
             }
             Output::Reply(..)
-            | Output::Burst(_)
+            | Output::WriteGroup(_)
             | Output::Barrier(_)
             | Output::Start(_)
             | Output::WakeAt(_)
@@ -340,13 +342,13 @@ impl Hosted {
                 clock::sleep(RESTART_PAUSE).await;
             }
             // Without a committer the node is gone, and nobody waits.
-            let _gone = committer.send(Work::Barrier(number, generation)).await;
+            let _gone = committer.send(commit::Message::Barrier(number, generation)).await;
         });
     }
 
     /// Runs an operation that awaits in a task of its own, at most until its deadline.
     fn start(&mut self, generation: u64, start: Start) {
-        let Start { id, run, index, state, ctx, input, row, ticket } = start;
+        let Start { id, run, index, state, ctx, input, row, reply_to } = start;
         let (handle, deadline) = (self.shell.handle.clone(), self.shell.config.turn_deadline);
         let known = self.shell.types.get(id.entity_type()).cloned();
         let watch = self.shell.watches.add();
@@ -356,7 +358,7 @@ impl Hosted {
             let known = known.ok_or_else(|| "the entity type is not served".to_owned())?;
             let running = known.start(index, state, ctx, &input);
             let running = running.map_err(|error| error.to_string())?;
-            let seen = || watch.begin(&watched_id, operation, ticket.as_ref(), &row);
+            let seen = || watch.begin(&watched_id, operation, reply_to.as_ref(), &row);
             Ok::<_, String>(task::Polled { running, seen, watch: &watch }.await)
         };
         self.runs.retain(|run| !run.is_finished());

@@ -7,7 +7,7 @@ use super::{
     activation::Queued,
     delete::PURGE,
     message::{Delivery, Work},
-    ticket::{Answer, Ticket},
+    reply::{ReplySender, Response},
 };
 use crate::sabotage;
 
@@ -15,21 +15,21 @@ impl Partition {
     /// Takes an operation of a caller outside, or refuses it before anything is accepted.
     pub(super) fn arrive(&mut self, id: &EntityId, mut item: Item) {
         if let Err(error) = self.admit(id, &item) {
-            self.outputs.extend(item.ticket.map(|ticket| Output::Reply(ticket, Err(error))));
+            self.outputs.extend(item.reply_to.map(|reply_to| Output::Reply(reply_to, Err(error))));
             return;
         }
         if let Some(keyed) = &item.key
             && let Some(pending) = self.keys.get_mut(&keyed.key)
         {
             // The first of its key is under way: this one hears the same.
-            item.ticket.iter().for_each(Ticket::make_uncertain);
-            return pending.waiters.extend(item.ticket);
+            item.reply_to.iter().for_each(ReplySender::make_uncertain);
+            return pending.waiters.extend(item.reply_to);
         }
         if item.token == 0 {
-            item.token = self.around.entropy.next_wide();
+            item.token = self.environment.entropy.next_wide();
         }
         item.accepted_at = self.now;
-        item.deadline = item.ticket.as_ref().map(|ticket| self.now + ticket.patience());
+        item.deadline = item.reply_to.as_ref().map(|reply_to| self.now + reply_to.timeout());
         self.look_up(&item);
         self.enqueue(id, item);
     }
@@ -39,7 +39,7 @@ impl Partition {
         if self.is_stopping {
             return Err(Error::new(ErrorKind::Closed, "the node is stopping"));
         }
-        let limit = self.around.config.mailbox_max;
+        let limit = self.environment.config.mailbox_max;
         if let Some(entry) = self.table.get_mut(id)
             && entry.waiting() >= limit
         {
@@ -55,7 +55,7 @@ impl Partition {
         {
             return Err(conflict());
         }
-        match item.exhume {
+        match item.replays {
             Some(letter) if !self.replayed.insert(letter) => {
                 let message = "this dead letter is being replayed, or was replayed already";
                 Err(Error::new(ErrorKind::NotFound, message))
@@ -74,10 +74,10 @@ impl Partition {
             let is_plain = item.key.is_none() && item.due.is_none() && item.condition.is_none();
             if item.is_signal() && is_plain {
                 // It waits on disk, behind what waits there already.
-                match item.ticket.take() {
-                    Some(ticket) if ticket.take() => {
+                match item.reply_to.take() {
+                    Some(reply_to) if reply_to.take() => {
                         self.record(id, &mut item);
-                        self.open.replies.push((ticket, Ok(Answer::Done)));
+                        self.open.replies.push((reply_to, Ok(Response::Done)));
                         self.leave_on_disk(id, &item);
                     }
                     _ => self.forget_key(&item, &withdrawn()),
@@ -105,7 +105,7 @@ impl Partition {
                 if self.type_of(&id).is_none() {
                     return self.note_unserved(&id);
                 }
-                let limit = self.around.config.mailbox_max;
+                let limit = self.environment.config.mailbox_max;
                 let crowded = self.rescan.is_running
                     || self.held_bytes > HELD_BYTES_MAX
                     || self.table.get(&id).is_some_and(|entry| entry.waiting() >= limit);
@@ -129,7 +129,7 @@ impl Partition {
     /// Says once of a type, until the partition starts over, that something waits for it.
     pub(super) fn note_unserved(&mut self, id: &EntityId) {
         if self.unserved.insert(id.entity_type().to_owned()) {
-            let met = &self.around.unserved;
+            let met = &self.environment.unserved;
             let mut met = met.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             met.insert(id.entity_type().to_owned());
             tracing::warn!(entity = %id, "signals or reminders wait for an entity type that is not served");

@@ -37,7 +37,7 @@ impl Partition {
         // What awaits may do so for long, and keeps nobody else from being due.
         item.permit = None;
         let (run, input) = (self.runs, item.input.clone());
-        let (row, ticket) = (item.row.clone(), item.ticket.clone());
+        let (row, reply_to) = (item.row.clone(), item.reply_to.clone());
         let ctx = self.new_context(id, item.token);
         let Some(activation) = self.table.get_mut(id) else {
             return Next::Goes;
@@ -51,7 +51,7 @@ impl Partition {
             Err(error) => return self.settle(id, item, turn::Turned::Failed(error)),
         };
         activation.stage = Stage::Busy(run, item);
-        let start = Start { id: id.clone(), run, index, state, ctx, input, row, ticket };
+        let start = Start { id: id.clone(), run, index, state, ctx, input, row, reply_to };
         self.outputs.push(Output::Start(Box::new(start)));
         self.record_waiting(id);
         Next::Waits
@@ -60,7 +60,7 @@ impl Partition {
     /// An operation that awaited is back; what it did becomes a turn, or nothing.
     pub(super) fn returned(&mut self, returned: Returned) {
         let id = returned.id;
-        let limit = self.around.config.state_bytes_max;
+        let limit = self.environment.config.state_bytes_max;
         let Some(activation) = self.table.get_mut(&id) else {
             return;
         };

@@ -3,7 +3,7 @@
 use stead_entities::{EntityId, Error, ErrorKind};
 
 use super::{
-    Item, Output, Partition, Release, Row, Stage, message::Work, run::Next, ticket::Answer,
+    Item, Output, Partition, Release, Row, Stage, message::Work, reply::Response, run::Next,
 };
 use crate::store::{
     ReadResult, Write,
@@ -81,7 +81,7 @@ impl Partition {
             Ok(_) if self.cancel_waiting(id, slot) => self.end_cancel(id, item, true),
             Ok(Some(record)) if !self.due.has_fired(id, slot, record.number) => {
                 self.due.drop_pending(id, slot, &record);
-                let (partition, due) = (self.around.number, record.due);
+                let (partition, due) = (self.environment.number, record.due);
                 let row = Write::CancelReminder(partition, id.clone(), slot.clone(), due);
                 self.open.writes.push(row);
                 self.after_open(Release::Fired(id.clone(), slot.clone(), record.number));
@@ -100,10 +100,10 @@ impl Partition {
         }
         let unreleased = activation.unreleased;
         let message = "there is no such reminder: it was applied, cancelled or never set";
-        let answer = was_set.then_some(Answer::Done);
+        let answer = was_set.then_some(Response::Done);
         let answer = answer.ok_or_else(|| Error::new(ErrorKind::NotFound, message));
-        if let Some(ticket) = item.ticket {
-            self.answer(unreleased, ticket, answer);
+        if let Some(reply_to) = item.reply_to {
+            self.answer(unreleased, reply_to, answer);
         }
     }
 }

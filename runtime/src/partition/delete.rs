@@ -7,13 +7,13 @@ use stead_entities::{EntityId, Error, ErrorKind, Timestamp};
 
 use super::{
     Item, Output, Partition, Row, Stage,
-    activation::{Delayed, Doom, Queued},
-    bury::DELETED,
+    activation::{Delayed, Queued, Undeliverable},
+    dead_letter::DELETED,
     message::Work,
     number_of_partition,
     recover::RECOVERY_PAUSE,
+    reply::Response,
     run::Next,
-    ticket::Answer,
     turn::guarded,
 };
 use crate::store::{
@@ -116,7 +116,7 @@ impl Partition {
         let Some(rest) = item.delayed.as_mut().and_then(|delayed| delayed.rest.take()) else {
             return;
         };
-        let token = self.around.entropy.next_wide();
+        let token = self.environment.entropy.next_wide();
         let mut purge = Box::new(Queued::new(Work::Purge, Vec::new(), token, item.accepted_at));
         purge.delayed = Some(Delayed { rows: Vec::new(), rest: Some(rest) });
         self.record(id, &mut purge);
@@ -141,19 +141,19 @@ impl Partition {
     }
 
     /// What was delayed for a deleted incarnation, and is due before it was removed, does not run.
-    pub(super) fn doom_if_purged(&self, id: &EntityId, item: &mut Item) {
+    pub(super) fn retire_if_purged(&self, id: &EntityId, item: &mut Item) {
         let Row::Reminder(slot, ..) = &item.row else { return };
-        let (partition, accepted_at) = (self.around.number, item.accepted_at);
+        let (partition, accepted_at) = (self.environment.number, item.accepted_at);
         if self.purges.get(id).is_some_and(|purge| purge.takes(partition, slot, accepted_at)) {
             let (cause, reason) = (Cause::Deleted, DELETED.to_owned());
             let operation = self.operation_name(id, item.work);
-            item.doom = Some(Box::new(Doom { operation, cause, reason }));
+            item.undeliverable = Some(Box::new(Undeliverable { operation, cause, reason }));
         }
     }
 
     fn purge_page(&mut self, id: &EntityId, mut item: Item, page: ReminderPage) {
         let rest = page.last_before_more().map(|(_, slot, _)| slot.clone());
-        let (mut removed, partition) = (0, self.around.number);
+        let (mut removed, partition) = (0, self.environment.number);
         if let Some(purge) = self.purges.get_mut(id) {
             let takes = |(slot, record): &(Slot, ReminderRecord)| {
                 purge.takes(partition, slot, record.accepted_at)
@@ -162,7 +162,7 @@ impl Partition {
             let dead: Vec<_> = rows.filter(takes).collect();
             purge.removed += dead.len() as u64;
             removed = purge.removed;
-            self.bury_delayed(id, dead);
+            self.dead_letter_delayed(id, dead);
         }
         let number = self.open_number();
         let Some(activation) = self.table.get_mut(id) else { return };
@@ -181,8 +181,8 @@ impl Partition {
         self.delete_entity(id, item.delayed.take().unwrap_or_default());
         self.remember(&item, Remembered::Accepted);
         let unreleased = self.unreleased(id);
-        if let Some(ticket) = item.ticket {
-            self.answer(unreleased, ticket, Ok(Answer::Done));
+        if let Some(reply_to) = item.reply_to {
+            self.answer(unreleased, reply_to, Ok(Response::Done));
         }
         self.make_ready(id);
     }
@@ -212,26 +212,26 @@ impl Partition {
         if existed {
             self.open.writes.push(Write::DeleteState(id.clone()));
         }
-        let partition = self.around.number;
+        let partition = self.environment.number;
         for head in heads {
             let slot = Slot::Named(head.name.into());
             self.open.writes.push(Write::CancelReminder(partition, id.clone(), slot, head.due));
         }
-        self.bury_delayed(id, delayed.rows);
+        self.dead_letter_delayed(id, delayed.rows);
         for item in blocked.into_iter().flat_map(|lane| lane.items) {
-            self.bury(id, item, Cause::Deleted, DELETED);
+            self.dead_letter(id, item, Cause::Deleted, DELETED);
         }
     }
 
     /// Turns delayed signals into dead letters; those that are in their entity's order already go on.
-    fn bury_delayed(&mut self, id: &EntityId, delayed: Vec<(Slot, ReminderRecord)>) {
+    fn dead_letter_delayed(&mut self, id: &EntityId, delayed: Vec<(Slot, ReminderRecord)>) {
         for (slot, record) in delayed {
             if self.due.has_fired(id, &slot, record.number) {
                 continue;
             }
             self.due.drop_pending(id, &slot, &record);
             let item = Box::new(Queued::of_reminder(Work::Delete, slot, &record));
-            self.bury_as(id, item, record.operation, Cause::Deleted, DELETED);
+            self.dead_letter_as(id, item, record.operation, Cause::Deleted, DELETED);
         }
     }
 }

@@ -13,10 +13,10 @@ use std::{
 use stead_entities::Error;
 
 use super::{
-    Surroundings,
+    Environment,
     actor::Wakes,
     message::{Delivery, Input, Link},
-    ticket::{Ticket, Tickets},
+    reply::{PendingReplies, ReplySender},
 };
 use crate::{commit, placement::lease::Lease};
 
@@ -36,22 +36,22 @@ struct Inputs {
     is_awake: bool,
     /// Whether news of a commit lets anything go on. Where it does not, the news waits for company.
     waits_for_commit: bool,
-    tickets: Tickets,
+    pending: PendingReplies,
     /// Whether this node owns the partition and takes more in for it.
     is_open: bool,
-    changes: VecDeque<Change>,
+    assignments: VecDeque<Assignment>,
 }
 
 /// A change of what the actor hosts.
-pub(super) enum Change {
+pub(super) enum Assignment {
     Host(Box<Hosting>),
     /// The partition is somebody else's from here on; whoever waits is told so.
-    Dismiss(Error),
+    Drop(Error),
 }
 
 /// A partition that begins at this node.
 pub(crate) struct Hosting {
-    pub(crate) around: Surroundings,
+    pub(crate) environment: Environment,
     pub(crate) committer: commit::Sender,
     pub(crate) lease: Arc<Lease>,
 }
@@ -60,7 +60,7 @@ type Body = Option<Box<Delivery>>;
 
 /// The partition is not this node's at present.
 #[derive(Debug)]
-pub(crate) struct Shut;
+pub(crate) struct Closed;
 
 impl std::fmt::Debug for Inputs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -76,7 +76,7 @@ impl Handle {
     /// Binds the handle to its actor, once.
     pub(super) fn bind(&self, actor: Wakes) {
         let _bound_already = self.0.actor.set(actor);
-        self.rouse();
+        self.resume();
     }
 
     /// Gives the partition an input. Inputs are taken in the order in which they are pushed.
@@ -90,15 +90,15 @@ impl Handle {
     /// Where the partition takes nothing in; then nothing was done.
     pub(crate) fn ask(
         &self,
-        ticket: &Ticket,
-        question: impl FnOnce(Ticket) -> Input,
-    ) -> Result<(), Shut> {
-        let question = question(ticket.clone());
+        reply_to: &ReplySender,
+        question: impl FnOnce(ReplySender) -> Input,
+    ) -> Result<(), Closed> {
+        let question = question(reply_to.clone());
         let mut inputs = self.lock();
         if !inputs.is_open {
-            return Err(Shut);
+            return Err(Closed);
         }
-        inputs.tickets.add(ticket);
+        inputs.pending.add(reply_to);
         self.push_to(inputs, question);
         Ok(())
     }
@@ -125,7 +125,7 @@ impl Handle {
     pub(crate) fn host(&self, hosting: Hosting) {
         let mut inputs = self.lock();
         inputs.is_open = true;
-        inputs.changes.push_back(Change::Host(Box::new(hosting)));
+        inputs.assignments.push_back(Assignment::Host(Box::new(hosting)));
         self.push_to(inputs, Input::Tick);
     }
 
@@ -138,24 +138,24 @@ impl Handle {
     pub(crate) fn dismiss(&self, error: Error) {
         let mut inputs = self.lock();
         inputs.is_open = false;
-        inputs.changes.push_back(Change::Dismiss(error));
+        inputs.assignments.push_back(Assignment::Drop(error));
         self.push_to(inputs, Input::Tick);
     }
 
     /// Goes on after a lease that had run out was renewed.
-    pub(crate) fn rouse(&self) {
+    pub(crate) fn resume(&self) {
         self.lock().is_awake = true;
         self.wake();
     }
 
     /// Sleeps, whatever waits, until something else happens.
-    pub(super) fn doze(&self) {
+    pub(super) fn park(&self) {
         self.lock().is_awake = false;
     }
 
     /// Tells those who wait past their deadlines; everybody, where `now` is `None`.
     pub(crate) fn expire(&self, now: Option<Instant>) {
-        let overdue = self.lock().tickets.overdue(now);
+        let overdue = self.lock().pending.overdue(now);
         overdue.expire();
     }
 
@@ -179,8 +179,8 @@ impl Handle {
         }
     }
 
-    pub(super) fn take_changes(&self) -> VecDeque<Change> {
-        std::mem::take(&mut self.lock().changes)
+    pub(super) fn take_assignments(&self) -> VecDeque<Assignment> {
+        std::mem::take(&mut self.lock().assignments)
     }
 
     /// Swaps what waits for the empty queue `inputs`.
@@ -194,7 +194,7 @@ impl Handle {
         inputs.waits_for_commit = waits_for_commit;
         let mut waiting = inputs.waiting.iter();
         let is_news = |input: &Input| waits_for_commit || !matches!(input, Input::Committed(..));
-        inputs.is_awake = has_more || waiting.any(is_news) || !inputs.changes.is_empty();
+        inputs.is_awake = has_more || waiting.any(is_news) || !inputs.assignments.is_empty();
         !inputs.is_awake
     }
 

@@ -9,7 +9,7 @@ use super::{
     Item, Output, Partition, Pending, Release,
     arrive::conflict,
     message::{Fingerprint, Keyed},
-    ticket::{Answer, Response, Ticket},
+    reply::{CallResult, ReplySender, Response},
 };
 use crate::{
     sabotage,
@@ -41,15 +41,17 @@ impl Partition {
         };
         pending.is_looking = false;
         let fingerprint = pending.fingerprint;
-        let horizon = self.around.config.retention;
+        let horizon = self.environment.config.retention;
         let response = match found {
             Ok(Some(record)) if record.at + horizon <= self.now => None,
             Ok(Some(record)) if !fingerprint.fits(record.fingerprint) => Some(Err(conflict())),
             Ok(Some(record)) => match record.outcome {
-                Remembered::Accepted => Some(Ok(Answer::Done)),
-                Remembered::Scheduled(number) => Some(Ok(Answer::Scheduled(number))),
-                Remembered::Replied(json) => Some(Ok(Answer::Replied(json))),
-                Remembered::Rejected(reason) => Some(Ok(Answer::Rejected(Rejection::new(reason)))),
+                Remembered::Accepted => Some(Ok(Response::Done)),
+                Remembered::Scheduled(number) => Some(Ok(Response::Scheduled(number))),
+                Remembered::Replied(json) => Some(Ok(Response::Replied(json))),
+                Remembered::Rejected(reason) => {
+                    Some(Ok(Response::Rejected(Rejection::new(reason))))
+                }
                 // It waits in the inbox: this caller joins the one who sent it.
                 Remembered::Pending => return self.join(key),
             },
@@ -70,21 +72,21 @@ impl Partition {
         if let Some(item) = self.take_keyed(key)
             && let Some(pending) = self.keys.get_mut(key)
         {
-            item.ticket.iter().for_each(Ticket::make_uncertain);
-            pending.waiters.extend(item.ticket);
+            item.reply_to.iter().for_each(ReplySender::make_uncertain);
+            pending.waiters.extend(item.reply_to);
         }
         self.make_ready(&key.id);
     }
 
     /// Answers everybody who waits under a key, from the store.
-    pub(super) fn answer_key(&mut self, key: &Arc<IdempotencyKey>, response: &Response) {
+    pub(super) fn answer_key(&mut self, key: &Arc<IdempotencyKey>, response: &CallResult) {
         let item = self.take_keyed(key);
         let Some(pending) = self.keys.remove(key) else {
             return;
         };
-        let first = item.and_then(|item| item.ticket);
-        for ticket in first.into_iter().chain(pending.waiters) {
-            self.outputs.push(Output::Reply(ticket, response.clone()));
+        let first = item.and_then(|item| item.reply_to);
+        for reply_to in first.into_iter().chain(pending.waiters) {
+            self.outputs.push(Output::Reply(reply_to, response.clone()));
         }
         self.make_ready(&key.id);
     }
@@ -108,7 +110,7 @@ impl Partition {
         (caller, name, fingerprint): &(String, String, u128),
     ) -> Keyed {
         let key = Arc::new(IdempotencyKey {
-            partition: self.around.number,
+            partition: self.environment.number,
             id: id.clone(),
             caller: caller.as_str().into(),
             key: name.as_str().into(),
@@ -128,10 +130,10 @@ impl Partition {
         let Some(keyed) = &item.key else { return };
         let response = match &outcome {
             Remembered::Pending => None,
-            Remembered::Accepted => Some(Ok(Answer::Done)),
-            Remembered::Scheduled(number) => Some(Ok(Answer::Scheduled(*number))),
-            Remembered::Replied(json) => Some(Ok(Answer::Replied(json.clone()))),
-            Remembered::Rejected(reason) => Some(Ok(Answer::Rejected(Rejection::new(reason)))),
+            Remembered::Accepted => Some(Ok(Response::Done)),
+            Remembered::Scheduled(number) => Some(Ok(Response::Scheduled(*number))),
+            Remembered::Replied(json) => Some(Ok(Response::Replied(json.clone()))),
+            Remembered::Rejected(reason) => Some(Ok(Response::Rejected(Rejection::new(reason)))),
         };
         let fingerprint = keyed.fingerprint.meaning;
         let record = IdempotencyRecord { fingerprint, at: self.now, outcome };
@@ -159,14 +161,14 @@ impl Partition {
     /// Lets go of what an operation that left nothing holds: the dead letter that it was to replay, and
     /// its key, of which those who asked again hear why.
     pub(super) fn forget_key(&mut self, item: &Item, error: &Error) {
-        if let Some(letter) = item.exhume {
+        if let Some(letter) = item.replays {
             self.replayed.remove(&letter);
         }
         if let Some(keyed) = &item.key
             && let Some(pending) = self.keys.remove(&keyed.key)
         {
-            for ticket in pending.waiters {
-                self.outputs.push(Output::Reply(ticket, Err(error.clone())));
+            for reply_to in pending.waiters {
+                self.outputs.push(Output::Reply(reply_to, Err(error.clone())));
             }
         }
     }

@@ -86,15 +86,15 @@ impl Letters {
         if is_rejection { &mut self.rejections } else { &mut self.failures }
     }
 
-    /// Notes a letter that the open burst writes.
+    /// Notes a letter that the open write group writes.
     pub(super) fn add(&mut self, id: DeadLetterId, letter: &DeadLetter) {
         let bytes = OVERHEAD_BYTES + letter.entity.len() + letter.input.len() + letter.reason.len();
-        self.class(id.is_rejection).add(id.number, letter.buried_at, bytes);
+        self.class(id.is_rejection).add(id.number, letter.dead_lettered_at, bytes);
         if matches!(letter.cause, Cause::Rejection | Cause::Deleted) {
             // The first is no failure; the other is told of as a whole.
             return;
         }
-        let now = letter.buried_at;
+        let now = letter.dead_lettered_at;
         if self.said_at.is_some_and(|at| now < at + SAY_EVERY) {
             self.unsaid += 1;
             return;
@@ -132,7 +132,7 @@ impl Partition {
     /// Removes a dead letter that is replayed or dropped on purpose.
     pub(super) fn remove_letter(&mut self, id: DeadLetterId) {
         self.letters.class(id.is_rejection).remove(id.number);
-        self.open.writes.push(Write::Exhume(id));
+        self.open.writes.push(Write::DeleteDeadLetter(id));
     }
 
     /// A page of the letters that are stored.
@@ -161,14 +161,15 @@ impl Partition {
     /// Drops the oldest letters where there are too many, and those that are too old.
     pub(super) fn prune_letters(&mut self) {
         for _ in 0..DROPPED_PER_STEP_MAX {
-            let Some((id, is_old)) = self.letters.surplus(&self.around.config, self.now) else {
+            let Some((id, is_old)) = self.letters.surplus(&self.environment.config, self.now)
+            else {
                 return self.say_dropped();
             };
             if !is_old {
                 self.letters.dropped += 1;
-                self.around.dropped.fetch_add(1, Ordering::Relaxed);
+                self.environment.dropped.fetch_add(1, Ordering::Relaxed);
             }
-            let partition = self.around.number;
+            let partition = self.environment.number;
             self.remove_letter(DeadLetterId { partition, ..id });
         }
         self.say_dropped();
@@ -177,7 +178,7 @@ impl Partition {
     }
 
     /// Goes on with what was left for a later step.
-    pub(super) fn tend_letters(&mut self) {
+    pub(super) fn maintain_letters(&mut self) {
         if std::mem::take(&mut self.letters.has_more_to_drop) {
             self.prune_letters();
         }
@@ -194,7 +195,7 @@ impl Partition {
         }
         self.letters.dropped = 0;
         self.letters.said_at = Some(self.now);
-        let total = self.around.dropped.load(Ordering::Relaxed);
+        let total = self.environment.dropped.load(Ordering::Relaxed);
         let partition = self.number();
         tracing::warn!(partition, dropped, total, "dead letters were dropped: there were too many");
     }

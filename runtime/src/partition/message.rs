@@ -10,7 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     activation::{Item, Row},
-    ticket::{Response, Ticket},
+    reply::{CallResult, ReplySender},
 };
 use crate::{
     store::{
@@ -107,7 +107,7 @@ pub(crate) struct Returned {
 
 /// What wakes a partition.
 pub(crate) enum Input {
-    /// What a caller outside asks of an entity; its ticket is in the item.
+    /// What a caller outside asks of an entity; its reply sender is in the item.
     Request(EntityId, Item),
     /// What another partition's commit made durable; without a body where that was lost.
     Deliver(Option<Box<Delivery>>, Link),
@@ -115,9 +115,9 @@ pub(crate) enum Input {
     Rescan,
     /// The entities that have inbox rows.
     Receivers(u64, ReadResult<Vec<EntityId>>),
-    /// The burst of this generation and number, and all before it, are durable.
+    /// The write group of this generation and number, and all before it, are durable.
     Committed(u64, u64),
-    /// The bursts of this generation will not be committed.
+    /// The write groups of this generation will not be committed.
     Failed(u64, Error),
     /// The committer has settled everything that was sent before this generation.
     Barrier(u64),
@@ -134,13 +134,13 @@ pub(crate) enum Input {
     Reminders(u64, EntityId, ReadResult<ReminderPage>),
     Returned(u64, Box<Returned>),
     /// Commit nothing, and answer when it is durable.
-    Probe(Ticket),
+    Probe(ReplySender),
     /// Drop a dead letter.
-    Exhume(DeadLetterId, Ticket),
+    DropDeadLetter(DeadLetterId, ReplySender),
     /// Dead letters of the partition, in the order of their ids.
     Letters(u64, ReadResult<DeadLetterHeads>),
     /// Start no more turns; answer when everything that was taken is durable.
-    Drain(Ticket),
+    Drain(ReplySender),
     /// Look at the clock.
     Tick,
 }
@@ -167,17 +167,19 @@ impl Input {
             | Self::Deliver(..)
             | Self::Rescan
             | Self::Probe(_)
-            | Self::Exhume(..)
+            | Self::DropDeadLetter(..)
             | Self::Drain(_)
             | Self::Tick => None,
         }
     }
 
     /// Who waits for an answer to it.
-    pub(crate) fn into_ticket(self) -> Option<Ticket> {
+    pub(crate) fn into_reply_to(self) -> Option<ReplySender> {
         match self {
-            Self::Request(_, item) => item.ticket,
-            Self::Probe(ticket) | Self::Exhume(_, ticket) | Self::Drain(ticket) => Some(ticket),
+            Self::Request(_, item) => item.reply_to,
+            Self::Probe(reply_to) | Self::DropDeadLetter(_, reply_to) | Self::Drain(reply_to) => {
+                Some(reply_to)
+            }
             _ => None,
         }
     }
@@ -185,8 +187,8 @@ impl Input {
 
 /// What a partition asks for.
 pub(crate) enum Output {
-    Reply(Ticket, Response),
-    Burst(Burst),
+    Reply(ReplySender, CallResult),
+    WriteGroup(WriteGroup),
     Barrier(u64),
     /// Read what the partition begins with: which entities have inbox rows.
     Recover,
@@ -222,17 +224,17 @@ pub(crate) struct Start {
     pub(crate) input: Vec<u8>,
     /// For the watchdog.
     pub(crate) row: Row,
-    pub(crate) ticket: Option<Ticket>,
+    pub(crate) reply_to: Option<ReplySender>,
 }
 
 /// The finished turns of one step: written together, and let out together once they are durable.
 #[derive(Debug, Default)]
-pub(crate) struct Burst {
+pub(crate) struct WriteGroup {
     pub(crate) partition: u16,
     pub(crate) generation: u64,
     pub(crate) number: u64,
     pub(crate) writes: Vec<Write>,
-    pub(crate) replies: Vec<(Ticket, Response)>,
+    pub(crate) replies: Vec<(ReplySender, CallResult)>,
     pub(crate) deliveries: Vec<(u16, Delivery)>,
     /// Whether it is to be flushed though it writes nothing.
     pub(crate) is_probe: bool,

@@ -1,18 +1,18 @@
 //! One partition: a state machine that owns a fixed share of all entities and runs their turns.
 //!
 //! ```text
-//! inputs --> step --> turns on in-memory states --> one open burst --> sent to the committer
+//! inputs --> step --> turns on in-memory states --> one open write group --> sent to the committer
 //!                \--> loads, look-ups, scans, tasks that await (answered by later inputs)
 //! ```
 //!
 //! [`Partition::step`] is plain synchronous code: inputs in, outputs out. It never writes to the
 //! store, reads no clock and awaits nothing; `actor` does that for it. What must never happen:
 //!
-//! - an answer leaves before the turns it rests on are durable: answers ride in the burst of the
-//!   turn, or in the open burst while the entity has unreleased turns ([`Partition::answer`]);
-//! - a burst is committed on top of one that was not: bursts carry the partition's generation, and a
-//!   failed burst ends the generation ([`Partition::restart`]);
-//! - an inbox row is applied twice: its key stays in `known` until the burst that consumes it is
+//! - an answer leaves before the turns it rests on are durable: answers ride in the write group of the
+//!   turn, or in the open write group while the entity has unreleased turns ([`Partition::answer`]);
+//! - a write group is committed on top of one that was not: write groups carry the partition's generation, and a
+//!   failed write group ends the generation ([`Partition::restart`]);
+//! - an inbox row is applied twice: its key stays in `known` until the write group that consumes it is
 //!   durable;
 //! - a reminder that was cancelled or set again causes a turn: it fires only if the entity still
 //!   knows its number.
@@ -22,15 +22,15 @@ mod activation;
 mod actor;
 mod arrive;
 mod awaiting;
-mod burst;
-mod bury;
 mod cancel;
+mod dead_letter;
 mod delete;
 mod handle;
 mod idempotency;
 mod letters;
 pub(crate) mod message;
 mod recover;
+pub(crate) mod reply;
 mod rescan;
 mod run;
 mod settle;
@@ -38,10 +38,10 @@ mod task;
 #[cfg(test)]
 #[allow(unreachable_pub, reason = "operations of an entity are `pub`")]
 mod tests;
-pub(crate) mod ticket;
 pub(crate) mod turn;
 mod wake;
 mod watch;
+mod write_group;
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -54,13 +54,13 @@ use stead_entities::{EntityId, Timestamp};
 pub(crate) use self::delete::PURGE;
 use self::{
     activation::{Activation, Item, Retry, Stage},
-    message::{Burst, Input, Link, Output},
-    ticket::{Response, Ticket},
+    message::{Input, Link, Output, WriteGroup},
+    reply::{CallResult, ReplySender},
 };
 pub(crate) use self::{
     activation::{Queued, Row},
     actor::{Shell, start},
-    handle::{Handle, Hosting, Shut},
+    handle::{Closed, Handle, Hosting},
     watch::{Late, Watch, Watches},
 };
 use crate::{
@@ -76,14 +76,14 @@ use crate::{
 
 /// How far minted numbers may run ahead of the clock, one for each microsecond.
 const MINT_MARGIN: Duration = Duration::from_secs(1);
-/// The most bursts of one partition that the committer holds; more turns join the open burst.
-const BURSTS_IN_FLIGHT_MAX: u64 = 2;
+/// The most write groups of one partition that the committer holds; more turns join the open write group.
+const GROUPS_IN_FLIGHT_MAX: u64 = 2;
 /// The most turns of one entity in one step, so that its neighbours get theirs.
 const TURNS_PER_ENTITY_MAX: usize = 64;
 /// The most turns of one step.
 const TURNS_PER_STEP_MAX: usize = 1_024;
-/// The most writes in the open burst; then it waits for the committer.
-const WRITES_PER_BURST_MAX: usize = 16_384;
+/// The most writes in the open write group; then it waits for the committer.
+const WRITES_PER_GROUP_MAX: usize = 16_384;
 /// The most inbox rows of one entity that are read at one time.
 const INBOX_PAGE: usize = 8;
 /// The most reminders and delayed signals of a deleted entity that are read at one time.
@@ -103,7 +103,7 @@ fn number_of_partition(number: u64) -> u16 {
 }
 
 /// What a partition is told once.
-pub(crate) struct Surroundings {
+pub(crate) struct Environment {
     pub(crate) number: u16,
     pub(crate) incarnation: u64,
     /// Whether the owner before this one stopped without draining.
@@ -129,11 +129,11 @@ pub(crate) struct Surroundings {
 
 /// The state machine of one partition.
 pub(crate) struct Partition {
-    around: Surroundings,
+    environment: Environment,
     now: Timestamp,
     phase: Phase,
     generation: u64,
-    /// The number of the last burst that was sent, and of the last that is durable.
+    /// The number of the last write group that was sent, and of the last that is durable.
     sent: u64,
     released: u64,
     /// Microseconds of the last number that was minted.
@@ -147,15 +147,15 @@ pub(crate) struct Partition {
     /// Boxed, because tables are half empty.
     table: Map<EntityId, Box<Activation>>,
     ready: VecDeque<EntityId>,
-    open: Burst,
+    open: WriteGroup,
     dirty: Vec<EntityId>,
-    /// Inbox rows in memory, or consumed by a burst that is not yet durable.
+    /// Inbox rows in memory, or consumed by a write group that is not yet durable.
     known: Set<InboxKey>,
     /// Bytes of arguments of the rows in `known`.
     held_bytes: usize,
     /// Recovered rows whose attempt was counted, with the count: once for each incarnation.
     counted: Map<(EntityId, Row), u32>,
-    /// What becomes true when a burst is durable.
+    /// What becomes true when a write group is durable.
     on_release: VecDeque<(u64, Release)>,
     /// Entities with rows on disk that are not in memory.
     backlog: Map<EntityId, Backlog>,
@@ -179,7 +179,7 @@ pub(crate) struct Partition {
     /// What arrived before this generation could begin.
     early: VecDeque<Input>,
     /// Who is told when everything that was taken is durable.
-    draining: Option<Ticket>,
+    draining: Option<ReplySender>,
     /// Whether it drains, or has drained: it begins nothing more.
     is_stopping: bool,
     started_at: Timestamp,
@@ -196,12 +196,12 @@ enum Phase {
     Serving,
 }
 
-/// Something that waits for a burst to be durable.
+/// Something that waits for a write group to be durable.
 enum Release {
     /// The row is gone from the store.
     Row(InboxKey),
     /// The answer can be found in the store.
-    Key(Arc<IdempotencyKey>, Response),
+    Key(Arc<IdempotencyKey>, CallResult),
     /// The reminder is gone from the store.
     Fired(EntityId, Slot, u64),
     /// The entity can go on.
@@ -215,7 +215,7 @@ struct Backlog {
     is_loading: bool,
     /// Whether rows were added behind the reader's back.
     again: bool,
-    /// The burst that must be durable before the disk shows everything.
+    /// The write group that must be durable before the disk shows everything.
     since: u64,
     /// Rows that were removed while a page was being read, which may show them.
     gone: Vec<InboxKey>,
@@ -225,13 +225,13 @@ struct Backlog {
 struct Pending {
     fingerprint: message::Fingerprint,
     is_looking: bool,
-    waiters: Vec<Ticket>,
+    waiters: Vec<ReplySender>,
 }
 
 impl Partition {
     /// A partition that begins behind `generation`.
-    pub(crate) fn new(around: Surroundings, now: Timestamp, generation: u64) -> Self {
-        let links = Map::from_iter([(around.link.source, around.link)]);
+    pub(crate) fn new(environment: Environment, now: Timestamp, generation: u64) -> Self {
+        let links = Map::from_iter([(environment.link.source, environment.link)]);
         let mut partition = Self {
             links,
             rescan: rescan::Rescan::default(),
@@ -241,14 +241,14 @@ impl Partition {
             sent: 0,
             released: 0,
             // Numbers of the incarnation before this one may be ahead of its last commit's time.
-            minted: (now + around.numbers_ahead + MINT_MARGIN).as_micros().unsigned_abs(),
+            minted: (now + environment.numbers_ahead + MINT_MARGIN).as_micros().unsigned_abs(),
             runs: 0,
             has_room: true,
             running: None,
             failures: Map::default(),
             table: Map::default(),
             ready: VecDeque::new(),
-            open: Burst::default(),
+            open: WriteGroup::default(),
             dirty: Vec::new(),
             known: Set::default(),
             held_bytes: 0,
@@ -268,17 +268,17 @@ impl Partition {
             draining: None,
             is_stopping: false,
             // Of a clock that was set back, what was accepted later is earlier all the same.
-            started_at: now + around.numbers_ahead,
+            started_at: now + environment.numbers_ahead,
             swept_at: now,
             outputs: Vec::new(),
-            around,
+            environment,
         };
         partition.begin_generation();
         partition
     }
 
     pub(crate) fn number(&self) -> u16 {
-        self.around.number
+        self.environment.number
     }
 
     pub(crate) fn generation(&self) -> u64 {
@@ -300,7 +300,7 @@ impl Partition {
         if self.phase == Phase::Serving {
             if !self.is_stopping {
                 self.wake_due();
-                self.tend_letters();
+                self.maintain_letters();
             }
             self.run_ready();
         }
@@ -332,8 +332,8 @@ impl Partition {
             Input::Deliver(..) | Input::Rescan
                 if self.phase == Phase::Fencing || self.is_stopping => {}
             Input::Tick => self.retry_recovery(),
-            Input::Drain(ticket) => {
-                self.draining = Some(ticket);
+            Input::Drain(reply_to) => {
+                self.draining = Some(reply_to);
                 self.is_stopping = true;
                 self.drop_permits();
             }
@@ -342,13 +342,13 @@ impl Partition {
             Input::Deliver(delivery, link) => self.deliver_in_order(delivery, link),
             Input::Rescan => self.rescan(),
             Input::Receivers(_, receivers) => self.receivers_read(receivers),
-            Input::Probe(ticket) => {
+            Input::Probe(reply_to) => {
                 self.open.is_probe = true;
-                self.open.replies.push((ticket, Ok(ticket::Answer::Done)));
+                self.open.replies.push((reply_to, Ok(reply::Response::Done)));
             }
-            Input::Exhume(letter, ticket) => {
+            Input::DropDeadLetter(letter, reply_to) => {
                 self.remove_letter(letter);
-                self.open.replies.push((ticket, Ok(ticket::Answer::Done)));
+                self.open.replies.push((reply_to, Ok(reply::Response::Done)));
             }
             Input::Loaded(_, id, loaded) => self.loaded(&id, *loaded),
             Input::Inbox(_, id, rows, permits) => self.page_read(&id, rows, permits),
@@ -361,20 +361,20 @@ impl Partition {
     }
 
     fn is_full(&self) -> bool {
-        self.open.writes.len() + self.dirty.len() >= WRITES_PER_BURST_MAX
+        self.open.writes.len() + self.dirty.len() >= WRITES_PER_GROUP_MAX
     }
 
     fn type_of(&self, id: &EntityId) -> Option<Arc<dyn EntityType>> {
-        self.around.types.get(id.entity_type()).cloned()
+        self.environment.types.get(id.entity_type()).cloned()
     }
 
     /// A number that only grows, also over restarts, and that no other partition mints:
     /// microseconds of the store's time, then the partition. They last until the year 2112.
     fn mint(&mut self) -> u64 {
-        let now = self.now + self.around.numbers_ahead;
+        let now = self.now + self.environment.numbers_ahead;
         let now = u64::try_from(now.as_micros()).unwrap_or(0);
         self.minted = now.max(self.minted + 1);
-        (self.minted << PARTITION_BITS) | u64::from(self.around.number)
+        (self.minted << PARTITION_BITS) | u64::from(self.environment.number)
     }
 
     fn make_ready(&mut self, id: &EntityId) {
@@ -391,8 +391,8 @@ impl Partition {
             && self.sent == self.released
             && self.is_open_empty()
             && !self.table.values().any(|entry| entry.is_awaited());
-        if is_done && let Some(ticket) = self.draining.take() {
-            self.outputs.push(Output::Reply(ticket, Ok(ticket::Answer::Done)));
+        if is_done && let Some(reply_to) = self.draining.take() {
+            self.outputs.push(Output::Reply(reply_to, Ok(reply::Response::Done)));
         }
     }
 }

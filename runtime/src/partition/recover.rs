@@ -8,8 +8,8 @@ use super::{
     activation::Queued,
     delete::PURGE,
     message::{Input, Work},
+    reply::CallResult,
     run::Next,
-    ticket::Response,
     turn::guarded,
 };
 use crate::{
@@ -51,7 +51,7 @@ impl Partition {
         self.restart(error);
     }
 
-    /// Ends a generation whose burst was not committed. Everything in memory was built on it.
+    /// Ends a generation whose write group was not committed. Everything in memory was built on it.
     pub(crate) fn restart(&mut self, error: &Error) {
         self.refuse_all(error);
         self.begin_generation();
@@ -65,34 +65,34 @@ impl Partition {
         inputs: impl IntoIterator<Item = Input>,
     ) -> Vec<Output> {
         let early = std::mem::take(&mut self.early);
-        let tickets = early.into_iter().chain(inputs).filter_map(Input::into_ticket);
-        let tickets = tickets.chain(self.draining.take());
-        self.outputs.extend(tickets.map(|ticket| Output::Reply(ticket, Err(error.clone()))));
+        let pending = early.into_iter().chain(inputs).filter_map(Input::into_reply_to);
+        let pending = pending.chain(self.draining.take());
+        self.outputs.extend(pending.map(|reply_to| Output::Reply(reply_to, Err(error.clone()))));
         self.refuse_all(error);
         std::mem::take(&mut self.outputs)
     }
 
     fn refuse_all(&mut self, error: &Error) {
-        let refused: Response = Err(error.clone());
-        // Reads that were asked for belong to this generation; answers and bursts left it already.
-        self.outputs.retain(|output| matches!(output, Output::Reply(..) | Output::Burst(_)));
+        let refused: CallResult = Err(error.clone());
+        // Reads that were asked for belong to this generation; answers and write groups left it already.
+        self.outputs.retain(|output| matches!(output, Output::Reply(..) | Output::WriteGroup(_)));
         let open = std::mem::take(&mut self.open);
-        for (ticket, _) in open.replies {
-            self.outputs.push(Output::Reply(ticket, refused.clone()));
+        for (reply_to, _) in open.replies {
+            self.outputs.push(Output::Reply(reply_to, refused.clone()));
         }
         // In an order that does not depend on how tables hash.
         let mut table: Vec<_> = std::mem::take(&mut self.table).into_iter().collect();
         table.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
         for (_, activation) in table {
             for item in activation.items() {
-                self.outputs.extend(item.ticket.map(|t| Output::Reply(t, refused.clone())));
+                self.outputs.extend(item.reply_to.map(|t| Output::Reply(t, refused.clone())));
             }
         }
         let mut keys: Vec<_> = std::mem::take(&mut self.keys).into_iter().collect();
         keys.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
         for (_, pending) in keys {
-            for ticket in pending.waiters {
-                self.outputs.push(Output::Reply(ticket, refused.clone()));
+            for reply_to in pending.waiters {
+                self.outputs.push(Output::Reply(reply_to, refused.clone()));
             }
         }
         self.ready.clear();
@@ -221,7 +221,7 @@ impl Partition {
         let Some(backlog) = self.backlog.get_mut(id) else {
             return;
         };
-        let limit = self.around.config.mailbox_max;
+        let limit = self.environment.config.mailbox_max;
         let has_room =
             self.table.get(id).is_none_or(|entry| entry.mailbox.is_empty() && entry.held() < limit);
         if backlog.is_loading || !has_room || backlog.since > self.released {
@@ -266,7 +266,7 @@ impl Partition {
         if !self.backlog.contains_key(id) {
             let behind = self.table.get_mut(id).map(|entry| std::mem::take(&mut entry.behind));
             for mut item in behind.unwrap_or_default() {
-                self.doom_if_purged(id, &mut item);
+                self.retire_if_purged(id, &mut item);
                 if let Some(activation) = self.table.get_mut(id) {
                     activation.mailbox.push_back(item);
                 }
@@ -334,12 +334,12 @@ impl Partition {
     /// that did not run when the process ended. It is marked while it runs.
     pub(super) fn is_cleared(&self, id: &EntityId, item: &mut Item) -> bool {
         let awaits = matches!(item.work, Work::Operation { awaits: true, .. });
-        if self.around.marks.is_none() || awaits {
+        if self.environment.marks.is_none() || awaits {
             return false;
         }
         item.is_marked = true;
         let was_counted = self.counted.contains_key(&(id.clone(), item.row.clone()));
-        if self.around.ran.contains(&item.token) && !was_counted {
+        if self.environment.ran.contains(&item.token) && !was_counted {
             return false;
         }
         item.is_recovered = false;
@@ -354,7 +354,7 @@ impl Partition {
             Row::None | Row::Inbox(_) => item.accepted_at,
         };
         let known = self.counted.get(&(id.clone(), item.row.clone()));
-        self.around.was_unclean
+        self.environment.was_unclean
             && item.work != Work::Purge
             && began <= self.started_at
             && known.is_none_or(|attempts| item.attempts < *attempts)
@@ -365,12 +365,12 @@ impl Partition {
     /// time, so that few are counted that do not run.
     pub(super) fn count_attempts(&mut self, id: &EntityId, item: Item) -> Next {
         self.put_back(id, item);
-        let (number, retries) = (self.open_number(), self.around.config.retries);
+        let (number, retries) = (self.open_number(), self.environment.config.retries);
         let Some(activation) = self.table.get_mut(id) else {
             return Next::Waits;
         };
         // Where what ran is known, one was running.
-        let share = if self.around.marks.is_some() { 1 } else { activation.recover_share };
+        let share = if self.environment.marks.is_some() { 1 } else { activation.recover_share };
         activation.recover_share = (2 * share).min(RECOVER_SHARE_MAX);
         let mut mailbox = std::mem::take(&mut activation.mailbox);
         let mut has_written = false;
@@ -422,7 +422,13 @@ impl Partition {
                 Some(item)
             }
             Err(reason) => {
-                self.bury_as(&id, item, record.operation.clone(), Cause::Undecodable, &reason);
+                self.dead_letter_as(
+                    &id,
+                    item,
+                    record.operation.clone(),
+                    Cause::Undecodable,
+                    &reason,
+                );
                 None
             }
         }

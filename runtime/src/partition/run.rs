@@ -6,11 +6,11 @@ use stead_entities::{Context, EntityId, Error, ErrorKind, Timestamp, Version, co
 
 use super::{
     Item, Output, Partition, Row, Stage, TURNS_PER_ENTITY_MAX, TURNS_PER_STEP_MAX,
-    activation::{Doom, Lane, Sender},
+    activation::{Lane, Sender, Undeliverable},
     arrive::withdrawn,
-    bury::ENDED_THE_PROCESS,
+    dead_letter::ENDED_THE_PROCESS,
     message::Work,
-    ticket::{Answer, StateView},
+    reply::{Response, StateView},
     turn::{self, guarded},
 };
 use crate::{
@@ -106,8 +106,8 @@ impl Partition {
                 }
                 Row::Reminder(slot, _, number) => self.due.leave(id, slot, number),
             }
-            if let Some(ticket) = item.ticket {
-                self.outputs.push(Output::Reply(ticket, Err(error.clone())));
+            if let Some(reply_to) = item.reply_to {
+                self.outputs.push(Output::Reply(reply_to, Err(error.clone())));
             }
         }
         if self.backlog.remove(id).is_some() {
@@ -133,7 +133,7 @@ impl Partition {
         let error = Error::new(ErrorKind::Unavailable, "the store cannot read at the moment");
         for item in refused {
             self.forget_key(&item, &error);
-            self.outputs.extend(item.ticket.map(|t| Output::Reply(t, Err(error.clone()))));
+            self.outputs.extend(item.reply_to.map(|t| Output::Reply(t, Err(error.clone()))));
         }
         self.retries.insert((at, id.clone()));
     }
@@ -148,7 +148,8 @@ impl Partition {
         {
             return self.block(id, item, &sender);
         }
-        if item.row == Row::None && item.ticket.as_ref().is_some_and(|ticket| !ticket.take()) {
+        if item.row == Row::None && item.reply_to.as_ref().is_some_and(|reply_to| !reply_to.take())
+        {
             self.forget_key(&item, &withdrawn());
             return Next::Goes;
         }
@@ -178,12 +179,14 @@ impl Partition {
         if item.counted > self.released {
             return self.put_back(id, item);
         }
-        if let Some(Doom { operation, cause, reason }) = item.doom.take().map(|doom| *doom) {
-            self.bury_as(id, item, operation, cause, &reason);
+        if let Some(Undeliverable { operation, cause, reason }) =
+            item.undeliverable.take().map(|undeliverable| *undeliverable)
+        {
+            self.dead_letter_as(id, item, operation, cause, &reason);
             return Next::Goes;
         }
-        if item.attempts > self.around.config.retries.saturating_add(1) {
-            self.bury(id, item, Cause::Failure, ENDED_THE_PROCESS);
+        if item.attempts > self.environment.config.retries.saturating_add(1) {
+            self.dead_letter(id, item, Cause::Failure, ENDED_THE_PROCESS);
             return Next::Goes;
         }
         if let Some(turned) = item.turned.take() {
@@ -205,11 +208,11 @@ impl Partition {
     fn wait_for_room(&mut self, id: &EntityId, mut item: Item) -> Next {
         let again = self.now + ROOM_PAUSE;
         if item.row == Row::None
-            && let Some(ticket) = item.ticket.take()
+            && let Some(reply_to) = item.reply_to.take()
         {
             let error = Error::new(ErrorKind::Full, "the disk is nearly full");
             self.forget_key(&item, &error);
-            self.outputs.push(Output::Reply(ticket, Err(error)));
+            self.outputs.push(Output::Reply(reply_to, Err(error)));
             return Next::Goes;
         }
         item.permit = None;
@@ -245,8 +248,8 @@ impl Partition {
         }
         self.forget_key(&item, &error);
         let unreleased = self.unreleased(id);
-        if let Some(ticket) = item.ticket {
-            self.answer(unreleased, ticket, Err(error));
+        if let Some(reply_to) = item.reply_to {
+            self.answer(unreleased, reply_to, Err(error));
         }
     }
 
@@ -289,7 +292,7 @@ impl Partition {
     }
 
     pub(super) fn new_context(&mut self, id: &EntityId, token: u128) -> Context {
-        let seed = self.around.entropy.next();
+        let seed = self.environment.entropy.next();
         let entry = self.table.get(id);
         let (revision, last) =
             entry.map_or((0, self.now), |entry| (entry.revision, entry.committed_at));
@@ -316,15 +319,15 @@ impl Partition {
         };
         let response = view.and_then(|view| {
             let internal = |why: Damaged| Error::new(ErrorKind::Internal, why.to_string());
-            view.map(Answer::State).map_err(internal)
+            view.map(Response::State).map_err(internal)
         });
-        if let Some(ticket) = item.ticket {
-            self.answer(unreleased, ticket, response);
+        if let Some(reply_to) = item.reply_to {
+            self.answer(unreleased, reply_to, response);
         }
     }
 
     fn run_query(&mut self, id: &EntityId, index: usize, item: Item) {
-        let (Some(known), Some(ticket)) = (self.type_of(id), item.ticket.clone()) else {
+        let (Some(known), Some(reply_to)) = (self.type_of(id), item.reply_to.clone()) else {
             return;
         };
         let ctx = self.new_context(id, item.token);
@@ -334,18 +337,18 @@ impl Partition {
         let (unreleased, Some(state)) = (entry.unreleased, &entry.state) else {
             return;
         };
-        self.around.watch.begin(id, known.name_of(index), item.ticket.as_ref(), &item.row);
+        self.environment.watch.begin(id, known.name_of(index), item.reply_to.as_ref(), &item.row);
         let turned = turn::run(&*known, index, state, ctx, &item.input, usize::MAX);
-        self.around.watch.end();
+        self.environment.watch.end();
         let response = match turned {
-            turn::Turned::Applied { json, .. } => Ok(Answer::Replied(json)),
-            turn::Turned::Rejected(rejection) => Ok(Answer::Rejected(rejection)),
+            turn::Turned::Applied { json, .. } => Ok(Response::Replied(json)),
+            turn::Turned::Rejected(rejection) => Ok(Response::Rejected(rejection)),
             turn::Turned::Undecodable(error) => {
                 Err(Error::new(ErrorKind::Invalid, error.to_string()))
             }
             turn::Turned::Failed(error) => Err(error),
         };
-        self.answer(unreleased, ticket, response);
+        self.answer(unreleased, reply_to, response);
     }
 
     fn run_turn(&mut self, id: &EntityId, index: usize, item: Item) -> Next {
@@ -353,17 +356,18 @@ impl Partition {
             return Next::Goes;
         };
         let ctx = self.new_context(id, item.token);
-        let limit = self.around.config.state_bytes_max;
+        let limit = self.environment.config.state_bytes_max;
         let Some(state) = self.table.get(id).and_then(|entry| entry.state.as_ref()) else {
             return Next::Goes;
         };
-        self.around.watch.begin(id, known.name_of(index), item.ticket.as_ref(), &item.row);
-        let marks = self.around.marks.as_ref().filter(|_| item.is_marked);
-        let mark = |token| marks.iter().for_each(|marks| marks.mark(self.around.number, token));
+        self.environment.watch.begin(id, known.name_of(index), item.reply_to.as_ref(), &item.row);
+        let marks = self.environment.marks.as_ref().filter(|_| item.is_marked);
+        let mark =
+            |token| marks.iter().for_each(|marks| marks.mark(self.environment.number, token));
         mark(Some(item.token));
         let turned = turn::run(&*known, index, state, ctx, &item.input, limit);
         mark(None);
-        let turned = match self.around.watch.end() {
+        let turned = match self.environment.watch.end() {
             false => turned,
             true => turn::Turned::Failed(self.late()),
         };
@@ -377,7 +381,7 @@ impl Partition {
     }
 
     pub(super) fn late(&self) -> Error {
-        let limit = self.around.config.turn_deadline;
+        let limit = self.environment.config.turn_deadline;
         Error::new(ErrorKind::Deadline, format!("the turn took longer than {limit:?}"))
     }
 

@@ -1,4 +1,4 @@
-//! What a turn leaves behind: its state and effects in the open burst, or nothing but an attempt.
+//! What a turn leaves behind: its state and effects in the open write group, or nothing but an attempt.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use stead_entities::{
 use super::{
     Item, Partition, Release, Row,
     message::{Delivery, Work},
-    ticket::Answer,
+    reply::Response,
     turn::{Turned, guarded},
 };
 use crate::{
@@ -36,7 +36,7 @@ impl Partition {
             Turned::Rejected(rejection) => self.reject(id, item, rejection),
             Turned::Undecodable(error) if item.is_signal() => {
                 self.accepted_late(&item);
-                self.bury(id, item, Cause::Undecodable, &error.to_string());
+                self.dead_letter(id, item, Cause::Undecodable, &error.to_string());
             }
             Turned::Undecodable(error) => {
                 self.refuse(item, Error::new(ErrorKind::Invalid, error.to_string()));
@@ -62,7 +62,7 @@ impl Partition {
                 names.insert(&reminder.name);
             }
         }
-        let limit = self.around.config.reminders_max;
+        let limit = self.environment.config.reminders_max;
         if names.is_empty() || heads.len() + names.len() <= limit {
             return turned;
         }
@@ -126,20 +126,20 @@ impl Partition {
         self.conclude(item, Ok(json));
     }
 
-    /// Tells how an operation came out, once the open burst is durable.
+    /// Tells how an operation came out, once the open write group is durable.
     fn conclude(&mut self, mut item: Item, result: Result<Vec<u8>, Rejection>) {
-        self.exhume(&mut item);
+        self.drop_replayed(&mut item);
         let (remembered, answer) = match result {
-            _ if !item.is_call => (Remembered::Accepted, Answer::Done),
-            Ok(json) => (Remembered::Replied(json.clone()), Answer::Replied(json)),
-            Err(no) => (Remembered::Rejected(no.reason().to_owned()), Answer::Rejected(no)),
+            _ if !item.is_call => (Remembered::Accepted, Response::Done),
+            Ok(json) => (Remembered::Replied(json.clone()), Response::Replied(json)),
+            Err(no) => (Remembered::Rejected(no.reason().to_owned()), Response::Rejected(no)),
         };
         self.remember(&item, remembered);
-        if let Some(ticket) = item.ticket {
+        if let Some(reply_to) = item.reply_to {
             if sabotage::is("X2") {
-                ticket.answer(Ok(answer));
+                reply_to.answer(Ok(answer));
             } else {
-                self.open.replies.push((ticket, Ok(answer)));
+                self.open.replies.push((reply_to, Ok(answer)));
             }
         }
     }
@@ -176,7 +176,7 @@ impl Partition {
         due: stead_entities::Timestamp,
         number: u64,
     ) {
-        let partition = self.around.number;
+        let partition = self.environment.number;
         self.open.writes.push(Write::CancelReminder(partition, id.clone(), slot.clone(), due));
         self.after_open(Release::Fired(id.clone(), slot.clone(), number));
         let Some(record) = self.due.fired(id, slot, number) else {
@@ -218,8 +218,8 @@ impl Partition {
     }
 
     fn send(&mut self, from: &EntityId, place: (u64, u64, u32), signal: Signal) {
-        let partition = self.around.settings.partition_of(&signal.target);
-        let token = self.around.entropy.next_wide();
+        let partition = self.environment.settings.partition_of(&signal.target);
+        let token = self.environment.entropy.next_wide();
         let operation = signal.operation.into_owned();
         if let Some(delay) = signal.delay {
             let number = self.mint();
@@ -279,7 +279,7 @@ impl Partition {
             schedule: Some(StoredSchedule::from(reminder.schedule)),
             operation: reminder.operation.into_owned(),
             input: reminder.input,
-            token: self.around.entropy.next_wide(),
+            token: self.environment.entropy.next_wide(),
             attempts: 0,
             accepted_at: self.now,
             sender: String::new(),
@@ -296,7 +296,7 @@ impl Partition {
         let head = activation.reminders.iter().find(|head| head.name == name).cloned();
         if let Some(head) = head {
             let slot = Slot::Named(name.into());
-            let partition = self.around.number;
+            let partition = self.environment.number;
             self.open.writes.push(Write::CancelReminder(partition, id.clone(), slot, head.due));
             self.replace_head(id, name, None);
         }
@@ -304,7 +304,7 @@ impl Partition {
 
     /// Writes a reminder and watches its due time.
     pub(super) fn set_reminder(&mut self, id: &EntityId, slot: Slot, record: ReminderRecord) {
-        let (partition, number) = (self.around.number, self.open_number());
+        let (partition, number) = (self.environment.number, self.open_number());
         let row = Write::Remind(partition, id.clone(), slot.clone(), record.clone());
         self.open.writes.push(row);
         if matches!(slot, Slot::Delayed(_))
@@ -319,15 +319,15 @@ impl Partition {
     fn reject(&mut self, id: &EntityId, mut item: Item, rejection: Rejection) {
         if item.is_signal() {
             self.accepted_late(&item);
-            return self.bury(id, item, Cause::Rejection, rejection.reason());
+            return self.dead_letter(id, item, Cause::Rejection, rejection.reason());
         }
         self.consume(id, &mut item);
         let writes = item.key.is_some() || item.row != Row::None;
         let unreleased = self.unreleased(id);
-        match &item.ticket {
+        match &item.reply_to {
             // Without a key or a row there is nothing to write; the answer rests on earlier turns.
-            Some(ticket) if !writes => {
-                self.answer(unreleased, ticket.clone(), Ok(Answer::Rejected(rejection)));
+            Some(reply_to) if !writes => {
+                self.answer(unreleased, reply_to.clone(), Ok(Response::Rejected(rejection)));
             }
             _ => self.conclude(item, Err(rejection)),
         }
@@ -342,8 +342,8 @@ impl Partition {
         } else {
             self.forget_key(&item, &error);
         }
-        if let Some(ticket) = item.ticket.take() {
-            self.open.replies.push((ticket, Err(error)));
+        if let Some(reply_to) = item.reply_to.take() {
+            self.open.replies.push((reply_to, Err(error)));
         }
     }
 
@@ -358,16 +358,16 @@ impl Partition {
         if std::mem::take(&mut item.counted) == 0 {
             item.attempts += 1;
         }
-        if item.attempts > self.around.config.retries {
+        if item.attempts > self.environment.config.retries {
             self.accepted_late(&item);
-            return self.bury(id, item, Cause::Failure, error.message());
+            return self.dead_letter(id, item, Cause::Failure, error.message());
         }
         if !(sabotage::is("X32") && item.row != Row::None) {
             self.record(id, &mut item);
         }
         self.accepted(&mut item);
         if let Some(sender) = item.sender() {
-            let retry_at = self.now + self.around.config.retry_after(item.attempts);
+            let retry_at = self.now + self.environment.config.retry_after(item.attempts);
             self.block_lane(id, item, sender, retry_at);
         }
     }
@@ -375,8 +375,8 @@ impl Partition {
     /// A signal that dies in its first turn was accepted all the same: the dead letter says so.
     fn accepted_late(&mut self, item: &Item) {
         self.remember(item, Remembered::Accepted);
-        if let Some(ticket) = &item.ticket {
-            self.open.replies.push((ticket.clone(), Ok(Answer::Done)));
+        if let Some(reply_to) = &item.reply_to {
+            self.open.replies.push((reply_to.clone(), Ok(Response::Done)));
         }
     }
 }

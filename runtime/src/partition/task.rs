@@ -17,7 +17,7 @@ pub(super) fn spawn(task: impl Future<Output = ()> + Send + 'static) -> AbortHan
     tokio::spawn(task).abort_handle()
 }
 
-/// A future that is watched while it is polled: one that spins in a poll is a spinning operation.
+/// A future that is watched while it is polled: one that does not return from a poll blocks its thread.
 pub(super) struct Polled<'w, F, S> {
     pub(super) running: F,
     pub(super) seen: S,

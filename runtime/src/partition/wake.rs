@@ -3,7 +3,7 @@
 //! Only the next rows of the order of due times are in memory, bounded in number and bytes. The window
 //! is filled from the store page by page, each scan going on where the last one ended, and by what is
 //! set while it covers its time; a reminder leaves it when it fires and is remembered as fired until the
-//! burst that removes its row is durable. What fires needs one of the node's permits until it is
+//! write group that removes its row is durable. What fires needs one of the node's permits until it is
 //! durable, so that a million reminders for one instant do not keep others waiting.
 
 use std::{collections::BTreeMap, time::Duration};
@@ -13,7 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     Item, Output, Partition, Phase,
-    activation::{Doom, Queued, Retry},
+    activation::{Queued, Retry, Undeliverable},
 };
 use crate::{
     map::Map,
@@ -48,7 +48,7 @@ type Occurrence = (EntityId, Slot, u64);
 /// The reminders of a partition that are due soon.
 #[derive(Default)]
 pub(super) struct Window {
-    /// With the burst that makes each durable.
+    /// With the write group that makes each durable.
     pending: BTreeMap<DueKey, (u64, ReminderRecord)>,
     /// Bytes of arguments in `pending`.
     pending_bytes: usize,
@@ -67,7 +67,7 @@ pub(super) struct Window {
     retry_at: Option<Timestamp>,
     /// Removed from the store while it was being scanned, which may show them.
     gone: Vec<Occurrence>,
-    /// Set beyond what is covered, with the burst that makes it durable.
+    /// Set beyond what is covered, with the write group that makes it durable.
     beyond: Vec<(u64, DueKey, ReminderRecord)>,
     /// Permits for what fires next.
     permits: Option<OwnedSemaphorePermit>,
@@ -97,14 +97,14 @@ impl Window {
             || self.reached.as_ref().is_some_and(|reached| place <= reached)
     }
 
-    fn add(&mut self, burst: u64, (due, id, slot): DueKey, record: ReminderRecord) {
+    fn add(&mut self, group: u64, (due, id, slot): DueKey, record: ReminderRecord) {
         let occurrence = (id, slot, record.number);
         if self.fired.contains_key(&occurrence) {
             return;
         }
         let (id, slot, _) = occurrence;
         self.pending_bytes += record.input.len();
-        if let Some((_, old)) = self.pending.insert((due, id, slot), (burst, record)) {
+        if let Some((_, old)) = self.pending.insert((due, id, slot), (group, record)) {
             self.pending_bytes -= old.input.len();
         }
     }
@@ -122,11 +122,11 @@ impl Window {
         }
         while (self.pending.len() > PENDING_MAX / 2 || self.pending_bytes > PENDING_BYTES_MAX / 2)
             && self.pending.len() > 1
-            && let Some((place, (burst, record))) = self.pending.pop_last()
+            && let Some((place, (group, record))) = self.pending.pop_last()
         {
             self.pending_bytes -= record.input.len();
-            if burst > released {
-                self.beyond.push((burst, place, record));
+            if group > released {
+                self.beyond.push((group, place, record));
             }
         }
         self.until = None;
@@ -189,16 +189,16 @@ impl Window {
     /// What is durable will be found by the next scan.
     pub(super) fn settle(&mut self, released: u64) {
         if !self.is_scanning {
-            self.beyond.retain(|(burst, ..)| *burst > released);
+            self.beyond.retain(|(group, ..)| *group > released);
         }
     }
 
     /// Forgets what is on disk, to read it from the beginning; what is not durable yet is kept.
     fn begin_anew(&mut self, released: u64) {
         (self.reached, self.until, self.pending_bytes) = (None, None, 0);
-        for (place, (burst, record)) in std::mem::take(&mut self.pending) {
-            if burst > released {
-                self.beyond.push((burst, place, record));
+        for (place, (group, record)) in std::mem::take(&mut self.pending) {
+            if group > released {
+                self.beyond.push((group, place, record));
             }
         }
     }
@@ -211,15 +211,15 @@ impl Window {
 }
 
 impl Partition {
-    /// Watches a reminder that is being set by the burst `burst`, or that is durable already.
-    pub(super) fn set_due(&mut self, burst: u64, id: EntityId, slot: Slot, record: ReminderRecord) {
+    /// Watches a reminder that is being set by the write group `group`, or that is durable already.
+    pub(super) fn set_due(&mut self, group: u64, id: EntityId, slot: Slot, record: ReminderRecord) {
         let due = record.due;
         let place = (due, id, slot);
         if self.due.covers(&place) {
-            self.due.add(burst, place, record);
+            self.due.add(group, place, record);
             self.due.shrink(self.released);
         } else {
-            self.due.beyond.push((burst, place, record));
+            self.due.beyond.push((group, place, record));
             self.due.settle(self.released);
         }
         self.outputs.push(Output::WakeAt(due));
@@ -266,11 +266,11 @@ impl Partition {
             }
             self.due.add(0, (record.due, id, slot), record);
         }
-        for (burst, place, record) in std::mem::take(&mut self.due.beyond) {
+        for (group, place, record) in std::mem::take(&mut self.due.beyond) {
             if self.due.covers(&place) {
-                self.due.add(burst, place, record);
+                self.due.add(group, place, record);
             } else {
-                self.due.beyond.push((burst, place, record));
+                self.due.beyond.push((group, place, record));
             }
         }
         self.due.end_scan();
@@ -335,7 +335,7 @@ impl Partition {
         let next_retry = self.retries.first().map(|(at, _): &Retry| *at);
         let next_scan = self.due.until.map(|until| until.max(self.now + WINDOW / 4));
         let next_try = self.due.retry_at.filter(|at| *at > self.now);
-        let idle = self.around.config.idle;
+        let idle = self.environment.config.idle;
         let next_sweep = match self.table.len() > CROWDED {
             true => self.swept_at + idle.min(Duration::from_secs(1)) / 4,
             false => self.swept_at + idle / 4,
@@ -361,7 +361,7 @@ impl Partition {
             return self.note_unserved(&id);
         }
         if sabotage::is("X9") {
-            let partition = self.around.number;
+            let partition = self.environment.number;
             let row = Write::CancelReminder(partition, id.clone(), slot.clone(), record.due);
             self.open.writes.push(row);
         }
@@ -371,11 +371,12 @@ impl Partition {
             Ok(work) => item.work = work,
             Err(reason) => {
                 let cause = Cause::Undecodable;
-                item.doom = Some(Box::new(Doom { operation: record.operation, cause, reason }));
+                item.undeliverable =
+                    Some(Box::new(Undeliverable { operation: record.operation, cause, reason }));
             }
         }
         item.is_recovered = self.is_recovered(&id, &item);
-        self.doom_if_purged(&id, &mut item);
+        self.retire_if_purged(&id, &mut item);
         // What waits on disk came before it.
         let has_backlog = self.backlog.contains_key(&id);
         let activation = self.activate(&id);
@@ -402,15 +403,15 @@ impl Partition {
         };
         let record = ReminderRecord { due, attempts: item.attempts, ..record };
         self.due.fired.insert((id.clone(), slot.clone(), number), record.clone());
-        let partition = self.around.number;
+        let partition = self.environment.number;
         self.open.writes.push(Write::Remind(partition, id.clone(), slot, record));
     }
 
     /// Forgets entities that were not used for a while; for a shorter while, where there are many.
     fn sweep(&mut self) {
         let idle = match self.table.len() > CROWDED {
-            true => self.around.config.idle.min(Duration::from_secs(1)),
-            false => self.around.config.idle,
+            true => self.environment.config.idle.min(Duration::from_secs(1)),
+            false => self.environment.config.idle,
         };
         if self.now < self.swept_at + idle / 4 {
             return;

@@ -7,7 +7,7 @@ use std::{
 
 use stead_entities::{EntityId, Error, ErrorKind};
 
-use super::{activation::Row, ticket::Ticket};
+use super::{activation::Row, reply::ReplySender};
 use crate::clock::{monotonic, since};
 
 /// What runs at present in one partition, for the watchdog.
@@ -20,7 +20,7 @@ struct Running {
     operation: &'static str,
     /// When the watchdog first saw it: a clock read for each turn would cost more than a late look.
     seen: Option<Instant>,
-    ticket: Option<Ticket>,
+    reply_to: Option<ReplySender>,
     row: Row,
     is_late: bool,
 }
@@ -30,11 +30,11 @@ impl Watch {
         &self,
         id: &EntityId,
         operation: &'static str,
-        ticket: Option<&Ticket>,
+        reply_to: Option<&ReplySender>,
         row: &Row,
     ) {
-        let (id, ticket, row) = (id.clone(), ticket.cloned(), row.clone());
-        let running = Running { id, operation, seen: None, ticket, row, is_late: false };
+        let (id, reply_to, row) = (id.clone(), reply_to.cloned(), row.clone());
+        let running = Running { id, operation, seen: None, reply_to, row, is_late: false };
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(running);
     }
 
@@ -54,9 +54,9 @@ impl Watch {
         }
         let name = format!("{} of {}", running.operation, running.id);
         let is_news = !std::mem::replace(&mut running.is_late, true);
-        let ticket = running.ticket.clone().filter(|_| is_news);
+        let reply_to = running.reply_to.clone().filter(|_| is_news);
         let (id, row) = (running.id.clone(), running.row.clone());
-        Some(Late { id, name, elapsed, row, is_news, ticket })
+        Some(Late { id, name, elapsed, row, is_news, reply_to })
     }
 }
 
@@ -92,18 +92,18 @@ pub(crate) struct Late {
     pub(crate) elapsed: Duration,
     pub(crate) row: Row,
     is_news: bool,
-    ticket: Option<Ticket>,
+    reply_to: Option<ReplySender>,
 }
 
 impl Late {
     /// Tells its caller, the first time.
     pub(crate) fn tell(&self) {
         if self.is_news {
-            tracing::error!(name = self.name, elapsed = ?self.elapsed, "an operation spins");
+            tracing::error!(name = self.name, elapsed = ?self.elapsed, "an operation blocks its thread");
         }
-        if let Some(ticket) = &self.ticket {
+        if let Some(reply_to) = &self.reply_to {
             let message = "the operation runs past its deadline and cannot be stopped";
-            ticket.answer(Err(Error::new(ErrorKind::Unknown, message)));
+            reply_to.answer(Err(Error::new(ErrorKind::Unknown, message)));
         }
     }
 }

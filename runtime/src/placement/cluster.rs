@@ -96,13 +96,13 @@ impl Cluster {
         seen.view.members.iter().any(|member| member.types.iter().any(|known| known == name))
     }
 
-    /// Has somebody look, and waits until something new was seen, at most for `patience`.
-    pub(crate) async fn look(&self, patience: Duration) {
+    /// Has somebody look, and waits until something new was seen, at most for `timeout`.
+    pub(crate) async fn look(&self, timeout: Duration) {
         let mut news = std::pin::pin!(self.news.notified());
         news.as_mut().enable();
         self.is_awaited.store(true, Ordering::SeqCst);
         self.look.notify_one();
-        let _as_before = clock::within(patience, news).await;
+        let _as_before = clock::within(timeout, news).await;
     }
 
     /// Waits until the membership has ended in order.

@@ -1,7 +1,7 @@
 //! Membership: joining, renewing the lease, and starting over under a new incarnation when it is
 //! lost.
 //!
-//! It runs on a thread of its own, so that an operation which spins does not cost the lease. What
+//! It runs on a thread of its own, so that an operation which blocks its thread does not cost the lease. What
 //! must never happen: a renewal that came late extends the lease; anything of an incarnation goes on
 //! after it was lost.
 
@@ -22,7 +22,7 @@ use crate::{
     clock::{self, deadline_after, monotonic},
     commit::{Fatal, Incarnation},
     layout,
-    node::{Home, Inner, StartError},
+    node::{Inner, Session, StartError},
     store::shared::{Joined, MemberError},
 };
 
@@ -68,8 +68,8 @@ pub(crate) async fn run(cluster: Arc<Cluster>, node: Weak<Inner>, started: Start
             Err(error) => return fail(&cluster, started, error),
         };
         let begun = begin(&cluster, &node, started.is_some(), asked, joined).await;
-        let home = match begun {
-            Ok(Some(home)) => home,
+        let session = match begun {
+            Ok(Some(session)) => session,
             Ok(None) => return,
             Err(error) => {
                 let _or_it_runs_out = cluster.store.leave(joined.incarnation).await;
@@ -80,10 +80,10 @@ pub(crate) async fn run(cluster: Arc<Cluster>, node: Weak<Inner>, started: Start
             // Who starts a node waits for it.
             let _gone = started.send(Ok(()));
         }
-        let ended = serve(&cluster, &node, &home).await;
-        home.incarnation.lease.end();
+        let ended = serve(&cluster, &node, &session).await;
+        session.incarnation.lease.end();
         if let Some(inner) = node.upgrade() {
-            inner.move_out(&Error::new(ErrorKind::Fenced, "the node has lost its lease"));
+            inner.end_session(&Error::new(ErrorKind::Fenced, "the node has lost its lease"));
         }
         match ended {
             Ended::Lost if *cluster.stop.borrow() == Stop::No => {
@@ -169,7 +169,7 @@ async fn begin(
     is_first: bool,
     asked: Instant,
     joined: Joined,
-) -> Result<Option<Arc<Home>>, StartError> {
+) -> Result<Option<Arc<Session>>, StartError> {
     let Some(inner) = node.upgrade() else { return Ok(None) };
     inner.clock().advance_to(joined.time);
     let mut last_batch = 0;
@@ -180,23 +180,23 @@ async fn begin(
     let lease = Arc::new(Lease::given(asked, cluster.registration.lease));
     let number = joined.incarnation;
     let incarnation = Incarnation { number, last_batch, lease, link: Arc::default() };
-    let home = inner.settle_in(incarnation, Some(cluster.clone()));
-    home.map(Some).map_err(|error| StartError::Unavailable(error.to_string()))
+    let session = inner.begin_session(incarnation, Some(cluster.clone()));
+    session.map(Some).map_err(|error| StartError::Unavailable(error.to_string()))
 }
 
-async fn serve(cluster: &Arc<Cluster>, node: &Weak<Inner>, home: &Arc<Home>) -> Ended {
-    let mut owner = Owner::new(cluster.clone(), node.clone(), home.clone());
+async fn serve(cluster: &Arc<Cluster>, node: &Weak<Inner>, session: &Arc<Session>) -> Ended {
+    let mut owner = Owner::new(cluster.clone(), node.clone(), session.clone());
     tokio::select! {
         biased;
-        () = renew(cluster, node, home) => Ended::Lost,
-        () = home.cannot_go_on() => Ended::Lost,
+        () = renew(cluster, node, session) => Ended::Lost,
+        () = session.cannot_go_on() => Ended::Lost,
         ended = owner.run() => ended,
     }
 }
 
 /// Renews the lease until it is lost.
-async fn renew(cluster: &Cluster, node: &Weak<Inner>, home: &Home) {
-    let (number, lease) = (home.incarnation.number, &home.incarnation.lease);
+async fn renew(cluster: &Cluster, node: &Weak<Inner>, session: &Session) {
+    let (number, lease) = (session.incarnation.number, &session.incarnation.lease);
     let length = cluster.registration.lease;
     let interval = length / RENEWALS;
     loop {
@@ -211,7 +211,7 @@ async fn renew(cluster: &Cluster, node: &Weak<Inner>, home: &Home) {
                 let had_run_out = !lease.holds();
                 lease.extend(asked, length);
                 if had_run_out {
-                    inner.rouse();
+                    inner.resume();
                 }
                 let view = &cluster.seen().view;
                 let is_known = renewed.membership == view.membership

@@ -20,12 +20,12 @@ use super::{
 };
 use crate::{
     clock::{self, deadline_after, monotonic},
-    commit::{self, Work},
-    node::{Home, Inner},
-    partition::{Handle, message::Input, ticket::Ticket},
+    commit,
+    node::{Inner, Session},
+    partition::{Handle, message::Input, reply::ReplySender},
     store::{
         CommitOutcome,
-        shared::{MemberError, MemberResult, View},
+        shared::{ClusterState, MemberError, MemberResult},
     },
 };
 
@@ -47,7 +47,7 @@ const RELEASE_PAUSE: Duration = Duration::from_millis(50);
 pub(super) struct Owner {
     cluster: Arc<Cluster>,
     node: Weak<Inner>,
-    home: Arc<Home>,
+    session: Arc<Session>,
     /// The epochs in which partitions were hosted last, and given up last.
     hosted: Vec<u64>,
     given: Vec<u64>,
@@ -59,12 +59,12 @@ pub(super) struct Owner {
 }
 
 impl Owner {
-    pub(super) fn new(cluster: Arc<Cluster>, node: Weak<Inner>, home: Arc<Home>) -> Self {
+    pub(super) fn new(cluster: Arc<Cluster>, node: Weak<Inner>, session: Arc<Session>) -> Self {
         let partitions = usize::from(cluster.store.opened().settings.partitions);
         Self {
             cluster,
             node,
-            home,
+            session,
             hosted: vec![0; partitions],
             given: vec![0; partitions],
             moving: BTreeSet::new(),
@@ -121,7 +121,7 @@ impl Owner {
     }
 
     async fn act(&mut self, leaves: bool) -> MemberResult<Next> {
-        let (cluster, number) = (self.cluster.clone(), self.home.incarnation.number);
+        let (cluster, number) = (self.cluster.clone(), self.session.incarnation.number);
         if leaves && !self.has_announced {
             cluster.store.announce_leave(number).await?;
             self.has_announced = true;
@@ -162,7 +162,7 @@ impl Owner {
 
     /// Begins to host what this incarnation has come to own.
     fn host(&mut self, inner: &Inner, seen: &Seen) {
-        let number = self.home.incarnation.number;
+        let number = self.session.incarnation.number;
         let mut has_new = false;
         for (partition, owned) in (0_u16..).zip(&seen.view.partitions) {
             let hosted = &mut self.hosted[usize::from(partition)];
@@ -177,9 +177,9 @@ impl Owner {
             *hosted = owned.epoch;
             if !std::mem::replace(&mut has_new, true) {
                 // What its entities sent through the node before may not have arrived.
-                self.home.incarnation.link.fetch_add(1, Ordering::SeqCst);
+                self.session.incarnation.link.fetch_add(1, Ordering::SeqCst);
             }
-            inner.host(&self.home, partition, owned.was_unclean);
+            inner.host(&self.session, partition, owned.was_unclean);
         }
     }
 
@@ -205,7 +205,7 @@ impl Owner {
             self.moving.insert(*partition);
             let deadline = if is_late { Duration::ZERO } else { self.cluster.handoff_deadline };
             let handle = inner.handle(*partition).clone();
-            let committer = self.home.committer.clone();
+            let committer = self.session.committer.clone();
             self.moves.spawn(hand_over(*partition, handle, committer, deadline));
         }
     }
@@ -220,13 +220,13 @@ enum Next {
 }
 
 /// Another member whose lease has run out.
-fn expired(view: &View, number: u64) -> Option<u64> {
+fn expired(view: &ClusterState, number: u64) -> Option<u64> {
     let mut others = view.members.iter().filter(|member| member.incarnation != number);
     others.find(|member| member.lease_left.is_zero()).map(|member| member.incarnation)
 }
 
 /// What a member that is gone wrote last, it may have told nobody.
-fn rescan_after(inner: &Inner, before: &View, after: &View) {
+fn rescan_after(inner: &Inner, before: &ClusterState, after: &ClusterState) {
     let is_gone = |incarnation| after.member(incarnation).is_none();
     if before.members.iter().any(|member| is_gone(member.incarnation)) {
         inner.rescan();
@@ -242,8 +242,8 @@ async fn hand_over(
     deadline: Duration,
 ) -> u16 {
     handle.shut();
-    let (ticket, drained) = Ticket::new(deadline, None);
-    handle.push(Input::Drain(ticket));
+    let (reply_to, drained) = ReplySender::new(deadline, None);
+    handle.push(Input::Drain(reply_to));
     let in_time = clock::within(deadline, drained).await;
     if in_time.is_none() {
         tracing::warn!(partition, "a partition that moves did not finish in time");
@@ -251,7 +251,7 @@ async fn hand_over(
     handle.dismiss(Error::new(ErrorKind::Fenced, "the partition has moved"));
     loop {
         let (done, released) = oneshot::channel();
-        if committer.send(Work::Release(partition, done)).await.is_err() {
+        if committer.send(commit::Message::Release(partition, done)).await.is_err() {
             return partition;
         }
         match released.await {

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use super::ring::{self, Ring};
-use crate::store::shared::{Member, View};
+use crate::store::shared::{ClusterState, Member};
 
 /// A view with what follows from it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Seen {
-    pub(crate) view: View,
+    pub(crate) view: ClusterState,
     ring: Option<Arc<Ring>>,
 }
 
@@ -26,7 +26,7 @@ pub(crate) struct Plan {
 impl Seen {
     /// What follows from `view`. The ring is a function of the version of the membership alone, so
     /// the one of an earlier view of the same version is kept.
-    pub(crate) fn new(view: View, seed: (u64, u64), before: &Self) -> Self {
+    pub(crate) fn new(view: ClusterState, seed: (u64, u64), before: &Self) -> Self {
         if view.membership == before.view.membership && before.ring.is_some() {
             return Self { view, ring: before.ring.clone() };
         }
@@ -100,7 +100,7 @@ mod tests {
 
     fn seen(members: Vec<Member>, owners: [Option<u64>; 4]) -> Seen {
         let partitions = owners.map(|owner| Ownership { owner, epoch: 1, was_unclean: false });
-        let view = View { membership: 1, members, partitions: partitions.into() };
+        let view = ClusterState { membership: 1, members, partitions: partitions.into() };
         Seen::new(view, (7, 11), &Seen::default())
     }
 

@@ -54,11 +54,11 @@ pub fn run(entities: impl FnOnce(NodeBuilder) -> NodeBuilder) -> ! {
         prepare_process();
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        // An operation that spins takes one of them; the others go on.
+        // An operation that blocks its thread takes one of them; the others go on.
         .worker_threads(std::thread::available_parallelism().map_or(4, |n| n.get().max(4)))
         .enable_all()
         .build();
-    // By reference: dropping the runtime would wait for what spins.
+    // By reference: dropping the runtime would wait for what blocks.
     let code = match &runtime {
         Ok(runtime) => runtime.block_on(async {
             match verb {
@@ -74,7 +74,7 @@ pub fn run(entities: impl FnOnce(NodeBuilder) -> NodeBuilder) -> ! {
     exit_with(code)
 }
 
-/// Whatever still spins, or waits for the disk, is left behind, and the database's own threads are not
+/// Whatever still blocks, or waits for the disk, is left behind, and the database's own threads are not
 /// raced by its destructors.
 fn exit_with(code: u8) -> ! {
     signal_hook::low_level::exit(code.into())
@@ -119,7 +119,7 @@ async fn serve(
     let config = Config {
         turn_deadline: settings.turn_deadline,
         call_deadline: settings.call_deadline,
-        spin_limit: settings.spin_limit,
+        block_limit: settings.block_limit,
         retries: settings.retries,
         retention: settings.retention,
         body_bytes_max: settings.body_bytes_max,

@@ -82,9 +82,9 @@ pub enum Write {
     /// The end of an idempotency key whose operation left nothing.
     Forget(IdempotencyKey),
     /// A dead letter.
-    Bury(DeadLetterId, DeadLetter),
+    PutDeadLetter(DeadLetterId, DeadLetter),
     /// The end of a dead letter.
-    Exhume(DeadLetterId),
+    DeleteDeadLetter(DeadLetterId),
     /// The layout of a version of an entity type.
     PutLayout(String, u32, String),
     /// The names of the operations that an entity type has, or had.
@@ -286,12 +286,12 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     fn commit(&self, batch: Batch) -> BoxFuture<'_, CommitOutcome>;
     /// Called when the answers that waited for a batch have left: a time for notes that nobody waits
     /// for. Does nothing unless a store says otherwise.
-    fn tend_after_commit(&self) {}
+    fn maintain_after_commit(&self) {}
     /// Whether there was room for writes when last looked at. Cheap: asked for every request.
     fn has_room(&self) -> bool;
     /// Called some times a second: looks at the room, and forgets, sooner or later, idempotency
     /// records from before `time`.
-    fn tend(&self, time: Timestamp);
+    fn maintain(&self, time: Timestamp);
 
     /// The state of an entity if it is at hand without waiting for a disk; `None` if it is not.
     fn load_cached(&self, id: &EntityId) -> Option<ReadResult<Option<StateRecord>>>;

@@ -263,7 +263,7 @@ pub struct DeadLetter {
     /// When it was accepted.
     pub accepted_at: Timestamp,
     /// When it died.
-    pub buried_at: Timestamp,
+    pub dead_lettered_at: Timestamp,
 }
 
 /// Why an operation is dead.

@@ -108,7 +108,7 @@ fn take_whole<R>(
 }
 
 /// One change of one row.
-pub(super) struct Change<'b> {
+pub(super) struct RowChange<'b> {
     pub(super) table: Table,
     pub(super) key: &'b [u8],
     pub(super) value: Option<&'b [u8]>,
@@ -119,7 +119,7 @@ pub(super) struct Change<'b> {
 /// Hands out the changes of a batch in order, the lane first, until one is refused.
 pub(super) fn each_change<E>(
     batch: &Batch,
-    mut change: impl FnMut(Change<'_>) -> Result<(), E>,
+    mut change: impl FnMut(RowChange<'_>) -> Result<(), E>,
 ) -> Result<(), E> {
     let lane = LaneRecord {
         incarnation: batch.fence.incarnation,
@@ -140,7 +140,7 @@ struct Changes<'c, C> {
     value: Vec<u8>,
 }
 
-impl<E, C: FnMut(Change<'_>) -> Result<(), E>> Changes<'_, C> {
+impl<E, C: FnMut(RowChange<'_>) -> Result<(), E>> Changes<'_, C> {
     fn of(&mut self, write: &Write) -> Result<(), E> {
         match write {
             Write::PutState(id, state) => self.put(Table::States, id.as_str().as_bytes(), state),
@@ -150,30 +150,30 @@ impl<E, C: FnMut(Change<'_>) -> Result<(), E>> Changes<'_, C> {
             }
             Write::Consume(key) => {
                 let key = &keys::inbox(key);
-                (self.change)(Change { table: Table::Inbox, key, value: None, must_exist: true })
+                (self.change)(RowChange { table: Table::Inbox, key, value: None, must_exist: true })
             }
             Write::Remind(partition, id, slot, reminder) => {
                 let key = keys::reminder(*partition, id, slot);
                 self.put(Table::Reminders, &key, reminder)?;
                 let key = &keys::due(*partition, reminder.due, id, slot);
                 let value = Some(&[][..]);
-                (self.change)(Change { table: Table::Due, key, value, must_exist: false })
+                (self.change)(RowChange { table: Table::Due, key, value, must_exist: false })
             }
             Write::CancelReminder(partition, id, slot, due) => {
                 let key = &keys::reminder(*partition, id, slot);
                 // A delayed signal is applied once: whoever finds it gone was told of it too late.
                 let must_exist = matches!(slot, Slot::Delayed(_));
-                (self.change)(Change { table: Table::Reminders, key, value: None, must_exist })?;
+                (self.change)(RowChange { table: Table::Reminders, key, value: None, must_exist })?;
                 self.delete(Table::Due, &keys::due(*partition, *due, id, slot))
             }
             Write::Remember(key, what) => {
                 self.put(Table::Idempotency, &keys::idempotency(key), what)
             }
             Write::Forget(key) => self.delete(Table::Idempotency, &keys::idempotency(key)),
-            Write::Bury(id, letter) => {
+            Write::PutDeadLetter(id, letter) => {
                 self.put(Table::DeadLetters, &keys::dead_letter(*id), letter)
             }
-            Write::Exhume(id) => self.delete(Table::DeadLetters, &keys::dead_letter(*id)),
+            Write::DeleteDeadLetter(id) => self.delete(Table::DeadLetters, &keys::dead_letter(*id)),
             Write::PutLayout(entity_type, version, text) => {
                 self.put(Table::Meta, &keys::layout(entity_type, *version), text)
             }
@@ -188,11 +188,11 @@ impl<E, C: FnMut(Change<'_>) -> Result<(), E>> Changes<'_, C> {
         self.value.clear();
         record::encode_to(&mut self.value, record);
         let value = Some(&self.value[..]);
-        (self.change)(Change { table, key, value, must_exist: false })
+        (self.change)(RowChange { table, key, value, must_exist: false })
     }
 
     fn delete(&mut self, table: Table, key: &[u8]) -> Result<(), E> {
-        (self.change)(Change { table, key, value: None, must_exist: false })
+        (self.change)(RowChange { table, key, value: None, must_exist: false })
     }
 }
 
@@ -432,7 +432,7 @@ pub(super) fn dead_letter_heads(
     let table = (Table::DeadLetters, "a dead letter");
     let read = |key: &[u8], value: &[u8]| {
         let (id, letter): (_, DeadLetter) = (keys::read_dead_letter(key)?, record::decode(value)?);
-        Ok(Some(DeadLetterHead { id, at: letter.buried_at, bytes: value.len() }))
+        Ok(Some(DeadLetterHead { id, at: letter.dead_lettered_at, bytes: value.len() }))
     };
     Ok(take(rows, table, (&from, &to), Limit::page(limit), read)?.0)
 }

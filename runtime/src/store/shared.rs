@@ -56,7 +56,7 @@ pub struct Renewed {
 
 /// Who is there and who owns what, as one moment shows it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct View {
+pub struct ClusterState {
     /// The version of the membership.
     pub membership: u64,
     /// The members, by name; those whose leases have run out too, until they are evicted.
@@ -95,7 +95,7 @@ pub struct Ownership {
     pub was_unclean: bool,
 }
 
-impl View {
+impl ClusterState {
     /// The version of the ownership: every change of an owner raises one epoch.
     pub fn ownership(&self) -> u64 {
         self.partitions.iter().map(|partition| partition.epoch).sum()
@@ -142,7 +142,7 @@ pub trait SharedStore: Store {
     /// Renews the lease of a member, if it has not run out.
     fn renew(&self, incarnation: u64) -> BoxFuture<'_, MemberResult<Renewed>>;
     /// Reads who is there and who owns what.
-    fn view(&self) -> BoxFuture<'_, ReadResult<View>>;
+    fn view(&self) -> BoxFuture<'_, ReadResult<ClusterState>>;
     /// Removes a member whose lease has run out: closes its lanes, then frees its partitions. Says
     /// whether it did; it does nothing where the lease has not run out.
     fn evict(&self, incarnation: u64) -> BoxFuture<'_, MemberResult<bool>>;

@@ -1,7 +1,7 @@
-//! Questions and answers over HTTP/2: one kept connection for each pair of nodes, many questions on it
+//! Messages and answers over HTTP/2: one kept connection for each pair of nodes, many messages on it
 //! at one time.
 //!
-//! A node takes questions on a listener of its own, and only from who knows the cluster's secret:
+//! A node takes messages on a listener of its own, and only from who knows the cluster's secret:
 //! each carries the code (HMAC-SHA-256, RFC 2104) of its bytes and of the address that it is meant
 //! for. That keeps strangers out; it hides nothing and does not keep a listener from repeating what it
 //! heard, so the network between nodes has to be one's own.
@@ -30,14 +30,14 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 
-use super::{Answers, SendError, Transport};
+use super::{PeerHandler, SendError, Transport};
 use crate::{clock, listen};
 
-/// The largest question, in bytes, and the largest answer.
+/// The largest message, in bytes, and the largest answer.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
 /// The most connections of peers at one time.
 const CONNECTIONS_MAX: usize = 4_096;
-/// The most questions on one connection at one time.
+/// The most messages on one connection at one time.
 const STREAMS_MAX: u32 = 4_096;
 /// How many bytes a connection begins with (RFC 9113, section 3.4).
 const PREFACE_BYTES: usize = 24;
@@ -49,9 +49,9 @@ const PING_INTERVAL: Duration = Duration::from_secs(2);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// The shortest secret, in bytes.
 pub const SECRET_BYTES_MIN: usize = 16;
-/// The most bytes of questions that are read at one time, in units of a kilobyte.
+/// The most bytes of messages that are read at one time, in units of a kilobyte.
 const READING_MAX: usize = 256 << 10;
-/// How long a question may take to arrive.
+/// How long a message may take to arrive.
 const BODY_DEADLINE: Duration = Duration::from_secs(10);
 const CODE: &str = "x-stead-code";
 
@@ -165,33 +165,33 @@ impl Transport for HttpTransport {
     }
 
     #[allow(clippy::disallowed_methods, reason = "the one task that accepts peers")]
-    fn listen(&self, node: Arc<dyn Answers>) {
+    fn listen(&self, node: Arc<dyn PeerHandler>) {
         let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let door = Door {
+        let service = PeerService {
             node,
             address: self.address.clone(),
             secret: self.secret.clone(),
             reading: Semaphore::new(READING_MAX),
         };
         let accepting = listener.map(|listener| {
-            tokio::spawn(accept(listener, Arc::new(door), self.closing.subscribe()))
+            tokio::spawn(accept(listener, Arc::new(service), self.closing.subscribe()))
         });
         *self.accepting.lock().unwrap_or_else(PoisonError::into_inner) = accepting;
     }
 
-    fn ask(
+    fn request(
         &self,
         address: Arc<str>,
-        question: Vec<u8>,
-        patience: Duration,
+        message: Vec<u8>,
+        timeout: Duration,
     ) -> BoxFuture<'static, Result<Vec<u8>, SendError>> {
-        let code = self.secret.code(&address, &question);
+        let code = self.secret.code(&address, &message);
         let asking = self
             .client
             .post(format!("http://{address}/v1/peer"))
             .header(CODE, code)
-            .body(question)
-            .timeout(patience)
+            .body(message)
+            .timeout(timeout)
             .send();
         Box::pin(async move {
             let response = asking.await.map_err(|error| match error.is_connect() {
@@ -233,14 +233,18 @@ fn told(error: &reqwest::Error) -> String {
 }
 
 /// Where peers come in.
-struct Door {
-    node: Arc<dyn Answers>,
+struct PeerService {
+    node: Arc<dyn PeerHandler>,
     address: Arc<str>,
     secret: Secret,
     reading: Semaphore,
 }
 
-async fn accept(listener: TcpListener, door: Arc<Door>, mut closing: watch::Receiver<bool>) {
+async fn accept(
+    listener: TcpListener,
+    service: Arc<PeerService>,
+    mut closing: watch::Receiver<bool>,
+) {
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -250,7 +254,7 @@ async fn accept(listener: TcpListener, door: Arc<Door>, mut closing: watch::Rece
         };
         match accepted {
             Ok((stream, _)) => {
-                connections.spawn(serve(stream, door.clone(), closing.clone()));
+                connections.spawn(serve(stream, service.clone(), closing.clone()));
             }
             Err(error) => {
                 tracing::warn!(%error, "a peer's connection cannot be accepted");
@@ -274,7 +278,7 @@ async fn has_begun(stream: &TcpStream) -> bool {
     in_time.is_some()
 }
 
-async fn serve(stream: TcpStream, door: Arc<Door>, mut closing: watch::Receiver<bool>) {
+async fn serve(stream: TcpStream, service: Arc<PeerService>, mut closing: watch::Receiver<bool>) {
     let _slower_without = stream.set_nodelay(true);
     if !has_begun(&stream).await {
         return;
@@ -287,8 +291,8 @@ async fn serve(stream: TcpStream, door: Arc<Door>, mut closing: watch::Receiver<
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(2 * PING_INTERVAL);
     let answer = service_fn(move |request| {
-        let door = door.clone();
-        async move { Ok::<_, Infallible>(door.answer(request).await) }
+        let service = service.clone();
+        async move { Ok::<_, Infallible>(service.answer(request).await) }
     });
     let served = builder.serve_connection(TokioIo::new(stream), answer);
     let mut served = std::pin::pin!(served);
@@ -301,8 +305,8 @@ async fn serve(stream: TcpStream, door: Arc<Door>, mut closing: watch::Receiver<
     let _ended = served.await;
 }
 
-impl Door {
-    /// A question, whoever asks it: so there is room for some of them only.
+impl PeerService {
+    /// A message, whoever asks it: so there is room for some of them only.
     async fn read(&self, body: Incoming) -> Option<Vec<u8>> {
         let length = body.size_hint().exact().filter(|it| *it <= MESSAGE_BYTES_MAX as u64)?;
         let kilobytes = u32::try_from(length >> 10).ok()? + 1;
@@ -319,13 +323,13 @@ impl Door {
         let Some(code) = code.map(str::to_owned) else {
             return refuse(StatusCode::UNAUTHORIZED, "this listener is for peers");
         };
-        let Some(question) = self.read(request.into_body()).await else {
+        let Some(message) = self.read(request.into_body()).await else {
             return refuse(
                 StatusCode::PAYLOAD_TOO_LARGE,
-                "the question broke off, is too long or says no length",
+                "the message broke off, is too long or says no length",
             );
         };
-        if !self.secret.is_code(&self.address, &question, &code) {
+        if !self.secret.is_code(&self.address, &message, &code) {
             tracing::warn!(
                 "a peer with another cluster secret, or address of this node, was refused"
             );
@@ -334,7 +338,7 @@ impl Door {
                 "the cluster secrets differ, or the address is not the one that this node gave",
             );
         }
-        Response::new(Full::new(self.node.answer(question).await.into()))
+        Response::new(Full::new(self.node.handle(message).await.into()))
     }
 }
 
@@ -352,13 +356,13 @@ mod tests {
     fn only_who_knows_the_secret_makes_the_code() {
         let secret = Secret::new(b"  sixteen letters!\n").expect("long enough");
         let other = Secret::new(b"other sixteen letters").expect("long enough");
-        let code = secret.code("a:1", b"question");
-        assert!(secret.is_code("a:1", b"question", &code));
-        assert!(!secret.is_code("a:2", b"question", &code), "meant for another node");
-        assert!(!secret.is_code("a:1", b"questions", &code), "another question");
-        assert!(!other.is_code("a:1", b"question", &code), "another secret");
+        let code = secret.code("a:1", b"message");
+        assert!(secret.is_code("a:1", b"message", &code));
+        assert!(!secret.is_code("a:2", b"message", &code), "meant for another node");
+        assert!(!secret.is_code("a:1", b"messages", &code), "another message");
+        assert!(!other.is_code("a:1", b"message", &code), "another secret");
         for wrong in ["", "0", "zz", &code[2..], "\u{fc}\u{fc}"] {
-            assert!(!secret.is_code("a:1", b"question", wrong), "{wrong}");
+            assert!(!secret.is_code("a:1", b"message", wrong), "{wrong}");
         }
         assert!(Secret::new(b"too short").is_none());
     }

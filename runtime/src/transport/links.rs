@@ -17,7 +17,7 @@ use std::{
 
 use tokio::{runtime::Handle as Runtime, sync::mpsc};
 
-use super::wire::{Question, Reply, Row, Wake, Wakes};
+use super::wire::{PeerRequest, PeerResponse, Row, Wake, Wakes};
 use crate::{
     clock,
     commit::{Incarnation, Outbound},
@@ -36,7 +36,7 @@ const WAKES_MAX: usize = 512;
 /// The most bytes of rows in one message, but for the last row.
 const WAKE_BYTES_MAX: usize = 4 << 20;
 /// How long a node may take to take them.
-const PATIENCE: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(1);
 /// How often broken links are mended.
 const MEND_PAUSE: Duration = Duration::from_millis(100);
 
@@ -167,11 +167,12 @@ impl Link {
         let mut lost: BTreeSet<u16> = wakes.iter().map(|wake| wake.partition).collect();
         let wakes =
             Wakes { source: links.incarnation.number, target: self.peer.incarnation, wakes };
-        let question = record::encode(&Question::Wake(wakes));
-        let asking = links.cluster.transport.ask(self.peer.address.clone(), question, PATIENCE);
+        let message = record::encode(&PeerRequest::Wake(wakes));
+        let asking = links.cluster.transport.request(self.peer.address.clone(), message, TIMEOUT);
         drop(links);
-        let answer = asking.await.ok().and_then(|bytes| record::decode::<Reply>(&bytes).ok());
-        if let Some(Reply::Woken(refused)) = answer {
+        let answer =
+            asking.await.ok().and_then(|bytes| record::decode::<PeerResponse>(&bytes).ok());
+        if let Some(PeerResponse::Woken(refused)) = answer {
             lost = refused.into_iter().collect();
         }
         if let Some(links) = self.links.upgrade() {

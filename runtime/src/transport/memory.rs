@@ -9,7 +9,7 @@ use std::{
 
 use stead_entities::BoxFuture;
 
-use super::{Answers, SendError, Transport};
+use super::{PeerHandler, SendError, Transport};
 use crate::{clock, entropy::Entropy};
 
 /// What a [`Network`] does to messages.
@@ -17,9 +17,9 @@ use crate::{clock, entropy::Entropy};
 pub struct Faults {
     /// The longest that a message takes.
     pub delay: Duration,
-    /// The part of questions, and of answers, that are lost; 0 to 1.
+    /// The part of messages, and of answers, that are lost; 0 to 1.
     pub loss: f64,
-    /// The part of questions that arrive twice, at different times; 0 to 1.
+    /// The part of messages that arrive twice, at different times; 0 to 1.
     pub doubling: f64,
 }
 
@@ -30,7 +30,7 @@ pub struct Network(Arc<Mutex<State>>);
 struct State {
     entropy: Entropy,
     faults: Faults,
-    nodes: BTreeMap<Arc<str>, Arc<dyn Answers>>,
+    nodes: BTreeMap<Arc<str>, Arc<dyn PeerHandler>>,
     /// Pairs of which the first does not reach the second.
     cut: BTreeSet<(Arc<str>, Arc<str>)>,
 }
@@ -62,7 +62,7 @@ impl Network {
         self.lock().faults = faults;
     }
 
-    /// Lets nothing pass from `from` to `to`; answers to earlier questions included.
+    /// Lets nothing pass from `from` to `to`; answers to earlier messages included.
     pub fn cut(&self, from: &str, to: &str) {
         self.lock().cut.insert((from.into(), to.into()));
     }
@@ -120,16 +120,16 @@ struct Place {
 }
 
 impl Transport for Place {
-    fn listen(&self, node: Arc<dyn Answers>) {
+    fn listen(&self, node: Arc<dyn PeerHandler>) {
         self.network.lock().nodes.insert(self.address.clone(), node);
     }
 
     #[allow(clippy::disallowed_methods, reason = "a message goes on without who sent it")]
-    fn ask(
+    fn request(
         &self,
         address: Arc<str>,
-        question: Vec<u8>,
-        patience: Duration,
+        message: Vec<u8>,
+        timeout: Duration,
     ) -> BoxFuture<'static, Result<Vec<u8>, SendError>> {
         let (network, from) = (self.network.clone(), self.address.clone());
         let asking = async move {
@@ -140,23 +140,23 @@ impl Transport for Place {
             };
             if is_doubled {
                 let (network, from, to) = (network.clone(), from.clone(), address.clone());
-                let question = question.clone();
+                let message = message.clone();
                 tokio::spawn(async move {
                     if network.carry(&from, &to).await {
                         let node = network.lock().nodes.get(&to).cloned();
                         if let Some(node) = node {
-                            node.answer(question).await;
+                            node.handle(message).await;
                         }
                     }
                 });
             }
-            // Where a question is lost nobody can say so.
+            // Where a message is lost nobody can say so.
             if !network.carry(&from, &address).await {
                 return std::future::pending().await;
             }
             let node = network.lock().nodes.get(&address).cloned();
             let node = node.ok_or_else(|| SendError::NotSent("nobody listens".into()))?;
-            let answer = node.answer(question).await;
+            let answer = node.handle(message).await;
             if !network.carry(&address, &from).await {
                 return std::future::pending().await;
             }
@@ -164,7 +164,7 @@ impl Transport for Place {
         };
         let asking = tokio::spawn(asking);
         Box::pin(async move {
-            match clock::within(patience, asking).await {
+            match clock::within(timeout, asking).await {
                 Some(Ok(answer)) => answer,
                 Some(Err(error)) => Err(SendError::Lost(error.to_string())),
                 None => Err(SendError::Lost("it took too long".into())),

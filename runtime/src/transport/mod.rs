@@ -1,6 +1,6 @@
-//! What nodes say to one another: questions and answers as bytes, from one address to another.
+//! What nodes say to one another: messages and answers as bytes, from one address to another.
 //!
-//! A transport knows neither entities nor partitions. What it must tell apart is whether a question
+//! A transport knows neither entities nor partitions. What it must tell apart is whether a message
 //! that brought no answer was never sent, so that it can be asked elsewhere, or may have arrived.
 
 #[cfg(feature = "peers")]
@@ -17,7 +17,7 @@ use stead_entities::BoxFuture;
 pub use http::{HttpTransport, SECRET_BYTES_MIN, Secret};
 pub use memory::{Faults, Network};
 
-/// Why a question brought no answer.
+/// Why a message brought no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
     /// It did not leave, or did not arrive.
@@ -31,11 +31,11 @@ pub enum SendError {
     Refused(String),
 }
 
-/// What answers the questions of peers.
-pub trait Answers: Send + Sync + 'static {
-    /// Answers a question. Dropping the answer, because the asker went away, cancels nothing that was
+/// What answers the messages of peers.
+pub trait PeerHandler: Send + Sync + 'static {
+    /// PeerHandler a message. Dropping the answer, because the asker went away, cancels nothing that was
     /// accepted.
-    fn answer(&self, question: Vec<u8>) -> BoxFuture<'static, Vec<u8>>;
+    fn handle(&self, message: Vec<u8>) -> BoxFuture<'static, Vec<u8>>;
 }
 
 /// A way to the peers of a node.
@@ -46,15 +46,15 @@ pub trait Transport: Send + Sync + fmt::Debug + 'static {
         Vec::new()
     }
     /// Begins to answer at the address under which this node is known.
-    fn listen(&self, node: Arc<dyn Answers>);
-    /// Asks the node at `address`, and waits for at most `patience`.
-    fn ask(
+    fn listen(&self, node: Arc<dyn PeerHandler>);
+    /// Asks the node at `address`, and waits for at most `timeout`.
+    fn request(
         &self,
         address: Arc<str>,
-        question: Vec<u8>,
-        patience: Duration,
+        message: Vec<u8>,
+        timeout: Duration,
     ) -> BoxFuture<'static, Result<Vec<u8>, SendError>>;
-    /// Takes no more questions, and lets those that were taken be answered. What is asked after that
+    /// Takes no more messages, and lets those that were taken be answered. What is asked after that
     /// is [`SendError::NotSent`].
     fn close(&self) -> BoxFuture<'static, ()> {
         Box::pin(std::future::ready(()))

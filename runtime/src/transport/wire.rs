@@ -11,7 +11,7 @@ use stead_entities::{
 use crate::{
     partition::{
         message::Delivery,
-        ticket::{Answer, Response, StateView},
+        reply::{CallResult, Response, StateView},
     },
     store::{
         keys,
@@ -21,7 +21,7 @@ use crate::{
 
 /// What a node asks of another one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) enum Question {
+pub(crate) enum PeerRequest {
     /// Do this, if the entity is yours.
     Do(Forwarded),
     /// These rows are in the store.
@@ -89,8 +89,8 @@ impl Row {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Forwarded {
     pub(crate) task: Task,
-    /// What is left of the caller's patience, in microseconds.
-    pub(crate) patience: u64,
+    /// What is left of the caller's timeout, in microseconds.
+    pub(crate) timeout: u64,
 }
 
 /// What can be asked of an entity, or of a partition.
@@ -146,12 +146,12 @@ impl Asked {
         }
     }
 
-    pub(crate) fn read(self, patience: Duration) -> Result<Request, Error> {
+    pub(crate) fn read(self, timeout: Duration) -> Result<Request, Error> {
         let after = self.after_micros.map(|micros| Delay::After(Timeout::from_micros(micros)));
         let mut request = Request::new(EntityId::parse(&self.id)?, self.operation, self.input);
         request.delay = after.or(self.at.map(Delay::At));
         request.idempotency_key = self.idempotency_key;
-        request.deadline = Some(Timeout::from(patience));
+        request.deadline = Some(Timeout::from(timeout));
         Ok(request)
     }
 }
@@ -168,7 +168,7 @@ impl Task {
 
 /// What the owner answers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) enum Reply {
+pub(crate) enum PeerResponse {
     Done,
     Replied(Vec<u8>),
     Rejected(String),
@@ -232,14 +232,14 @@ impl From<Failure> for Error {
     }
 }
 
-impl From<Response> for Reply {
-    fn from(response: Response) -> Self {
+impl From<CallResult> for PeerResponse {
+    fn from(response: CallResult) -> Self {
         match response {
-            Ok(Answer::Done) => Self::Done,
-            Ok(Answer::Scheduled(number)) => Self::Scheduled(number),
-            Ok(Answer::Replied(json)) => Self::Replied(json),
-            Ok(Answer::Rejected(no)) => Self::Rejected(no.reason().to_owned()),
-            Ok(Answer::State(view)) => {
+            Ok(Response::Done) => Self::Done,
+            Ok(Response::Scheduled(number)) => Self::Scheduled(number),
+            Ok(Response::Replied(json)) => Self::Replied(json),
+            Ok(Response::Rejected(no)) => Self::Rejected(no.reason().to_owned()),
+            Ok(Response::State(view)) => {
                 Self::State(view.map(|it| (it.generation, it.revision, it.committed_at, it.state)))
             }
             Err(error) => Self::Failed(Failure::from(&error)),
@@ -247,16 +247,16 @@ impl From<Response> for Reply {
     }
 }
 
-impl Reply {
+impl PeerResponse {
     /// What the caller is told, if this is an answer to a caller.
-    pub(crate) fn into_response(self) -> Option<Response> {
+    pub(crate) fn into_response(self) -> Option<CallResult> {
         Some(match self {
-            Self::Done => Ok(Answer::Done),
-            Self::Scheduled(number) => Ok(Answer::Scheduled(number)),
-            Self::Replied(json) => Ok(Answer::Replied(json)),
-            Self::Rejected(reason) => Ok(Answer::Rejected(Rejection::new(reason))),
+            Self::Done => Ok(Response::Done),
+            Self::Scheduled(number) => Ok(Response::Scheduled(number)),
+            Self::Replied(json) => Ok(Response::Replied(json)),
+            Self::Rejected(reason) => Ok(Response::Rejected(Rejection::new(reason))),
             Self::State(view) => {
-                Ok(Answer::State(view.map(|(generation, revision, committed_at, state)| {
+                Ok(Response::State(view.map(|(generation, revision, committed_at, state)| {
                     StateView { generation, revision, committed_at, state }
                 })))
             }
@@ -288,7 +288,7 @@ mod tests {
     #[test]
     fn what_is_no_message_is_refused() {
         for bytes in [&b""[..], &[9], &[1, 99], &[1, 0, 0, 255, 255, 255, 255]] {
-            assert!(record::decode::<Question>(bytes).is_err(), "{bytes:?}");
+            assert!(record::decode::<PeerRequest>(bytes).is_err(), "{bytes:?}");
         }
     }
 }

@@ -30,7 +30,7 @@ use super::{
 const CLIENTS: u64 = 12;
 const ENTITIES: u64 = 40;
 /// How long a client waits for one node.
-const PATIENCE: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(3);
 /// How many things go wrong in a run.
 const FAULTS: usize = 10;
 
@@ -151,7 +151,7 @@ impl Run {
             for number in 0..ENTITIES {
                 let key = format!("e{number}");
                 let client = Client::new(&self.shared.urls[(number % 3) as usize])?;
-                match tokio::time::timeout(PATIENCE, client.entity::<Log>(&key).all()).await {
+                match tokio::time::timeout(TIMEOUT, client.entity::<Log>(&key).all()).await {
                     Ok(Ok(log)) => drop(logs.insert(key, log)),
                     Ok(Err(error)) => wrong.push(format!("{key} cannot be read: {error}")),
                     Err(_) => wrong.push(format!("{key} cannot be read in time")),
@@ -225,15 +225,15 @@ impl Shared {
             let log = clients[random.below(3) as usize].entity::<Log>(key);
             let answered: Result<(), CallError> = match kind {
                 Kind::Append => {
-                    log.append(entry).idempotency_key(&id).deadline(PATIENCE).await.map(drop)
+                    log.append(entry).idempotency_key(&id).deadline(TIMEOUT).await.map(drop)
                 }
                 Kind::Tell => {
                     let told = log.tell(entry, others.clone());
-                    told.idempotency_key(&id).deadline(PATIENCE).await
+                    told.idempotency_key(&id).deadline(TIMEOUT).await
                 }
                 Kind::Remind => {
                     let reminded = log.remind(entry, others[0].clone());
-                    reminded.idempotency_key(&id).deadline(PATIENCE).await
+                    reminded.idempotency_key(&id).deadline(TIMEOUT).await
                 }
             };
             match answered {
@@ -256,7 +256,7 @@ impl Shared {
             of_key.map(|(_, entry)| *entry).collect()
         };
         let log = clients[random.below(3) as usize].entity::<Log>(key);
-        match tokio::time::timeout(PATIENCE, log.all()).await {
+        match tokio::time::timeout(TIMEOUT, log.all()).await {
             Ok(Ok(log)) => lock(&self.history).reads.push((key.to_owned(), log.entries, known)),
             Err(_) => {}
             Ok(Err(CallError::Failed(error))) if may_be_repeated(error.kind()) => {}

@@ -96,10 +96,10 @@ async fn the_idle_limit_is_a_setting_and_counts_between_requests_only() -> Resul
     Ok(())
 }
 
-/// The connections of a burst.
+/// The connections of a write group.
 const BURST: usize = 2_000;
 
-/// Room for a burst in this process, if there can be any, and in the system.
+/// Room for a write group in this process, if there can be any, and in the system.
 fn has_room() -> Result<bool> {
     let mut files = getrlimit(Resource::Nofile);
     files.current = files.maximum;

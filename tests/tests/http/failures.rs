@@ -43,9 +43,9 @@ async fn an_operation_that_fails_leaves_the_state_before_it() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_operation_that_spins_ends_the_process_and_is_retired() -> Result<()> {
+async fn an_operation_that_blocks_its_thread_ends_the_process_and_is_retired() -> Result<()> {
     let data = tempfile::tempdir()?;
-    let limits = ["--turn-deadline", "0.3", "--spin-limit", "1.5"];
+    let limits = ["--turn-deadline", "0.3", "--block-limit", "1.5"];
     let mut server = unruly(data.path(), &limits, "").await?;
     server.call("/v1/entities/unruly/to/calls/append", "1").await?;
     let spun = server.post("/v1/entities/unruly/other/calls/spin", "").send().await?;

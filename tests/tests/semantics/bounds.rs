@@ -203,7 +203,7 @@ async fn rejections_are_kept_to_a_count_and_an_age() {
 async fn a_drain_waits_until_its_deadline() {
     let mut world = World::new();
     world.config.turn_deadline = Duration::from_secs(600);
-    world.config.spin_limit = Duration::from_secs(1_200);
+    world.config.block_limit = Duration::from_secs(1_200);
     world.config.drain_deadline = Duration::from_millis(50);
     let node = start(&world).await;
     let mut hanging = node.entity::<Journal>("a").hang().into_future();

@@ -48,7 +48,7 @@ async fn an_internal_operation_is_not_for_callers_outside() {
     assert_eq!(kind(&error), Some(ErrorKind::NotFound));
 }
 
-/// Ends what spins also when the test fails.
+/// Ends what blocks its thread also when the test fails.
 struct LetGo;
 
 impl Drop for LetGo {
@@ -57,25 +57,25 @@ impl Drop for LetGo {
     }
 }
 
-/// One test for everything about spinning, because what spins holds a thread until it is let go.
+/// One test for everything about blocked threads, because what blocks its thread holds a thread until it is let go.
 #[tokio::test(flavor = "multi_thread", worker_threads = 6)]
-async fn an_operation_that_spins_is_named_and_retired() {
+async fn an_operation_that_blocks_its_thread_is_named_and_retired() {
     let _let_go = LetGo;
     let mut world = World::new();
-    world.config.spin_limit = Duration::from_secs(2);
+    world.config.block_limit = Duration::from_secs(2);
     let node = world.start().await;
     node.entity::<Journal>("to").append(1).await.expect("a call");
     assert!(node.ready().await.is_ok());
-    let error = node.entity::<Journal>("direct").spin().await.expect_err("spins");
+    let error = node.entity::<Journal>("direct").spin().await.expect_err("blocks");
     assert_eq!(kind(&error), Some(ErrorKind::Unknown), "told at the turn's deadline");
     assert!(node.ready().await.expect_err("not ready").contains("spin of journal/direct"));
     let (world, node) = (World { disk: MemoryDisk::new(), ..world }, node);
-    assert!(matches!(node.failed().await, stead::Fatal::Spinning(_)));
+    assert!(matches!(node.failed().await, stead::Fatal::Blocked(_)));
 
     let node = world.start().await;
     node.entity::<Journal>("to").append(1).await.expect("a call");
     node.entity::<Journal>("from").send_spin("to".into()).await.expect("a call");
-    let stead::Fatal::Spinning(name) = node.failed().await else { panic!("another reason") };
+    let stead::Fatal::Blocked(name) = node.failed().await else { panic!("another reason") };
     assert_eq!(name, "spin of journal/to");
     world.disk.crash();
     let node = world.start().await;

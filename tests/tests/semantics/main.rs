@@ -96,7 +96,7 @@ impl Journal {
         std::future::pending::<()>().await;
     }
 
-    /// Spins until the test lets it go.
+    /// Blocks its thread until the test lets it go.
     pub fn spin(&mut self) {
         while !LET_GO.load(Ordering::SeqCst) {
             std::thread::yield_now();

@@ -185,13 +185,13 @@ impl Run {
                 }
                 3 => {
                     self.note(format!("n{number} does not reach the store"));
-                    place.store.set_reach(Reach::Deaf);
+                    place.store.set_reach(Reach::RequestsLost);
                     tokio::time::sleep(pause).await;
                     place.store.set_reach(Reach::Open);
                 }
                 4 => {
                     self.note(format!("the store's answers do not reach n{number}"));
-                    place.store.set_reach(Reach::Mute);
+                    place.store.set_reach(Reach::ResponsesLost);
                     tokio::time::sleep(pause).await;
                     place.store.set_reach(Reach::Open);
                 }

@@ -170,7 +170,7 @@ async fn write_some(store: &RocksStore, batches: u64) -> bool {
         let writes = (0..10).map(|row| {
             let id =
                 DeadLetterId { partition: 0, is_rejection: false, number: number * 7 % 97 + row };
-            Write::Bury(id, letter(number))
+            Write::PutDeadLetter(id, letter(number))
         });
         let batch = Batch {
             fence,
@@ -200,6 +200,6 @@ fn letter(number: u64) -> DeadLetter {
         reason: String::new(),
         attempts: 1,
         accepted_at: Timestamp::default(),
-        buried_at: Timestamp::default(),
+        dead_lettered_at: Timestamp::default(),
     }
 }

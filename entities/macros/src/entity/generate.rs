@@ -225,8 +225,8 @@ impl<'m> Generator<'m> {
         Some(own! {
             #(#[cfg(#conditions)])*
             const #name: ::core::primitive::bool = {
-                use #model::entity::PlainAnswer as _;
-                type __Kind = #model::entity::AnswerKind<#ty>;
+                use #model::entity::PlainResult as _;
+                type __Kind = #model::entity::ResultKind<#ty>;
                 if __Kind::IS_RESULT != __Kind::IS_REJECTABLE
                     || !(#may_be_plain || __Kind::IS_REJECTABLE)
                 {

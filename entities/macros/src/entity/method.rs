@@ -9,7 +9,7 @@ use syn::{
 
 use super::{
     attributes::{conditions, doc_text, shared},
-    types::{Answer, argument, bare, may_be_context},
+    types::{Returns, argument, bare, may_be_context},
 };
 
 /// The most arguments of one method that have a `cfg`: each of them doubles what is generated.
@@ -28,7 +28,7 @@ pub(super) struct Method {
     pub(super) is_async: bool,
     /// In the order of the signature.
     pub(super) arguments: Vec<Argument>,
-    pub(super) answer: Answer,
+    pub(super) answer: Returns,
 }
 
 pub(super) enum Argument {
@@ -83,7 +83,7 @@ pub(super) fn read(entity: &Type, item: &ImplItemFn) -> Result<Vec<Method>> {
             is_query,
             is_async: signature.asyncness.is_some(),
             arguments,
-            answer: Answer::read(entity, &result)?,
+            answer: Returns::read(entity, &result)?,
         });
     }
     Ok(methods)

@@ -8,7 +8,7 @@ use syn::{
 };
 
 /// A result as the author wrote it, and the type of its value as far as the syntax tells.
-pub(super) struct Answer {
+pub(super) struct Returns {
     /// The whole result.
     pub(super) ty: Type,
     /// The value of a result that is one by name; `None` where only the compiler can tell, because
@@ -20,7 +20,7 @@ pub(super) struct Answer {
     pub(super) place: Type,
 }
 
-impl Answer {
+impl Returns {
     pub(super) fn read(entity: &Type, result: &Type) -> Result<Self> {
         check_result(result)?;
         let mut ty = bare(result).clone();

@@ -20,9 +20,11 @@ use stead_entities::{
 use tokio::sync::Semaphore;
 
 use super::{
-    FAILURES_MAX, INBOX_PAGE, Partition, Queued, REMINDERS_PAGE, Surroundings,
-    message::{Burst, Delivery, Fingerprint, Input, Keyed, Link, Output, Returned, Start, Work},
-    ticket::{Answer, Response, Ticket, Waiting},
+    Environment, FAILURES_MAX, INBOX_PAGE, Partition, Queued, REMINDERS_PAGE,
+    message::{
+        Delivery, Fingerprint, Input, Keyed, Link, Output, Returned, Start, Work, WriteGroup,
+    },
+    reply::{CallResult, ReplyReceiver, ReplySender, Response},
     watch::Watches,
 };
 use crate::{
@@ -108,7 +110,7 @@ struct Bench {
     has_room: bool,
     batches: u64,
     reads: VecDeque<Output>,
-    bursts: VecDeque<Burst>,
+    groups: VecDeque<WriteGroup>,
     starts: VecDeque<Start>,
     /// When the last step asked to be woken.
     wake_at: Timestamp,
@@ -169,7 +171,7 @@ impl Bench {
             mailbox_max: 2_000,
             ..Config::default()
         };
-        let around = Surroundings {
+        let environment = Environment {
             number: 0,
             incarnation: opened.incarnation,
             was_unclean: opened.was_unclean,
@@ -185,8 +187,8 @@ impl Bench {
             dropped: Arc::default(),
             unserved: Arc::default(),
         };
-        let partition = Partition::new(around, now, 0);
-        let (reads, bursts, starts) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
+        let partition = Partition::new(environment, now, 0);
+        let (reads, groups, starts) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
         let batches = opened.last_batch;
         let wake_at = Timestamp::MAX;
         let mut bench = Self {
@@ -197,7 +199,7 @@ impl Bench {
             has_room: true,
             batches,
             reads,
-            bursts,
+            groups,
             starts,
             wake_at,
             permits: Arc::new(Semaphore::new(100_000)),
@@ -224,8 +226,8 @@ impl Bench {
         let mut wanted = None;
         for output in self.partition.step(self.now, self.has_room, inputs) {
             match output {
-                Output::Reply(ticket, response) => ticket.answer(response),
-                Output::Burst(burst) => self.bursts.push_back(burst),
+                Output::Reply(reply_to, response) => reply_to.answer(response),
+                Output::WriteGroup(group) => self.groups.push_back(group),
                 Output::Start(start) => self.starts.push_back(*start),
                 Output::WakeAt(at) => self.wake_at = self.wake_at.min(at),
                 Output::Again => {}
@@ -289,25 +291,25 @@ impl Bench {
 
     /// Commits everything that was sent as one batch; what the partition is told is returned.
     fn commit(&mut self) -> Vec<Input> {
-        let mut bursts: Vec<_> = self.bursts.drain(..).collect();
-        if bursts.is_empty() {
+        let mut groups: Vec<_> = self.groups.drain(..).collect();
+        if groups.is_empty() {
             return Vec::new();
         }
-        let writes = merged(&mut bursts);
+        let writes = merged(&mut groups);
         self.batches += 1;
         let incarnation = self.store.opened().incarnation;
         let fence = Fence { incarnation, lane: 0, number: self.batches };
         let batch = Batch { fence, owner: "t".into(), time: self.now, is_clean: false, writes };
         assert_eq!(ready(self.store.commit(batch)), CommitOutcome::Committed);
         let mut told = Vec::new();
-        for burst in bursts {
-            for (_, delivery) in burst.deliveries {
+        for group in groups {
+            for (_, delivery) in group.deliveries {
                 told.push(Input::Deliver(Some(Box::new(delivery)), LINK));
             }
-            for (ticket, response) in burst.replies {
-                ticket.answer(response);
+            for (reply_to, response) in group.replies {
+                reply_to.answer(response);
             }
-            told.push(Input::Committed(burst.generation, burst.number));
+            told.push(Input::Committed(group.generation, group.number));
         }
         told
     }
@@ -327,9 +329,9 @@ impl Bench {
     /// Refuses everything that was sent.
     fn refuse(&mut self, error: &Error) {
         let generation = self.partition.generation();
-        for burst in self.bursts.drain(..) {
-            for (ticket, _) in burst.replies {
-                ticket.answer(Err(error.clone()));
+        for group in self.groups.drain(..) {
+            for (reply_to, _) in group.replies {
+                reply_to.answer(Err(error.clone()));
             }
         }
         self.step([Input::Failed(generation, error.clone())]);
@@ -367,22 +369,22 @@ impl Bench {
         self.step([Input::Tick]);
     }
 
-    fn send(&mut self, key: &str, mut item: Queued) -> Waiting {
-        let (ticket, waiting) = Ticket::new(Duration::from_secs(30), None);
-        item.ticket = Some(ticket);
+    fn send(&mut self, key: &str, mut item: Queued) -> ReplyReceiver {
+        let (reply_to, waiting) = ReplySender::new(Duration::from_secs(30), None);
+        item.reply_to = Some(reply_to);
         self.step([Input::Request(id(key), Box::new(item))]);
         waiting
     }
 
-    fn call(&mut self, key: &str, operation: &str, input: &str) -> Waiting {
+    fn call(&mut self, key: &str, operation: &str, input: &str) -> ReplyReceiver {
         self.send(key, Queued { is_call: true, ..item(operation, input) })
     }
 
-    fn signal(&mut self, key: &str, operation: &str, input: &str) -> Waiting {
+    fn signal(&mut self, key: &str, operation: &str, input: &str) -> ReplyReceiver {
         self.send(key, item(operation, input))
     }
 
-    fn keyed(&mut self, operation: &str, input: &str, name: &str) -> Waiting {
+    fn keyed(&mut self, operation: &str, input: &str, name: &str) -> ReplyReceiver {
         let key = IdempotencyKey { partition: 0, id: id("a"), caller: "".into(), key: name.into() };
         let fingerprint = Fingerprint { meaning: 7, bytes: None };
         let key = Some(Keyed { key: Arc::new(key), fingerprint });
@@ -393,7 +395,7 @@ impl Bench {
         let waiting = self.call(key, "entries", "");
         self.settle();
         match told(waiting) {
-            Some(Ok(Answer::Replied(json))) => serde_json::from_slice(&json).expect("a list"),
+            Some(Ok(Response::Replied(json))) => serde_json::from_slice(&json).expect("a list"),
             other => panic!("{other:?}"),
         }
     }
@@ -410,17 +412,17 @@ fn item(operation: &str, input: &str) -> Queued {
 }
 
 /// What a caller was told so far.
-fn told(waiting: Waiting) -> Option<Response> {
+fn told(waiting: ReplyReceiver) -> Option<CallResult> {
     match pin!(waiting).poll(&mut TaskContext::from_waker(Waker::noop())) {
         Poll::Ready(response) => Some(response),
         Poll::Pending => None,
     }
 }
 
-fn answer(response: Option<Response>) -> Option<Answer> {
+fn answer(response: Option<CallResult>) -> Option<Response> {
     response.and_then(Result::ok)
 }
 
-fn kind(response: Option<Response>) -> Option<ErrorKind> {
+fn kind(response: Option<CallResult>) -> Option<ErrorKind> {
     response.and_then(Result::err).map(|error| error.kind())
 }

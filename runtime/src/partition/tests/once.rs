@@ -3,15 +3,15 @@
 use super::*;
 
 #[test]
-fn a_call_is_answered_by_its_burst_and_not_before() {
+fn a_call_is_answered_by_its_write_group_and_not_before() {
     let mut bench = Bench::new();
     let waiting = bench.call("a", "append", "1");
     bench.answer();
-    assert_eq!(bench.bursts.len(), 1);
-    let burst = &bench.bursts[0];
-    assert_eq!((burst.writes.len(), burst.replies.len(), burst.number), (1, 1, 1));
+    assert_eq!(bench.groups.len(), 1);
+    let group = &bench.groups[0];
+    assert_eq!((group.writes.len(), group.replies.len(), group.number), (1, 1, 1));
     let committed = bench.commit();
-    assert_eq!(answer(told(waiting)), Some(Answer::Replied(b"1".to_vec())));
+    assert_eq!(answer(told(waiting)), Some(Response::Replied(b"1".to_vec())));
     bench.step(committed);
 }
 
@@ -32,13 +32,13 @@ fn a_delayed_signal_that_is_due_already_is_applied_once() {
 }
 
 #[test]
-fn what_is_accepted_and_applied_in_one_burst_leaves_no_row() {
+fn what_is_accepted_and_applied_in_one_write_group_leaves_no_row() {
     let mut bench = Bench::new();
     bench.call("a", "fetch", "1");
     bench.answer();
     bench.flush();
     assert_eq!(bench.starts.len(), 1);
-    // Behind the busy entity; two bursts are under way, so the third signal is in the open one.
+    // Behind the busy entity; two write groups are under way, so the third signal is in the open one.
     for entry in 2..5 {
         bench.signal("a", "append", &entry.to_string());
     }
@@ -66,7 +66,7 @@ fn a_call_that_failed_leaves_its_key_free() {
     assert_eq!(kind(told(joined)), Some(ErrorKind::Deadline), "who joined hears the same");
     let again = bench.keyed("fetch", "1", "k");
     bench.settle();
-    assert_eq!(answer(told(again)), Some(Answer::Replied(b"1".to_vec())), "it runs again");
+    assert_eq!(answer(told(again)), Some(Response::Replied(b"1".to_vec())), "it runs again");
     assert_eq!(bench.rows(Table::Idempotency), 1);
 }
 
@@ -96,7 +96,7 @@ fn a_full_disk_refuses_writes_and_answers_queries() {
     let refused = bench.call("a", "append", "2");
     assert_eq!(bench.entries("a"), Vec::<u32>::new(), "a due reminder waits");
     assert_eq!(kind(told(refused)), Some(ErrorKind::Full));
-    assert!(bench.bursts.is_empty(), "nothing is tried");
+    assert!(bench.groups.is_empty(), "nothing is tried");
     bench.has_room = true;
     bench.advance(1);
     bench.settle();
@@ -108,7 +108,7 @@ fn a_dead_letter_is_replayed_once() {
     let mut bench = Bench::new();
     let letter =
         crate::store::record::DeadLetterId { partition: 0, is_rejection: false, number: 1 };
-    let replay = || Queued { exhume: Some(letter), ..item("append", "1") };
+    let replay = || Queued { replays: Some(letter), ..item("append", "1") };
     bench.send("a", replay());
     let again = bench.send("a", replay());
     bench.settle();
@@ -139,10 +139,10 @@ fn a_row_that_was_delivered_twice_is_applied_once() {
         trace: None,
     };
     // As the sender's commit wrote it.
-    bench.bursts.push_back(Burst {
+    bench.groups.push_back(WriteGroup {
         generation: 1,
         writes: vec![crate::store::Write::Accept(key.clone(), record.clone())],
-        ..Burst::default()
+        ..WriteGroup::default()
     });
     bench.flush();
     let deliver =
@@ -173,7 +173,7 @@ fn a_failed_signal_is_tried_again_though_nothing_else_happens() {
     bench.signal("a", "explode", "");
     let retry = bench.now + Duration::from_millis(100);
     assert_eq!(bench.wake_at, retry, "asked for in the step that failed");
-    assert!(!bench.bursts.is_empty(), "before its record is durable");
+    assert!(!bench.groups.is_empty(), "before its record is durable");
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn news_of_a_commit_wakes_only_a_partition_that_waits_for_it() {
     assert!(!bench.partition.waits_for_commit(), "the committer answers by itself");
     bench.signal("a", "append", "3");
     bench.signal("a", "append", "4");
-    assert!(bench.partition.waits_for_commit(), "the third burst needs room");
+    assert!(bench.partition.waits_for_commit(), "the third write group needs room");
     bench.settle();
     assert!(!bench.partition.waits_for_commit());
 }

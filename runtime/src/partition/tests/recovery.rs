@@ -117,7 +117,7 @@ fn what_ran_whenever_the_process_ended_is_counted_and_retired() {
                 let mut inputs = bench.read();
                 inputs.extend(bench.commit());
                 bench.step(inputs);
-                bench.bursts.retain(|burst| !consumes(burst));
+                bench.groups.retain(|group| !consumes(group));
             }
         }
         runs += 1;
@@ -133,10 +133,11 @@ fn what_ran_whenever_the_process_ended_is_counted_and_retired() {
     assert_eq!(bench.entries("a"), [2], "what is behind it goes on");
 }
 
-/// Whether a burst holds the turn in which the process ends.
-fn consumes(burst: &Burst) -> bool {
-    let has = |is_it: fn(&Write) -> bool| burst.writes.iter().any(is_it);
-    has(|row| matches!(row, Write::PutState(..))) && !has(|row| matches!(row, Write::Bury(..)))
+/// Whether a write group holds the turn in which the process ends.
+fn consumes(group: &WriteGroup) -> bool {
+    let has = |is_it: fn(&Write) -> bool| group.writes.iter().any(is_it);
+    has(|row| matches!(row, Write::PutState(..)))
+        && !has(|row| matches!(row, Write::PutDeadLetter(..)))
 }
 
 /// A new incarnation, up to the first operation that awaits.
@@ -170,7 +171,7 @@ fn an_entity_that_fails_its_partition_is_left_alone_and_others_go_on() {
 }
 
 #[test]
-fn minted_numbers_grow_over_restarts_and_bursts() {
+fn minted_numbers_grow_over_restarts_and_write_groups() {
     let mut bench = Bench::new();
     let first: Vec<u64> = (0..100_000).map(|_| bench.partition.mint()).collect();
     assert!(first.is_sorted_by(|a, b| a < b));
@@ -201,12 +202,12 @@ fn a_partition_that_has_drained_begins_nothing_more() {
     let mut bench = Bench::new();
     bench.call("a", "remind_once", "1");
     bench.settle();
-    let (ticket, drained) = Ticket::new(Duration::from_secs(30), None);
-    bench.step([Input::Drain(ticket)]);
-    assert_eq!(answer(told(drained)), Some(Answer::Done));
+    let (reply_to, drained) = ReplySender::new(Duration::from_secs(30), None);
+    bench.step([Input::Drain(reply_to)]);
+    assert_eq!(answer(told(drained)), Some(Response::Done));
     bench.advance(60);
     assert_eq!(bench.wake_at, Timestamp::MAX, "it asks for nothing");
-    assert!(bench.bursts.is_empty() && bench.reads.is_empty());
+    assert!(bench.groups.is_empty() && bench.reads.is_empty());
     let late = bench.call("a", "append", "2");
     assert_eq!(kind(told(late)), Some(ErrorKind::Closed));
 }

@@ -28,7 +28,7 @@ fn letters(bench: &Bench) -> Vec<DeadLetter> {
     page.rows.into_iter().map(|(_, letter)| letter).collect()
 }
 
-fn delete(bench: &mut Bench, key: &str) -> Waiting {
+fn delete(bench: &mut Bench, key: &str) -> ReplyReceiver {
     bench.send(key, Queued { work: Work::Delete, is_call: true, ..item("entries", "") })
 }
 
@@ -139,7 +139,7 @@ fn a_deletion_with_very_many_delayed_signals_goes_step_by_step_and_none_is_appli
         inputs.extend(bench.commit());
         bench.step(inputs);
     }
-    assert_eq!(answer(told(deleted)), Some(Answer::Done));
+    assert_eq!(answer(told(deleted)), Some(Response::Done));
     assert!(bench.rows(Table::Reminders) > 1_000, "most of them are removed behind it");
     // The next incarnation goes on meanwhile, with delayed signals of its own.
     let called = bench.call("a", "append", "7");
@@ -150,8 +150,8 @@ fn a_deletion_with_very_many_delayed_signals_goes_step_by_step_and_none_is_appli
         inputs.extend(bench.commit());
         bench.step(inputs);
     }
-    assert_eq!(answer(told(called)), Some(Answer::Replied(b"1".to_vec())));
-    assert!(matches!(answer(told(delayed)), Some(Answer::Scheduled(_))));
+    assert_eq!(answer(told(called)), Some(Response::Replied(b"1".to_vec())));
+    assert!(matches!(answer(told(delayed)), Some(Response::Scheduled(_))));
     assert!(bench.rows(Table::Reminders) > 1, "still not all of them are removed");
     // And a crash in the middle changes nothing.
     let mut bench = bench.crashed();
@@ -179,7 +179,7 @@ fn a_turn_that_deletes_its_entity_leaves_what_it_sends_itself() {
 #[test]
 fn dead_letters_are_kept_to_a_number_bytes_and_an_age() {
     let mut bench = Bench::new();
-    bench.partition.around.config = Arc::new(Config {
+    bench.partition.environment.config = Arc::new(Config {
         retries: 0,
         dead_letters_max: 20,
         rejections_max: 10,
@@ -191,9 +191,9 @@ fn dead_letters_are_kept_to_a_number_bytes_and_an_age() {
     }
     bench.settle();
     assert_eq!(bench.rows(Table::DeadLetters), 20);
-    let dropped = bench.partition.around.dropped.load(std::sync::atomic::Ordering::Relaxed);
+    let dropped = bench.partition.environment.dropped.load(std::sync::atomic::Ordering::Relaxed);
     assert!(dropped > 0, "what is dropped is counted");
-    let config = &mut bench.partition.around.config;
+    let config = &mut bench.partition.environment.config;
     Arc::make_mut(config).dead_letter_bytes_max = 1_000;
     bench.signal("a", "explode", "");
     bench.settle();
@@ -201,7 +201,8 @@ fn dead_letters_are_kept_to_a_number_bytes_and_an_age() {
     assert!((1..20).contains(&kept), "{kept}");
     // Also those that an earlier incarnation left.
     let mut bench = bench.crashed();
-    bench.partition.around.config = Arc::new(Config { dead_letters_max: 2, ..Config::default() });
+    bench.partition.environment.config =
+        Arc::new(Config { dead_letters_max: 2, ..Config::default() });
     bench.partition.restart(&Error::new(ErrorKind::Unavailable, "injected"));
     bench.step([]);
     bench.settle();
@@ -214,23 +215,24 @@ fn dead_letters_are_kept_to_a_number_bytes_and_an_age() {
 #[test]
 fn a_replay_that_was_not_carried_out_can_be_repeated() {
     let mut bench = Bench::new();
-    bench.partition.around.config = Arc::new(Config { retries: 0, ..Config::default() });
+    bench.partition.environment.config = Arc::new(Config { retries: 0, ..Config::default() });
     bench.signal("a", "explode", "");
     bench.settle();
     let (letter, _) = ready(bench.store.dead_letters(Default::default(), None, 9))
         .expect("readable")
         .rows
         .remove(0);
-    let replay =
-        |bench: &mut Bench| bench.send("a", Queued { exhume: Some(letter), ..item("append", "5") });
+    let replay = |bench: &mut Bench| {
+        bench.send("a", Queued { replays: Some(letter), ..item("append", "5") })
+    };
     // The entity is busy until the caller's deadline.
     bench.signal("a", "fetch", "1");
     bench.answer();
     bench.flush();
-    let (ticket, _waiting) = Ticket::new(Duration::ZERO, None);
-    ticket.make_withdrawn();
-    let mut given_up = Queued { exhume: Some(letter), ..item("append", "5") };
-    given_up.ticket = Some(ticket);
+    let (reply_to, _waiting) = ReplySender::new(Duration::ZERO, None);
+    reply_to.make_withdrawn();
+    let mut given_up = Queued { replays: Some(letter), ..item("append", "5") };
+    given_up.reply_to = Some(reply_to);
     bench.step([Input::Request(id("a"), Box::new(given_up))]);
     bench.settle();
     assert_eq!(bench.rows(Table::DeadLetters), 1, "it is still there");
@@ -242,7 +244,7 @@ fn a_replay_that_was_not_carried_out_can_be_repeated() {
     let replayed = replay(&mut bench);
     let twice = replay(&mut bench);
     bench.settle();
-    assert_eq!(answer(told(replayed)), Some(Answer::Done));
+    assert_eq!(answer(told(replayed)), Some(Response::Done));
     assert_eq!(kind(told(twice)), Some(ErrorKind::NotFound), "once");
     assert_eq!(bench.rows(Table::DeadLetters), 0);
     assert_eq!(bench.entries("a"), [1, 5]);
@@ -254,7 +256,7 @@ fn a_delayed_signal_that_is_due_and_waits_is_cancelled_in_its_entitys_order() {
     let due = Some(bench.now + Duration::from_secs(5));
     let accepted = bench.send("a", Queued { due, ..item("append", "1") });
     bench.settle();
-    let Some(Answer::Scheduled(number)) = answer(told(accepted)) else { panic!("no id") };
+    let Some(Response::Scheduled(number)) = answer(told(accepted)) else { panic!("no id") };
     bench.signal("a", "fetch", "2");
     bench.answer();
     bench.flush();
@@ -267,7 +269,7 @@ fn a_delayed_signal_that_is_due_and_waits_is_cancelled_in_its_entitys_order() {
     let cancelled = cancel(&mut bench);
     bench.advance(6);
     bench.settle();
-    assert_eq!(answer(told(cancelled)), Some(Answer::Done));
+    assert_eq!(answer(told(cancelled)), Some(Response::Done));
     assert_eq!((bench.entries("a"), bench.rows(Table::Reminders)), (vec![2], 0));
     let again = cancel(&mut bench);
     bench.settle();
@@ -296,7 +298,7 @@ fn an_entity_whose_callers_wait_behind_its_backlog_goes_on() {
     let accepted = sent.into_iter().map(told).filter(Option::is_some).count();
     assert!(accepted > 20);
     let mut bench = bench.crashed_quietly();
-    Arc::make_mut(&mut bench.partition.around.config).mailbox_max = 4;
+    Arc::make_mut(&mut bench.partition.environment.config).mailbox_max = 4;
     while !bench.reads.iter().any(|read| matches!(read, Output::Inbox(..))) {
         bench.answer();
     }
@@ -313,11 +315,11 @@ fn an_entity_whose_callers_wait_behind_its_backlog_goes_on() {
 #[test]
 fn a_signal_that_died_is_not_taken_off_the_disk_twice() {
     let mut bench = Bench::new();
-    bench.partition.around.config = Arc::new(Config { retries: 0, ..Config::default() });
+    bench.partition.environment.config = Arc::new(Config { retries: 0, ..Config::default() });
     let due = Some(bench.now + Duration::from_secs(5));
     let accepted = bench.send("a", Queued { due, ..item("explode", "") });
     bench.settle();
-    let Some(Answer::Scheduled(number)) = answer(told(accepted)) else { panic!("no id") };
+    let Some(Response::Scheduled(number)) = answer(told(accepted)) else { panic!("no id") };
     bench.advance(6);
     bench.answer();
     // It has died, and that is not durable yet.
@@ -343,7 +345,7 @@ fn a_condition_is_judged_when_the_operation_begins() {
             bench.send("a", Queued { work: Work::State, is_call: true, ..item("append", "") });
         bench.settle();
         match answer(told(shown)) {
-            Some(Answer::State(Some(view))) => view.version(),
+            Some(Response::State(Some(view))) => view.version(),
             other => panic!("{other:?}"),
         }
     };
@@ -353,7 +355,7 @@ fn a_condition_is_judged_when_the_operation_begins() {
     let first = Queued { condition: condition.clone(), is_call: true, ..item("fetch", "2") };
     let fetched = bench.send("a", first);
     bench.settle();
-    assert!(matches!(answer(told(fetched)), Some(Answer::Replied(_))), "it holds");
+    assert!(matches!(answer(told(fetched)), Some(Response::Replied(_))), "it holds");
     let late = Queued { condition, is_call: true, ..item("fetch", "3") };
     let refused = bench.send("a", late);
     bench.settle();

@@ -133,9 +133,9 @@ pub(super) struct Serve {
     /// How long a caller waits for an answer, in seconds.
     #[arg(long, env = "STEAD_CALL_DEADLINE", default_value = "30", value_name = "SECONDS", value_parser = seconds)]
     pub(super) call_deadline: Duration,
-    /// How long a turn may spin before the process exits with code 7, in seconds.
-    #[arg(long, env = "STEAD_SPIN_LIMIT", default_value = "60", value_name = "SECONDS", value_parser = seconds)]
-    pub(super) spin_limit: Duration,
+    /// How long a turn may block its thread before the process exits with code 7, in seconds.
+    #[arg(long, alias = "spin-limit", env = "STEAD_BLOCK_LIMIT", default_value = "60", value_name = "SECONDS", value_parser = seconds)]
+    pub(super) block_limit: Duration,
     /// How often a failed signal or reminder is tried again.
     #[arg(long, env = "STEAD_RETRIES", default_value = "8")]
     pub(super) retries: u32,

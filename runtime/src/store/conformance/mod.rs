@@ -117,7 +117,7 @@ async fn a_batch_is_read_back_after_opening_again(open: &impl AsyncFn() -> Arc<d
         reason: "why".into(),
         attempts: 9,
         accepted_at: Timestamp::default(),
-        buried_at: Timestamp::default(),
+        dead_lettered_at: Timestamp::default(),
     };
     let first = {
         let mut writer = Writer::new(open().await);
@@ -125,7 +125,7 @@ async fn a_batch_is_read_back_after_opening_again(open: &impl AsyncFn() -> Arc<d
         let writes = vec![
             Write::PutState(id("a"), state(1)),
             Write::Remember(key.clone(), kept.clone()),
-            Write::Bury(letter_id, letter.clone()),
+            Write::PutDeadLetter(letter_id, letter.clone()),
             Write::PutLayout("suite".into(), 1, "state: unit\n".into()),
         ];
         writer.write(writes).await;
@@ -268,12 +268,12 @@ async fn letters_are_filtered_and_what_waits_is_found(open: &impl AsyncFn() -> A
         reason: "why".into(),
         attempts: 1,
         accepted_at: Timestamp::default(),
-        buried_at: Timestamp::from_micros(9),
+        dead_lettered_at: Timestamp::from_micros(9),
     };
     let at = |number| DeadLetterId { partition: 5, is_rejection: false, number };
     let letters = (1..=6).map(|number| {
         let cause = if number % 2 == 0 { Cause::Failure } else { Cause::Undecodable };
-        Write::Bury(at(number), letter(&number.to_string(), cause))
+        Write::PutDeadLetter(at(number), letter(&number.to_string(), cause))
     });
     writer.write(letters.collect()).await;
     let mut filter = DeadLetterFilter {

@@ -7,7 +7,7 @@ use crate::{
     clock,
     store::{
         Batch, CommitOutcome, Fence, Write,
-        shared::{MemberError, Ownership, Registration, SharedStore, View},
+        shared::{ClusterState, MemberError, Ownership, Registration, SharedStore},
     },
 };
 
@@ -44,7 +44,7 @@ async fn join(store: &Arc<dyn SharedStore>, name: &str) -> u64 {
     store.join(node(name)).await.expect("the name is free").incarnation
 }
 
-async fn view(store: &Arc<dyn SharedStore>) -> View {
+async fn view(store: &Arc<dyn SharedStore>) -> ClusterState {
     store.view().await.expect("readable")
 }
 

@@ -336,7 +336,7 @@ impl Store for MemoryStore {
         true
     }
 
-    fn tend(&self, _time: Timestamp) {}
+    fn maintain(&self, _time: Timestamp) {}
 
     fn load_cached(&self, id: &EntityId) -> Option<ReadResult<Option<StateRecord>>> {
         self.way.is_plain().then(|| rows::load(&*self.disk.lock(), id))

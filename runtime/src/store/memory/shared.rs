@@ -25,8 +25,8 @@ use crate::{
         keys::Table,
         record::{self, StateRecord},
         shared::{
-            Joined, Member, MemberError, MemberResult, Ownership, Registration, Renewed,
-            SharedStore, View,
+            ClusterState, Joined, Member, MemberError, MemberResult, Ownership, Registration,
+            Renewed, SharedStore,
         },
     },
 };
@@ -41,9 +41,9 @@ pub enum Reach {
     /// Both ways.
     Open,
     /// What it asks does not arrive.
-    Deaf,
+    RequestsLost,
     /// What it asks is done, but the answer does not arrive.
-    Mute,
+    ResponsesLost,
 }
 
 /// One node's way to the disk.
@@ -76,11 +76,11 @@ impl Way {
     }
 
     pub(super) async fn there(&self) -> Result<(), String> {
-        self.pass(Reach::Deaf).await
+        self.pass(Reach::RequestsLost).await
     }
 
     pub(super) async fn back(&self) -> Result<(), String> {
-        self.pass(Reach::Mute).await
+        self.pass(Reach::ResponsesLost).await
     }
 
     async fn healed(&self) {
@@ -318,7 +318,7 @@ impl SharedStore for MemoryStore {
         })
     }
 
-    fn view(&self) -> BoxFuture<'_, ReadResult<View>> {
+    fn view(&self) -> BoxFuture<'_, ReadResult<ClusterState>> {
         let viewing = self.with(|disk| {
             let now = clock::monotonic();
             let members = disk.cluster.nodes.iter().map(|node| Member {
@@ -333,7 +333,7 @@ impl SharedStore for MemoryStore {
             let mut members: Vec<_> = members.collect();
             members.sort_by(|one, other| one.name.cmp(&other.name));
             let partitions = disk.cluster.partitions.clone();
-            Ok(View { membership: disk.cluster.membership, members, partitions })
+            Ok(ClusterState { membership: disk.cluster.membership, members, partitions })
         });
         Box::pin(
             async move { viewing.await.map_err(|error| ReadError::Unavailable(error.to_string())) },

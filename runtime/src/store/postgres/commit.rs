@@ -103,9 +103,9 @@ impl Writer {
             });
         }
         // The database gives a statement up before that; a connection may be silent for ever.
-        let patience = 2 * self.settings.statement_timeout;
+        let timeout = 2 * self.settings.statement_timeout;
         let sent = send(&client, &statements, self.settings.statement_timeout);
-        let sent = clock::within(patience, sent).await;
+        let sent = clock::within(timeout, sent).await;
         match sent.unwrap_or_else(|| Sent::Unsettled("the database does not answer".into())) {
             Sent::Committed => {
                 self.client = Some(client);

@@ -34,7 +34,7 @@ use tokio_postgres::{
     types::{ToSql, Type},
 };
 
-use self::{commit::Writer, connect::Readers, shared::Desk};
+use self::{commit::Writer, connect::Readers, shared::ControlConnections};
 use super::{
     Batch, CommitOutcome, DeadLetterFilter, DeadLetterHeads, DeadLetterPage, DueKey, Haste,
     InboxPage, Opened, ReadError, ReadResult, ReminderPage, StatePage, Store, Waiting,
@@ -102,7 +102,7 @@ impl Default for PostgresSettings {
 pub struct PostgresStore {
     opened: Opened,
     config: Config,
-    desk: Desk,
+    control: ControlConnections,
     readers: Arc<Readers>,
     /// By incarnation: one that settles a batch holds up no other.
     writers: Mutex<BTreeMap<u64, SharedWriter>>,
@@ -158,7 +158,7 @@ impl PostgresStore {
             place: connect::place(&config),
             config,
             settings: settings.clone(),
-            desk: Desk::default(),
+            control: ControlConnections::default(),
             writers: Mutex::default(),
             is_closed: false.into(),
             forget_before: Arc::new(AtomicI64::new(i64::MIN)),
@@ -198,7 +198,7 @@ impl PostgresStore {
             let begun = reader.client.batch_execute(sql::BEGIN_READ);
             begun.await.map_err(unreadable)?;
             let (reader, found) = on_thread(move || {
-                let found = read(&View { client: &reader.client, runtime });
+                let found = read(&ReadView { client: &reader.client, runtime });
                 (reader, found)
             })
             .await;
@@ -317,12 +317,12 @@ async fn read_settings(client: &Client) -> Result<Settings, ConnectError> {
 }
 
 /// The tables as one read sees them.
-struct View<'r> {
+struct ReadView<'r> {
     client: &'r Client,
     runtime: Handle,
 }
 
-impl Rows for View<'_> {
+impl Rows for ReadView<'_> {
     fn get(&self, table: Table, key: &[u8]) -> ReadResult<Option<Vec<u8>>> {
         let statement = sql::TABLES[table as usize].get;
         let values: [Value<'_>; 1] = [(&key, Type::BYTEA)];
@@ -384,7 +384,7 @@ impl Store for PostgresStore {
         true
     }
 
-    fn tend(&self, time: Timestamp) {
+    fn maintain(&self, time: Timestamp) {
         self.forget_before.store(time.as_micros(), Ordering::Relaxed);
     }
 

@@ -16,8 +16,8 @@ use crate::{
     store::{
         ReadError, ReadResult,
         shared::{
-            Joined, Member, MemberError, MemberResult, Ownership, Registration, Renewed,
-            SharedStore, View,
+            ClusterState, Joined, Member, MemberError, MemberResult, Ownership, Registration,
+            Renewed, SharedStore,
         },
     },
 };
@@ -27,7 +27,7 @@ const DEADLINE: Duration = Duration::from_secs(15);
 
 /// The connections that are kept for members.
 #[derive(Debug, Default)]
-pub(super) struct Desk {
+pub(super) struct ControlConnections {
     renewals: Mutex<Option<Client>>,
     changes: Mutex<Option<Client>>,
     /// The last registration, for sabotage only.
@@ -35,7 +35,7 @@ pub(super) struct Desk {
 }
 
 /// What a change of the membership came to.
-enum Change<T> {
+enum MembershipChange<T> {
     Commit(T),
     Undo(MemberResult<T>),
 }
@@ -82,16 +82,16 @@ impl PostgresStore {
     /// Changes the membership in one transaction.
     async fn change<T>(
         &self,
-        change: impl AsyncFnOnce(&Client) -> Result<Change<T>, tokio_postgres::Error>,
+        change: impl AsyncFnOnce(&Client) -> Result<MembershipChange<T>, tokio_postgres::Error>,
     ) -> MemberResult<T> {
-        self.on(&self.desk.changes, async |client| {
+        self.on(&self.control.changes, async |client| {
             client.batch_execute(members::BEGIN).await?;
             match change(client).await? {
-                Change::Commit(done) => {
+                MembershipChange::Commit(done) => {
                     client.batch_execute("commit").await?;
                     Ok(done)
                 }
-                Change::Undo(why) => {
+                MembershipChange::Undo(why) => {
                     client.batch_execute("rollback").await?;
                     why
                 }
@@ -140,7 +140,7 @@ impl SharedStore for PostgresStore {
             let secret: [Value<'_>; 1] = [(&node.secret, Type::BYTEA)];
             if let Some(stranger) = client.query_typed_opt(members::STRANGER, &secret).await? {
                 let name = stranger.get::<_, &str>(0).into();
-                return Ok(Change::Undo(Err(MemberError::Stranger(name))));
+                return Ok(MembershipChange::Undo(Err(MemberError::Stranger(name))));
             }
             let holder: [Value<'_>; 1] = [(&name, Type::TEXT)];
             let holder = client.query_typed_opt(members::HOLDER, &holder).await?;
@@ -149,7 +149,10 @@ impl SharedStore for PostgresStore {
                 if left_micros > 0 {
                     let incarnation = incarnation.unsigned_abs();
                     let left = left(left_micros);
-                    return Ok(Change::Undo(Err(MemberError::Held { incarnation, left })));
+                    return Ok(MembershipChange::Undo(Err(MemberError::Held {
+                        incarnation,
+                        left,
+                    })));
                 }
                 client.execute_typed(members::LEAVE, &[(&incarnation, Type::INT8)]).await?;
                 free(client, incarnation).await?;
@@ -179,16 +182,16 @@ impl SharedStore for PostgresStore {
             let old: [Value<'_>; 1] = [(&(incarnation - LANES_KEPT), Type::INT8)];
             client.execute_typed(sql::DROP_LANES, &old).await?;
             if sabotage::is("X6") {
-                *self.desk.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
+                *self.control.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
                     Some(node);
             }
             let time = Timestamp::from_micros(time);
-            Ok(Change::Commit(Joined { incarnation: incarnation.unsigned_abs(), time }))
+            Ok(MembershipChange::Commit(Joined { incarnation: incarnation.unsigned_abs(), time }))
         }))
     }
 
     fn renew(&self, incarnation: u64) -> BoxFuture<'_, MemberResult<Renewed>> {
-        Box::pin(self.on(&self.desk.renewals, async move |client| {
+        Box::pin(self.on(&self.control.renewals, async move |client| {
             if sabotage::is("X6") {
                 self.take_back(client, incarnation).await?;
             }
@@ -206,8 +209,8 @@ impl SharedStore for PostgresStore {
         }))
     }
 
-    fn view(&self) -> BoxFuture<'_, ReadResult<View>> {
-        let viewing = self.on(&self.desk.changes, async |client| {
+    fn view(&self) -> BoxFuture<'_, ReadResult<ClusterState>> {
+        let viewing = self.on(&self.control.changes, async |client| {
             client.batch_execute(members::BEGIN_VIEW).await?;
             let membership: i64 = client.query_typed_one(members::MEMBERSHIP, &[]).await?.get(0);
             let members = client.query_typed(members::MEMBERS, &[]).await?;
@@ -221,7 +224,7 @@ impl SharedStore for PostgresStore {
                 return Err(MemberError::Unavailable("stead_partitions lacks rows".into()));
             }
             let partitions = partitions.iter().map(ownership).collect();
-            Ok(View { membership: membership.unsigned_abs(), members, partitions })
+            Ok(ClusterState { membership: membership.unsigned_abs(), members, partitions })
         });
         Box::pin(
             async move { viewing.await.map_err(|error| ReadError::Unavailable(error.to_string())) },
@@ -236,10 +239,10 @@ impl SharedStore for PostgresStore {
             let evict = if sabotage::is("X7") { members::LEAVE } else { members::EVICT };
             let gone = client.execute_typed(evict, &dead).await?;
             if gone == 0 {
-                return Ok(Change::Undo(Ok(false)));
+                return Ok(MembershipChange::Undo(Ok(false)));
             }
             free(client, incarnation).await?;
-            Ok(Change::Commit(true))
+            Ok(MembershipChange::Commit(true))
         }))
     }
 
@@ -247,13 +250,13 @@ impl SharedStore for PostgresStore {
         Box::pin(self.change(async move |client| {
             let member: [Value<'_>; 1] = [(&signed(incarnation), Type::INT8)];
             if client.query_typed_opt(members::HOLD, &member).await?.is_none() {
-                return Ok(Change::Undo(Err(MemberError::Lost)));
+                return Ok(MembershipChange::Undo(Err(MemberError::Lost)));
             }
             let partitions: Vec<_> = partitions.into_iter().map(i32::from).collect();
             let taken: [Value<'_>; 2] =
                 [(&signed(incarnation), Type::INT8), (&partitions, Type::INT4_ARRAY)];
             client.execute_typed(members::ACQUIRE, &taken).await?;
-            Ok(Change::Commit(()))
+            Ok(MembershipChange::Commit(()))
         }))
     }
 
@@ -262,7 +265,11 @@ impl SharedStore for PostgresStore {
             client.query_typed_one(members::NEXT_MEMBERSHIP, &[]).await?;
             let member: [Value<'_>; 1] = [(&signed(incarnation), Type::INT8)];
             let found = client.execute_typed(members::ANNOUNCE_LEAVE, &member).await?;
-            Ok(if found == 1 { Change::Commit(()) } else { Change::Undo(Err(MemberError::Lost)) })
+            Ok(if found == 1 {
+                MembershipChange::Commit(())
+            } else {
+                MembershipChange::Undo(Err(MemberError::Lost))
+            })
         }))
     }
 
@@ -272,10 +279,10 @@ impl SharedStore for PostgresStore {
             client.query_typed_one(members::NEXT_MEMBERSHIP, &[]).await?;
             let member: [Value<'_>; 1] = [(&incarnation, Type::INT8)];
             if client.execute_typed(members::LEAVE, &member).await? == 0 {
-                return Ok(Change::Undo(Err(MemberError::Lost)));
+                return Ok(MembershipChange::Undo(Err(MemberError::Lost)));
             }
             free(client, incarnation).await?;
-            Ok(Change::Commit(()))
+            Ok(MembershipChange::Commit(()))
         }))
     }
 }
@@ -283,7 +290,8 @@ impl SharedStore for PostgresStore {
 impl PostgresStore {
     /// A renewal that inserts, for sabotage only.
     async fn take_back(&self, client: &Client, incarnation: u64) -> Result<(), MemberError> {
-        let last = self.desk.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let last =
+            self.control.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         let Some(node) = last else { return Ok(()) };
         let (name, address) = (&*node.name, &*node.address);
         let values: [Value<'_>; 7] = [

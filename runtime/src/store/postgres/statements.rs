@@ -210,7 +210,7 @@ mod tests {
         let writes = vec![
             Write::DeleteState(id.clone()),
             Write::CancelReminder(1, id, Slot::Delayed(7), Timestamp::default()),
-            Write::Exhume(DeadLetterId { partition: 1, is_rejection: false, number: 9 }),
+            Write::DeleteDeadLetter(DeadLetterId { partition: 1, is_rejection: false, number: 9 }),
         ];
         let fence = Fence { incarnation: 1, lane: 0, number: 1 };
         let kept = Settings { partitions: 16, seed: (7, 11) };

@@ -16,7 +16,7 @@ use fs4::FileExt as _;
 use crate::clock::{monotonic, wait};
 
 /// How long opening waits for whoever uses the directory to end.
-const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 const LOCK_INTERVAL: Duration = Duration::from_millis(10);
 const HORIZON_INTERVAL: Duration = Duration::from_millis(200);
 const ROOM_INTERVAL: Duration = Duration::from_millis(50);
@@ -120,7 +120,7 @@ impl Directory {
             match lock.try_lock() {
                 Ok(()) => break,
                 // Whoever has it may be about to end: a node that was just dropped, or a process.
-                Err(TryLockError::WouldBlock) if asked.elapsed() < LOCK_PATIENCE => {
+                Err(TryLockError::WouldBlock) if asked.elapsed() < LOCK_TIMEOUT => {
                     wait(LOCK_INTERVAL);
                 }
                 Err(TryLockError::WouldBlock) => {
@@ -209,7 +209,7 @@ impl Directory {
     }
 
     /// Writes the horizon if it is due, a few times a second, also when nothing is committed any more.
-    pub(super) fn tend_horizon(&self) {
+    pub(super) fn maintain_horizon(&self) {
         let due = {
             let horizon = self.horizon.lock().unwrap_or_else(PoisonError::into_inner);
             horizon.2.elapsed() >= HORIZON_INTERVAL

@@ -198,7 +198,7 @@ impl RocksStore {
             // One view for the whole read: a batch is seen as a whole or not at all.
             Some(database) => {
                 let fills_cache = haste == Haste::Short;
-                read(&View { at: database.db.snapshot(), db: &database.db, fills_cache })
+                read(&ReadView { at: database.db.snapshot(), db: &database.db, fills_cache })
             }
             None => Err(closed()),
         }))
@@ -399,14 +399,14 @@ fn read_error(error: rocksdb::Error) -> ReadError {
 }
 
 /// The database as it stood at one moment.
-struct View<'d> {
+struct ReadView<'d> {
     at: rocksdb::Snapshot<'d>,
     db: &'d DB,
     /// Whether what is read is kept for others: pages of lists would push out what turns need.
     fills_cache: bool,
 }
 
-impl Rows for View<'_> {
+impl Rows for ReadView<'_> {
     fn get(&self, table: Table, key: &[u8]) -> ReadResult<Option<Vec<u8>>> {
         let handle = self.db.cf_handle(table.name()).expect("every table is opened");
         self.at.get_cf(&handle, key).map_err(read_error)
@@ -446,9 +446,9 @@ impl Store for RocksStore {
         Box::pin(async move { self.shared.write(&batch) })
     }
 
-    fn tend_after_commit(&self) {
+    fn maintain_after_commit(&self) {
         if let Some(database) = &*self.shared.open() {
-            database.directory.tend_horizon();
+            database.directory.maintain_horizon();
         }
     }
 
@@ -456,12 +456,12 @@ impl Store for RocksStore {
         self.shared.has_room.load(Ordering::Relaxed)
     }
 
-    fn tend(&self, time: Timestamp) {
+    fn maintain(&self, time: Timestamp) {
         self.shared.forget_before.store(time.as_micros(), Ordering::Relaxed);
         if let Some(database) = &*self.shared.open() {
             let has_room = database.directory.check_room().is_ok();
             self.shared.has_room.store(has_room, Ordering::Relaxed);
-            database.directory.tend_horizon();
+            database.directory.maintain_horizon();
             database.keep_history_at_hand();
         }
     }

@@ -1,8 +1,8 @@
 //! Somebody waits: the caller's end of an operation.
 //!
-//! A ticket is waiting, taken or withdrawn, and moves once. What was taken may be applied, so its
+//! A reply sender is waiting, taken or withdrawn, and moves once. What was taken may be applied, so its
 //! caller can only be told that the outcome is unknown; what was withdrawn is never applied. Deadlines
-//! are kept by [`Tickets`], a list that the watchdog looks through: a timer for each request would
+//! are kept by [`PendingReplies`], a list that the watchdog looks through: a timer for each request would
 //! cost more than the turn.
 
 use std::{
@@ -20,11 +20,11 @@ use stead_entities::{Error, ErrorKind, Rejection, Timestamp, Version};
 use crate::{admission::Permit, clock::deadline_after, sabotage};
 
 /// What a caller is told.
-pub(crate) type Response = Result<Answer, Error>;
+pub(crate) type CallResult = Result<Response, Error>;
 
 /// A good answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub(crate) enum Response {
     /// The signal is durable, the entity deleted, the letter gone, the partition alive.
     Done,
     /// The signal is durable, and due later, under this number.
@@ -62,11 +62,11 @@ const TAKEN: u8 = 1;
 const WITHDRAWN: u8 = 2;
 
 #[derive(Debug, Clone)]
-pub(crate) struct Ticket(Arc<Inner>);
+pub(crate) struct ReplySender(Arc<Inner>);
 
 /// The answer, as the caller awaits it. Dropping it cancels nothing.
 #[derive(Debug)]
-pub(crate) struct Waiting(Ticket);
+pub(crate) struct ReplyReceiver(ReplySender);
 
 #[derive(Debug)]
 struct Inner {
@@ -75,7 +75,7 @@ struct Inner {
     is_uncertain: AtomicBool,
     reply: Mutex<Reply>,
     deadline: Instant,
-    patience: Duration,
+    timeout: Duration,
     /// Given back when the last clone is gone.
     _permit: Option<Permit>,
 }
@@ -83,27 +83,27 @@ struct Inner {
 #[derive(Debug)]
 enum Reply {
     Open(Option<Waker>),
-    Here(Response),
+    Here(CallResult),
     Gone,
 }
 
-impl Ticket {
-    /// A ticket whose caller waits for at most `patience`.
-    pub(crate) fn new(patience: Duration, permit: Option<Permit>) -> (Self, Waiting) {
-        let ticket = Self(Arc::new(Inner {
+impl ReplySender {
+    /// A reply sender whose caller waits for at most `timeout`.
+    pub(crate) fn new(timeout: Duration, permit: Option<Permit>) -> (Self, ReplyReceiver) {
+        let reply_to = Self(Arc::new(Inner {
             stage: AtomicU8::new(WAITING),
             is_uncertain: AtomicBool::new(false),
             reply: Mutex::new(Reply::Open(None)),
-            deadline: deadline_after(patience),
-            patience,
+            deadline: deadline_after(timeout),
+            timeout,
             _permit: permit,
         }));
-        (ticket.clone(), Waiting(ticket))
+        (reply_to.clone(), ReplyReceiver(reply_to))
     }
 
     /// How long its caller waits.
-    pub(crate) fn patience(&self) -> Duration {
-        self.0.patience
+    pub(crate) fn timeout(&self) -> Duration {
+        self.0.timeout
     }
 
     /// Begins the work, unless the caller has withdrawn it.
@@ -134,7 +134,7 @@ impl Ticket {
     }
 
     /// Tells the caller; the first answer counts.
-    pub(crate) fn answer(&self, response: Response) {
+    pub(crate) fn answer(&self, response: CallResult) {
         let response = response.map_err(|error| self.honest(error));
         let mut reply = self.reply();
         if let Reply::Open(waker) = &mut *reply {
@@ -178,10 +178,10 @@ impl Ticket {
     }
 }
 
-impl Future for Waiting {
-    type Output = Response;
+impl Future for ReplyReceiver {
+    type Output = CallResult;
 
-    fn poll(self: Pin<&mut Self>, ctx: &mut Context<'_>) -> Poll<Response> {
+    fn poll(self: Pin<&mut Self>, ctx: &mut Context<'_>) -> Poll<CallResult> {
         let mut reply = self.0.reply();
         match &mut *reply {
             Reply::Open(waker) => {
@@ -199,7 +199,7 @@ impl Future for Waiting {
     }
 }
 
-impl Drop for Waiting {
+impl Drop for ReplyReceiver {
     fn drop(&mut self) {
         if sabotage::is("X20") {
             self.0.withdraw();
@@ -207,26 +207,26 @@ impl Drop for Waiting {
     }
 }
 
-/// The tickets of one partition that may still be waiting.
+/// The reply senders of one partition that may still be waiting.
 #[derive(Debug, Default)]
-pub(crate) struct Tickets {
+pub(crate) struct PendingReplies {
     list: Vec<Weak<Inner>>,
-    /// No ticket of the list has an earlier deadline.
+    /// No reply sender of the list has an earlier deadline.
     earliest: Option<Instant>,
     /// The length at which the list is cleared of what was answered.
     tidy_at: usize,
 }
 
-impl Tickets {
-    /// Watches a ticket's deadline.
-    pub(crate) fn add(&mut self, ticket: &Ticket) {
+impl PendingReplies {
+    /// Watches a reply sender's deadline.
+    pub(crate) fn add(&mut self, reply_to: &ReplySender) {
         if self.list.len() >= self.tidy_at {
             self.list.retain(|known| known.strong_count() > 0);
             self.tidy_at = (2 * self.list.len()).max(64);
         }
-        let deadline = ticket.0.deadline;
+        let deadline = reply_to.0.deadline;
         self.earliest = Some(self.earliest.map_or(deadline, |known| known.min(deadline)));
-        self.list.push(Arc::downgrade(&ticket.0));
+        self.list.push(Arc::downgrade(&reply_to.0));
     }
 
     /// Takes out what waits past its deadline; everything, where `now` is `None`.
@@ -237,13 +237,14 @@ impl Tickets {
         }
         self.earliest = None;
         self.list.retain(|known| {
-            let Some(ticket) = known.upgrade().map(Ticket).filter(|ticket| !ticket.is_answered())
+            let Some(reply_to) =
+                known.upgrade().map(ReplySender).filter(|reply_to| !reply_to.is_answered())
             else {
                 return false;
             };
-            let deadline = ticket.0.deadline;
+            let deadline = reply_to.0.deadline;
             if now.is_none_or(|now| deadline <= now) {
-                overdue.push(ticket);
+                overdue.push(reply_to);
                 return false;
             }
             self.earliest = Some(self.earliest.map_or(deadline, |known| known.min(deadline)));
@@ -253,14 +254,14 @@ impl Tickets {
     }
 }
 
-/// Tickets past their deadline, to be told outside of any lock.
+/// PendingReplies past their deadline, to be told outside of any lock.
 #[derive(Debug)]
 #[must_use = "their callers wait"]
-pub(crate) struct Overdue(Vec<Ticket>);
+pub(crate) struct Overdue(Vec<ReplySender>);
 
 impl Overdue {
     pub(crate) fn expire(self) {
-        self.0.iter().for_each(Ticket::expire);
+        self.0.iter().for_each(ReplySender::expire);
     }
 }
 
@@ -269,8 +270,8 @@ mod tests {
     use super::*;
     use crate::clock::monotonic;
 
-    fn overdue(tickets: &mut Tickets, after: Duration) -> usize {
-        let overdue = tickets.overdue(monotonic().checked_add(after));
+    fn overdue(pending: &mut PendingReplies, after: Duration) -> usize {
+        let overdue = pending.overdue(monotonic().checked_add(after));
         let count = overdue.0.len();
         overdue.expire();
         count
@@ -278,27 +279,27 @@ mod tests {
 
     #[test]
     fn a_deadline_withdraws_what_has_not_begun_and_only_that() {
-        let mut tickets = Tickets::default();
+        let mut pending = PendingReplies::default();
         let hour = Duration::from_secs(3_600);
-        let (early, _waits) = Ticket::new(Duration::ZERO, None);
-        let (begun, _waits) = Ticket::new(Duration::ZERO, None);
-        let (late, _waits) = Ticket::new(2 * hour, None);
+        let (early, _waits) = ReplySender::new(Duration::ZERO, None);
+        let (begun, _waits) = ReplySender::new(Duration::ZERO, None);
+        let (late, _waits) = ReplySender::new(2 * hour, None);
         assert!(begun.take());
-        [&early, &begun, &late].into_iter().for_each(|ticket| tickets.add(ticket));
-        assert_eq!(overdue(&mut tickets, hour), 2);
+        [&early, &begun, &late].into_iter().for_each(|reply_to| pending.add(reply_to));
+        assert_eq!(overdue(&mut pending, hour), 2);
         assert!(!early.take(), "withdrawn, so it never runs");
         assert!(begun.take());
         assert!(!late.is_answered());
-        assert_eq!(overdue(&mut tickets, hour), 0);
-        assert_eq!(overdue(&mut tickets, 3 * hour), 1);
+        assert_eq!(overdue(&mut pending, hour), 0);
+        assert_eq!(overdue(&mut pending, 3 * hour), 1);
     }
 
     #[test]
     fn the_list_forgets_what_is_gone() {
-        let mut tickets = Tickets::default();
+        let mut pending = PendingReplies::default();
         for _ in 0..10_000 {
-            tickets.add(&Ticket::new(Duration::from_secs(1), None).0);
+            pending.add(&ReplySender::new(Duration::from_secs(1), None).0);
         }
-        assert!(tickets.list.len() <= 64);
+        assert!(pending.list.len() <= 64);
     }
 }

@@ -12,19 +12,19 @@ use super::Inner;
 use crate::{
     commit::{self, Committer, Fatal, Incarnation},
     entropy::Entropy,
-    partition::{Handle, Hosting, Surroundings, message::Input},
+    partition::{Environment, Handle, Hosting, message::Input},
     placement::{cluster::Cluster, lease::Lease},
     transport::links::Links,
 };
 
 /// One incarnation of a node: its way to the committer, and its lease.
-pub(crate) struct Home {
+pub(crate) struct Session {
     pub(crate) incarnation: Arc<Incarnation>,
     pub(crate) committer: commit::Sender,
     fatal: watch::Receiver<Option<Fatal>>,
 }
 
-impl Home {
+impl Session {
     /// Waits until nothing more can be committed under this incarnation.
     pub(crate) async fn cannot_go_on(&self) {
         let mut fatal = self.fatal.clone();
@@ -37,11 +37,11 @@ impl Home {
 
 impl Inner {
     /// Begins an incarnation. Among others, what ends it does not end the node.
-    pub(crate) fn settle_in(
+    pub(crate) fn begin_session(
         &self,
         incarnation: Incarnation,
         cluster: Option<Arc<Cluster>>,
-    ) -> io::Result<Arc<Home>> {
+    ) -> io::Result<Arc<Session>> {
         let incarnation = Arc::new(incarnation);
         let (committer, queue) = commit::queue();
         let (ended, fatal) = watch::channel(None);
@@ -60,13 +60,13 @@ impl Inner {
             service = service.with(links);
         }
         service.start(&self.threads, queue)?;
-        let home = Arc::new(Home { incarnation, committer, fatal });
-        *self.home.lock().unwrap_or_else(PoisonError::into_inner) = Some(home.clone());
-        Ok(home)
+        let session = Arc::new(Session { incarnation, committer, fatal });
+        *self.session.lock().unwrap_or_else(PoisonError::into_inner) = Some(session.clone());
+        Ok(session)
     }
 
     /// The only incarnation of a node that shares nothing, with all partitions.
-    pub(crate) fn settle_alone(&self, batches: u64) -> io::Result<()> {
+    pub(crate) fn begin_only_session(&self, batches: u64) -> io::Result<()> {
         let opened = self.store.opened();
         let incarnation = Incarnation {
             number: opened.incarnation,
@@ -74,20 +74,20 @@ impl Inner {
             lease: Arc::new(Lease::for_ever()),
             link: Arc::new(AtomicU64::new(0)),
         };
-        let home = self.settle_in(incarnation, None)?;
+        let session = self.begin_session(incarnation, None)?;
         for partition in 0..opened.settings.partitions {
-            self.host(&home, partition, opened.was_unclean);
+            self.host(&session, partition, opened.was_unclean);
         }
         Ok(())
     }
 
     /// Begins to host a partition.
-    pub(crate) fn host(&self, home: &Home, partition: u16, was_unclean: bool) {
-        let around = Surroundings {
+    pub(crate) fn host(&self, session: &Session, partition: u16, was_unclean: bool) {
+        let environment = Environment {
             number: partition,
-            incarnation: home.incarnation.number,
+            incarnation: session.incarnation.number,
             was_unclean,
-            link: home.incarnation.link(),
+            link: session.incarnation.link(),
             settings: self.store.opened().settings.clone(),
             types: self.types.clone(),
             config: self.config.clone(),
@@ -99,8 +99,8 @@ impl Inner {
             dropped: self.dropped.clone(),
             unserved: self.audit.met.clone(),
         };
-        let (committer, lease) = (home.committer.clone(), home.incarnation.lease.clone());
-        self.handle(partition).host(Hosting { around, committer, lease });
+        let (committer, lease) = (session.committer.clone(), session.incarnation.lease.clone());
+        self.handle(partition).host(Hosting { environment, committer, lease });
     }
 
     fn entropy(&self) -> Entropy {
@@ -109,14 +109,14 @@ impl Inner {
     }
 
     /// Ends an incarnation: whoever waits for it is told `error`, or that the outcome is not known.
-    pub(crate) fn move_out(&self, error: &Error) {
-        self.home.lock().unwrap_or_else(PoisonError::into_inner).take();
+    pub(crate) fn end_session(&self, error: &Error) {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.partitions.iter().for_each(|handle| handle.dismiss(error.clone()));
     }
 
     /// The present incarnation.
-    pub(crate) fn home(&self) -> Option<Arc<Home>> {
-        self.home.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(crate) fn session(&self) -> Option<Arc<Session>> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub(crate) fn handle(&self, partition: u16) -> &Handle {
@@ -130,7 +130,7 @@ impl Inner {
     }
 
     /// Goes on after a lease that had run out was renewed.
-    pub(crate) fn rouse(&self) {
-        self.partitions.iter().for_each(Handle::rouse);
+    pub(crate) fn resume(&self) {
+        self.partitions.iter().for_each(Handle::resume);
     }
 }
