@@ -1,6 +1,10 @@
 //! The trait that `#[entity]` implements, and the table of operations it consists of.
 
-use std::{any::TypeId, fmt, future::Future};
+use std::{
+    any::{Any, TypeId},
+    fmt,
+    future::Future,
+};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde::{Serialize, de::DeserializeOwned};
@@ -120,8 +124,6 @@ pub enum Outcome {
     Replied(Vec<u8>),
     /// The entity's "no".
     Rejected(Rejection),
-    /// The argument does not fit.
-    Undecodable(InputError),
     /// The result has no JSON form.
     Unencodable(String),
 }
@@ -168,9 +170,27 @@ impl<T: Serialize + JsonSchema> OperationResult<Rejectable> for Result<T, Reject
 
 type Schemas = fn(&mut SchemaGenerator) -> Schema;
 type Running<E> = BoxFuture<'static, (E, Context, Outcome)>;
-type OperationBody<E> = Box<dyn Fn(&mut E, &mut Context, &[u8]) -> Outcome + Send + Sync>;
-type AsyncBody<E> = Box<dyn Fn(E, Context, &[u8]) -> Result<Running<E>, InputError> + Send + Sync>;
-type QueryBody<E> = Box<dyn Fn(&E, &Context, &[u8]) -> Outcome + Send + Sync>;
+type OperationBody<E> = Box<dyn Fn(&mut E, &mut Context, Argument) -> Outcome + Send + Sync>;
+type AsyncBody<E> = Box<dyn Fn(E, Context, Argument) -> Running<E> + Send + Sync>;
+type QueryBody<E> = Box<dyn Fn(&E, &Context, Argument) -> Outcome + Send + Sync>;
+
+/// A decoded argument, whose type is known to its operation only: an argument is decoded once, where
+/// a request arrives, and the turn takes it from there. For runtimes and test drivers.
+pub struct Argument(Box<dyn Any + Send>);
+
+impl Argument {
+    fn of<A: Send + 'static>(value: A) -> Self {
+        Self(Box::new(value))
+    }
+
+    /// The value.
+    ///
+    /// # Panics
+    /// Where another operation has decoded it.
+    fn take<A: 'static>(self) -> A {
+        *self.0.downcast().expect("an argument goes to the operation that decoded it")
+    }
+}
 
 /// The code behind an operation. For runtimes and test drivers.
 pub enum Body<E> {
@@ -188,7 +208,7 @@ pub struct OperationType<E> {
     description: &'static str,
     visibility: Visibility,
     body: Body<E>,
-    check: fn(&[u8]) -> Result<(), InputError>,
+    decode: fn(&[u8]) -> Result<Argument, InputError>,
     takes_nothing: bool,
     input_schema: Schemas,
     output_schema: Schemas,
@@ -201,13 +221,11 @@ impl<E: Entity> OperationType<E> {
         body: impl Fn(&mut E, &mut Context, A) -> R + Send + Sync + 'static,
     ) -> Self
     where
-        A: DeserializeOwned + JsonSchema + 'static,
+        A: DeserializeOwned + JsonSchema + Send + 'static,
         R: OperationResult<Kind>,
     {
-        let body: OperationBody<E> = Box::new(move |state, ctx, input| match decode::<A>(input) {
-            Ok(input) => body(state, ctx, input).outcome(),
-            Err(error) => Outcome::Undecodable(error),
-        });
+        let body: OperationBody<E> =
+            Box::new(move |state, ctx, argument| body(state, ctx, argument.take::<A>()).outcome());
         Self::new::<A, R, Kind>(name, Body::Operation(body))
     }
 
@@ -217,17 +235,17 @@ impl<E: Entity> OperationType<E> {
         body: impl Fn(E, Context, A) -> F + Send + Sync + 'static,
     ) -> Self
     where
-        A: DeserializeOwned + JsonSchema + 'static,
+        A: DeserializeOwned + JsonSchema + Send + 'static,
         R: OperationResult<Kind>,
         F: Future<Output = (E, Context, R)> + Send + 'static,
     {
-        let body: AsyncBody<E> = Box::new(move |state, ctx, input| {
-            let running = body(state, ctx, decode::<A>(input)?);
-            Ok(Box::pin(async move {
-                let (state, ctx, answer) = running.await;
-                let outcome = answer.outcome();
+        let body: AsyncBody<E> = Box::new(move |state, ctx, argument| {
+            let running = body(state, ctx, argument.take::<A>());
+            Box::pin(async move {
+                let (state, ctx, result) = running.await;
+                let outcome = result.outcome();
                 (state, ctx, outcome)
-            }))
+            })
         });
         Self::new::<A, R, Kind>(name, Body::Async(body))
     }
@@ -238,19 +256,17 @@ impl<E: Entity> OperationType<E> {
         body: impl Fn(&E, &Context, A) -> R + Send + Sync + 'static,
     ) -> Self
     where
-        A: DeserializeOwned + JsonSchema + 'static,
+        A: DeserializeOwned + JsonSchema + Send + 'static,
         R: OperationResult<Kind>,
     {
-        let body: QueryBody<E> = Box::new(move |state, ctx, input| match decode::<A>(input) {
-            Ok(input) => body(state, ctx, input).outcome(),
-            Err(error) => Outcome::Undecodable(error),
-        });
+        let body: QueryBody<E> =
+            Box::new(move |state, ctx, argument| body(state, ctx, argument.take::<A>()).outcome());
         Self::new::<A, R, Kind>(name, Body::Query(body))
     }
 
     fn new<A, R, Kind>(name: &'static str, body: Body<E>) -> Self
     where
-        A: DeserializeOwned + JsonSchema + 'static,
+        A: DeserializeOwned + JsonSchema + Send + 'static,
         R: OperationResult<Kind>,
     {
         Self {
@@ -258,7 +274,7 @@ impl<E: Entity> OperationType<E> {
             description: "",
             visibility: Visibility::Public,
             body,
-            check: |input| decode::<A>(input).map(drop),
+            decode: |input| decode::<A>(input).map(Argument::of),
             takes_nothing: TypeId::of::<A>() == TypeId::of::<()>(),
             input_schema: |generator| generator.subschema_for::<A>(),
             output_schema: R::schema,
@@ -306,18 +322,23 @@ impl<E: Entity> OperationType<E> {
         &self.body
     }
 
-    /// Whether `input` is an argument of this operation.
+    /// Reads an argument of this operation from its JSON.
     ///
     /// # Errors
     /// Names the path that does not fit.
-    pub fn check(&self, input: &[u8]) -> Result<(), InputError> {
-        (self.check)(input)
+    pub fn decode(&self, input: &[u8]) -> Result<Argument, InputError> {
+        (self.decode)(input)
     }
 }
 
 impl<E> fmt::Debug for OperationType<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("OperationType").field(&self.name).finish()
+    }
+}
+impl fmt::Debug for Argument {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Argument")
     }
 }
 impl<E> fmt::Debug for Body<E> {

@@ -3,9 +3,10 @@
 //!
 //! The form is by position and knows no names, so a type whose serde code asks what comes next, or
 //! writes what it does not read, is lost in it. Serde code can be written by hand below any derive, so no
-//! type is trusted: each state is read again before its turn is committed. In debug builds and in test
-//! drivers it is read from its JSON too.
+//! type is trusted: each state is read again before it is committed. In debug builds and in test drivers
+//! it is read from its JSON too.
 
+use bincode::enc::write::SizeWriter;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
@@ -28,6 +29,17 @@ pub struct Unreadable(pub String);
 pub fn encode<T: Serialize>(state: &T) -> Result<Vec<u8>, Unreadable> {
     bincode::serde::encode_to_vec(state, bincode::config::standard())
         .map_err(|error| Unreadable(error.to_string()))
+}
+
+/// The number of bytes that a state takes once it is encoded; cheaper than encoding it.
+///
+/// # Errors
+/// Where serde refuses a part of the state.
+pub fn size<T: Serialize>(state: &T) -> Result<usize, Unreadable> {
+    let mut size = SizeWriter::default();
+    bincode::serde::encode_into_writer(state, &mut size, bincode::config::standard())
+        .map_err(|error| Unreadable(error.to_string()))?;
+    Ok(size.bytes_written)
 }
 
 /// Decodes a state.
@@ -82,6 +94,18 @@ impl Checks {
     where
         T: Serialize + DeserializeOwned,
     {
+        self.prove_stored::<T>(stored)?;
+        self.prove_json(state, stored)
+    }
+
+    /// Proves that a state can be read back from its stored form.
+    ///
+    /// # Errors
+    /// As [`Checks::prove`].
+    pub fn prove_stored<T>(self, stored: &[u8]) -> Result<(), String>
+    where
+        T: Serialize + DeserializeOwned,
+    {
         let advice = "hold what describes itself as `Json<T>`, and write by hand only serde code that \
                       reads what it writes";
         let again = decode::<T>(stored).map_err(|error| {
@@ -91,9 +115,27 @@ impl Checks {
         if !self.is_same(&again, stored) {
             return Err(format!("the state would be read back as another one: {advice}"));
         }
-        if self.json {
-            json::check(state).map_err(|error| format!("the state has no JSON form: {error}"))?;
+        Ok(())
+    }
+
+    /// Checks that a state has a JSON form, where its type may lack one.
+    ///
+    /// # Errors
+    /// What JSON cannot carry, in words.
+    pub fn check_json<T: Serialize>(self, state: &T) -> Result<(), String> {
+        match self.json {
+            true => {
+                json::check(state).map_err(|error| format!("the state has no JSON form: {error}"))
+            }
+            false => Ok(()),
         }
+    }
+
+    fn prove_json<T>(self, state: &T, stored: &[u8]) -> Result<(), String>
+    where
+        T: Serialize + DeserializeOwned,
+    {
+        self.check_json(state)?;
         if self.json_again {
             let json = json::encode(state).map_err(|error| error.to_string())?;
             let again = serde_json::from_slice::<T>(&json).map_err(|error| {

@@ -18,6 +18,7 @@ mod map;
 mod node;
 mod partition;
 pub mod placement;
+mod rules;
 mod sabotage;
 #[cfg(feature = "server")]
 pub mod server;

@@ -1,18 +1,26 @@
 //! The entity types of a node, with their Rust types erased: a state is a box, an operation an index.
 
-use std::{any::Any, marker::PhantomData, panic::catch_unwind, sync::Arc};
+use std::{
+    any::Any,
+    marker::PhantomData,
+    panic::catch_unwind,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use stead_entities::{
     BoxFuture, Context, Entity, OperationType,
-    entity::{Body, EntityDescription, OperationKind, Outcome, Visibility},
+    entity::{Argument, Body, EntityDescription, OperationKind, Outcome, Visibility},
     input::InputError,
     json,
     state::LayoutText,
-    stored::Checks,
+    stored::{self, Checks},
 };
 
 use crate::map::Map;
-use crate::store::record::{Damaged, StoredState, encode_state};
+use crate::store::record::{Damaged, StoredState};
 
 /// A state whose type is known to its [`EntityType`] only.
 pub(crate) type State = Box<dyn AnyState>;
@@ -21,16 +29,12 @@ pub(crate) type Running = BoxFuture<'static, (State, Context, Outcome)>;
 
 pub(crate) trait AnyState: Any + Send {
     fn clone_state(&self) -> State;
-    fn encode(&self) -> Result<Vec<u8>, Damaged>;
     fn json(&self) -> Result<Vec<u8>, Damaged>;
 }
 
 impl<E: Entity> AnyState for E {
     fn clone_state(&self) -> State {
         Box::new(self.clone())
-    }
-    fn encode(&self) -> Result<Vec<u8>, Damaged> {
-        encode_state(self)
     }
     fn json(&self) -> Result<Vec<u8>, Damaged> {
         json::encode(self).map_err(|error| Damaged(error.to_string()))
@@ -65,21 +69,39 @@ pub(crate) trait EntityType: Send + Sync {
     /// The names of all operations.
     fn all_names(&self) -> Vec<&'static str>;
     fn name_of(&self, index: usize) -> &'static str;
-    fn check(&self, index: usize, input: &[u8]) -> Result<(), InputError>;
-    fn fresh(&self) -> State;
-    /// Proves, as far as it is needed, that a state can be read back from its stored form.
-    fn prove(&self, state: &State, stored: &[u8]) -> Result<(), String>;
-    /// The same for the state before the first turn, with every proof there is.
-    fn prove_default(&self) -> Result<(), String>;
-    fn decode(&self, version: u32, bytes: &[u8]) -> Result<State, Damaged>;
-    fn run(&self, index: usize, state: &mut State, ctx: &mut Context, input: &[u8]) -> Outcome;
-    fn start(
+    /// Reads an argument of an operation from its JSON.
+    fn decode_argument(&self, index: usize, input: &[u8]) -> Result<Argument, InputError>;
+    /// The state before the first turn.
+    fn initial_state(&self) -> State;
+    /// Checks the state that a turn leaves: that it can be stored in so many bytes and shown as JSON.
+    /// Where the type is not trusted, it is also read back.
+    fn check_state(&self, state: &State, bytes_max: usize, trust: Trust) -> Result<(), String>;
+    /// Encodes a state, and proves that it can be read back. A type that fails is not trusted again.
+    fn encode_state(&self, state: &State) -> Result<Vec<u8>, String>;
+    /// Proves that the state before the first turn can be kept, with every proof there is.
+    fn prove_initial_state(&self) -> Result<(), String>;
+    fn decode_state(&self, version: u32, bytes: &[u8]) -> Result<State, Damaged>;
+    /// Runs an operation that does not await on a state.
+    fn run(
         &self,
         index: usize,
-        state: State,
-        ctx: Context,
-        input: &[u8],
-    ) -> Result<Running, InputError>;
+        state: &mut State,
+        ctx: &mut Context,
+        argument: Argument,
+    ) -> Outcome;
+    /// Runs a query on a state.
+    fn query(&self, index: usize, state: &State, ctx: &Context, argument: Argument) -> Outcome;
+    /// Starts an operation that awaits.
+    fn start(&self, index: usize, state: State, ctx: Context, argument: Argument) -> Running;
+}
+
+/// Whether a state has to be read back after each turn, or once before its commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Trust {
+    /// No state of this activation was read back yet.
+    Unproven,
+    /// Such a state was read back before.
+    Proven,
 }
 
 /// The entity types of a node by name.
@@ -89,6 +111,7 @@ pub(crate) fn entity_type<E: Entity>() -> Arc<dyn EntityType> {
     Arc::new(Typed::<E> {
         operations: E::operations(),
         checks: Checks::of::<E>(),
+        is_distrusted: AtomicBool::new(Checks::of::<E>().json_again),
         entity: PhantomData,
     })
 }
@@ -96,13 +119,21 @@ pub(crate) fn entity_type<E: Entity>() -> Arc<dyn EntityType> {
 struct Typed<E> {
     operations: Vec<OperationType<E>>,
     checks: Checks,
+    /// Whether each state is read back after its turn: always in debug builds, and of a type once one
+    /// of its states could not be.
+    is_distrusted: AtomicBool,
     entity: PhantomData<fn() -> E>,
 }
 
-fn typed<E: Entity>(state: &mut State) -> &mut E {
+// States are made by the same `Typed` that is handed them back.
+fn typed_mut<E: Entity>(state: &mut State) -> &mut E {
     let state: &mut dyn Any = &mut **state;
-    // States are made by the same `Typed` that is handed them back.
     state.downcast_mut().expect("a state of this type")
+}
+
+fn typed<E: Entity>(state: &State) -> &E {
+    let state: &dyn Any = &**state;
+    state.downcast_ref().expect("a state of this type")
 }
 
 impl<E: Entity> EntityType for Typed<E> {
@@ -147,28 +178,46 @@ impl<E: Entity> EntityType for Typed<E> {
         self.operations[index].name()
     }
 
-    fn check(&self, index: usize, input: &[u8]) -> Result<(), InputError> {
-        self.operations[index].check(input)
+    fn decode_argument(&self, index: usize, input: &[u8]) -> Result<Argument, InputError> {
+        self.operations[index].decode(input)
     }
 
-    fn fresh(&self) -> State {
+    fn initial_state(&self) -> State {
         Box::new(E::default())
     }
 
-    fn prove(&self, state: &State, stored: &[u8]) -> Result<(), String> {
-        let state: &dyn Any = &**state;
-        let state = state.downcast_ref::<E>().expect("a state of this type");
-        self.checks.prove(state, stored)
+    fn check_state(&self, state: &State, bytes_max: usize, trust: Trust) -> Result<(), String> {
+        let state = typed::<E>(state);
+        let unstorable = |error: stored::Unreadable| format!("the state cannot be stored: {error}");
+        let size = stored::size(state).map_err(unstorable)?;
+        if size > bytes_max {
+            return Err(format!("the state has {size} bytes, the limit is {bytes_max}"));
+        }
+        if trust == Trust::Unproven || self.is_distrusted.load(Ordering::Relaxed) {
+            let bytes = stored::encode(state).map_err(unstorable)?;
+            return self.checks.prove(state, &bytes);
+        }
+        self.checks.check_json(state)
     }
 
-    fn prove_default(&self) -> Result<(), String> {
+    fn encode_state(&self, state: &State) -> Result<Vec<u8>, String> {
+        let state = typed::<E>(state);
+        let encoded = stored::encode(state).map_err(|error| error.to_string());
+        let proven = encoded.and_then(|bytes| {
+            self.checks.prove_stored::<E>(&bytes)?;
+            Ok(bytes)
+        });
+        proven.inspect_err(|_| self.is_distrusted.store(true, Ordering::Relaxed))
+    }
+
+    fn prove_initial_state(&self) -> Result<(), String> {
         // One that panics is met, and said, where an entity begins.
         let Ok(state) = catch_unwind(E::default) else { return Ok(()) };
-        let stored = encode_state(&state).map_err(|error| error.to_string())?;
+        let stored = stored::encode(&state).map_err(|error| error.to_string())?;
         Checks::all_of::<E>().prove(&state, &stored)
     }
 
-    fn decode(&self, version: u32, bytes: &[u8]) -> Result<State, Damaged> {
+    fn decode_state(&self, version: u32, bytes: &[u8]) -> Result<State, Damaged> {
         use stead_entities::entity::StateDecoder as _;
         let stored = StoredState(bytes);
         if version == E::VERSION {
@@ -177,32 +226,35 @@ impl<E: Entity> EntityType for Typed<E> {
         Ok(Box::new(E::upgrade(version, stored)?))
     }
 
-    fn run(&self, index: usize, state: &mut State, ctx: &mut Context, input: &[u8]) -> Outcome {
-        let state = typed::<E>(state);
+    fn run(
+        &self,
+        index: usize,
+        state: &mut State,
+        ctx: &mut Context,
+        argument: Argument,
+    ) -> Outcome {
         match self.operations[index].body() {
-            Body::Operation(body) => body(state, ctx, input),
-            Body::Query(body) => body(state, ctx, input),
-            Body::Async(_) => Outcome::Unencodable("an operation that awaits is started".into()),
+            Body::Operation(body) => body(typed_mut::<E>(state), ctx, argument),
+            Body::Query(_) | Body::Async(_) => unreachable!("only an operation is run"),
         }
     }
 
-    fn start(
-        &self,
-        index: usize,
-        mut state: State,
-        ctx: Context,
-        input: &[u8],
-    ) -> Result<Running, InputError> {
-        let state = std::mem::take(typed::<E>(&mut state));
+    fn query(&self, index: usize, state: &State, ctx: &Context, argument: Argument) -> Outcome {
+        match self.operations[index].body() {
+            Body::Query(body) => body(typed::<E>(state), ctx, argument),
+            Body::Operation(_) | Body::Async(_) => unreachable!("only a query is asked"),
+        }
+    }
+
+    fn start(&self, index: usize, mut state: State, ctx: Context, argument: Argument) -> Running {
+        let state = std::mem::take(typed_mut::<E>(&mut state));
         let Body::Async(body) = self.operations[index].body() else {
-            let outcome = Outcome::Unencodable("only an operation that awaits is started".into());
-            let state: State = Box::new(state);
-            return Ok(Box::pin(std::future::ready((state, ctx, outcome))));
+            unreachable!("only an operation that awaits is started")
         };
-        let running = body(state, ctx, input)?;
-        Ok(Box::pin(async move {
+        let running = body(state, ctx, argument);
+        Box::pin(async move {
             let (state, ctx, outcome) = running.await;
             (Box::new(state) as State, ctx, outcome)
-        }))
+        })
     }
 }

@@ -104,6 +104,56 @@ fn every_foreign_crate_has_one_home() {
     assert!(strays.is_empty(), "{strays:#?}");
 }
 
+fn text_of(name: &str) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
+    fs::read_to_string(root.join(name)).expect("readable")
+}
+
+/// The names of the functions that a file gives to others of its folder.
+fn offered(text: &str) -> impl Iterator<Item = &str> {
+    let lines = text.lines().map(str::trim_start);
+    let starts = lines.filter_map(|line| line.strip_prefix("pub(super) fn "));
+    starts.filter_map(|rest| rest.split(['(', '<']).next())
+}
+
+#[test]
+fn a_partition_is_parts_and_layers_that_use_only_those_before_them() {
+    let file = |name: &str| text_of(&format!("runtime/src/partition/{name}.rs"));
+    let layers = ["persist", "intake", "unusable", "deletion", "settle", "run"];
+    for (place, name) in layers.iter().enumerate() {
+        let text = file(name);
+        for above in &layers[place + 1..] {
+            let theirs = file(above);
+            let back = offered(&theirs).find(|it| text.contains(&format!("self.{it}(")));
+            assert_eq!(back, None, "{name} uses {above}");
+        }
+    }
+    let parts = [
+        "activations/mod",
+        "activations/activation",
+        "attempts",
+        "dead_letters",
+        "environment",
+        "idempotency",
+        "inbox",
+        "lifecycle",
+        "links",
+        "reminders",
+        "write_group",
+    ];
+    for part in parts {
+        let text = file(part);
+        let code = text.split("mod tests {").next().unwrap_or_default();
+        let mut lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+        assert!(!lines.any(|line| line.contains("Partition")), "{part} knows the partition");
+    }
+    let whole = file("mod");
+    let fields = whole.split("pub(crate) struct Partition {").nth(1).expect("the partition");
+    let fields = fields.split("\n}").next().unwrap_or_default();
+    let count = fields.lines().filter(|line| line.trim_end().ends_with(',')).count();
+    assert!((1..=12).contains(&count) && !fields.contains("pub"), "{count} fields");
+}
+
 #[test]
 fn nothing_is_ignored_or_left_open() {
     // Spelled in two parts, so that this file does not find itself.

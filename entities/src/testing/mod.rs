@@ -20,7 +20,7 @@ use crate::{
     Version,
     context::Turn,
     effect::{self, Effect, Reminder, Signal},
-    entity::{Body, OperationKind, Outcome},
+    entity::{Argument, Body, OperationKind, Outcome},
     stored::{self, Checks},
 };
 
@@ -207,21 +207,25 @@ impl<E: Entity> Driver<E> {
         &self,
         table: &'t [crate::OperationType<E>],
         request: &Request,
-    ) -> Result<&'t Body<E>, Error> {
+    ) -> Result<(&'t Body<E>, Argument), Error> {
         if Some(&request.id) != self.id.as_ref() {
             let message = format!("{} is not the driven entity", request.id);
             return Err(Error::new(ErrorKind::NotFound, message));
         }
         let found = table.iter().find(|row| row.name() == request.operation);
-        found.map(crate::OperationType::body).ok_or_else(|| {
+        let found = found.ok_or_else(|| {
             Error::new(ErrorKind::NotFound, format!("no operation {}", request.operation))
-        })
+        })?;
+        let argument = found.decode(&request.input);
+        let argument =
+            argument.map_err(|error| Error::new(ErrorKind::Invalid, error.to_string()))?;
+        Ok((found.body(), argument))
     }
 
     fn read(&self, request: &Request) -> Result<Vec<u8>, CallError> {
         match self.find(&E::operations(), request)? {
-            Body::Query(body) => {
-                json_of(body(&self.state, &Context::new(self.turn()?), &request.input))
+            (Body::Query(body), argument) => {
+                json_of(body(&self.state, &Context::new(self.turn()?), argument))
             }
             _ => Err(Error::new(ErrorKind::Invalid, "this is not a query").into()),
         }
@@ -242,17 +246,16 @@ impl<E: Entity> Driver<E> {
     async fn attempt(&self, request: &Request) -> Result<Attempt<E>, CallError> {
         let (mut state, mut ctx) = (self.state.clone(), Context::new(self.turn()?));
         let running = match self.find(&E::operations(), request)? {
-            Body::Operation(body) => {
-                let outcome = body(&mut state, &mut ctx, &request.input);
+            (Body::Operation(body), argument) => {
+                let outcome = body(&mut state, &mut ctx, argument);
                 return Ok((state, ctx, outcome));
             }
-            Body::Query(body) => {
-                let outcome = body(&state, &ctx, &request.input);
+            (Body::Query(body), argument) => {
+                let outcome = body(&state, &ctx, argument);
                 return Ok((state, ctx, outcome));
             }
-            Body::Async(body) => body(state, ctx, &request.input),
+            (Body::Async(body), argument) => body(state, ctx, argument),
         };
-        let running = running.map_err(|error| Error::new(ErrorKind::Invalid, error.to_string()))?;
         Ok(running.await)
     }
 
@@ -301,7 +304,7 @@ fn check_reminders<E: Entity>(effects: &[Effect]) -> Result<(), Error> {
             Some(row) if row.kind() == OperationKind::Query => {
                 Err(format!("{operation} is a query"))
             }
-            Some(row) => row.check(input).map_err(|error| error.to_string()),
+            Some(row) => row.decode(input).map(drop).map_err(|error| error.to_string()),
         }
     })
 }
@@ -310,9 +313,6 @@ fn json_of(outcome: Outcome) -> Result<Vec<u8>, CallError> {
     match outcome {
         Outcome::Replied(json) => Ok(json),
         Outcome::Rejected(rejection) => Err(CallError::Rejected(rejection)),
-        Outcome::Undecodable(error) => {
-            Err(Error::new(ErrorKind::Invalid, error.to_string()).into())
-        }
         Outcome::Unencodable(error) => Err(Error::new(ErrorKind::Internal, error).into()),
     }
 }

@@ -9,15 +9,18 @@ use std::{sync::Arc, time::Duration};
 
 use stead_entities::{
     Accepted, BoxFuture, Caller, Condition, Delay, EntityId, Error, ErrorKind, ReminderId, Request,
-    Timestamp, entity::OperationKind, input::canonical, operation::Reply,
+    Timestamp,
+    entity::{Argument, OperationKind},
+    input::canonical,
+    operation::Reply,
 };
 
 use self::route::{Ask, Deletion};
 use crate::{
     node::Node,
     partition::{
-        Closed, Queued,
-        message::{Fingerprint, Input, Keyed, Work},
+        Closed,
+        message::{Action, Arrival, Fingerprint, Input, Invocation, Keyed},
         reply::{CallResult, ReplyReceiver, ReplySender, Response, StateView},
     },
     store::record::{DeadLetterId, IdempotencyKey},
@@ -136,11 +139,12 @@ impl Node {
         let id = EntityId::parse(&stored.entity)?;
         let found = self.find(&id, &stored.operation)?;
         self.check_room()?;
-        let mut item = call(Work::of(found), stored.input);
-        item.is_call = false;
-        item.token = stored.token;
-        item.replays = Some(letter);
-        self.send_within(&id, item, timeout)?.await
+        let known = self.known_type(id.entity_type())?;
+        check_use(found, Use::Signal)?;
+        let argument = self.argument(known, found, &stored.input)?;
+        let invocation = invocation(found, stored.input, argument);
+        let action = Action::Replay { invocation, letter, token: stored.token };
+        self.send_within(&id, action, None, None, timeout)?.await
     }
 
     /// Drops a dead letter. Dropping one that is gone does nothing.
@@ -164,19 +168,16 @@ impl Node {
 
     fn show(&self, id: &EntityId, timeout: Duration) -> Result<ReplyReceiver, Error> {
         self.known_type(id.entity_type())?;
-        self.send_within(id, call(Work::State, Vec::new()), timeout)
+        self.send_within(id, Action::State, None, None, timeout)
     }
 
     fn end_entity(&self, deletion: Deletion, timeout: Duration) -> Result<ReplyReceiver, Error> {
         let Deletion { id, idempotency_key, condition } = deletion;
         self.known_type(id.entity_type())?;
         self.check_room()?;
-        let mut item = call(Work::Delete, Vec::new());
-        item.condition = condition;
-        if let Some(key) = idempotency_key {
-            item.key = Some(self.keyed(&id, &key, &[b"delete"], None)?);
-        }
-        self.send_within(&id, item, timeout)
+        let key =
+            idempotency_key.map(|key| self.keyed(&id, &key, &[b"delete"], None)).transpose()?;
+        self.send_within(&id, Action::Delete, key, condition, timeout)
     }
 
     fn cancel_here(
@@ -187,9 +188,7 @@ impl Node {
     ) -> Result<ReplyReceiver, Error> {
         self.known_type(id.entity_type())?;
         self.check_room()?;
-        let mut item = call(Work::Cancel, Vec::new());
-        item.cancels = Some(reminder.into());
-        self.send_within(id, item, timeout)
+        self.send_within(id, Action::Cancel(reminder.into()), None, None, timeout)
     }
 
     /// Begins at once where the node shares nothing, so that what is sent first comes first though
@@ -210,7 +209,7 @@ impl Node {
         let found = found.filter(|found| found.is_public);
         let found = found.ok_or_else(|| no_operation(known, &request.operation))?;
         check_use(found, used)?;
-        self.check_input(known, found, &request.input)?;
+        let argument = self.argument(known, found, &request.input)?;
         if used != Use::Query {
             self.check_room()?;
         }
@@ -218,29 +217,41 @@ impl Node {
         if due.is_some_and(|due| due > Timestamp::MAX) {
             return Err(Error::new(ErrorKind::Invalid, "a delay ends before the year 10000"));
         }
+        if due.is_some() && used != Use::Signal {
+            return Err(Error::new(ErrorKind::Invalid, "only a signal can be delayed"));
+        }
         let key = match &request.idempotency_key {
             Some(key) if used != Use::Query => {
                 Some(self.keyed_use(&request, key, used, found.takes_nothing)?)
             }
             _ => None,
         };
-        let mut item = call(Work::of(found), request.input);
-        item.is_call = used != Use::Signal;
-        item.key = key;
-        item.due = due;
-        item.condition = request.condition;
-        let timeout = request.deadline.map(|deadline| deadline.as_duration());
-        self.send_within(&request.id, item, timeout.unwrap_or(self.config().call_deadline))
+        let Request { id, input, condition, deadline, .. } = request;
+        let action = match used {
+            Use::Query => Action::Query { index: found.index, argument },
+            Use::Call => Action::Call(invocation(found, input, argument)),
+            Use::Signal => Action::Signal { invocation: invocation(found, input, argument), due },
+        };
+        let timeout = deadline.map(|deadline| deadline.as_duration());
+        let timeout = timeout.unwrap_or(self.config().call_deadline);
+        self.send_within(&id, action, key, condition, timeout)
     }
 
-    fn check_input(&self, known: &dyn EntityType, found: Found, input: &[u8]) -> Result<(), Error> {
+    /// The argument of an operation or query: it is decoded here, and never again unless the operation
+    /// is read from the store.
+    fn argument(
+        &self,
+        known: &dyn EntityType,
+        found: Found,
+        input: &[u8],
+    ) -> Result<Argument, Error> {
         let limit = self.config().body_bytes_max;
         if input.len() > limit {
             let message = format!("the argument has {} bytes, the limit is {limit}", input.len());
             return Err(Error::new(ErrorKind::Invalid, message));
         }
         known
-            .check(found.index, input)
+            .decode_argument(found.index, input)
             .map_err(|error| Error::new(ErrorKind::Invalid, error.to_string()).with_source(error))
     }
 
@@ -322,17 +333,19 @@ impl Node {
     fn send_within(
         &self,
         id: &EntityId,
-        mut item: Box<Queued>,
+        action: Action,
+        key: Option<Keyed>,
+        condition: Option<Condition>,
         timeout: Duration,
     ) -> Result<ReplyReceiver, Error> {
-        let Some(permit) = self.load().admit(item.input.len(), self.config()) else {
+        let Some(permit) = self.load().admit(action.bytes(), self.config()) else {
             return Err(overloaded());
         };
         let partition = self.partition(self.partition_of(id))?;
         let (reply_to, answered) = ReplySender::new(timeout, Some(permit));
         let asked = partition.ask(&reply_to, |reply_to| {
-            item.reply_to = Some(reply_to);
-            Input::Request(id.clone(), item)
+            let id = id.clone();
+            Input::Arrival(Box::new(Arrival { id, reply_to, action, key, condition }))
         });
         asked.map_err(moved)?;
         Ok(answered)
@@ -364,11 +377,9 @@ fn moved(_shut: Closed) -> Error {
     Error::new(ErrorKind::Fenced, "the partition is not this node's")
 }
 
-/// Work whose caller waits for its end; when it came is known once it arrives.
-fn call(work: Work, input: Vec<u8>) -> Box<Queued> {
-    let mut item = Box::new(Queued::new(work, input, 0, Timestamp::default()));
-    item.is_call = true;
-    item
+fn invocation(found: Found, input: Vec<u8>, argument: Argument) -> Invocation {
+    let awaits = found.kind == OperationKind::Async;
+    Invocation { index: found.index, awaits, input, argument }
 }
 
 fn no_operation(known: &dyn EntityType, operation: &str) -> Error {

@@ -5,12 +5,12 @@
 //! nothing of a write group leaves before that answers `Committed`.
 //!
 //! - One batch is under way at a time; write groups that arrive meanwhile form the next one.
-//! - A failed batch fails the generation of every partition in it: queued write groups of that generation
+//! - A failed batch fails the term of every partition in it: queued write groups of that term
 //!   are dropped, because they were built on what was not committed.
 //! - A barrier is answered once everything sent before it is settled.
 //! - After an outcome that is not known nothing is committed or answered as committed any more.
 //! - What was not flushed, because nothing of it writes, is told only while the node's lease holds.
-//! - Giving up a partition ends its generation: what its turns still bring is never committed.
+//! - Giving up a partition ends its term: what its turns still bring is never committed.
 
 mod incarnation;
 mod merge;
@@ -34,6 +34,7 @@ use crate::{
         message::{Input, WriteGroup},
         reply::{CallResult, ReplySender},
     },
+    rules::Rule,
     sabotage,
     store::{Batch, CommitOutcome, Fence, Store, Write},
 };
@@ -68,9 +69,9 @@ pub(crate) struct Committer {
     outbound: Option<Arc<dyn Outbound>>,
     partitions: Arc<[Handle]>,
     number: u64,
-    /// Write groups of earlier generations are dropped.
-    generations: Vec<u64>,
-    /// The last generation of each partition that began, and that was given up.
+    /// Write groups of earlier terms are dropped.
+    terms: Vec<u64>,
+    /// The last term of each partition that began, and that was given up.
     begun: Vec<u64>,
     released: Vec<u64>,
     /// Where the entities of the last batch stand.
@@ -97,7 +98,7 @@ impl Committer {
         fatal: watch::Sender<Option<Fatal>>,
     ) -> Self {
         let number = incarnation.last_batch;
-        let generations = vec![0; partitions.len()];
+        let terms = vec![0; partitions.len()];
         let last = Chains::default();
         Self {
             store,
@@ -107,9 +108,9 @@ impl Committer {
             outbound: None,
             partitions,
             number,
-            begun: generations.clone(),
-            released: generations.clone(),
-            generations,
+            begun: terms.clone(),
+            released: terms.clone(),
+            terms,
             last,
             fatal,
             has_failed: false,
@@ -146,13 +147,13 @@ impl Committer {
                 match work {
                     Message::WriteGroup(group) => groups.push(group),
                     Message::Release(partition, done) => released.push((partition, done)),
-                    Message::Barrier(partition, generation) => {
+                    Message::Barrier(partition, term) => {
                         self.commit(std::mem::take(&mut groups)).await;
                         self.release(std::mem::take(&mut released)).await;
                         let index = usize::from(partition);
-                        self.begun[index] = self.begun[index].max(generation);
-                        self.generations[index] = self.generations[index].max(generation);
-                        self.partitions[index].push(Input::Barrier(generation));
+                        self.begun[index] = self.begun[index].max(term);
+                        self.terms[index] = self.terms[index].max(term);
+                        self.partitions[index].push(Input::Barrier(term));
                     }
                     Message::Close(done) => {
                         self.commit(std::mem::take(&mut groups)).await;
@@ -179,7 +180,7 @@ impl Committer {
             let index = usize::from(*partition);
             self.released[index] = self.begun[index];
             if !sabotage::is("X19") {
-                self.generations[index] = self.generations[index].max(self.begun[index] + 1);
+                self.terms[index] = self.terms[index].max(self.begun[index] + 1);
             }
         }
         let writes = released.iter().map(|(partition, _)| Write::Release(*partition)).collect();
@@ -223,6 +224,7 @@ impl Committer {
         if let Err(reason) = merged {
             tracing::error!(reason, "a turn does not follow what was committed");
             if self.outbound.is_none() {
+                Rule::StatesFollow.count();
                 return self.fail(groups, &Error::new(ErrorKind::Internal, reason));
             }
             // It follows what another owner has committed.
@@ -271,14 +273,12 @@ impl Committer {
         Batch { fence, owner, time, is_clean, writes }
     }
 
-    /// Drops write groups of generations that have ended, and all of them once a flush has failed.
+    /// Drops write groups of terms that have ended, and all of them once a flush has failed.
     fn current(&mut self, groups: Vec<WriteGroup>) -> Vec<WriteGroup> {
         let mut current = Vec::with_capacity(groups.len());
         for group in groups {
-            if group.generation < self.generations[usize::from(group.partition)]
-                && !sabotage::is("X26")
-            {
-                let why = match group.generation <= self.released[usize::from(group.partition)] {
+            if group.term < self.terms[usize::from(group.partition)] && !sabotage::is("X26") {
+                let why = match group.term <= self.released[usize::from(group.partition)] {
                     true => Error::new(ErrorKind::Fenced, "the partition has moved"),
                     false => Error::new(ErrorKind::Unavailable, "an earlier commit failed"),
                 };
@@ -294,6 +294,12 @@ impl Committer {
     }
 
     fn release_outputs(&mut self, groups: Vec<WriteGroup>) {
+        if groups.iter().any(|group| !group.writes.is_empty()) {
+            Rule::AnswersRestOnNoWrite.count();
+            self.give_up(Fatal::Poisoned(Rule::AnswersRestOnNoWrite.to_string()));
+            let error = Error::new(ErrorKind::Unknown, "a safety rule of the runtime is broken");
+            return self.fail(groups, &error);
+        }
         let mut settled = Vec::with_capacity(groups.len());
         let mut replies = Vec::new();
         let link = self.incarnation.link();
@@ -307,10 +313,10 @@ impl Committer {
                 }
             }
             replies.append(&mut group.replies);
-            settled.push((group.partition, group.generation, group.number));
+            settled.push((group.partition, group.term, group.number));
         }
-        for (partition, generation, number) in settled {
-            self.partitions[usize::from(partition)].push(Input::Committed(generation, number));
+        for (partition, term, number) in settled {
+            self.partitions[usize::from(partition)].push(Input::Committed(term, number));
         }
         self.tell(replies);
     }
@@ -330,15 +336,15 @@ impl Committer {
 
     fn fail(&mut self, groups: Vec<WriteGroup>, error: &Error) {
         for group in groups {
-            let (partition, generation) = (group.partition, group.generation);
-            let ended = &mut self.generations[usize::from(partition)];
-            *ended = (*ended).max(generation + 1);
+            let (partition, term) = (group.partition, group.term);
+            let ended = &mut self.terms[usize::from(partition)];
+            *ended = (*ended).max(term + 1);
             let undone = match error.kind() {
                 ErrorKind::Full => error.clone(),
                 _ => Error::new(ErrorKind::Unavailable, "an earlier commit failed"),
             };
             // Whoever is told and asks again finds the partition starting over.
-            self.partitions[usize::from(partition)].push(Input::Failed(generation, undone));
+            self.partitions[usize::from(partition)].push(Input::Failed(term, undone));
             refuse(group, error);
         }
     }

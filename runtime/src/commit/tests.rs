@@ -18,7 +18,7 @@ use crate::{
     },
 };
 
-fn group(generation: u64, number: u64, follows: u64) -> (WriteGroup, ReplyReceiver) {
+fn group(term: u64, number: u64, follows: u64) -> (WriteGroup, ReplyReceiver) {
     let id = EntityId::new("counter", "a").expect("valid");
     let record = StateRecord {
         version: 1,
@@ -32,7 +32,7 @@ fn group(generation: u64, number: u64, follows: u64) -> (WriteGroup, ReplyReceiv
     };
     let (reply_to, waiting) = ReplySender::new(std::time::Duration::from_secs(9), None);
     let group = WriteGroup {
-        generation,
+        term,
         number,
         writes: vec![Write::PutState(id, record)],
         replies: vec![(reply_to, Ok(Response::Done))],
@@ -71,10 +71,10 @@ async fn a_write_group_that_was_built_on_a_refused_one_is_not_committed() {
     committer.commit(vec![second]).await;
     assert_eq!(refused.await.expect_err("refused").kind(), ErrorKind::Unavailable);
     assert_eq!(dropped.await.expect_err("dropped").kind(), ErrorKind::Unavailable);
-    assert!(disk.rows(Table::States).is_empty(), "nothing of the generation is stored");
+    assert!(disk.rows(Table::States).is_empty(), "nothing of the term is stored");
     let (next, committed) = group(2, 1, 0);
     committer.commit(vec![next]).await;
-    assert!(committed.await.is_ok(), "the next generation goes on");
+    assert!(committed.await.is_ok(), "the next term goes on");
 }
 
 #[tokio::test]

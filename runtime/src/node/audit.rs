@@ -11,7 +11,10 @@ use std::{
 };
 
 use super::{Inner, Node};
-use crate::clock::{self, AHEAD_MAX};
+use crate::{
+    clock::{self, AHEAD_MAX},
+    rules,
+};
 
 /// How often it is looked for.
 const INTERVAL: Duration = Duration::from_secs(300);
@@ -29,9 +32,15 @@ pub(super) struct Audit {
 
 impl Node {
     /// What an operator should know though the node serves, in words: a clock far ahead of the wall
-    /// clock, signals and reminders that nobody can apply. Readiness shows it too.
+    /// clock, safety rules of the runtime that were broken, signals and reminders that nobody can apply. Readiness shows it too.
     pub fn notes(&self) -> Vec<String> {
         let mut notes: Vec<_> = self.0.clock_note().into_iter().collect();
+        let broken = rules::broken();
+        notes.extend((broken > 0).then(|| {
+            format!(
+                "safety rules were broken {broken} times: the log names them; report it as a bug"
+            )
+        }));
         let unserved = self.0.audit.unserved.lock().unwrap_or_else(PoisonError::into_inner);
         notes.extend(unserved.iter().cloned());
         notes

@@ -272,7 +272,7 @@ fn problems_of(known: &dyn EntityType, others: &EntityTypes) -> Vec<String> {
     if let Err(error) = stead_entities::id::check_type(name) {
         problems.push(format!("{name:?}: {error}"));
     }
-    if let Err(why) = known.prove_default() {
+    if let Err(why) = known.prove_initial_state() {
         problems.push(format!("{name}: its first state cannot be kept: {why}"));
     }
     if others.contains_key(name) {

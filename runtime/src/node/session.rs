@@ -12,7 +12,7 @@ use super::Inner;
 use crate::{
     commit::{self, Committer, Fatal, Incarnation},
     entropy::Entropy,
-    partition::{Environment, Handle, Hosting, message::Input},
+    partition::{Beginning, Handle, Hosting, Identity, Predecessor, message::Input},
     placement::{cluster::Cluster, lease::Lease},
     transport::links::Links,
 };
@@ -83,24 +83,31 @@ impl Inner {
 
     /// Begins to host a partition.
     pub(crate) fn host(&self, session: &Session, partition: u16, was_unclean: bool) {
-        let environment = Environment {
+        let opened = self.store.opened();
+        let identity = Identity {
             number: partition,
             incarnation: session.incarnation.number,
-            was_unclean,
-            link: session.incarnation.link(),
-            settings: self.store.opened().settings.clone(),
+            settings: opened.settings.clone(),
             types: self.types.clone(),
             config: self.config.clone(),
-            entropy: self.entropy(),
             watch: self.watches.add(),
-            numbers_ahead: self.store.opened().numbers_ahead,
-            ran: self.store.opened().running.as_slice().into(),
-            marks: self.store.running_marks(),
-            dropped: self.dropped.clone(),
+            numbers_ahead: opened.numbers_ahead,
             unserved: self.audit.met.clone(),
         };
+        let predecessor = Predecessor {
+            was_unclean,
+            ran: opened.running.as_slice().into(),
+            marks: self.store.running_marks(),
+        };
+        let beginning = Beginning {
+            identity,
+            predecessor,
+            link: session.incarnation.link(),
+            entropy: self.entropy(),
+            dropped: self.dropped.clone(),
+        };
         let (committer, lease) = (session.committer.clone(), session.incarnation.lease.clone());
-        self.handle(partition).host(Hosting { environment, committer, lease });
+        self.handle(partition).host(Hosting { beginning: Box::new(beginning), committer, lease });
     }
 
     fn entropy(&self) -> Entropy {

@@ -15,7 +15,7 @@ use super::{Inner, Node};
 use crate::{
     clock,
     commit::{self, Fatal},
-    partition::{Late, Row, message::WriteGroup, reply::ReplySender},
+    partition::{Late, Occurrence, Row, message::WriteGroup, reply::ReplySender},
     store::{
         Write,
         record::{InboxKey, InboxRecord},
@@ -28,8 +28,8 @@ const INTERVAL: Duration = Duration::from_millis(20);
 const RETIRE_DEADLINE: Duration = Duration::from_secs(2);
 /// How many rows are read at one time to find the one to retire.
 const ROWS_MAX: usize = 1_000;
-/// The generation of writes that rest on no turn.
-const NO_GENERATION: u64 = u64::MAX - 1;
+/// The term of writes that rest on no turn.
+const NO_TERM: u64 = u64::MAX - 1;
 
 impl Node {
     /// Starts it; it ends with the node.
@@ -102,7 +102,7 @@ impl Inner {
                 record.attempts = last;
                 Write::Retry(key, record)
             }),
-            Row::Reminder(slot, ..) => {
+            Row::Reminder(Occurrence { slot, .. }) => {
                 let found = self.store.reminder(partition, late.id.clone(), slot.clone()).await;
                 found.ok().flatten().map(|mut record| {
                     record.attempts = last;
@@ -114,7 +114,7 @@ impl Inner {
         let (reply_to, done) = ReplySender::new(RETIRE_DEADLINE, None);
         let group = WriteGroup {
             partition,
-            generation: NO_GENERATION,
+            term: NO_TERM,
             writes: vec![write],
             replies: vec![(reply_to, Ok(crate::partition::reply::Response::Done))],
             ..WriteGroup::default()

@@ -35,7 +35,7 @@ use crate::{
     types::EntityTypes,
 };
 
-/// The pause before a generation after a failed one begins.
+/// The pause before a term after a failed one begins.
 const RESTART_PAUSE: Duration = Duration::from_millis(100);
 
 /// The shortest wait of a timer.
@@ -100,8 +100,8 @@ struct Hosted {
 struct Host {
     shell: Arc<Shell>,
     hosted: Option<Hosted>,
-    /// The last generation of the partition that was hosted last.
-    generation: u64,
+    /// The last term of the partition that was hosted last.
+    term: u64,
     /// The empty queue that is swapped for the next inputs.
     taken: VecDeque<Input>,
 }
@@ -133,7 +133,7 @@ impl Actor for PartitionActor {
         shell: Shell,
     ) -> Result<Host, ActorProcessingErr> {
         let shell = Arc::new(shell);
-        Ok(Host { shell, hosted: None, generation: 0, taken: VecDeque::new() })
+        Ok(Host { shell, hosted: None, term: 0, taken: VecDeque::new() })
     }
 
     async fn handle(
@@ -176,15 +176,15 @@ impl Host {
         let shell = &self.shell;
         match change {
             Assignment::Host(hosting) => {
-                let Hosting { environment, committer, lease } = *hosting;
-                let partition = Partition::new(environment, shell.clock.now(), self.generation);
+                let Hosting { beginning, committer, lease } = *hosting;
+                let partition = Partition::new(*beginning, shell.clock.now(), self.term);
                 let (shell, runs) = (shell.clone(), Vec::new());
                 let hosted = Hosted { shell, partition, committer, lease, wake_at: None, runs };
                 self.hosted = Some(hosted);
             }
             Assignment::Drop(error) => {
                 let Some(mut hosted) = self.hosted.take() else { return };
-                self.generation = hosted.partition.generation();
+                self.term = hosted.partition.term();
                 let mut inputs = std::mem::take(&mut self.taken);
                 shell.handle.take(&mut inputs);
                 for output in hosted.partition.dissolve(&error, inputs.drain(..)) {
@@ -217,7 +217,7 @@ impl Hosted {
             });
             let mut wakes_others = false;
             for output in outputs {
-                wakes_others |= matches!(output, Output::Reply(..) | Output::WriteGroup(_));
+                wakes_others |= matches!(output, Output::Reply(..) | Output::Commit(_));
                 match output {
                     Output::Again => has_more = true,
                     output => inputs.extend(self.perform(output).await),
@@ -236,7 +236,7 @@ impl Hosted {
 
     /// Does what the partition asks for; what is known at once is returned.
     async fn perform(&mut self, output: Output) -> Option<Input> {
-        let (generation, number) = (self.partition.generation(), self.partition.number());
+        let (term, number) = (self.partition.term(), self.partition.number());
         match output {
             // What it rests on was read before the lease is looked at.
             Output::Reply(reply_to, Ok(_)) if !self.lease.holds() => {
@@ -244,84 +244,79 @@ impl Hosted {
             }
             Output::Reply(reply_to, response) => reply_to.answer(response),
             // The queue has room for every write group and barrier that can be under way.
-            Output::WriteGroup(group) => {
+            Output::Commit(group) => {
                 drop(self.committer.send(commit::Message::WriteGroup(group)).await)
             }
-            Output::Barrier(generation) => self.barrier(number, generation),
-            Output::Start(start) => self.start(generation, *start),
+            Output::Barrier(term) => self.barrier(number, term),
+            Output::Start(start) => self.start(term, *start),
             Output::WakeAt(at) => self.wake_at(at),
             Output::Again => {}
             Output::Permits(count) => {
                 let permits = self.shell.permits.clone();
                 match permits.clone().try_acquire_many_owned(count as u32) {
-                    Ok(permit) => return Some(Input::Permits(generation, permit)),
-                    Err(_) => self.later(async move {
-                        Input::Permits(generation, acquire(permits, count).await)
-                    }),
+                    Ok(permit) => return Some(Input::Permits(term, permit)),
+                    Err(_) => self
+                        .later(async move { Input::Permits(term, acquire(permits, count).await) }),
                 }
             }
-            read => return self.read(generation, number, read),
+            read => return self.read(term, number, read),
         }
         None
     }
 
     /// Reads the store: at once where that needs no disk, else in a task.
-    fn read(&self, generation: u64, number: u16, read: Output) -> Option<Input> {
+    fn read(&self, term: u64, number: u16, read: Output) -> Option<Input> {
         let store = &self.shell.store;
         match read {
             Output::Load(id) => {
                 if let Some(loaded) = store.load_cached(&id) {
-                    return Some(Input::Loaded(generation, id, Box::new(loaded)));
+                    return Some(Input::Loaded(term, id, Box::new(loaded)));
                 }
                 let reading = store.load(id.clone());
-                self.later(async move { Input::Loaded(generation, id, Box::new(reading.await)) });
+                self.later(async move { Input::Loaded(term, id, Box::new(reading.await)) });
             }
             Output::LookUp(key) => {
                 if let Some(found) = store.remembered_cached(&key) {
-                    return Some(Input::LookedUp(generation, key, Box::new(found)));
+                    return Some(Input::LookedUp(term, key, Box::new(found)));
                 }
                 let reading = store.remembered((*key).clone());
-                self.later(
-                    async move { Input::LookedUp(generation, key, Box::new(reading.await)) },
-                );
+                self.later(async move { Input::LookedUp(term, key, Box::new(reading.await)) });
             }
             Output::Recover => {
                 let reading = store.receivers(number);
-                self.later(async move { Input::Recovered(generation, reading.await) });
+                self.later(async move { Input::Recovered(term, reading.await) });
             }
             Output::Receivers => {
                 let reading = store.receivers(number);
-                self.later(async move { Input::Receivers(generation, reading.await) });
+                self.later(async move { Input::Receivers(term, reading.await) });
             }
             Output::Inbox(id, after) => {
                 let (store, permits) = (store.clone(), self.shell.permits.clone());
                 self.later(async move {
                     let permit = acquire(permits, INBOX_PAGE).await;
                     let page = store.inbox(number, id.clone(), after, INBOX_PAGE).await;
-                    Input::Inbox(generation, id, page, permit)
+                    Input::Inbox(term, id, page, permit)
                 });
             }
             Output::Letters(after) => {
                 let reading = store.dead_letter_heads(number, after, LETTERS_PAGE);
-                self.later(async move { Input::Letters(generation, reading.await) });
+                self.later(async move { Input::Letters(term, reading.await) });
             }
             Output::Due(after, until, limit) => {
                 let reading = store.due(number, after, until, limit);
-                self.later(async move { Input::Due(generation, until, reading.await) });
+                self.later(async move { Input::Due(term, until, reading.await) });
             }
             Output::Reminder(id, slot) => {
-                let reading = store.reminder(number, id.clone(), slot.clone());
-                self.later(async move {
-                    Input::Reminder(generation, id, slot, Box::new(reading.await))
-                });
+                let reading = store.reminder(number, id.clone(), slot);
+                self.later(async move { Input::Reminder(term, id, Box::new(reading.await)) });
             }
             Output::Reminders(id, after) => {
                 let reading =
                     store.reminders(Haste::Short, number, id.clone(), after, REMINDERS_PAGE);
-                self.later(async move { Input::Reminders(generation, id, reading.await) });
+                self.later(async move { Input::Reminders(term, id, reading.await) });
             }
             Output::Reply(..)
-            | Output::WriteGroup(_)
+            | Output::Commit(_)
             | Output::Barrier(_)
             | Output::Start(_)
             | Output::WakeAt(_)
@@ -331,44 +326,39 @@ impl Hosted {
         None
     }
 
-    fn barrier(&mut self, number: u16, generation: u64) {
-        // What awaits for an earlier generation will never be settled; its rows run again.
+    fn barrier(&mut self, number: u16, term: u64) {
+        // What awaits for an earlier term will never be settled; its rows run again.
         for run in self.runs.drain(..) {
             run.abort();
         }
         let committer = self.committer.clone();
         spawn(async move {
-            if generation > 1 {
+            if term > 1 {
                 clock::sleep(RESTART_PAUSE).await;
             }
             // Without a committer the node is gone, and nobody waits.
-            let _gone = committer.send(commit::Message::Barrier(number, generation)).await;
+            let _gone = committer.send(commit::Message::Barrier(number, term)).await;
         });
     }
 
     /// Runs an operation that awaits in a task of its own, at most until its deadline.
-    fn start(&mut self, generation: u64, start: Start) {
-        let Start { id, run, index, state, ctx, input, row, reply_to } = start;
+    fn start(&mut self, term: u64, start: Start) {
+        let Start { id, run, index, state, ctx, argument, row, reply_to } = start;
         let (handle, deadline) = (self.shell.handle.clone(), self.shell.config.turn_deadline);
         let known = self.shell.types.get(id.entity_type()).cloned();
+        let known = known.expect("an operation of a type that is served");
         let watch = self.shell.watches.add();
-        let operation = known.as_ref().map_or("", |known| known.name_of(index));
         let watched_id = id.clone();
         let work = async move {
-            let known = known.ok_or_else(|| "the entity type is not served".to_owned())?;
-            let running = known.start(index, state, ctx, &input);
-            let running = running.map_err(|error| error.to_string())?;
-            let seen = || watch.begin(&watched_id, operation, reply_to.as_ref(), &row);
-            Ok::<_, String>(task::Polled { running, seen, watch: &watch }.await)
+            let running = known.start(index, state, ctx, argument);
+            let name = known.name_of(index);
+            let seen = || watch.begin(&watched_id, name, reply_to.as_ref(), &row);
+            task::Polled { running, seen, watch: &watch }.await
         };
         self.runs.retain(|run| !run.is_finished());
         let run_task = spawn(async move {
-            let result = match task::within(deadline, work).await {
-                Ok(Ok(done)) => Ok(done),
-                Ok(Err(why)) => Err(Error::new(ErrorKind::Invalid, why)),
-                Err(error) => Err(error),
-            };
-            handle.push(Input::Returned(generation, Box::new(Returned { id, run, result })));
+            let result = task::within(deadline, work).await;
+            handle.push(Input::Returned(term, Box::new(Returned { id, run, result })));
         });
         self.runs.push(run_task);
     }

@@ -13,7 +13,7 @@ use std::{
 use stead_entities::Error;
 
 use super::{
-    Environment,
+    Beginning,
     actor::Wakes,
     message::{Delivery, Input, Link},
     reply::{PendingReplies, ReplySender},
@@ -51,7 +51,7 @@ pub(super) enum Assignment {
 
 /// A partition that begins at this node.
 pub(crate) struct Hosting {
-    pub(crate) environment: Environment,
+    pub(crate) beginning: Box<Beginning>,
     pub(crate) committer: commit::Sender,
     pub(crate) lease: Arc<Lease>,
 }

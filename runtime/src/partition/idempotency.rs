@@ -1,17 +1,20 @@
-//! Idempotency keys: looked up when they arrive, joined while they are in use, remembered in the
-//! commit that settles them.
+//! Idempotency keys in use: looked up when they arrive, joined while they are in use, remembered in
+//! the commit that settles them.
+//!
+//! What must never happen: two operations run under one key; a caller that joined is told anything
+//! else than the first one.
 
 use std::sync::Arc;
 
-use stead_entities::{EntityId, Error, ErrorKind, Rejection};
+use stead_entities::{EntityId, Error, ErrorKind, Rejection, Timestamp};
 
 use super::{
-    Item, Output, Partition, Pending, Release,
-    arrive::conflict,
     message::{Fingerprint, Keyed},
     reply::{CallResult, ReplySender, Response},
+    write_group::{OpenGroup, Release},
 };
 use crate::{
+    map::Map,
     sabotage,
     store::{
         ReadResult, Write,
@@ -19,157 +22,226 @@ use crate::{
     },
 };
 
-impl Partition {
-    pub(super) fn look_up(&mut self, item: &Item) {
-        let Some(keyed) = &item.key else { return };
-        let is_looking = !sabotage::is("X4");
-        let pending = Pending { fingerprint: keyed.fingerprint, is_looking, waiters: Vec::new() };
-        self.keys.insert(keyed.key.clone(), pending);
-        if is_looking {
-            self.outputs.push(Output::LookUp(keyed.key.clone()));
+/// The idempotency keys that are in use.
+#[derive(Default)]
+pub(super) struct IdempotencyKeys(Map<Arc<IdempotencyKey>, Pending>);
+
+/// An idempotency key in use.
+struct Pending {
+    fingerprint: Fingerprint,
+    /// Whether the store is being asked what it remembers.
+    is_looking: bool,
+    /// Those who asked again meanwhile.
+    waiters: Vec<ReplySender>,
+}
+
+/// What the store's answer means for the operation that asked.
+pub(super) enum LookUp {
+    /// The key is new: the operation goes on.
+    IsNew,
+    /// The operation is in the inbox already: who asked again waits for its answer.
+    IsUnderWay,
+    /// It was answered before, or is refused: everybody who waits is told this.
+    Answered(CallResult),
+}
+
+impl IdempotencyKeys {
+    /// Refuses a key that is in use for something else.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Conflict`].
+    pub(super) fn check(&self, keyed: &Keyed) -> Result<(), Error> {
+        let known = self.0.get(&keyed.key);
+        match known.is_none_or(|known| keyed.fingerprint.fits(known.fingerprint.meaning)) {
+            true => Ok(()),
+            false => Err(conflict()),
         }
     }
 
-    /// What the store remembers of an idempotency key.
+    /// Whether a key is in use, so that who comes with it joins.
+    pub(super) fn is_in_use(&self, keyed: &Keyed) -> bool {
+        self.0.contains_key(&keyed.key)
+    }
+
+    /// Lets a caller hear what the first operation under a key in use comes to.
+    pub(super) fn join(&mut self, key: &Arc<IdempotencyKey>, reply_to: ReplySender) {
+        if let Some(pending) = self.0.get_mut(key) {
+            // It is another caller's.
+            reply_to.make_uncertain();
+            pending.waiters.push(reply_to);
+        }
+    }
+
+    /// Begins to use a key. Says whether the store is to be asked what it remembers.
+    pub(super) fn begin(&mut self, keyed: &Keyed) -> bool {
+        let is_looking = !sabotage::is("X4");
+        self.insert(keyed, is_looking);
+        is_looking
+    }
+
+    fn insert(&mut self, keyed: &Keyed, is_looking: bool) {
+        let fingerprint = keyed.fingerprint;
+        let pending = Pending { fingerprint, is_looking, waiters: Vec::new() };
+        self.0.insert(keyed.key.clone(), pending);
+    }
+
+    /// Whether the store is being asked, so that the operation has to wait.
+    pub(super) fn is_looking(&self, keyed: Option<&Keyed>) -> bool {
+        let pending = keyed.and_then(|keyed| self.0.get(&keyed.key));
+        pending.is_some_and(|pending| pending.is_looking)
+    }
+
+    /// Judges what the store remembers of a key; `None` where nobody uses it any more. What is older
+    /// than `forgotten` does not count.
     pub(super) fn looked_up(
         &mut self,
         key: &Arc<IdempotencyKey>,
         found: ReadResult<Option<IdempotencyRecord>>,
-    ) {
-        let Some(pending) = self.keys.get_mut(key) else {
-            return;
-        };
+        is_forgotten: impl Fn(Timestamp) -> bool,
+    ) -> Option<LookUp> {
+        let pending = self.0.get_mut(key)?;
         pending.is_looking = false;
-        let fingerprint = pending.fingerprint;
-        let horizon = self.environment.config.retention;
-        let response = match found {
-            Ok(Some(record)) if record.at + horizon <= self.now => None,
-            Ok(Some(record)) if !fingerprint.fits(record.fingerprint) => Some(Err(conflict())),
-            Ok(Some(record)) => match record.outcome {
-                Remembered::Accepted => Some(Ok(Response::Done)),
-                Remembered::Scheduled(number) => Some(Ok(Response::Scheduled(number))),
-                Remembered::Replied(json) => Some(Ok(Response::Replied(json))),
-                Remembered::Rejected(reason) => {
-                    Some(Ok(Response::Rejected(Rejection::new(reason))))
-                }
-                // It waits in the inbox: this caller joins the one who sent it.
-                Remembered::Pending => return self.join(key),
+        Some(match found {
+            Ok(Some(record)) if is_forgotten(record.at) => LookUp::IsNew,
+            Ok(None) => LookUp::IsNew,
+            Ok(Some(record)) if !pending.fingerprint.fits(record.fingerprint) => {
+                LookUp::Answered(Err(conflict()))
+            }
+            Ok(Some(record)) => match response(&record.outcome) {
+                Some(response) => LookUp::Answered(Ok(response)),
+                None => LookUp::IsUnderWay,
             },
-            Ok(None) => None,
             Err(error) => {
                 let message = format!("idempotency keys cannot be read: {error}");
-                Some(Err(Error::new(ErrorKind::Unavailable, message)))
+                LookUp::Answered(Err(Error::new(ErrorKind::Unavailable, message)))
             }
-        };
-        match response {
-            Some(response) => self.answer_key(key, &response),
-            None => self.make_ready(&key.id),
-        }
+        })
     }
 
-    /// The operation is in the inbox already; the item that asked again waits for its answer.
-    pub(super) fn join(&mut self, key: &Arc<IdempotencyKey>) {
-        if let Some(item) = self.take_keyed(key)
-            && let Some(pending) = self.keys.get_mut(key)
-        {
-            item.reply_to.iter().for_each(ReplySender::make_uncertain);
-            pending.waiters.extend(item.reply_to);
-        }
-        self.make_ready(&key.id);
-    }
-
-    /// Answers everybody who waits under a key, from the store.
-    pub(super) fn answer_key(&mut self, key: &Arc<IdempotencyKey>, response: &CallResult) {
-        let item = self.take_keyed(key);
-        let Some(pending) = self.keys.remove(key) else {
-            return;
-        };
-        let first = item.and_then(|item| item.reply_to);
-        for reply_to in first.into_iter().chain(pending.waiters) {
-            self.outputs.push(Output::Reply(reply_to, response.clone()));
-        }
-        self.make_ready(&key.id);
-    }
-
-    pub(super) fn take_keyed(&mut self, key: &Arc<IdempotencyKey>) -> Option<Item> {
-        let activation = self.table.get_mut(&key.id)?;
-        let is_it =
-            |item: &Item| item.key.as_ref().is_some_and(|keyed| Arc::ptr_eq(&keyed.key, key));
-        let mailbox = &mut activation.mailbox;
-        if let Some(index) = mailbox.iter().position(is_it) {
-            return mailbox.remove(index);
-        }
-        let index = activation.behind.iter().position(is_it)?;
-        activation.behind.remove(index)
-    }
-
-    /// A key that a stored row carries, in use until the row is settled.
-    pub(super) fn pending_key(
+    /// The key that a stored row carries, in use until the row is settled.
+    pub(super) fn adopt(
         &mut self,
+        partition: u16,
         id: &EntityId,
         (caller, name, fingerprint): &(String, String, u128),
     ) -> Keyed {
         let key = Arc::new(IdempotencyKey {
-            partition: self.environment.number,
+            partition,
             id: id.clone(),
             caller: caller.as_str().into(),
             key: name.as_str().into(),
         });
         let fingerprint = Fingerprint { meaning: *fingerprint, bytes: None };
-        if let Some((key, _)) = self.keys.get_key_value(&key) {
+        if let Some((key, _)) = self.0.get_key_value(&key) {
             return Keyed { key: key.clone(), fingerprint };
         }
-        let pending = Pending { fingerprint, is_looking: false, waiters: Vec::new() };
-        self.keys.insert(key.clone(), pending);
-        Keyed { key, fingerprint }
+        let keyed = Keyed { key, fingerprint };
+        self.insert(&keyed, false);
+        keyed
     }
 
-    /// Writes how an operation with an idempotency key came out. Once that is durable, those who
-    /// asked again hear it, and the key is looked up in the store.
-    pub(super) fn remember(&mut self, item: &Item, outcome: Remembered) {
-        let Some(keyed) = &item.key else { return };
-        let response = match &outcome {
-            Remembered::Pending => None,
-            Remembered::Accepted => Some(Ok(Response::Done)),
-            Remembered::Scheduled(number) => Some(Ok(Response::Scheduled(*number))),
-            Remembered::Replied(json) => Some(Ok(Response::Replied(json.clone()))),
-            Remembered::Rejected(reason) => Some(Ok(Response::Rejected(Rejection::new(reason)))),
-        };
-        let fingerprint = keyed.fingerprint.meaning;
-        let record = IdempotencyRecord { fingerprint, at: self.now, outcome };
+    /// Has the open group remember how an operation came out. Once that is durable, those who asked
+    /// again hear it.
+    pub(super) fn remember(
+        keyed: Option<&Keyed>,
+        outcome: Remembered,
+        now: Timestamp,
+        group: &mut OpenGroup,
+    ) {
+        let Some(keyed) = keyed else { return };
+        let response = response(&outcome);
+        let record = IdempotencyRecord { fingerprint: keyed.fingerprint.meaning, at: now, outcome };
         if !sabotage::is("X4") {
-            self.open.writes.push(Write::Remember((*keyed.key).clone(), record));
+            group.write(Write::Remember((*keyed.key).clone(), record));
         }
         if let Some(response) = response {
-            self.after_open(Release::Key(keyed.key.clone(), response));
+            group.after_open(Release::Key(keyed.key.clone(), Ok(response)));
         }
     }
 
-    pub(super) fn is_looking(&self, item: &Item) -> bool {
-        let pending = item.key.as_ref().and_then(|keyed| self.keys.get(&keyed.key));
-        pending.is_some_and(|pending| pending.is_looking)
+    /// Has the open group forget a key that was stored with its row, and whose operation failed.
+    pub(super) fn forget_stored(keyed: Option<&Keyed>, error: &Error, group: &mut OpenGroup) {
+        let Some(keyed) = keyed else { return };
+        group.write(Write::Forget((*keyed.key).clone()));
+        group.after_open(Release::Key(keyed.key.clone(), Err(error.clone())));
     }
 
-    /// The same for an operation whose key was stored with its row.
-    pub(super) fn forget_stored(&mut self, item: &Item, error: &Error) {
-        if let Some(keyed) = &item.key {
-            self.open.writes.push(Write::Forget((*keyed.key).clone()));
-            self.after_open(Release::Key(keyed.key.clone(), Err(error.clone())));
-        }
+    /// Ends the use of a key. Returns those who asked again.
+    pub(super) fn end(&mut self, key: &Arc<IdempotencyKey>) -> Vec<ReplySender> {
+        self.0.remove(key).map_or_else(Vec::new, |pending| pending.waiters)
     }
 
-    /// Lets go of what an operation that left nothing holds: the dead letter that it was to replay, and
-    /// its key, of which those who asked again hear why.
-    pub(super) fn forget_key(&mut self, item: &Item, error: &Error) {
-        if let Some(letter) = item.replays {
-            self.replayed.remove(&letter);
-        }
-        if let Some(keyed) = &item.key
-            && let Some(pending) = self.keys.remove(&keyed.key)
-        {
-            for reply_to in pending.waiters {
-                self.outputs.push(Output::Reply(reply_to, Err(error.clone())));
-            }
-        }
+    /// Ends the term. Returns those who asked again, in the order of their keys.
+    pub(super) fn clear(&mut self) -> impl Iterator<Item = ReplySender> + use<> {
+        let mut keys: Vec<_> = std::mem::take(&mut self.0).into_iter().collect();
+        keys.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        keys.into_iter().flat_map(|(_, pending)| pending.waiters)
+    }
+}
+
+/// What a caller is told who asks again; `None` while the operation is under way.
+fn response(outcome: &Remembered) -> Option<Response> {
+    match outcome {
+        Remembered::Pending => None,
+        Remembered::Accepted => Some(Response::Done),
+        Remembered::Scheduled(number) => Some(Response::Scheduled(*number)),
+        Remembered::Replied(json) => Some(Response::Replied(json.clone())),
+        Remembered::Rejected(reason) => Some(Response::Rejected(Rejection::new(reason))),
+    }
+}
+
+fn conflict() -> Error {
+    let message = "this idempotency key was used for another operation, argument or delay";
+    Error::new(ErrorKind::Conflict, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn keyed(meaning: u128) -> Keyed {
+        let id = EntityId::new("log", "a").expect("valid");
+        let key = IdempotencyKey { partition: 0, id, caller: "".into(), key: "k".into() };
+        Keyed { key: Arc::new(key), fingerprint: Fingerprint { meaning, bytes: None } }
+    }
+
+    fn remembered(fingerprint: u128, outcome: Remembered) -> ReadResult<Option<IdempotencyRecord>> {
+        Ok(Some(IdempotencyRecord { fingerprint, at: Timestamp::default(), outcome }))
+    }
+
+    fn look_up(found: ReadResult<Option<IdempotencyRecord>>, is_forgotten: bool) -> LookUp {
+        let (mut keys, keyed) = (IdempotencyKeys::default(), keyed(7));
+        assert!(keys.begin(&keyed) && keys.is_looking(Some(&keyed)));
+        let found = keys.looked_up(&keyed.key, found, |_| is_forgotten).expect("in use");
+        assert!(!keys.is_looking(Some(&keyed)));
+        found
+    }
+
+    #[test]
+    fn the_store_says_what_became_of_a_key() {
+        assert!(matches!(look_up(Ok(None), false), LookUp::IsNew));
+        assert!(matches!(look_up(remembered(7, Remembered::Accepted), true), LookUp::IsNew));
+        let pending = look_up(remembered(7, Remembered::Pending), false);
+        assert!(matches!(pending, LookUp::IsUnderWay));
+        let replied = look_up(remembered(7, Remembered::Replied(b"5".to_vec())), false);
+        let LookUp::Answered(Ok(Response::Replied(json))) = replied else { panic!("no answer") };
+        assert_eq!(json, b"5");
+        let other = look_up(remembered(8, Remembered::Accepted), false);
+        let LookUp::Answered(Err(error)) = other else { panic!("no refusal") };
+        assert_eq!(error.kind(), ErrorKind::Conflict);
+    }
+
+    #[test]
+    fn who_comes_with_a_key_in_use_joins_or_is_refused() {
+        let mut keys = IdempotencyKeys::default();
+        keys.begin(&keyed(7));
+        assert!(keys.is_in_use(&keyed(7)) && keys.check(&keyed(7)).is_ok());
+        assert_eq!(keys.check(&keyed(8)).map_err(|it| it.kind()), Err(ErrorKind::Conflict));
+        let (second, _waits) = ReplySender::new(Duration::from_secs(1), None);
+        keys.join(&keyed(7).key, second);
+        assert_eq!(keys.end(&keyed(7).key).len(), 1);
+        assert!(!keys.is_in_use(&keyed(7)) && keys.end(&keyed(7).key).is_empty());
     }
 }

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use stead_entities::{
-    Context, EntityId, Error, Timestamp,
-    entity::{OperationKind, Outcome},
+    Condition, Context, EntityId, Error, Timestamp,
+    entity::{Argument, OperationKind, Outcome},
 };
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    activation::{Item, Row},
+    envelope::Row,
     reply::{CallResult, ReplySender},
 };
 use crate::{
@@ -46,25 +46,17 @@ impl Fingerprint {
     }
 }
 
-/// What is to be done with an entity.
+/// Something that an entity's type lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Work {
-    /// The operation of this index.
+    /// The operation of this index, and whether it awaits outside services.
     Operation { index: usize, awaits: bool },
     /// The query of this index.
     Query { index: usize },
-    /// Show the committed state.
-    State,
-    /// Delete the entity.
-    Delete,
-    /// Cancel a reminder or delayed signal.
-    Cancel,
-    /// Turn what was delayed for a deleted incarnation into dead letters, a page at a time.
-    Purge,
 }
 
 impl Work {
-    /// The work that an entity's type lists.
+    /// The work that was found under a name.
     pub(crate) fn of(found: Found) -> Self {
         let index = found.index;
         match found.kind {
@@ -73,6 +65,54 @@ impl Work {
             OperationKind::Query => Self::Query { index },
         }
     }
+}
+
+/// What a caller outside asks of an entity.
+pub(crate) struct Arrival {
+    pub(crate) id: EntityId,
+    pub(crate) reply_to: ReplySender,
+    pub(crate) action: Action,
+    pub(crate) key: Option<Keyed>,
+    /// What must be true of the entity when its turn comes.
+    pub(crate) condition: Option<Condition>,
+}
+
+/// What is asked of an entity from outside.
+pub(crate) enum Action {
+    /// Show the committed state.
+    State,
+    /// Answer a query.
+    Query { index: usize, argument: Argument },
+    /// Apply an operation, and answer with its result.
+    Call(Invocation),
+    /// Accept an operation, perhaps to be applied later.
+    Signal { invocation: Invocation, due: Option<Timestamp> },
+    /// Accept the operation of a dead letter.
+    Replay { invocation: Invocation, letter: DeadLetterId, token: u128 },
+    /// Delete the entity.
+    Delete,
+    /// Cancel a reminder or delayed signal.
+    Cancel(Slot),
+}
+
+impl Action {
+    /// How many bytes of an argument it holds.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Call(invocation)
+            | Self::Signal { invocation, .. }
+            | Self::Replay { invocation, .. } => invocation.input.len(),
+            Self::State | Self::Query { .. } | Self::Delete | Self::Cancel(_) => 0,
+        }
+    }
+}
+
+/// An operation with its argument, as JSON and decoded.
+pub(crate) struct Invocation {
+    pub(crate) index: usize,
+    pub(crate) awaits: bool,
+    pub(crate) input: Vec<u8>,
+    pub(crate) argument: Argument,
 }
 
 /// What another partition's commit made durable for this one.
@@ -107,21 +147,21 @@ pub(crate) struct Returned {
 
 /// What wakes a partition.
 pub(crate) enum Input {
-    /// What a caller outside asks of an entity; its reply sender is in the item.
-    Request(EntityId, Item),
+    /// What a caller outside asks of an entity.
+    Arrival(Box<Arrival>),
     /// What another partition's commit made durable; without a body where that was lost.
     Deliver(Option<Box<Delivery>>, Link),
     /// Something may have been missed: read the inbox and the reminders again.
     Rescan,
     /// The entities that have inbox rows.
     Receivers(u64, ReadResult<Vec<EntityId>>),
-    /// The write group of this generation and number, and all before it, are durable.
+    /// The write group of this term and number, and all before it, are durable.
     Committed(u64, u64),
-    /// The write groups of this generation will not be committed.
+    /// The write groups of this term will not be committed.
     Failed(u64, Error),
-    /// The committer has settled everything that was sent before this generation.
+    /// The committer has settled everything that was sent before this term.
     Barrier(u64),
-    /// What a new generation begins with.
+    /// What a new term begins with.
     Recovered(u64, ReadResult<Vec<EntityId>>),
     Loaded(u64, EntityId, Box<ReadResult<Option<StateRecord>>>),
     /// A page of the inbox, with a permit for each of its rows.
@@ -130,7 +170,7 @@ pub(crate) enum Input {
     Due(u64, Timestamp, ReadResult<ReminderPage>),
     /// Permits for reminders to fire.
     Permits(u64, OwnedSemaphorePermit),
-    Reminder(u64, EntityId, Slot, Box<ReadResult<Option<ReminderRecord>>>),
+    Reminder(u64, EntityId, Box<ReadResult<Option<ReminderRecord>>>),
     Reminders(u64, EntityId, ReadResult<ReminderPage>),
     Returned(u64, Box<Returned>),
     /// Commit nothing, and answer when it is durable.
@@ -146,24 +186,24 @@ pub(crate) enum Input {
 }
 
 impl Input {
-    /// The generation of the partition that it answers.
-    pub(crate) fn generation(&self) -> Option<u64> {
+    /// The term of the partition that it answers.
+    pub(crate) fn term(&self) -> Option<u64> {
         match self {
-            Self::Receivers(generation, ..)
-            | Self::Committed(generation, ..)
-            | Self::Failed(generation, ..)
-            | Self::Barrier(generation)
-            | Self::Recovered(generation, ..)
-            | Self::Loaded(generation, ..)
-            | Self::Inbox(generation, ..)
-            | Self::LookedUp(generation, ..)
-            | Self::Due(generation, ..)
-            | Self::Permits(generation, ..)
-            | Self::Reminder(generation, ..)
-            | Self::Reminders(generation, ..)
-            | Self::Returned(generation, ..)
-            | Self::Letters(generation, ..) => Some(*generation),
-            Self::Request(..)
+            Self::Receivers(term, ..)
+            | Self::Committed(term, ..)
+            | Self::Failed(term, ..)
+            | Self::Barrier(term)
+            | Self::Recovered(term, ..)
+            | Self::Loaded(term, ..)
+            | Self::Inbox(term, ..)
+            | Self::LookedUp(term, ..)
+            | Self::Due(term, ..)
+            | Self::Permits(term, ..)
+            | Self::Reminder(term, ..)
+            | Self::Reminders(term, ..)
+            | Self::Returned(term, ..)
+            | Self::Letters(term, ..) => Some(*term),
+            Self::Arrival(_)
             | Self::Deliver(..)
             | Self::Rescan
             | Self::Probe(_)
@@ -176,7 +216,7 @@ impl Input {
     /// Who waits for an answer to it.
     pub(crate) fn into_reply_to(self) -> Option<ReplySender> {
         match self {
-            Self::Request(_, item) => item.reply_to,
+            Self::Arrival(arrival) => Some(arrival.reply_to),
             Self::Probe(reply_to) | Self::DropDeadLetter(_, reply_to) | Self::Drain(reply_to) => {
                 Some(reply_to)
             }
@@ -188,7 +228,8 @@ impl Input {
 /// What a partition asks for.
 pub(crate) enum Output {
     Reply(ReplySender, CallResult),
-    WriteGroup(WriteGroup),
+    /// Have this committed.
+    Commit(WriteGroup),
     Barrier(u64),
     /// Read what the partition begins with: which entities have inbox rows.
     Recover,
@@ -221,7 +262,7 @@ pub(crate) struct Start {
     pub(crate) index: usize,
     pub(crate) state: State,
     pub(crate) ctx: Context,
-    pub(crate) input: Vec<u8>,
+    pub(crate) argument: Argument,
     /// For the watchdog.
     pub(crate) row: Row,
     pub(crate) reply_to: Option<ReplySender>,
@@ -231,7 +272,7 @@ pub(crate) struct Start {
 #[derive(Debug, Default)]
 pub(crate) struct WriteGroup {
     pub(crate) partition: u16,
-    pub(crate) generation: u64,
+    pub(crate) term: u64,
     pub(crate) number: u64,
     pub(crate) writes: Vec<Write>,
     pub(crate) replies: Vec<(ReplySender, CallResult)>,

@@ -1,37 +1,48 @@
 //! One partition: a state machine that owns a fixed share of all entities and runs their turns.
 //!
 //! ```text
-//! inputs --> step --> turns on in-memory states --> one open write group --> sent to the committer
+//! inputs --> step --> turns on in-memory states --> the open write group --> sent to the committer
 //!                \--> loads, look-ups, scans, tasks that await (answered by later inputs)
 //! ```
 //!
 //! [`Partition::step`] is plain synchronous code: inputs in, outputs out. It never writes to the
-//! store, reads no clock and awaits nothing; `actor` does that for it. What must never happen:
+//! store, reads no clock and awaits nothing; `actor` does that for it.
+//!
+//! A partition is a few parts and an order. Each part owns its fields and keeps its own rules:
+//! `activations`, `inbox`, `attempts`, `idempotency`, `reminders`, `dead_letters`, `links`,
+//! `write_group` (what is written, and what becomes true when it is durable), `lifecycle` and
+//! `environment`. What a step does with them is in six layers, each of which uses only those before
+//! it: `persist` (rows, keys, answers), `intake` (into mailboxes), `unusable` (entities that cannot be
+//! read), `deletion`, `settle` (what a turn leaves behind), `run` (mailboxes and turns). This file keeps
+//! the order of a step.
+//!
+//! What must never happen:
 //!
 //! - an answer leaves before the turns it rests on are durable: answers ride in the write group of the
-//!   turn, or in the open write group while the entity has unreleased turns ([`Partition::answer`]);
-//! - a write group is committed on top of one that was not: write groups carry the partition's generation, and a
-//!   failed write group ends the generation ([`Partition::restart`]);
-//! - an inbox row is applied twice: its key stays in `known` until the write group that consumes it is
-//!   durable;
-//! - a reminder that was cancelled or set again causes a turn: it fires only if the entity still
-//!   knows its number.
+//!   turn, or in the open one while the entity has unreleased turns;
+//! - a write group is committed on top of one that was not: groups carry the partition's term, and a
+//!   failed group ends the term;
+//! - an inbox row is applied twice: its key stays known until the group that consumes it is durable;
+//! - a reminder that was cancelled or set again causes a turn: it runs only if the entity still knows
+//!   its number.
 
-mod accept;
-mod activation;
+mod activations;
 mod actor;
-mod arrive;
-mod awaiting;
-mod cancel;
-mod dead_letter;
-mod delete;
+mod attempts;
+mod dead_letters;
+mod deletion;
+mod envelope;
+mod environment;
 mod handle;
 mod idempotency;
-mod letters;
+mod inbox;
+mod intake;
+mod lifecycle;
+mod links;
 pub(crate) mod message;
-mod recover;
+mod persist;
+mod reminders;
 pub(crate) mod reply;
-mod rescan;
 mod run;
 mod settle;
 mod task;
@@ -39,250 +50,116 @@ mod task;
 #[allow(unreachable_pub, reason = "operations of an entity are `pub`")]
 mod tests;
 pub(crate) mod turn;
-mod wake;
+mod unusable;
 mod watch;
 mod write_group;
 
 use std::{
-    collections::{BTreeSet, VecDeque},
-    sync::{Arc, Mutex, atomic::AtomicU64},
+    sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 
-use stead_entities::{EntityId, Timestamp};
+use stead_entities::{EntityId, Error, ErrorKind, Timestamp};
 
-pub(crate) use self::delete::PURGE;
 use self::{
-    activation::{Activation, Item, Retry, Stage},
-    message::{Input, Link, Output, WriteGroup},
-    reply::{CallResult, ReplySender},
+    activations::Activations,
+    attempts::Attempts,
+    dead_letters::DeadLetters,
+    environment::Environment,
+    idempotency::IdempotencyKeys,
+    inbox::Inbox,
+    lifecycle::{Lifecycle, Phase},
+    links::Links,
+    message::{Input, Link, Output},
+    reminders::Reminders,
+    reply::Response,
+    write_group::{OpenGroup, Release},
 };
 pub(crate) use self::{
-    activation::{Queued, Row},
     actor::{Shell, start},
+    attempts::Predecessor,
+    envelope::{Occurrence, Row},
+    environment::Identity,
     handle::{Closed, Handle, Hosting},
-    watch::{Late, Watch, Watches},
+    intake::PURGE,
+    watch::{Late, Watches},
 };
-use crate::{
-    config::Config,
-    entropy::Entropy,
-    map::{Map, Set},
-    store::{
-        RunningMarks,
-        record::{DeadLetterId, IdempotencyKey, InboxKey, Settings, Slot},
-    },
-    types::{EntityType, EntityTypes},
-};
+use crate::{entropy::Entropy, sabotage, store::ReadResult};
 
-/// How far minted numbers may run ahead of the clock, one for each microsecond.
-const MINT_MARGIN: Duration = Duration::from_secs(1);
-/// The most write groups of one partition that the committer holds; more turns join the open write group.
-const GROUPS_IN_FLIGHT_MAX: u64 = 2;
-/// The most turns of one entity in one step, so that its neighbours get theirs.
-const TURNS_PER_ENTITY_MAX: usize = 64;
-/// The most turns of one step.
-const TURNS_PER_STEP_MAX: usize = 1_024;
-/// The most writes in the open write group; then it waits for the committer.
-const WRITES_PER_GROUP_MAX: usize = 16_384;
 /// The most inbox rows of one entity that are read at one time.
 const INBOX_PAGE: usize = 8;
 /// The most reminders and delayed signals of a deleted entity that are read at one time.
 const REMINDERS_PAGE: usize = 512;
-/// The most bytes of arguments of stored signals in memory; what other entities send beyond it stays
-/// on disk until its entity has nothing else to do.
-const HELD_BYTES_MAX: usize = 1 << 20;
-/// How often a partition may fail while it runs an entity, before the entity is left alone.
-const FAILURES_MAX: u32 = 3;
+/// The wait before the store is read again after it could not be.
+const READ_PAUSE: Duration = Duration::from_millis(200);
 
-/// The bits of a minted number that name its partition.
-const PARTITION_BITS: u32 = 12;
-
-/// The partition that minted a number.
-fn number_of_partition(number: u64) -> u16 {
-    (number & ((1 << PARTITION_BITS) - 1)) as u16
-}
-
-/// What a partition is told once.
-pub(crate) struct Environment {
-    pub(crate) number: u16,
-    pub(crate) incarnation: u64,
-    /// Whether the owner before this one stopped without draining.
-    pub(crate) was_unclean: bool,
-    /// The link of this node whose deliveries the first reads will not miss.
+/// What a partition begins with.
+pub(crate) struct Beginning {
+    pub(crate) identity: Identity,
+    pub(crate) predecessor: Predecessor,
+    /// The link of this node, whose deliveries the first reads will not miss.
     pub(crate) link: Link,
-    pub(crate) settings: Settings,
-    pub(crate) types: Arc<EntityTypes>,
-    pub(crate) config: Arc<Config>,
     pub(crate) entropy: Entropy,
-    pub(crate) watch: Arc<Watch>,
-    /// How far minted numbers are ahead of the clock.
-    pub(crate) numbers_ahead: Duration,
-    /// The tokens of the marked operations that ran when the owner before this one ended.
-    pub(crate) ran: Arc<[u128]>,
-    /// Where operations that were left behind are marked while they run.
-    pub(crate) marks: Option<Arc<dyn RunningMarks>>,
     /// How many dead letters the node has dropped because there were too many.
     pub(crate) dropped: Arc<AtomicU64>,
-    /// The entity types that partitions of the node met and that it does not serve.
-    pub(crate) unserved: Arc<Mutex<BTreeSet<String>>>,
 }
 
 /// The state machine of one partition.
 pub(crate) struct Partition {
     environment: Environment,
-    now: Timestamp,
-    phase: Phase,
-    generation: u64,
-    /// The number of the last write group that was sent, and of the last that is durable.
-    sent: u64,
-    released: u64,
-    /// Microseconds of the last number that was minted.
-    minted: u64,
-    runs: u64,
-    /// Whether the store had room for writes when the step began.
-    has_room: bool,
-    /// The entity that is being worked on, to be blamed where the partition fails.
-    running: Option<EntityId>,
-    failures: Map<EntityId, u32>,
-    /// Boxed, because tables are half empty.
-    table: Map<EntityId, Box<Activation>>,
-    ready: VecDeque<EntityId>,
-    open: WriteGroup,
-    dirty: Vec<EntityId>,
-    /// Inbox rows in memory, or consumed by a write group that is not yet durable.
-    known: Set<InboxKey>,
-    /// Bytes of arguments of the rows in `known`.
-    held_bytes: usize,
-    /// Recovered rows whose attempt was counted, with the count: once for each incarnation.
-    counted: Map<(EntityId, Row), u32>,
-    /// What becomes true when a write group is durable.
-    on_release: VecDeque<(u64, Release)>,
-    /// Entities with rows on disk that are not in memory.
-    backlog: Map<EntityId, Backlog>,
-    /// Receivers of an earlier generation that are still to be woken.
-    recovering: VecDeque<EntityId>,
-    /// When to read again what could not be read.
-    recover_at: Option<Timestamp>,
-    /// The last delivery of each node.
-    links: Map<u64, Link>,
-    rescan: rescan::Rescan,
-    keys: Map<Arc<IdempotencyKey>, Pending>,
-    due: wake::Window,
-    retries: BTreeSet<Retry>,
-    letters: letters::Letters,
-    /// Dead letters that are being replayed, or were: a second replay finds nothing.
-    replayed: Set<DeadLetterId>,
-    /// What was delayed for incarnations that were deleted, and is not yet removed.
-    purges: Map<EntityId, delete::Purge>,
-    /// The entity types that this node does not serve and that something waits for.
-    unserved: Set<String>,
-    /// What arrived before this generation could begin.
-    early: VecDeque<Input>,
-    /// Who is told when everything that was taken is durable.
-    draining: Option<ReplySender>,
-    /// Whether it drains, or has drained: it begins nothing more.
-    is_stopping: bool,
-    started_at: Timestamp,
-    swept_at: Timestamp,
+    moment: Moment,
+    lifecycle: Lifecycle,
+    activations: Activations,
+    inbox: Inbox,
+    attempts: Attempts,
+    keys: IdempotencyKeys,
+    reminders: Reminders,
+    dead_letters: DeadLetters,
+    links: Links,
+    group: OpenGroup,
     outputs: Vec<Output>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    /// The committer has not yet settled what earlier generations sent.
-    Fencing,
-    /// The store is being read.
-    Recovering,
-    Serving,
-}
-
-/// Something that waits for a write group to be durable.
-enum Release {
-    /// The row is gone from the store.
-    Row(InboxKey),
-    /// The answer can be found in the store.
-    Key(Arc<IdempotencyKey>, CallResult),
-    /// The reminder is gone from the store.
-    Fired(EntityId, Slot, u64),
-    /// The entity can go on.
-    Resume(EntityId),
-}
-
-/// Rows of one entity that are on disk and not in memory.
-#[derive(Debug, Default)]
-struct Backlog {
-    after: Option<InboxKey>,
-    is_loading: bool,
-    /// Whether rows were added behind the reader's back.
-    again: bool,
-    /// The write group that must be durable before the disk shows everything.
-    since: u64,
-    /// Rows that were removed while a page was being read, which may show them.
-    gone: Vec<InboxKey>,
-}
-
-/// An idempotency key in use.
-struct Pending {
-    fingerprint: message::Fingerprint,
-    is_looking: bool,
-    waiters: Vec<ReplySender>,
+/// What a step knows of the world.
+#[derive(Debug, Clone, Copy)]
+struct Moment {
+    now: Timestamp,
+    /// Whether the store had room for writes when the step began.
+    has_room: bool,
 }
 
 impl Partition {
-    /// A partition that begins behind `generation`.
-    pub(crate) fn new(environment: Environment, now: Timestamp, generation: u64) -> Self {
-        let links = Map::from_iter([(environment.link.source, environment.link)]);
+    /// A partition that begins behind `term`.
+    pub(crate) fn new(beginning: Beginning, now: Timestamp, term: u64) -> Self {
+        let Beginning { identity, predecessor, link, entropy, dropped } = beginning;
+        let number = identity.number;
+        let environment = Environment::new(identity, entropy, now);
+        // Of a clock that was set back, what was accepted later is earlier all the same.
+        let began_at = environment.numbered(now);
         let mut partition = Self {
-            links,
-            rescan: rescan::Rescan::default(),
-            now,
-            phase: Phase::Fencing,
-            generation,
-            sent: 0,
-            released: 0,
-            // Numbers of the incarnation before this one may be ahead of its last commit's time.
-            minted: (now + environment.numbers_ahead + MINT_MARGIN).as_micros().unsigned_abs(),
-            runs: 0,
-            has_room: true,
-            running: None,
-            failures: Map::default(),
-            table: Map::default(),
-            ready: VecDeque::new(),
-            open: WriteGroup::default(),
-            dirty: Vec::new(),
-            known: Set::default(),
-            held_bytes: 0,
-            counted: Map::default(),
-            on_release: VecDeque::new(),
-            backlog: Map::default(),
-            recovering: VecDeque::new(),
-            recover_at: None,
-            keys: Map::default(),
-            due: wake::Window::default(),
-            retries: BTreeSet::new(),
-            letters: letters::Letters::default(),
-            replayed: Set::default(),
-            purges: Map::default(),
-            unserved: Set::default(),
-            early: VecDeque::new(),
-            draining: None,
-            is_stopping: false,
-            // Of a clock that was set back, what was accepted later is earlier all the same.
-            started_at: now + environment.numbers_ahead,
-            swept_at: now,
-            outputs: Vec::new(),
             environment,
+            moment: Moment { now, has_room: true },
+            lifecycle: Lifecycle::new(term),
+            activations: Activations::new(now),
+            inbox: Inbox::default(),
+            attempts: Attempts::new(predecessor, number, began_at),
+            keys: IdempotencyKeys::default(),
+            reminders: Reminders::default(),
+            dead_letters: DeadLetters::new(number, dropped),
+            links: Links::new(link),
+            group: OpenGroup::default(),
+            outputs: Vec::new(),
         };
-        partition.begin_generation();
+        partition.begin_term();
         partition
     }
 
     pub(crate) fn number(&self) -> u16 {
-        self.environment.number
+        self.environment.number()
     }
 
-    pub(crate) fn generation(&self) -> u64 {
-        self.generation
+    pub(crate) fn term(&self) -> u64 {
+        self.lifecycle.term()
     }
 
     /// Takes what has happened, runs what can run, and says what it wants done.
@@ -292,107 +169,258 @@ impl Partition {
         has_room: bool,
         inputs: impl IntoIterator<Item = Input>,
     ) -> Vec<Output> {
-        self.now = self.now.max(now);
-        self.has_room = has_room;
+        self.moment = Moment { now: self.moment.now.max(now), has_room };
         for input in inputs {
             self.take(input);
         }
-        if self.phase == Phase::Serving {
-            if !self.is_stopping {
+        if self.lifecycle.is_serving() {
+            if !self.lifecycle.is_stopping() {
                 self.wake_due();
-                self.maintain_letters();
             }
             self.run_ready();
         }
-        if !self.is_stopping {
+        if !self.lifecycle.is_stopping() {
             self.plan_wake();
         }
         self.seal();
         self.finish_drain();
-        if !self.ready.is_empty() && !self.is_full() {
+        if self.activations.has_ready() && !self.group.is_full() {
             self.outputs.push(Output::Again);
         }
         std::mem::take(&mut self.outputs)
     }
 
     fn take(&mut self, input: Input) {
-        if input.generation().is_some_and(|generation| generation != self.generation) {
-            // What another generation asked for is of no use to this one.
+        if input.term().is_some_and(|term| term != self.term()) {
+            // What another term asked for is of no use to this one.
             return;
         }
+        let (phase, is_stopping) = (self.lifecycle.phase(), self.lifecycle.is_stopping());
         match input {
             Input::Committed(_, number) => self.release(number),
             Input::Failed(_, error) => self.restart(&error),
             Input::Barrier(_) => self.recover(),
             Input::Recovered(_, receivers) => self.recovered(receivers),
-            Input::Letters(_, page) => self.letters_read(page),
+            Input::Letters(_, page) => {
+                self.outputs.extend(self.dead_letters.read(page, self.moment.now));
+                self.prune_letters();
+            }
             // A partition that stops fires nothing more: others need them.
-            Input::Permits(_, permits) => self.due.take_permits(permits, self.is_stopping),
+            Input::Permits(_, permits) => self.reminders.take_permits(permits, is_stopping),
             // Rows that were delivered before the barrier are in the store that is read after it.
-            Input::Deliver(..) | Input::Rescan
-                if self.phase == Phase::Fencing || self.is_stopping => {}
+            Input::Deliver(..) | Input::Rescan if phase == Phase::Fencing || is_stopping => {}
             Input::Tick => self.retry_recovery(),
             Input::Drain(reply_to) => {
-                self.draining = Some(reply_to);
-                self.is_stopping = true;
-                self.drop_permits();
+                self.lifecycle.drain(reply_to);
+                self.reminders.drop_permits();
+                self.activations.drop_permits();
             }
-            input if self.phase != Phase::Serving => self.early.push_back(input),
-            Input::Request(id, item) => self.arrive(&id, item),
+            input if phase != Phase::Serving => self.lifecycle.keep_early(input),
+            Input::Arrival(arrival) => self.arrive(*arrival),
             Input::Deliver(delivery, link) => self.deliver_in_order(delivery, link),
             Input::Rescan => self.rescan(),
             Input::Receivers(_, receivers) => self.receivers_read(receivers),
             Input::Probe(reply_to) => {
-                self.open.is_probe = true;
-                self.open.replies.push((reply_to, Ok(reply::Response::Done)));
+                self.group.probe();
+                self.group.reply(reply_to, Ok(Response::Done));
             }
             Input::DropDeadLetter(letter, reply_to) => {
-                self.remove_letter(letter);
-                self.open.replies.push((reply_to, Ok(reply::Response::Done)));
+                self.dead_letters.remove(letter, &mut self.group);
+                self.group.reply(reply_to, Ok(Response::Done));
             }
             Input::Loaded(_, id, loaded) => self.loaded(&id, *loaded),
             Input::Inbox(_, id, rows, permits) => self.page_read(&id, rows, permits),
             Input::LookedUp(_, key, found) => self.looked_up(&key, *found),
-            Input::Due(_, until, rows) => self.due_read(until, rows),
-            Input::Reminder(_, id, slot, found) => self.reminder_read(&id, &slot, *found),
-            Input::Reminders(_, id, rows) => self.listed(&id, rows),
+            Input::Due(_, until, page) => self.scanned(until, page),
+            Input::Reminder(_, id, found) => self.reminder_read(&id, *found),
+            Input::Reminders(_, id, page) => self.reminders_read(&id, page),
             Input::Returned(_, returned) => self.returned(*returned),
         }
     }
 
-    fn is_full(&self) -> bool {
-        self.open.writes.len() + self.dirty.len() >= WRITES_PER_GROUP_MAX
+    /// Fires what is due, lets retries go, forgets who is idle, and goes on with what was left for
+    /// later.
+    fn wake_due(&mut self) {
+        let now = self.moment.now;
+        while let Some(due) = self.reminders.next_due(now, &mut self.outputs) {
+            self.fire(due);
+        }
+        // What is not needed at once is for others.
+        self.reminders.drop_permits();
+        while let Some(id) = self.activations.next_retry(now) {
+            match self.activations.get_mut(&id) {
+                Some(activation) => {
+                    activation.retry_due(now);
+                    self.activations.make_ready(&id);
+                }
+                // Rows that could not be read are read again.
+                None => self.page(&id),
+            }
+        }
+        let (idle, released) = (self.environment.config().idle, self.group.released());
+        if self.activations.sweep(now, idle, released, |id| self.inbox.has_backlog(id)) {
+            let is_there =
+                |id: &EntityId| self.activations.contains(id) || self.inbox.has_backlog(id);
+            self.reminders.retain_purges(is_there);
+            self.prune_letters();
+        }
+        self.outputs.extend(self.reminders.scan_if_wanted(now, released));
+        if self.dead_letters.has_more_to_drop() {
+            self.prune_letters();
+        }
+        self.outputs.extend(self.dead_letters.read_again(now));
     }
 
-    fn type_of(&self, id: &EntityId) -> Option<Arc<dyn EntityType>> {
-        self.environment.types.get(id.entity_type()).cloned()
+    /// Asks to be woken when the next thing is due, whatever it is. It is asked in every step: a
+    /// wish is forgotten where the partition was to be woken earlier.
+    fn plan_wake(&mut self) {
+        let retry = self.links.next_wake();
+        let next = match self.lifecycle.is_serving() {
+            false => retry,
+            true => {
+                let reminders = self.reminders.next_wake(self.moment.now);
+                let activations = self.activations.next_wake(self.environment.config().idle);
+                let others = [retry, self.dead_letters.next_wake()];
+                let all = reminders.into_iter().chain(activations).chain(others);
+                all.flatten().min()
+            }
+        };
+        self.outputs.extend(next.map(Output::WakeAt));
     }
 
-    /// A number that only grows, also over restarts, and that no other partition mints:
-    /// microseconds of the store's time, then the partition. They last until the year 2112.
-    fn mint(&mut self) -> u64 {
-        let now = self.now + self.environment.numbers_ahead;
-        let now = u64::try_from(now.as_micros()).unwrap_or(0);
-        self.minted = now.max(self.minted + 1);
-        (self.minted << PARTITION_BITS) | u64::from(self.environment.number)
-    }
-
-    fn make_ready(&mut self, id: &EntityId) {
-        if let Some(activation) = self.table.get_mut(id)
-            && !activation.is_queued
-        {
-            activation.is_queued = true;
-            self.ready.push_back(id.clone());
+    /// Takes what a scan of the reminders found.
+    fn scanned(&mut self, until: Timestamp, page: ReadResult<crate::store::ReminderPage>) {
+        let (now, released) = (self.moment.now, self.group.released());
+        if let Err(error) = self.reminders.scanned(until, page, now, released) {
+            tracing::error!(partition = self.number(), %error, "reminders cannot be read");
         }
     }
 
+    /// Hands the open write group to the committer if there is room for it.
+    fn seal(&mut self) {
+        let Some(unwritten) = self.group.take_unwritten() else { return };
+        for id in unwritten {
+            // The last state of an entity; the turns between were never seen outside.
+            match self.state_record(&id) {
+                Ok(record) => self.group.write(crate::store::Write::PutState(id, record)),
+                Err(why) => {
+                    tracing::error!(entity = %id, why, "a state could not be read back");
+                    let message =
+                        "a state could not be read back, so nothing was applied: try again";
+                    return self.restart(&Error::new(ErrorKind::Unavailable, message));
+                }
+            }
+        }
+        let group = self.group.seal(self.environment.number(), self.lifecycle.term());
+        self.outputs.push(Output::Commit(group));
+    }
+
+    /// Lets out what waited for the write groups up to this number, which are durable.
+    fn release(&mut self, number: u64) {
+        self.group.committed(number);
+        while let Some(release) = self.group.next_release() {
+            match release {
+                Release::Row(key) => self.inbox.gone(key),
+                Release::Key(key, result) => {
+                    for reply_to in self.keys.end(&key) {
+                        self.outputs.push(Output::Reply(reply_to, result.clone()));
+                    }
+                }
+                Release::Fired(id, occurrence) => self.reminders.gone(&id, &occurrence),
+                Release::Resume(id) => self.activations.make_ready(&id),
+            }
+        }
+        self.reminders.committed(self.group.released());
+    }
+
+    /// Whether anything goes on once a write group that was sent is durable.
+    fn waits_for_commit(&self) -> bool {
+        self.group.is_waited_for() || self.activations.has_ready() || self.lifecycle.is_draining()
+    }
+
     fn finish_drain(&mut self) {
-        let is_done = self.draining.is_some()
-            && self.sent == self.released
-            && self.is_open_empty()
-            && !self.table.values().any(|entry| entry.is_awaited());
-        if is_done && let Some(reply_to) = self.draining.take() {
-            self.outputs.push(Output::Reply(reply_to, Ok(reply::Response::Done)));
+        if self.lifecycle.is_draining()
+            && self.group.is_settled()
+            && !self.activations.is_awaited()
+            && let Some(reply_to) = self.lifecycle.end_drain()
+        {
+            self.outputs.push(Output::Reply(reply_to, Ok(Response::Done)));
+        }
+    }
+
+    /// Starts over: the next thing that is read is behind the committer's barrier.
+    fn begin_term(&mut self) {
+        let term = self.lifecycle.begin_term();
+        if sabotage::is("X26") {
+            self.recover();
+        } else {
+            self.outputs.push(Output::Barrier(term));
+        }
+    }
+
+    /// Starts over after a panic of its own. An entity that was being worked on too often when that
+    /// happened is left alone from here on.
+    fn panicked(&mut self, error: &Error) {
+        self.activations.blame_running();
+        self.restart(error);
+    }
+
+    /// Ends a term whose write group was not committed. Everything in memory was built on it.
+    fn restart(&mut self, error: &Error) {
+        self.end_term(error);
+        self.begin_term();
+    }
+
+    /// Ends for good; what is to be done is told to nobody but those who wait, in these and in
+    /// earlier inputs.
+    fn dissolve(&mut self, error: &Error, inputs: impl IntoIterator<Item = Input>) -> Vec<Output> {
+        let waiting =
+            self.lifecycle.end().chain(inputs.into_iter().filter_map(Input::into_reply_to));
+        let waiting: Vec<_> = waiting.collect();
+        waiting.into_iter().for_each(|reply_to| self.refuse(reply_to, error));
+        self.end_term(error);
+        std::mem::take(&mut self.outputs)
+    }
+
+    fn end_term(&mut self, error: &Error) {
+        // Reads that were asked for belong to this term; answers and write groups left it already.
+        self.outputs.retain(|output| matches!(output, Output::Reply(..) | Output::Commit(_)));
+        let envelopes = self.activations.clear();
+        let waiting = self.group.clear().into_iter();
+        let waiting = waiting.chain(envelopes.filter_map(envelope::Envelope::into_reply_to));
+        let waiting: Vec<_> = waiting.chain(self.keys.clear()).collect();
+        waiting.into_iter().for_each(|reply_to| self.refuse(reply_to, error));
+        self.inbox.clear();
+        self.reminders.clear();
+        self.dead_letters.clear();
+        self.links.clear();
+    }
+
+    fn recover(&mut self) {
+        self.lifecycle.begin_recovery();
+        self.outputs.push(Output::Recover);
+    }
+
+    fn recovered(&mut self, receivers: ReadResult<Vec<EntityId>>) {
+        let Some(receivers) = self.readable(receivers) else { return };
+        let early = self.lifecycle.begin_service();
+        self.add_receivers(receivers);
+        let (now, released) = (self.moment.now, self.group.released());
+        self.outputs.push(self.reminders.begin_scan(now, released));
+        self.outputs.push(Output::Letters(None));
+        for input in early {
+            self.take(input);
+        }
+    }
+
+    /// Reads again what could not be read.
+    fn retry_recovery(&mut self) {
+        if self.links.is_retry_due(self.moment.now) {
+            match self.lifecycle.phase() {
+                Phase::Serving => self.outputs.push(Output::Receivers),
+                Phase::Fencing => {}
+                Phase::Recovering => self.recover(),
+            }
         }
     }
 }

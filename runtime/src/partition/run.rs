@@ -1,70 +1,75 @@
-//! Running: the head of each ready mailbox, a bounded number of turns at a time.
+//! Running: the head of each ready mailbox, a bounded number of turns at a time, and what comes back
+//! of operations that await and of reads that a turn waits for.
 
-use std::{collections::VecDeque, time::Duration};
-
-use stead_entities::{Context, EntityId, Error, ErrorKind, Timestamp, Version, context::Turn};
+use stead_entities::{
+    Condition, Context, EntityId, Error, ErrorKind, Version, context::Turn, entity::Argument,
+};
 
 use super::{
-    Item, Output, Partition, Row, Stage, TURNS_PER_ENTITY_MAX, TURNS_PER_STEP_MAX,
-    activation::{Lane, Sender, Undeliverable},
-    arrive::withdrawn,
-    dead_letter::ENDED_THE_PROCESS,
-    message::Work,
+    Partition,
+    activations::{Stage, WaitsForReminders},
+    deletion::unreadable,
+    envelope::{AttemptCount, Delete, Envelope, Operation, Read, ReadKind, Row, Undeliverable},
+    message::{Output, Returned, Start},
+    persist::withdrawn,
     reply::{Response, StateView},
-    turn::{self, guarded},
+    turn::{self, Turned, guarded},
 };
 use crate::{
+    rules::Rule,
     sabotage,
-    store::record::{Cause, Damaged, Slot},
+    store::{
+        ReadResult, ReminderPage,
+        record::{Cause, ReminderRecord, Slot},
+    },
 };
 
+/// The most turns of one entity in one step, so that its neighbours get theirs.
+const TURNS_PER_ENTITY_MAX: usize = 64;
+/// The most turns of one step.
+const TURNS_PER_STEP_MAX: usize = 1_024;
 /// The wait before what writes is tried again on a disk that is nearly full.
-const ROOM_PAUSE: Duration = Duration::from_millis(500);
+const ROOM_PAUSE: std::time::Duration = std::time::Duration::from_millis(500);
 
-/// Whether the next item of a mailbox can follow.
-pub(super) enum Next {
+/// The reason of an operation that was running each time the process ended.
+const ENDED_THE_PROCESS: &str = "the process ended during every attempt: the operation blocks its \
+                                 thread, or uses up what the process has";
+
+/// Whether the next entry of a mailbox can follow.
+enum Next {
     Goes,
     Waits,
 }
 
 impl Partition {
+    /// Runs what can run, each entity for its share.
     pub(super) fn run_ready(&mut self) {
+        Rule::PartitionServes.check(self.lifecycle.is_serving());
         let mut turns = TURNS_PER_STEP_MAX;
-        let mut later = VecDeque::new();
+        let mut later = Vec::new();
         while turns > 0
-            && !self.is_full()
-            && let Some(id) = self.ready.pop_front()
+            && !self.group.is_full()
+            && let Some(id) = self.activations.begin_running()
         {
-            let Some(activation) = self.table.get_mut(&id) else {
-                continue;
-            };
-            activation.is_queued = false;
-            if self.is_stopping && !activation.is_awaited() {
+            if self.lifecycle.is_stopping() && !self.activations.of(&id).is_awaited() {
                 continue;
             }
             let share = turns.min(TURNS_PER_ENTITY_MAX);
-            self.running = Some(id.clone());
             let used = self.run_entity(&id, share);
-            self.running = None;
             turns -= used;
-            if used == share
-                && let Some(activation) = self.table.get_mut(&id)
-                && !std::mem::replace(&mut activation.is_queued, true)
-            {
+            if used == share {
                 // The rest goes behind the neighbours.
-                later.push_back(id);
+                later.push(id);
             }
         }
-        self.ready.extend(later);
+        self.activations.end_running();
+        later.iter().for_each(|id| self.activations.make_ready(id));
     }
 
     fn run_entity(&mut self, id: &EntityId, turns: usize) -> usize {
         for used in 0..turns {
-            let Some(activation) = self.table.get_mut(id) else {
-                return used;
-            };
-            match &activation.stage {
-                Stage::Ready => {}
+            match self.activations.of(id).stage() {
+                Stage::Ready(_) => {}
                 Stage::Unusable(error) => {
                     let error = error.clone();
                     self.refuse_unusable(id, &error);
@@ -75,366 +80,462 @@ impl Partition {
                     self.read_again(id, at);
                     return used;
                 }
-                Stage::Loading | Stage::Busy(..) | Stage::Listing(_) => return used,
+                Stage::Reading { .. } => {
+                    self.ask_for_reminders(id);
+                    return used;
+                }
+                Stage::Loading | Stage::Awaiting { .. } => return used,
             }
-            let Some(item) = activation.mailbox.pop_front() else {
+            let activation = self.activations.of(id);
+            let Some(envelope) = activation.pop() else {
                 self.page(id);
                 return used;
             };
-            activation.used_at = self.now;
-            if let Next::Waits = self.run_item(id, item) {
+            activation.use_at(self.moment.now);
+            if let Next::Waits = self.run_envelope(id, envelope) {
                 return used;
             }
         }
         turns
     }
 
-    /// Nothing can be done with this entity; what is stored of it stays.
-    fn refuse_unusable(&mut self, id: &EntityId, error: &Error) {
-        let Some(activation) = self.table.get_mut(id) else {
-            return;
-        };
-        let mailbox = std::mem::take(&mut activation.mailbox);
-        let behind = std::mem::take(&mut activation.behind);
-        for item in mailbox.into_iter().chain(behind) {
-            self.forget_key(&item, error);
-            match item.row {
-                Row::None => {}
-                Row::Inbox(key) => {
-                    self.held_bytes = self.held_bytes.saturating_sub(item.input.len());
-                    self.row_gone(key);
-                }
-                Row::Reminder(slot, _, number) => self.due.leave(id, slot, number),
-            }
-            if let Some(reply_to) = item.reply_to {
-                self.outputs.push(Output::Reply(reply_to, Err(error.clone())));
-            }
-        }
-        if self.backlog.remove(id).is_some() {
-            self.wake_recovering();
-        }
-    }
-
-    /// Asks the store again for a state that it could not read. Callers who wait are refused; what
-    /// was accepted stays.
-    fn read_again(&mut self, id: &EntityId, at: Timestamp) {
-        let Some(activation) = self.table.get_mut(id) else {
-            return;
-        };
-        if at <= self.now {
-            activation.stage = Stage::Loading;
-            return self.outputs.push(Output::Load(id.clone()));
-        }
-        let waiting = std::mem::take(&mut activation.mailbox);
-        let (mut kept, refused): (VecDeque<_>, VecDeque<_>) =
-            waiting.into_iter().partition(|item| item.row != Row::None);
-        kept.iter_mut().for_each(|item| item.permit = None);
-        activation.mailbox = kept;
-        let error = Error::new(ErrorKind::Unavailable, "the store cannot read at the moment");
-        for item in refused {
-            self.forget_key(&item, &error);
-            self.outputs.extend(item.reply_to.map(|t| Output::Reply(t, Err(error.clone()))));
-        }
-        self.retries.insert((at, id.clone()));
-    }
-
-    pub(super) fn run_item(&mut self, id: &EntityId, mut item: Item) -> Next {
-        if self.is_looking(&item) {
-            return self.put_back(id, item);
-        }
-        if let Some(sender) = item.sender()
-            && !sabotage::is("X31")
-            && self.table.get_mut(id).is_some_and(|entry| entry.lane(&sender).is_some())
-        {
-            return self.block(id, item, &sender);
-        }
-        if item.row == Row::None && item.reply_to.as_ref().is_some_and(|reply_to| !reply_to.take())
-        {
-            self.forget_key(&item, &withdrawn());
-            return Next::Goes;
-        }
-        if !self.is_current(id, &item) {
-            return Next::Goes;
-        }
-        // It is judged again each time the operation is put back before it begins.
-        if let Some(condition) = &item.condition
-            && !condition.holds(self.version_of(id))
-        {
-            self.refuse_condition(id, item);
-            return Next::Goes;
-        }
-        if !self.has_room && item.writes() {
-            return self.wait_for_room(id, item);
-        }
-        if item.due.is_some_and(|due| due > self.now) {
-            self.record(id, &mut item);
-            self.accepted(&mut item);
-            return Next::Goes;
-        }
-        // What is due is an operation like any other.
-        item.due = None;
-        if item.is_recovered && !self.is_cleared(id, &mut item) {
-            return self.count_attempts(id, item);
-        }
-        if item.counted > self.released {
-            return self.put_back(id, item);
-        }
-        if let Some(Undeliverable { operation, cause, reason }) =
-            item.undeliverable.take().map(|undeliverable| *undeliverable)
-        {
-            self.dead_letter_as(id, item, operation, cause, &reason);
-            return Next::Goes;
-        }
-        if item.attempts > self.environment.config.retries.saturating_add(1) {
-            self.dead_letter(id, item, Cause::Failure, ENDED_THE_PROCESS);
-            return Next::Goes;
-        }
-        if let Some(turned) = item.turned.take() {
-            return self.settle(id, item, *turned);
-        }
-        match item.work {
-            Work::State => self.show_state(id, item),
-            Work::Query { index } => self.run_query(id, index, item),
-            Work::Delete => return self.run_delete(id, item),
-            Work::Purge => return self.list_delayed(id, item),
-            Work::Cancel => return self.run_cancel(id, item),
-            Work::Operation { awaits: true, .. } => return self.start(id, item),
-            Work::Operation { index, awaits: false } => return self.run_turn(id, index, item),
-        }
-        Next::Goes
-    }
-
-    /// What would write waits while the disk is nearly full; who waits for it is refused.
-    fn wait_for_room(&mut self, id: &EntityId, mut item: Item) -> Next {
-        let again = self.now + ROOM_PAUSE;
-        if item.row == Row::None
-            && let Some(reply_to) = item.reply_to.take()
-        {
-            let error = Error::new(ErrorKind::Full, "the disk is nearly full");
-            self.forget_key(&item, &error);
-            self.outputs.push(Output::Reply(reply_to, Err(error)));
-            return Next::Goes;
-        }
-        item.permit = None;
-        if let Some(sender) = item.sender() {
-            self.block_lane(id, item, sender, again);
-            return Next::Goes;
-        }
-        self.retries.insert((again, id.clone()));
-        if item.work == Work::Purge {
-            // What only reads goes before it meanwhile.
-            if let Some(activation) = self.table.get_mut(id) {
-                activation.mailbox.push_back(item);
-            }
+    fn run_envelope(&mut self, id: &EntityId, envelope: Envelope) -> Next {
+        if self.keys.is_looking(envelope.key()) {
+            self.activations.of(id).put_back(envelope);
             return Next::Waits;
         }
-        self.put_back(id, item)
+        match envelope {
+            Envelope::Read(read) => {
+                self.read(id, *read);
+                Next::Goes
+            }
+            Envelope::Operation(operation) => self.run_operation(id, operation),
+            Envelope::Delete(delete) => self.run_deletion(id, delete),
+            Envelope::Cancel(cancel) => {
+                if !cancel.reply_to.take() {
+                    return Next::Goes;
+                }
+                if !self.moment.has_room {
+                    self.refuse(cancel.reply_to, &full());
+                    return Next::Goes;
+                }
+                self.cancel(id, cancel);
+                self.unless_busy(id)
+            }
+            Envelope::Purge(mut purge) => {
+                if self.moment.has_room {
+                    self.wait_for_reminders(id, WaitsForReminders::Purge(purge));
+                    return Next::Waits;
+                }
+                // What only reads goes before it meanwhile.
+                purge.permit = None;
+                self.activations.of(id).push(Envelope::Purge(purge));
+                self.activations.retry(self.moment.now + ROOM_PAUSE, id);
+                Next::Waits
+            }
+            Envelope::Undeliverable(undeliverable) => {
+                if !self.moment.has_room {
+                    return self.wait_for_room(id, Envelope::Undeliverable(undeliverable));
+                }
+                let Undeliverable { occurrence, letter, permit } = *undeliverable;
+                self.consume_row(id, &Row::Reminder(occurrence), letter.input.len(), permit);
+                self.keep_letter(id, letter);
+                Next::Goes
+            }
+        }
     }
 
-    /// The newest state of an entity, which may not be durable yet.
-    fn version_of(&self, id: &EntityId) -> Option<Version> {
-        let entry = self.table.get(id).filter(|entry| entry.generation > 0)?;
-        Some(Version { generation: entry.generation, revision: entry.revision })
-    }
-
-    fn refuse_condition(&mut self, id: &EntityId, item: Item) {
-        let message = match self.version_of(id) {
-            Some(version) => format!("{id} is at version {version}, and not at the one required"),
-            None => format!("{id} has no state"),
-        };
-        let error = Error::new(ErrorKind::Precondition, message);
-        if item.row != Row::None {
-            return self.refuse(item, error);
-        }
-        self.forget_key(&item, &error);
-        let unreleased = self.unreleased(id);
-        if let Some(reply_to) = item.reply_to {
-            self.answer(unreleased, reply_to, Err(error));
+    /// Whether an entity can run what follows, or something has to come back first.
+    fn unless_busy(&mut self, id: &EntityId) -> Next {
+        match self.activations.of(id).is_busy() {
+            true => Next::Waits,
+            false => Next::Goes,
         }
     }
 
-    pub(super) fn put_back(&mut self, id: &EntityId, item: Item) -> Next {
-        if let Some(activation) = self.table.get_mut(id) {
-            activation.mailbox.push_front(item);
-        }
+    /// What has to be written waits in its place while the disk is nearly full.
+    fn wait_for_room(&mut self, id: &EntityId, mut envelope: Envelope) -> Next {
+        envelope.drop_permit();
+        self.activations.of(id).put_back(envelope);
+        self.activations.retry(self.moment.now + ROOM_PAUSE, id);
         Next::Waits
     }
 
-    pub(super) fn unreleased(&self, id: &EntityId) -> u64 {
-        self.table.get(id).map_or(0, |entry| entry.unreleased)
+    /// The newest state of an entity, which may not be durable yet.
+    fn version_of(&mut self, id: &EntityId) -> Option<Version> {
+        self.activations.of(id).live_mut().version()
+    }
+
+    /// What is said where a condition does not hold; `None` where it does.
+    fn objection(&mut self, id: &EntityId, condition: Option<&Condition>) -> Option<Error> {
+        let version = self.version_of(id);
+        if condition?.holds(version) {
+            return None;
+        }
+        let message = match version {
+            Some(version) => format!("{id} is at version {version}, and not at the one required"),
+            None => format!("{id} has no state"),
+        };
+        Some(Error::new(ErrorKind::Precondition, message))
+    }
+
+    fn new_context(&mut self, id: &EntityId, token: u128) -> Context {
+        let seed = self.environment.seed();
+        let live = self.activations.of(id).live_mut();
+        let (revision, now) = (live.revision(), self.moment.now.max(live.committed_at()));
+        Context::new(Turn { id: id.clone(), now, revision, seed, token })
+    }
+
+    /// Shows the state, or answers a query.
+    fn read(&mut self, id: &EntityId, read: Read) {
+        let Read { what, condition, reply_to } = read;
+        if !reply_to.take() {
+            return;
+        }
+        if let Some(error) = self.objection(id, condition.as_ref()) {
+            return self.answer(id, reply_to, Err(error));
+        }
+        let result = match what {
+            ReadKind::State => self.show_state(id),
+            ReadKind::Query { index, argument } => self.query(id, index, argument, &reply_to),
+        };
+        self.answer(id, reply_to, result);
+    }
+
+    fn show_state(&mut self, id: &EntityId) -> Result<Response, Error> {
+        let live = self.activations.of(id).live_mut();
+        let Some(Version { generation, revision }) = live.version() else {
+            return Ok(Response::State(None));
+        };
+        let state = guarded(|| live.state().json())?;
+        let state = state.map_err(|why| Error::new(ErrorKind::Internal, why.to_string()))?;
+        let committed_at = live.committed_at();
+        Ok(Response::State(Some(StateView { generation, revision, committed_at, state })))
+    }
+
+    fn query(
+        &mut self,
+        id: &EntityId,
+        index: usize,
+        argument: Argument,
+        reply_to: &super::reply::ReplySender,
+    ) -> Result<Response, Error> {
+        let known = self.environment.served(id);
+        let token = self.environment.token();
+        let ctx = self.new_context(id, token);
+        self.environment.watch().begin(id, known.name_of(index), Some(reply_to), &Row::None);
+        let state = self.activations.of(id).live_mut().state();
+        let result = turn::query(&*known, index, state, &ctx, argument);
+        self.environment.watch().end();
+        Ok(match result? {
+            Ok(json) => Response::Replied(json),
+            Err(rejection) => Response::Rejected(rejection),
+        })
+    }
+
+    fn run_operation(&mut self, id: &EntityId, operation: Box<Operation>) -> Next {
+        let Some(mut operation) = self.wait_for_retry(id, operation) else { return Next::Goes };
+        if !operation.take() {
+            self.forget(operation.key.as_ref(), operation.replays(), &withdrawn());
+            return Next::Goes;
+        }
+        if !self.is_current(id, &operation) {
+            return Next::Goes;
+        }
+        if let Some(error) = self.objection(id, operation.condition.as_ref()) {
+            self.refuse_by_condition(id, *operation, error);
+            return Next::Goes;
+        }
+        if !self.moment.has_room {
+            return self.run_without_room(id, operation);
+        }
+        if let Some(due) = operation.due().filter(|due| *due > self.moment.now) {
+            self.schedule(id, *operation, due);
+            return Next::Goes;
+        }
+        if operation.count == AttemptCount::BeforeRun {
+            self.attempts.clear_if_it_only_waited(id, &mut operation);
+        }
+        match operation.count {
+            AttemptCount::BeforeRun => return self.count_attempts(id, operation),
+            AttemptCount::By(group) if group > self.group.released() => {
+                self.activations.of(id).put_back(Envelope::Operation(operation));
+                return Next::Waits;
+            }
+            AttemptCount::By(_) | AttemptCount::AfterFailure => {}
+        }
+        if operation.attempts > self.environment.config().retries.saturating_add(1) {
+            self.dead_letter(id, *operation, Cause::Failure, ENDED_THE_PROCESS);
+            return Next::Goes;
+        }
+        match operation.awaits {
+            true => self.start(id, operation),
+            false => self.run_turn(id, operation),
+        }
     }
 
     /// A reminder that was cancelled or set again since it fired is nothing to run.
-    fn is_current(&mut self, id: &EntityId, item: &Item) -> bool {
-        let Row::Reminder(Slot::Named(name), _, number) = &item.row else {
-            return true;
-        };
-        let heads = self.table.get(id).map(|entry| &entry.reminders);
-        let is_current = heads.is_some_and(|heads| {
-            heads
-                .iter()
-                .any(|head| *head.name == **name && (head.number == *number || sabotage::is("X10")))
-        });
+    fn is_current(&mut self, id: &EntityId, operation: &Operation) -> bool {
+        let Row::Reminder(occurrence) = &operation.row else { return true };
+        let Slot::Named(name) = &occurrence.slot else { return true };
+        let live = self.activations.of(id).live_mut();
+        let is_set_under_its_name =
+            sabotage::is("X10") && live.reminders().iter().any(|head| *head.name == **name);
+        let is_current = live.has_reminder(occurrence.number) || is_set_under_its_name;
         if !is_current {
-            self.due.forget(id, &Slot::Named(name.clone()), *number);
+            self.reminders.gone(id, occurrence);
         }
         is_current
     }
 
-    /// A signal that arrived behind one of the same sender that waits for its retry.
-    fn block(&mut self, id: &EntityId, mut item: Item, sender: &Sender) -> Next {
-        item.permit = None;
-        let kept = if item.row == Row::None { self.accept(id, item) } else { Some(item) };
-        if let Some(lane) = self.table.get_mut(id).and_then(|entry| entry.lane(sender)) {
-            lane.items.extend(kept);
+    fn refuse_by_condition(&mut self, id: &EntityId, operation: Operation, error: Error) {
+        if operation.row != Row::None {
+            return self.fail_call(id, operation, error);
         }
-        Next::Goes
-    }
-
-    pub(super) fn new_context(&mut self, id: &EntityId, token: u128) -> Context {
-        let seed = self.environment.entropy.next();
-        let entry = self.table.get(id);
-        let (revision, last) =
-            entry.map_or((0, self.now), |entry| (entry.revision, entry.committed_at));
-        Context::new(Turn { id: id.clone(), now: self.now.max(last), revision, seed, token })
-    }
-
-    fn show_state(&mut self, id: &EntityId, item: Item) {
-        let Some(entry) = self.table.get(id) else {
-            return;
-        };
-        let unreleased = entry.unreleased;
-        let view = match &entry.state {
-            Some(state) if entry.generation > 0 => guarded(|| state.json()).map(|json| {
-                json.map(|json| {
-                    Some(StateView {
-                        generation: entry.generation,
-                        revision: entry.revision,
-                        committed_at: entry.committed_at,
-                        state: json,
-                    })
-                })
-            }),
-            _ => Ok(Ok(None)),
-        };
-        let response = view.and_then(|view| {
-            let internal = |why: Damaged| Error::new(ErrorKind::Internal, why.to_string());
-            view.map(Response::State).map_err(internal)
-        });
-        if let Some(reply_to) = item.reply_to {
-            self.answer(unreleased, reply_to, response);
+        self.forget(operation.key.as_ref(), operation.replays(), &error);
+        if let Some(reply_to) = operation.into_reply_to() {
+            self.answer(id, reply_to, Err(error));
         }
     }
 
-    fn run_query(&mut self, id: &EntityId, index: usize, item: Item) {
-        let (Some(known), Some(reply_to)) = (self.type_of(id), item.reply_to.clone()) else {
-            return;
-        };
-        let ctx = self.new_context(id, item.token);
-        let Some(entry) = self.table.get(id) else {
-            return;
-        };
-        let (unreleased, Some(state)) = (entry.unreleased, &entry.state) else {
-            return;
-        };
-        self.environment.watch.begin(id, known.name_of(index), item.reply_to.as_ref(), &item.row);
-        let turned = turn::run(&*known, index, state, ctx, &item.input, usize::MAX);
-        self.environment.watch.end();
-        let response = match turned {
-            turn::Turned::Applied { json, .. } => Ok(Response::Replied(json)),
-            turn::Turned::Rejected(rejection) => Ok(Response::Rejected(rejection)),
-            turn::Turned::Undecodable(error) => {
-                Err(Error::new(ErrorKind::Invalid, error.to_string()))
+    /// What would write waits while the disk is nearly full; who waits for it is refused.
+    fn run_without_room(&mut self, id: &EntityId, operation: Box<Operation>) -> Next {
+        if operation.row == Row::None {
+            self.refuse_operation(*operation, &full());
+            return Next::Goes;
+        }
+        if operation.sender().is_some() {
+            self.retry_at(id, operation, self.moment.now + ROOM_PAUSE);
+            return Next::Goes;
+        }
+        self.wait_for_room(id, Envelope::Operation(operation))
+    }
+
+    /// Counts, durably, the attempts of the first operations that an unclean stop left behind.
+    fn count_attempts(&mut self, id: &EntityId, operation: Box<Operation>) -> Next {
+        let (group, retries) = (self.group.number(), self.environment.config().retries);
+        let is_one = self.attempts.knows_what_ran();
+        let activation = self.activations.of(id);
+        activation.put_back(Envelope::Operation(operation));
+        let mut counted = Vec::new();
+        for operation in activation.uncounted(is_one) {
+            if self.attempts.count(id, operation, retries, group) {
+                counted.push((operation.row.clone(), operation.attempts));
             }
-            turn::Turned::Failed(error) => Err(error),
-        };
-        self.answer(unreleased, reply_to, response);
+        }
+        if counted.is_empty() {
+            self.activations.make_ready(id);
+            return Next::Waits;
+        }
+        self.activations.of(id).hold_until(group);
+        self.group.resume_after(group, id);
+        let mailbox = self.activations.of(id).take_mailbox();
+        for envelope in &mailbox {
+            if let Envelope::Operation(operation) = envelope
+                && operation.count == AttemptCount::By(group)
+            {
+                self.write_attempts(id, operation);
+            }
+        }
+        self.activations.of(id).set_mailbox(mailbox);
+        Next::Waits
     }
 
-    fn run_turn(&mut self, id: &EntityId, index: usize, item: Item) -> Next {
-        let Some(known) = self.type_of(id) else {
-            return Next::Goes;
+    /// The argument of an operation: decoded where it arrived, else here.
+    fn argument(&self, id: &EntityId, operation: &mut Operation) -> Result<Argument, String> {
+        if let Some(argument) = operation.argument.take() {
+            return Ok(argument);
+        }
+        let known = self.environment.served(id);
+        let decoded = known.decode_argument(operation.index, &operation.input);
+        decoded.map_err(|error| error.to_string())
+    }
+
+    /// A stored argument that its operation no longer takes.
+    fn refuse_undecodable(&mut self, id: &EntityId, mut operation: Operation, why: String) {
+        if operation.is_call() {
+            return self.fail_call(id, operation, Error::new(ErrorKind::Invalid, why));
+        }
+        self.accept_late(&mut operation);
+        self.dead_letter(id, operation, Cause::Undecodable, &why);
+    }
+
+    fn run_turn(&mut self, id: &EntityId, mut operation: Box<Operation>) -> Next {
+        let argument = match self.argument(id, &mut operation) {
+            Ok(argument) => argument,
+            Err(why) => {
+                self.refuse_undecodable(id, *operation, why);
+                return Next::Goes;
+            }
         };
-        let ctx = self.new_context(id, item.token);
-        let limit = self.environment.config.state_bytes_max;
-        let Some(state) = self.table.get(id).and_then(|entry| entry.state.as_ref()) else {
-            return Next::Goes;
-        };
-        self.environment.watch.begin(id, known.name_of(index), item.reply_to.as_ref(), &item.row);
-        let marks = self.environment.marks.as_ref().filter(|_| item.is_marked);
-        let mark =
-            |token| marks.iter().for_each(|marks| marks.mark(self.environment.number, token));
-        mark(Some(item.token));
-        let turned = turn::run(&*known, index, state, ctx, &item.input, limit);
-        mark(None);
-        let turned = match self.environment.watch.end() {
+        let known = self.environment.served(id);
+        let ctx = self.new_context(id, operation.token);
+        let name = known.name_of(operation.index);
+        self.environment.watch().begin(id, name, operation.reply_to(), &operation.row);
+        let mark = Some(operation.token).filter(|_| operation.is_marked);
+        mark.iter().for_each(|token| self.attempts.mark(Some(*token)));
+        let live = self.activations.of(id).live_mut();
+        let limits = (self.environment.config().state_bytes_max, live.trust());
+        let turned = turn::run(&*known, operation.index, live.state(), ctx, argument, limits);
+        mark.iter().for_each(|_| self.attempts.mark(None));
+        let turned = match self.environment.watch().end() {
             false => turned,
-            true => turn::Turned::Failed(self.late()),
+            true => Turned::Failed(self.late()),
         };
-        let is_discarded = !matches!(turned, turn::Turned::Applied { .. });
-        let next = self.settle(id, item, turned);
+        let is_discarded = !matches!(turned, Turned::Applied(_));
+        let next = self.settle_turn(id, operation, turned);
         if is_discarded && sabotage::is("X28") {
-            self.table.remove(id);
+            self.activations.forget(id);
             self.activate(id);
         }
         next
     }
 
-    pub(super) fn late(&self) -> Error {
-        let limit = self.environment.config.turn_deadline;
+    fn late(&self) -> Error {
+        let limit = self.environment.config().turn_deadline;
         Error::new(ErrorKind::Deadline, format!("the turn took longer than {limit:?}"))
     }
 
     /// Settles a turn; one that deletes its entity first needs to know what is delayed.
-    pub(super) fn settle(&mut self, id: &EntityId, mut item: Item, turned: turn::Turned) -> Next {
-        if matches!(&turned, turn::Turned::Applied { effects, .. } if effects.deleted)
-            && item.delayed.is_none()
-        {
-            item.turned = Some(Box::new(turned));
-            return self.list_delayed(id, item);
+    fn settle_turn(&mut self, id: &EntityId, operation: Box<Operation>, turned: Turned) -> Next {
+        match turned {
+            Turned::Applied(applied) if applied.effects.deleted => {
+                let applied = Box::new(applied);
+                self.wait_for_reminders(id, WaitsForReminders::Turn(operation, applied));
+                Next::Waits
+            }
+            turned => {
+                self.settle(id, operation, turned);
+                Next::Goes
+            }
         }
-        self.settle_turn(id, item, turned);
-        Next::Goes
     }
 
-    /// The signals of a sender wait until the first of them may be tried again.
-    pub(super) fn block_lane(
+    fn run_deletion(&mut self, id: &EntityId, delete: Box<Delete>) -> Next {
+        if !delete.reply_to.take() {
+            self.forget(delete.key.as_ref(), None, &withdrawn());
+            return Next::Goes;
+        }
+        if let Some(error) = self.objection(id, delete.condition.as_ref()) {
+            self.forget(delete.key.as_ref(), None, &error);
+            self.answer(id, delete.reply_to, Err(error));
+            return Next::Goes;
+        }
+        if !self.moment.has_room {
+            self.refuse_deletion(*delete, &full());
+            return Next::Goes;
+        }
+        self.wait_for_reminders(id, WaitsForReminders::Delete(delete));
+        Next::Waits
+    }
+
+    /// Takes a page of an entity's reminders, which something waits for.
+    pub(super) fn reminders_read(&mut self, id: &EntityId, page: ReadResult<ReminderPage>) {
+        let activation = self.activations.get_mut(id);
+        let Some(waits) = activation.and_then(|it| it.reminders_read(false)) else { return };
+        match (waits, page) {
+            (WaitsForReminders::Purge(purge), Ok(page)) => self.purge_page(id, purge, page),
+            (WaitsForReminders::Purge(purge), Err(error)) => {
+                tracing::error!(entity = %id, %error, "reminders cannot be read");
+                return self.retry_purge(id, purge);
+            }
+            (WaitsForReminders::Delete(delete), Ok(page)) => {
+                let delayed = self.delayed(id, page, delete.accepted_at);
+                self.delete(id, *delete, delayed);
+            }
+            (WaitsForReminders::Delete(delete), Err(error)) => {
+                self.refuse_deletion(*delete, &unreadable(&error));
+            }
+            (WaitsForReminders::Turn(operation, applied), Ok(page)) => {
+                let delayed = self.delayed(id, page, operation.accepted_at);
+                // At once: what waited for a retry meanwhile must not come between.
+                self.apply(id, operation, *applied, Some(delayed));
+            }
+            (WaitsForReminders::Turn(operation, _), Err(error)) => {
+                self.fail(id, operation, unreadable(&error));
+            }
+            (WaitsForReminders::Cancel(_), _) => unreachable!("it waits for one reminder"),
+        }
+        self.activations.make_ready(id);
+    }
+
+    /// Takes one reminder of an entity, which is to be cancelled.
+    pub(super) fn reminder_read(
         &mut self,
         id: &EntityId,
-        mut item: Item,
-        sender: Sender,
-        retry_at: Timestamp,
+        found: ReadResult<Option<ReminderRecord>>,
     ) {
-        item.permit = None;
-        if let Some(activation) = self.table.get_mut(id) {
-            match activation.lane(&sender) {
-                // A sender has one lane: what it waits for first is tried first.
-                Some(lane) => lane.items.push_back(item),
-                None => {
-                    let lane = Lane { sender, retry_at, items: VecDeque::from([item]) };
-                    activation.blocked.push(lane);
-                }
-            }
+        let activation = self.activations.get_mut(id);
+        let waits = activation.and_then(|it| it.reminders_read(true));
+        if let Some(WaitsForReminders::Cancel(cancel)) = waits {
+            self.cancel_stored(id, *cancel, found);
+            self.activations.make_ready(id);
         }
-        self.retries.insert((retry_at, id.clone()));
     }
 
-    /// Lets the lanes whose time has come go first.
-    pub(super) fn unblock(&mut self, id: &EntityId) {
-        let now = self.now;
-        let Some(activation) = self.table.get_mut(id) else {
-            // Rows that could not be read are read again.
-            return self.page(id);
-        };
-        let lanes = std::mem::take(&mut activation.blocked);
-        let (due, waiting): (Vec<Lane>, Vec<Lane>) =
-            lanes.into_iter().partition(|lane| lane.retry_at <= now);
-        activation.blocked = waiting;
-        for lane in due {
-            for item in lane.items.into_iter().rev() {
-                activation.mailbox.push_front(item);
-            }
+    /// Starts an operation that awaits, once its inbox row and all earlier turns are durable.
+    fn start(&mut self, id: &EntityId, mut operation: Box<Operation>) -> Next {
+        if operation.row == Row::None && operation.is_call() {
+            self.write_call(id, &mut operation);
+        } else if operation.row == Row::None {
+            // A signal is accepted here, where its condition holds.
+            operation.condition = None;
+            self.accept_now(id, &mut operation);
         }
-        self.make_ready(id);
+        let unreleased = self.unreleased(id);
+        if unreleased > self.group.released() {
+            self.group.resume_after(unreleased, id);
+            self.activations.of(id).put_back(Envelope::Operation(operation));
+            self.accept_waiting(id);
+            return Next::Waits;
+        }
+        // What awaits may do so for long, and keeps nobody else from being due.
+        operation.permit = None;
+        let argument = match self.argument(id, &mut operation) {
+            Ok(argument) => argument,
+            Err(why) => {
+                self.refuse_undecodable(id, *operation, why);
+                return Next::Goes;
+            }
+        };
+        let live = self.activations.of(id).live_mut();
+        let state = match guarded(|| live.state().clone_state()) {
+            Ok(state) => state,
+            Err(error) => {
+                self.fail(id, operation, error);
+                return Next::Goes;
+            }
+        };
+        let ctx = self.new_context(id, operation.token);
+        let (run, index) = (self.lifecycle.next_run(), operation.index);
+        let (row, reply_to) = (operation.row.clone(), operation.reply_to().cloned());
+        let start = Start { id: id.clone(), run, index, state, ctx, argument, row, reply_to };
+        self.activations.of(id).await_on(run, operation);
+        self.outputs.push(Output::Start(Box::new(start)));
+        self.accept_waiting(id);
+        Next::Waits
     }
+
+    /// An operation that awaited is back; what it did becomes a turn, or nothing.
+    pub(super) fn returned(&mut self, returned: Returned) {
+        let Returned { id, run, result } = returned;
+        let activation = self.activations.get_mut(&id);
+        let Some(operation) = activation.and_then(|entry| entry.returned(run)) else { return };
+        let turned = match result {
+            Ok((state, ctx, outcome)) => {
+                let known = self.environment.served(&id);
+                let trust = self.activations.of(&id).live_mut().trust();
+                let limits = (self.environment.config().state_bytes_max, trust);
+                turn::settle(&*known, state, ctx, outcome, limits)
+            }
+            Err(error) => Turned::Failed(error),
+        };
+        // The next entry follows when the entity runs again.
+        let _next = self.settle_turn(&id, operation, turned);
+        self.activations.make_ready(&id);
+    }
+}
+
+fn full() -> Error {
+    Error::new(ErrorKind::Full, "the disk is nearly full")
 }

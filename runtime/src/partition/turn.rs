@@ -3,40 +3,60 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use stead_entities::{
-    Context, Error, ErrorKind, Rejection, context::Effects, entity::Outcome, input::InputError,
+    Context, Error, ErrorKind, Rejection,
+    context::Effects,
+    entity::{Argument, Outcome},
 };
 
-use crate::types::{EntityType, State};
+use crate::types::{EntityType, State, Trust};
 
 /// The longest result of an operation, as JSON, in bytes.
 const REPLY_BYTES_MAX: usize = 16 << 20;
 
-/// How a turn ended. Only `Applied` carries anything of it further.
+/// How a turn ended. Only [`Turned::Applied`] carries anything of it further.
 pub(super) enum Turned {
-    Applied { state: State, encoded: Vec<u8>, effects: Effects, json: Vec<u8> },
+    Applied(Applied),
     Rejected(Rejection),
-    Undecodable(InputError),
     Failed(Error),
 }
 
-/// Runs a synchronous operation on a copy of the state.
+/// What a turn leaves behind.
+pub(super) struct Applied {
+    pub(super) state: State,
+    pub(super) effects: Effects,
+    /// The result as JSON.
+    pub(super) json: Vec<u8>,
+}
+
+/// Runs an operation that does not await on a copy of the state.
 pub(super) fn run(
     entity_type: &dyn EntityType,
     index: usize,
     state: &State,
     mut ctx: Context,
-    input: &[u8],
-    state_bytes_max: usize,
+    argument: Argument,
+    (state_bytes_max, trust): (usize, Trust),
 ) -> Turned {
     let body = || {
         let mut copy = (**state).clone_state();
-        let outcome = entity_type.run(index, &mut copy, &mut ctx, input);
+        let outcome = entity_type.run(index, &mut copy, &mut ctx, argument);
         (copy, outcome)
     };
     match guarded(body) {
-        Ok((copy, outcome)) => settle(entity_type, copy, ctx, outcome, state_bytes_max),
+        Ok((copy, outcome)) => settle(entity_type, copy, ctx, outcome, (state_bytes_max, trust)),
         Err(error) => Turned::Failed(error),
     }
+}
+
+/// Runs a query on the state itself.
+pub(super) fn query(
+    entity_type: &dyn EntityType,
+    index: usize,
+    state: &State,
+    ctx: &Context,
+    argument: Argument,
+) -> Result<Result<Vec<u8>, Rejection>, Error> {
+    json(guarded(|| entity_type.query(index, state, ctx, argument))?)
 }
 
 /// Runs an author's code; a panic becomes an error.
@@ -50,39 +70,40 @@ pub(super) fn settle(
     state: State,
     ctx: Context,
     outcome: Outcome,
-    state_bytes_max: usize,
+    (state_bytes_max, trust): (usize, Trust),
 ) -> Turned {
-    let json = match outcome {
-        Outcome::Replied(json) => json,
-        Outcome::Rejected(rejection) => return Turned::Rejected(rejection),
-        Outcome::Undecodable(error) => return Turned::Undecodable(error),
-        Outcome::Unencodable(why) => {
-            return failed(format!("the result cannot be written as JSON: {why}"));
-        }
+    let json = match json(outcome) {
+        Ok(Ok(json)) => json,
+        Ok(Err(rejection)) => return Turned::Rejected(rejection),
+        Err(error) => return Turned::Failed(error),
     };
     let effects = match ctx.finish() {
         Ok(effects) => effects,
-        Err(error) => return failed(format!("an effect was refused: {error}")),
+        Err(error) => return Turned::Failed(failed(format!("an effect was refused: {error}"))),
     };
-    if json.len() > REPLY_BYTES_MAX {
-        return failed(format!("the result has more than {REPLY_BYTES_MAX} bytes"));
-    }
-    match guarded(|| state.encode()) {
-        Ok(Ok(encoded)) if encoded.len() > state_bytes_max => {
-            failed(format!("the state has {} bytes, the limit is {state_bytes_max}", encoded.len()))
-        }
-        Ok(Ok(encoded)) => match guarded(|| entity_type.prove(&state, &encoded)) {
-            Ok(Ok(())) => Turned::Applied { state, encoded, effects, json },
-            Ok(Err(why)) => failed(why),
-            Err(error) => Turned::Failed(error),
-        },
-        Ok(Err(error)) => failed(format!("the state cannot be stored: {error}")),
+    match guarded(|| entity_type.check_state(&state, state_bytes_max, trust)) {
+        Ok(Ok(())) => Turned::Applied(Applied { state, effects, json }),
+        Ok(Err(why)) => Turned::Failed(failed(why)),
         Err(error) => Turned::Failed(error),
     }
 }
 
-fn failed(message: String) -> Turned {
-    Turned::Failed(Error::new(ErrorKind::Internal, message))
+/// The result as JSON, or the rejection.
+fn json(outcome: Outcome) -> Result<Result<Vec<u8>, Rejection>, Error> {
+    match outcome {
+        Outcome::Replied(json) if json.len() > REPLY_BYTES_MAX => {
+            Err(failed(format!("the result has more than {REPLY_BYTES_MAX} bytes")))
+        }
+        Outcome::Replied(json) => Ok(Ok(json)),
+        Outcome::Rejected(rejection) => Ok(Err(rejection)),
+        Outcome::Unencodable(why) => {
+            Err(failed(format!("the result cannot be written as JSON: {why}")))
+        }
+    }
+}
+
+fn failed(message: String) -> Error {
+    Error::new(ErrorKind::Internal, message)
 }
 
 /// A panic of an author's code, as an error.
@@ -90,15 +111,4 @@ pub(crate) fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
     Error::new(ErrorKind::Internal, format!("the operation panicked: {text}"))
-}
-
-impl std::fmt::Debug for Turned {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Applied { .. } => "Applied",
-            Self::Rejected(_) => "Rejected",
-            Self::Undecodable(_) => "Undecodable",
-            Self::Failed(_) => "Failed",
-        })
-    }
 }

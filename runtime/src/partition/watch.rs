@@ -7,7 +7,7 @@ use std::{
 
 use stead_entities::{EntityId, Error, ErrorKind};
 
-use super::{activation::Row, reply::ReplySender};
+use super::{envelope::Row, reply::ReplySender};
 use crate::clock::{monotonic, since};
 
 /// What runs at present in one partition, for the watchdog.

@@ -1,107 +1,216 @@
-//! The open write group: what it gathers, when it is sent, what becomes true when it is durable.
+//! The write group under construction, and what becomes true when those before it are durable.
+//!
+//! Everything that the turns of a step write, and everybody who is told of it, goes into the open
+//! group. It is sent to the committer when there is room for it; further turns join the next one.
+//! What must never happen: somebody is told of a turn before the group with its writes is durable.
+
+use std::{collections::VecDeque, sync::Arc};
 
 use stead_entities::EntityId;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    GROUPS_IN_FLIGHT_MAX, Output, Partition, Release,
+    envelope::Occurrence,
+    message::{Delivery, WriteGroup},
     reply::{CallResult, ReplySender},
 };
-use crate::{sabotage, store::Write};
+use crate::{
+    rules::Rule,
+    store::{
+        Write,
+        record::{IdempotencyKey, InboxKey},
+    },
+};
 
-impl Partition {
-    /// Hands the open write group to the committer if there is room for it.
-    pub(super) fn seal(&mut self) {
-        if self.is_open_empty() || self.sent - self.released >= GROUPS_IN_FLIGHT_MAX {
-            return;
-        }
-        for id in std::mem::take(&mut self.dirty) {
-            self.write_state(&id);
-        }
-        let mut group = std::mem::take(&mut self.open);
-        self.sent += 1;
-        group.partition = self.environment.number;
-        group.generation = self.generation;
-        group.number = self.sent;
-        self.outputs.push(Output::WriteGroup(group));
+/// The most write groups of one partition that the committer holds; more turns join the open one.
+const GROUPS_IN_FLIGHT_MAX: u64 = 2;
+/// The most writes in the open group; then it waits for the committer.
+const WRITES_PER_GROUP_MAX: usize = 16_384;
+
+/// The write group that is open, and those that are under way.
+#[derive(Default)]
+pub(super) struct OpenGroup {
+    open: WriteGroup,
+    /// The entities whose states the open group will write, in the order of their first turns.
+    unwritten: Vec<EntityId>,
+    /// The number of the last group that was sent, and of the last that is durable.
+    sent: u64,
+    released: u64,
+    on_release: VecDeque<(u64, Release)>,
+}
+
+/// Something that becomes true when a write group is durable.
+pub(super) enum Release {
+    /// The inbox row is gone from the store.
+    Row(InboxKey),
+    /// The answer under the key can be found in the store.
+    Key(Arc<IdempotencyKey>, CallResult),
+    /// The reminder is gone from the store.
+    Fired(EntityId, Occurrence),
+    /// The entity can go on.
+    Resume(EntityId),
+}
+
+impl OpenGroup {
+    /// The number that the open group will have.
+    pub(super) fn number(&self) -> u64 {
+        self.sent + 1
     }
 
-    pub(super) fn is_open_empty(&self) -> bool {
-        self.dirty.is_empty() && self.open.writes.is_empty() && self.open.replies.is_empty()
+    /// The number of the last group that is durable.
+    pub(super) fn released(&self) -> u64 {
+        self.released
     }
 
-    /// Whether anything goes on once a write group that was sent is durable.
-    pub(super) fn waits_for_commit(&self) -> bool {
-        !self.on_release.is_empty()
-            || !self.is_open_empty()
-            || !self.ready.is_empty()
-            || self.draining.is_some()
+    pub(super) fn write(&mut self, write: Write) {
+        self.open.writes.push(write);
     }
 
-    /// Writes the last state of an entity; the turns between were never seen outside.
-    pub(super) fn write_state(&mut self, id: &EntityId) {
-        let incarnation = self.environment.incarnation;
-        let version = self.type_of(id).map_or(0, |known| known.version());
-        let Some(activation) = self.table.get_mut(id) else {
-            return;
-        };
-        let Some(state) = activation.encoded.take() else {
-            return;
-        };
-        let record = crate::store::record::StateRecord {
-            version,
-            generation: activation.generation,
-            revision: activation.revision,
-            follows: activation.sent_revision,
-            incarnation,
-            committed_at: activation.committed_at,
-            reminders: activation.reminders.clone(),
-            state,
-        };
-        activation.sent_revision = activation.revision;
-        self.open.writes.push(Write::PutState(id.clone(), record));
+    /// Tells `reply_to` when the open group is durable.
+    pub(super) fn reply(&mut self, reply_to: ReplySender, result: CallResult) {
+        self.open.replies.push((reply_to, result));
     }
 
-    pub(super) fn release(&mut self, number: u64) {
-        self.released = self.released.max(number);
-        while self.on_release.front().is_some_and(|(group, _)| *group <= self.released) {
-            match self.on_release.pop_front() {
-                Some((_, Release::Row(key))) => self.row_gone(key),
-                Some((_, Release::Key(key, response))) => {
-                    for reply_to in self.keys.remove(&key).map_or(Vec::new(), |key| key.waiters) {
-                        self.outputs.push(Output::Reply(reply_to, response.clone()));
-                    }
-                }
-                Some((_, Release::Fired(id, slot, number))) => self.due.forget(&id, &slot, number),
-                Some((_, Release::Resume(id))) => self.make_ready(&id),
-                None => {}
-            }
-        }
-        self.due.settle(self.released);
+    /// Hands a row that the open group writes to its receiver's partition, once it is durable.
+    pub(super) fn deliver(&mut self, partition: u16, delivery: Delivery) {
+        self.open.deliveries.push((partition, delivery));
     }
 
-    /// Does `release` when the open write group is durable.
+    /// Gives a permit back when the open group is durable.
+    pub(super) fn hold(&mut self, permit: Option<OwnedSemaphorePermit>) {
+        self.open.permits.extend(permit);
+    }
+
+    /// Flushes the open group though it may write nothing.
+    pub(super) fn probe(&mut self) {
+        self.open.is_probe = true;
+    }
+
+    /// Has the open group write the state of an entity, which is not among its states yet.
+    pub(super) fn write_state_of(&mut self, id: &EntityId) {
+        self.unwritten.push(id.clone());
+    }
+
+    /// Takes back that the open group writes the state of an entity.
+    pub(super) fn forget_state_of(&mut self, id: &EntityId) {
+        self.unwritten.retain(|known| known != id);
+    }
+
+    /// Does `release` when the open group is durable.
     pub(super) fn after_open(&mut self, release: Release) {
-        let number = self.open_number();
-        self.on_release.push_back((number, release));
+        self.on_release.push_back((self.number(), release));
     }
 
-    /// Lets an entity go on when a write group that was sent, or the open one, is durable.
+    /// Lets an entity go on when a group that was sent, or the open one, is durable.
     pub(super) fn resume_after(&mut self, group: u64, id: &EntityId) {
         let place = self.on_release.partition_point(|(other, _)| *other <= group);
         self.on_release.insert(place, (group, Release::Resume(id.clone())));
     }
 
-    /// Answers `reply sender` once everything that this entity has done so far is durable.
-    pub(super) fn answer(&mut self, unreleased: u64, reply_to: ReplySender, response: CallResult) {
-        if unreleased <= self.released || sabotage::is("X27") {
-            self.outputs.push(Output::Reply(reply_to, response));
-        } else {
-            self.open.replies.push((reply_to, response));
-        }
+    /// Whether no more turns may join it for now.
+    pub(super) fn is_full(&self) -> bool {
+        self.open.writes.len() + self.unwritten.len() >= WRITES_PER_GROUP_MAX
     }
 
-    /// The number that the open write group will have.
-    pub(super) fn open_number(&self) -> u64 {
-        self.sent + 1
+    pub(super) fn is_empty(&self) -> bool {
+        self.unwritten.is_empty() && self.open.writes.is_empty() && self.open.replies.is_empty()
+    }
+
+    /// Whether everything is durable and nothing is open.
+    pub(super) fn is_settled(&self) -> bool {
+        self.sent == self.released && self.is_empty()
+    }
+
+    /// Whether anything goes on once a group that was sent is durable.
+    pub(super) fn is_waited_for(&self) -> bool {
+        !self.on_release.is_empty() || !self.is_empty()
+    }
+
+    /// The entities whose states are to be written now, because there is room for the open group;
+    /// `None` where there is not, or nothing is open.
+    pub(super) fn take_unwritten(&mut self) -> Option<Vec<EntityId>> {
+        let has_room = self.sent - self.released < GROUPS_IN_FLIGHT_MAX;
+        (has_room && !self.is_empty()).then(|| std::mem::take(&mut self.unwritten))
+    }
+
+    /// Closes the open group, whose states were written, for the committer.
+    pub(super) fn seal(&mut self, partition: u16, term: u64) -> WriteGroup {
+        self.sent += 1;
+        WriteGroup { partition, term, number: self.sent, ..std::mem::take(&mut self.open) }
+    }
+
+    /// Notes that the group of this number, and all before it, are durable. What becomes true by
+    /// that is taken by [`OpenGroup::next_release`].
+    pub(super) fn committed(&mut self, number: u64) {
+        Rule::ReleasedWasSent.check(number <= self.sent);
+        self.released = self.released.max(number);
+    }
+
+    /// The next thing that has become true.
+    pub(super) fn next_release(&mut self) -> Option<Release> {
+        let is_true = self.on_release.front().is_some_and(|(group, _)| *group <= self.released);
+        is_true.then(|| self.on_release.pop_front()).flatten().map(|(_, release)| release)
+    }
+
+    /// Ends the term: what was open is dropped. Returns who waited for it.
+    pub(super) fn clear(&mut self) -> Vec<ReplySender> {
+        let ended = std::mem::take(self);
+        ended.open.replies.into_iter().map(|(reply_to, _)| reply_to).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(key: &str) -> EntityId {
+        EntityId::new("log", key).expect("valid")
+    }
+
+    /// The keys of the entities that go on.
+    fn resumed(group: &mut OpenGroup) -> Vec<String> {
+        std::iter::from_fn(|| group.next_release())
+            .map(|release| match release {
+                Release::Resume(id) => id.key().to_owned(),
+                _ => panic!("something else"),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn at_most_two_groups_are_under_way() {
+        let mut group = OpenGroup::default();
+        for number in 1..=2 {
+            group.write_state_of(&id("a"));
+            assert_eq!(group.take_unwritten().map(|it| it.len()), Some(1));
+            assert_eq!(group.seal(3, 7).number, number);
+        }
+        group.write_state_of(&id("a"));
+        assert!(group.take_unwritten().is_none(), "there is no room");
+        assert!(!group.is_settled() && group.is_waited_for());
+        group.committed(1);
+        assert!(group.take_unwritten().is_some());
+        group.seal(3, 7);
+        group.committed(3);
+        assert!(group.is_settled());
+    }
+
+    #[test]
+    fn what_becomes_true_comes_in_the_order_of_the_groups() {
+        let mut group = OpenGroup::default();
+        group.after_open(Release::Resume(id("first")));
+        group.write_state_of(&id("a"));
+        group.take_unwritten();
+        group.seal(0, 1);
+        group.after_open(Release::Resume(id("third")));
+        group.resume_after(1, &id("second"));
+        assert!(resumed(&mut group).is_empty());
+        group.committed(1);
+        assert_eq!(resumed(&mut group), ["first", "second"]);
+        group.write_state_of(&id("a"));
+        group.take_unwritten();
+        group.seal(0, 1);
+        group.committed(2);
+        assert_eq!(resumed(&mut group), ["third"]);
     }
 }

@@ -8,21 +8,24 @@ mod storm;
 use std::{
     collections::VecDeque,
     pin::pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
     task::{Context as TaskContext, Poll, Waker},
     time::Duration,
 };
 
 use stead_entities::{
-    After, Context, EntityId, Error, ErrorKind, Every, JsonSchema, Layout, Timestamp, entity,
+    After, Condition, Context, EntityId, Error, ErrorKind, Every, JsonSchema, Layout, Timestamp,
+    entity,
 };
 
 use tokio::sync::Semaphore;
 
 use super::{
-    Environment, FAILURES_MAX, INBOX_PAGE, Partition, Queued, REMINDERS_PAGE,
+    Beginning, INBOX_PAGE, Identity, Partition, Predecessor, REMINDERS_PAGE,
+    activations::FAILURES_MAX,
     message::{
-        Delivery, Fingerprint, Input, Keyed, Link, Output, Returned, Start, Work, WriteGroup,
+        Action, Arrival, Delivery, Fingerprint, Input, Invocation, Keyed, Link, Output, Returned,
+        Start, Work, WriteGroup,
     },
     reply::{CallResult, ReplyReceiver, ReplySender, Response},
     watch::Watches,
@@ -35,7 +38,7 @@ use crate::{
         Batch, CommitOutcome, Fence, Haste, ReadError, RunningMarks, Store,
         keys::Table,
         memory::{MemoryDisk, MemoryStore},
-        record::{IdempotencyKey, InboxKey, InboxRecord, Settings},
+        record::{DeadLetterId, IdempotencyKey, InboxKey, InboxRecord, Settings},
     },
     types::{EntityTypes, entity_type},
 };
@@ -117,6 +120,8 @@ struct Bench {
     permits: Arc<Semaphore>,
     /// How many were asked for and are not there yet.
     wanted: Option<usize>,
+    /// How many dead letters were dropped.
+    dropped: Arc<AtomicU64>,
 }
 
 /// What arrives by it is never lost.
@@ -171,23 +176,25 @@ impl Bench {
             mailbox_max: 2_000,
             ..Config::default()
         };
-        let environment = Environment {
+        let identity = Identity {
             number: 0,
             incarnation: opened.incarnation,
-            was_unclean: opened.was_unclean,
             settings: Settings { partitions: 1, seed: (1, 2) },
             types: types(),
             config: Arc::new(config),
-            entropy: Entropy::system(),
             watch: Watches::default().add(),
-            link: LINK,
             numbers_ahead: opened.numbers_ahead,
-            ran: ran.into(),
-            marks,
-            dropped: Arc::default(),
             unserved: Arc::default(),
         };
-        let partition = Partition::new(environment, now, 0);
+        let dropped = Arc::default();
+        let beginning = Beginning {
+            identity,
+            predecessor: Predecessor { was_unclean: opened.was_unclean, ran: ran.into(), marks },
+            link: LINK,
+            entropy: Entropy::system(),
+            dropped: Arc::clone(&dropped),
+        };
+        let partition = Partition::new(beginning, now, 0);
         let (reads, groups, starts) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
         let batches = opened.last_batch;
         let wake_at = Timestamp::MAX;
@@ -204,6 +211,7 @@ impl Bench {
             wake_at,
             permits: Arc::new(Semaphore::new(100_000)),
             wanted: None,
+            dropped,
         };
         bench.step([]);
         bench
@@ -227,7 +235,7 @@ impl Bench {
         for output in self.partition.step(self.now, self.has_room, inputs) {
             match output {
                 Output::Reply(reply_to, response) => reply_to.answer(response),
-                Output::WriteGroup(group) => self.groups.push_back(group),
+                Output::Commit(group) => self.groups.push_back(group),
                 Output::Start(start) => self.starts.push_back(*start),
                 Output::WakeAt(at) => self.wake_at = self.wake_at.min(at),
                 Output::Again => {}
@@ -247,42 +255,40 @@ impl Bench {
     fn permits(&mut self) -> Option<Input> {
         let permits = self.permits.clone().try_acquire_many_owned(self.wanted? as u32).ok()?;
         self.wanted = None;
-        Some(Input::Permits(self.partition.generation(), permits))
+        Some(Input::Permits(self.partition.term(), permits))
     }
 
     /// What the store answers now to everything that was asked.
     fn read(&mut self) -> Vec<Input> {
-        let generation = self.partition.generation();
+        let term = self.partition.term();
         let store = &self.store;
         let answer = |read| match read {
             Output::Barrier(generation) => Input::Barrier(generation),
-            Output::Recover => Input::Recovered(generation, ready(store.receivers(0))),
-            Output::Load(id) => {
-                Input::Loaded(generation, id.clone(), Box::new(ready(store.load(id))))
-            }
+            Output::Recover => Input::Recovered(term, ready(store.receivers(0))),
+            Output::Load(id) => Input::Loaded(term, id.clone(), Box::new(ready(store.load(id)))),
             Output::Inbox(id, after) => {
                 let permits = self.permits.clone().try_acquire_many_owned(INBOX_PAGE as u32);
                 let page = ready(store.inbox(0, id.clone(), after, INBOX_PAGE));
-                Input::Inbox(generation, id, page, permits.expect("permits for everything"))
+                Input::Inbox(term, id, page, permits.expect("permits for everything"))
             }
             Output::Letters(after) => {
-                Input::Letters(generation, ready(store.dead_letter_heads(0, after, 100)))
+                Input::Letters(term, ready(store.dead_letter_heads(0, after, 100)))
             }
             Output::LookUp(key) => {
                 let found = ready(store.remembered((*key).clone()));
-                Input::LookedUp(generation, key, Box::new(found))
+                Input::LookedUp(term, key, Box::new(found))
             }
             Output::Due(after, until, limit) => {
-                Input::Due(generation, until, ready(store.due(0, after, until, limit)))
+                Input::Due(term, until, ready(store.due(0, after, until, limit)))
             }
             Output::Reminder(id, slot) => {
                 let found = ready(store.reminder(0, id.clone(), slot.clone()));
-                Input::Reminder(generation, id, slot, Box::new(found))
+                Input::Reminder(term, id, Box::new(found))
             }
             Output::Reminders(id, after) => {
                 let page =
                     ready(store.reminders(Haste::Short, 0, id.clone(), after, REMINDERS_PAGE));
-                Input::Reminders(generation, id, page)
+                Input::Reminders(term, id, page)
             }
             _ => unreachable!("not a read"),
         };
@@ -309,7 +315,7 @@ impl Bench {
             for (reply_to, response) in group.replies {
                 reply_to.answer(response);
             }
-            told.push(Input::Committed(group.generation, group.number));
+            told.push(Input::Committed(group.term, group.number));
         }
         told
     }
@@ -328,24 +334,24 @@ impl Bench {
 
     /// Refuses everything that was sent.
     fn refuse(&mut self, error: &Error) {
-        let generation = self.partition.generation();
+        let term = self.partition.term();
         for group in self.groups.drain(..) {
             for (reply_to, _) in group.replies {
                 reply_to.answer(Err(error.clone()));
             }
         }
-        self.step([Input::Failed(generation, error.clone())]);
+        self.step([Input::Failed(term, error.clone())]);
     }
 
     /// Brings back the operations that await.
     fn finish(&mut self) -> Vec<Input> {
-        let generation = self.partition.generation();
+        let term = self.partition.term();
         let known = types()["log"].clone();
         let back = |start: Start| {
-            let Start { id, run, index, state, ctx, input, .. } = start;
-            let running = known.start(index, state, ctx, &input).expect("decodable");
+            let Start { id, run, index, state, ctx, argument, .. } = start;
+            let running = known.start(index, state, ctx, argument);
             let result = Ok(ready(running));
-            Input::Returned(generation, Box::new(Returned { id, run, result }))
+            Input::Returned(term, Box::new(Returned { id, run, result }))
         };
         self.starts.drain(..).map(back).collect()
     }
@@ -369,26 +375,30 @@ impl Bench {
         self.step([Input::Tick]);
     }
 
-    fn send(&mut self, key: &str, mut item: Queued) -> ReplyReceiver {
-        let (reply_to, waiting) = ReplySender::new(Duration::from_secs(30), None);
-        item.reply_to = Some(reply_to);
-        self.step([Input::Request(id(key), Box::new(item))]);
-        waiting
+    fn send(&mut self, key: &str, sent: Sent) -> ReplyReceiver {
+        let (reply_to, receiver) = ReplySender::new(Duration::from_secs(30), None);
+        self.step([arrival(key, sent, reply_to)]);
+        receiver
     }
 
     fn call(&mut self, key: &str, operation: &str, input: &str) -> ReplyReceiver {
-        self.send(key, Queued { is_call: true, ..item(operation, input) })
+        self.send(key, Sent { is_call: true, ..sent(operation, input) })
     }
 
     fn signal(&mut self, key: &str, operation: &str, input: &str) -> ReplyReceiver {
-        self.send(key, item(operation, input))
+        self.send(key, sent(operation, input))
     }
 
     fn keyed(&mut self, operation: &str, input: &str, name: &str) -> ReplyReceiver {
         let key = IdempotencyKey { partition: 0, id: id("a"), caller: "".into(), key: name.into() };
         let fingerprint = Fingerprint { meaning: 7, bytes: None };
         let key = Some(Keyed { key: Arc::new(key), fingerprint });
-        self.send("a", Queued { key, is_call: true, ..item(operation, input) })
+        self.send("a", Sent { key, is_call: true, ..sent(operation, input) })
+    }
+
+    /// Replaces settings of the partition.
+    fn set(&mut self, change: impl FnOnce(&mut Config)) {
+        self.partition.environment.set_config(change);
     }
 
     fn entries(&mut self, key: &str) -> Vec<u32> {
@@ -405,10 +415,52 @@ impl Bench {
     }
 }
 
+/// What a caller outside sends.
+struct Sent {
+    operation: String,
+    input: Vec<u8>,
+    is_call: bool,
+    due: Option<Timestamp>,
+    condition: Option<Condition>,
+    key: Option<Keyed>,
+    replays: Option<DeadLetterId>,
+    /// What is asked for instead of an operation.
+    action: Option<Action>,
+}
+
 /// A signal; a call where `is_call` is set.
-fn item(operation: &str, input: &str) -> Queued {
-    let found = types()["log"].find(operation).expect("an operation");
-    Queued::new(Work::of(found), input.into(), 0, Timestamp::default())
+fn sent(operation: &str, input: &str) -> Sent {
+    Sent {
+        operation: operation.into(),
+        input: input.into(),
+        is_call: false,
+        due: None,
+        condition: None,
+        key: None,
+        replays: None,
+        action: None,
+    }
+}
+
+fn arrival(key: &str, sent: Sent, reply_to: ReplySender) -> Input {
+    let Sent { operation, input, is_call, due, condition, key: keyed, replays, action } = sent;
+    let known = types()["log"].clone();
+    let found = known.find(&operation).expect("an operation");
+    let argument = || known.decode_argument(found.index, &input).expect("an argument");
+    let action = action.unwrap_or_else(|| match (Work::of(found), replays) {
+        (Work::Query { index }, _) => Action::Query { index, argument: argument() },
+        (Work::Operation { index, awaits }, replays) => {
+            let argument = argument();
+            let invocation = Invocation { index, awaits, input: input.clone(), argument };
+            match replays {
+                Some(letter) => Action::Replay { invocation, letter, token: 5 },
+                None if is_call => Action::Call(invocation),
+                None => Action::Signal { invocation, due },
+            }
+        }
+    });
+    let arrival = Arrival { id: id(key), reply_to, action, key: keyed, condition };
+    Input::Arrival(Box::new(arrival))
 }
 
 /// What a caller was told so far.

@@ -22,7 +22,7 @@ fn a_delayed_signal_that_is_due_already_is_applied_once() {
             u32::from(operation == "fail_first");
         let mut bench = Bench::new();
         let due = Some(bench.now);
-        bench.send("a", Queued { due, ..item(operation, "1") });
+        bench.send("a", Sent { due, ..sent(operation, "1") });
         bench.settle();
         bench.advance(1);
         bench.settle();
@@ -57,9 +57,9 @@ fn a_call_that_failed_leaves_its_key_free() {
     bench.flush();
     let start = bench.starts.pop_front().expect("started");
     let error = Error::new(ErrorKind::Deadline, "too long");
-    let generation = bench.partition.generation();
+    let term = bench.partition.term();
     let returned = Returned { id: start.id, run: start.run, result: Err(error) };
-    bench.step([Input::Returned(generation, Box::new(returned))]);
+    bench.step([Input::Returned(term, Box::new(returned))]);
     let joined = bench.keyed("fetch", "1", "k");
     bench.flush();
     assert_eq!(kind(told(first)), Some(ErrorKind::Deadline));
@@ -108,7 +108,7 @@ fn a_dead_letter_is_replayed_once() {
     let mut bench = Bench::new();
     let letter =
         crate::store::record::DeadLetterId { partition: 0, is_rejection: false, number: 1 };
-    let replay = || Queued { replays: Some(letter), ..item("append", "1") };
+    let replay = || Sent { replays: Some(letter), ..sent("append", "1") };
     bench.send("a", replay());
     let again = bench.send("a", replay());
     bench.settle();
@@ -140,7 +140,7 @@ fn a_row_that_was_delivered_twice_is_applied_once() {
     };
     // As the sender's commit wrote it.
     bench.groups.push_back(WriteGroup {
-        generation: 1,
+        term: 1,
         writes: vec![crate::store::Write::Accept(key.clone(), record.clone())],
         ..WriteGroup::default()
     });

@@ -69,7 +69,7 @@ fn what_merely_waited_when_the_process_ended_is_never_counted() {
     let delay = Duration::from_secs(5);
     for entry in 0..50 {
         let due = Some(bench.now + delay);
-        bench.send(&format!("k{entry}"), Queued { due, ..item("append", &entry.to_string()) });
+        bench.send(&format!("k{entry}"), Sent { due, ..sent("append", &entry.to_string()) });
     }
     bench.settle();
     let marks = Arc::new(Marks::default());
@@ -101,15 +101,18 @@ fn what_merely_waited_when_the_process_ended_is_never_counted() {
 fn what_ran_whenever_the_process_ended_is_counted_and_retired() {
     let mut bench = Bench::new();
     let due = Some(bench.now + Duration::from_secs(5));
-    bench.send("a", Queued { due, token: 77, ..item("append", "1") });
-    bench.send("a", Queued { due, token: 78, ..item("append", "2") });
+    bench.send("a", Sent { due, ..sent("append", "1") });
+    bench.send("a", Sent { due, ..sent("append", "2") });
     bench.settle();
+    let reading = bench.store.reminders(Haste::Short, 0, id("a"), None, 9);
+    let first = ready(reading).expect("readable").rows.remove(0).2;
+    assert_eq!(first.input, b"1");
     let marks: Arc<dyn RunningMarks> = Arc::new(Marks::default());
     let mut runs = 0;
     while runs < 20 {
         bench.disk.crash();
         let now = bench.now + Duration::from_secs(10);
-        let ran: &[u128] = if runs == 0 { &[] } else { &[77] };
+        let ran: &[u128] = if runs == 0 { &[] } else { &[first.token] };
         bench = Bench::open_marked(bench.disk, now, Some(marks.clone()), ran);
         if runs > 0 {
             // Until the attempt of the first is durable; then it runs, and the process ends.
@@ -158,7 +161,9 @@ fn started(bench: Bench) -> Bench {
 fn an_entity_that_fails_its_partition_is_left_alone_and_others_go_on() {
     let mut bench = Bench::new();
     for _ in 0..FAILURES_MAX {
-        bench.partition.running = Some(id("a"));
+        bench.partition.activations.activate(&id("a"), bench.now);
+        bench.partition.activations.make_ready(&id("a"));
+        assert_eq!(bench.partition.activations.begin_running(), Some(id("a")));
         bench.partition.panicked(&Error::new(ErrorKind::Unavailable, "the partition restarts"));
         bench.step([]);
         bench.settle();
@@ -173,19 +178,20 @@ fn an_entity_that_fails_its_partition_is_left_alone_and_others_go_on() {
 #[test]
 fn minted_numbers_grow_over_restarts_and_write_groups() {
     let mut bench = Bench::new();
-    let first: Vec<u64> = (0..100_000).map(|_| bench.partition.mint()).collect();
+    let first: Vec<u64> =
+        (0..100_000).map(|_| bench.partition.environment.mint(bench.now)).collect();
     assert!(first.is_sorted_by(|a, b| a < b));
     let mut bench = bench.crashed();
-    assert!(bench.partition.mint() > first[first.len() - 1]);
+    assert!(bench.partition.environment.mint(bench.now) > first[first.len() - 1]);
 }
 
 #[test]
 fn what_could_not_be_read_is_read_again_whatever_else_wakes_the_partition() {
     let mut bench = Bench::open(MemoryDisk::new(), Timestamp::from_micros(1_000_000_000));
-    let generation = bench.partition.generation();
-    bench.step([Input::Barrier(generation)]);
+    let term = bench.partition.term();
+    bench.step([Input::Barrier(term)]);
     let failed = ReadError::Unavailable("on purpose".into());
-    bench.step([Input::Recovered(generation, Err(failed))]);
+    bench.step([Input::Recovered(term, Err(failed))]);
     let again = bench.wake_at;
     assert!(again > bench.now && again < Timestamp::MAX);
     // An earlier tick comes to nothing, and the wish is not forgotten.

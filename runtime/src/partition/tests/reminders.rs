@@ -7,7 +7,7 @@ fn a_scan_that_began_before_a_commit_fires_nothing_twice() {
     let mut bench = Bench::new();
     for entry in 0..600 {
         let due = Some(bench.now + Duration::from_secs(5));
-        bench.send("a", Queued { due, ..item("append", &entry.to_string()) });
+        bench.send("a", Sent { due, ..sent("append", &entry.to_string()) });
     }
     bench.settle();
     assert_eq!(bench.rows(Table::Due), 600);
@@ -35,12 +35,12 @@ fn a_scan_that_failed_is_repeated() {
     let now = bench.now + Duration::from_secs(20);
     let mut bench = Bench { reads: VecDeque::new(), ..Bench::on(bench.disk, now) };
     // As if the first scan had failed.
-    let generation = bench.partition.generation();
-    bench.partition.due.clear();
+    let term = bench.partition.term();
+    bench.partition.reminders.clear();
     bench.step([]);
     bench.reads.clear();
     let why = crate::store::ReadError::Unavailable("injected".into());
-    bench.step([Input::Due(generation, now, Err(why))]);
+    bench.step([Input::Due(term, now, Err(why))]);
     assert!(bench.reads.is_empty(), "not at once");
     bench.advance(2);
     bench.settle();
@@ -54,7 +54,7 @@ fn a_reminder_that_waits_for_a_retry_dies_with_its_entity() {
     bench.settle();
     bench.advance(10);
     bench.settle();
-    let delete = Queued { work: Work::Delete, is_call: true, ..item("entries", "") };
+    let delete = Sent { action: Some(Action::Delete), ..sent("entries", "") };
     bench.send("a", delete);
     bench.settle();
     assert_eq!((bench.rows(Table::Due), bench.rows(Table::Reminders)), (0, 0));
@@ -82,7 +82,7 @@ fn an_operation_that_awaits_deletes_its_entity_in_one_commit() {
     let mut bench = Bench::new();
     bench.call("a", "append", "1");
     let due = Some(bench.now + Duration::from_secs(50));
-    bench.send("a", Queued { due, ..item("append", "2") });
+    bench.send("a", Sent { due, ..sent("append", "2") });
     bench.settle();
     bench.call("a", "end", "");
     for _ in 0..20 {

@@ -1,7 +1,5 @@
 //! Very much that is due, delayed or dead at one time: bounded in memory, complete, and once.
 
-use stead_entities::Condition;
-
 use super::*;
 use crate::store::record::{Cause, DeadLetter, Slot};
 
@@ -9,7 +7,7 @@ use crate::store::record::{Cause, DeadLetter, Slot};
 fn delay(bench: &mut Bench, key: &str, entries: std::ops::Range<u32>, after: Duration) {
     for entry in entries {
         let due = Some(bench.now + after);
-        bench.send(key, Queued { due, ..item("append", &entry.to_string()) });
+        bench.send(key, Sent { due, ..sent("append", &entry.to_string()) });
         if entry % 500 == 0 {
             bench.settle();
         }
@@ -29,7 +27,7 @@ fn letters(bench: &Bench) -> Vec<DeadLetter> {
 }
 
 fn delete(bench: &mut Bench, key: &str) -> ReplyReceiver {
-    bench.send(key, Queued { work: Work::Delete, is_call: true, ..item("entries", "") })
+    bench.send(key, Sent { action: Some(Action::Delete), ..sent("entries", "") })
 }
 
 #[test]
@@ -53,7 +51,7 @@ fn what_is_due_at_one_instant_is_read_page_by_page_and_no_row_twice() {
             break;
         }
         bench.step(inputs);
-        most = most.max(bench.partition.due.in_memory());
+        most = most.max(bench.partition.reminders.in_memory());
     }
     bench.settle();
     let entries = bench.entries("a");
@@ -69,7 +67,7 @@ fn what_is_set_beyond_the_window_stays_on_disk_and_fires() {
     let mut bench = Bench::new();
     // Within the time that the window covers, so that each is noted as it is set.
     delay(&mut bench, "a", 0..COUNT, Duration::from_secs(5));
-    assert!(bench.partition.due.in_memory() <= 512, "the rest is on disk");
+    assert!(bench.partition.reminders.in_memory() <= 512, "the rest is on disk");
     bench.advance(6);
     bench.settle();
     let entries = bench.entries("a");
@@ -87,7 +85,7 @@ fn what_is_set_while_the_window_is_full_is_not_missed() {
         let after = Duration::from_millis(u64::from(4_000 - (round % 7) * 500));
         for entry in entries {
             let due = Some(bench.now + after);
-            bench.send("a", Queued { due, ..item("append", &entry.to_string()) });
+            bench.send("a", Sent { due, ..sent("append", &entry.to_string()) });
         }
         match round % 3 {
             0 => bench.answer(),
@@ -110,13 +108,13 @@ fn what_fires_waits_for_permits_and_gives_them_back_when_it_is_durable() {
     bench.permits = Arc::new(Semaphore::new(16));
     for number in 0..100 {
         let due = Some(bench.now + Duration::from_secs(1));
-        bench.send(&format!("k{number}"), Queued { due, ..item("append", "1") });
+        bench.send(&format!("k{number}"), Sent { due, ..sent("append", "1") });
     }
     bench.settle();
     bench.now = bench.now + Duration::from_secs(2);
     bench.step([Input::Tick]);
     for _ in 0..100 {
-        assert!(bench.partition.due.fired_count() <= 16, "as many as there are permits");
+        assert!(bench.partition.reminders.fired_count() <= 16, "as many as there are permits");
         let mut inputs = bench.read();
         inputs.extend(bench.commit());
         bench.step(inputs);
@@ -144,7 +142,7 @@ fn a_deletion_with_very_many_delayed_signals_goes_step_by_step_and_none_is_appli
     // The next incarnation goes on meanwhile, with delayed signals of its own.
     let called = bench.call("a", "append", "7");
     let due = Some(bench.now + Duration::from_secs(30));
-    let delayed = bench.send("a", Queued { due, ..item("append", "8") });
+    let delayed = bench.send("a", Sent { due, ..sent("append", "8") });
     for _ in 0..3 {
         let mut inputs = bench.read();
         inputs.extend(bench.commit());
@@ -179,30 +177,30 @@ fn a_turn_that_deletes_its_entity_leaves_what_it_sends_itself() {
 #[test]
 fn dead_letters_are_kept_to_a_number_bytes_and_an_age() {
     let mut bench = Bench::new();
-    bench.partition.environment.config = Arc::new(Config {
-        retries: 0,
-        dead_letters_max: 20,
-        rejections_max: 10,
-        dead_letters_age: Duration::from_secs(3_600),
-        ..Config::default()
+    bench.set(|config| {
+        *config = Config {
+            retries: 0,
+            dead_letters_max: 20,
+            rejections_max: 10,
+            dead_letters_age: Duration::from_secs(3_600),
+            ..Config::default()
+        }
     });
     for _ in 0..50 {
         bench.signal("a", "explode", "");
     }
     bench.settle();
     assert_eq!(bench.rows(Table::DeadLetters), 20);
-    let dropped = bench.partition.environment.dropped.load(std::sync::atomic::Ordering::Relaxed);
+    let dropped = bench.dropped.load(std::sync::atomic::Ordering::Relaxed);
     assert!(dropped > 0, "what is dropped is counted");
-    let config = &mut bench.partition.environment.config;
-    Arc::make_mut(config).dead_letter_bytes_max = 1_000;
+    bench.set(|config| config.dead_letter_bytes_max = 1_000);
     bench.signal("a", "explode", "");
     bench.settle();
     let kept = bench.rows(Table::DeadLetters);
     assert!((1..20).contains(&kept), "{kept}");
     // Also those that an earlier incarnation left.
     let mut bench = bench.crashed();
-    bench.partition.environment.config =
-        Arc::new(Config { dead_letters_max: 2, ..Config::default() });
+    bench.set(|config| *config = Config { dead_letters_max: 2, ..Config::default() });
     bench.partition.restart(&Error::new(ErrorKind::Unavailable, "injected"));
     bench.step([]);
     bench.settle();
@@ -215,25 +213,23 @@ fn dead_letters_are_kept_to_a_number_bytes_and_an_age() {
 #[test]
 fn a_replay_that_was_not_carried_out_can_be_repeated() {
     let mut bench = Bench::new();
-    bench.partition.environment.config = Arc::new(Config { retries: 0, ..Config::default() });
+    bench.set(|config| *config = Config { retries: 0, ..Config::default() });
     bench.signal("a", "explode", "");
     bench.settle();
     let (letter, _) = ready(bench.store.dead_letters(Default::default(), None, 9))
         .expect("readable")
         .rows
         .remove(0);
-    let replay = |bench: &mut Bench| {
-        bench.send("a", Queued { replays: Some(letter), ..item("append", "5") })
-    };
+    let replay =
+        |bench: &mut Bench| bench.send("a", Sent { replays: Some(letter), ..sent("append", "5") });
     // The entity is busy until the caller's deadline.
     bench.signal("a", "fetch", "1");
     bench.answer();
     bench.flush();
     let (reply_to, _waiting) = ReplySender::new(Duration::ZERO, None);
     reply_to.make_withdrawn();
-    let mut given_up = Queued { replays: Some(letter), ..item("append", "5") };
-    given_up.reply_to = Some(reply_to);
-    bench.step([Input::Request(id("a"), Box::new(given_up))]);
+    let given_up = Sent { replays: Some(letter), ..sent("append", "5") };
+    bench.step([arrival("a", given_up, reply_to)]);
     bench.settle();
     assert_eq!(bench.rows(Table::DeadLetters), 1, "it is still there");
     // Refused further in: there is no room for writes.
@@ -254,7 +250,7 @@ fn a_replay_that_was_not_carried_out_can_be_repeated() {
 fn a_delayed_signal_that_is_due_and_waits_is_cancelled_in_its_entitys_order() {
     let mut bench = Bench::new();
     let due = Some(bench.now + Duration::from_secs(5));
-    let accepted = bench.send("a", Queued { due, ..item("append", "1") });
+    let accepted = bench.send("a", Sent { due, ..sent("append", "1") });
     bench.settle();
     let Some(Response::Scheduled(number)) = answer(told(accepted)) else { panic!("no id") };
     bench.signal("a", "fetch", "2");
@@ -262,9 +258,8 @@ fn a_delayed_signal_that_is_due_and_waits_is_cancelled_in_its_entitys_order() {
     bench.flush();
     // It becomes due while the entity is busy, and waits behind the cancellation.
     let cancel = |bench: &mut Bench| {
-        let cancels = Some(Slot::Delayed(number));
-        let work = Work::Cancel;
-        bench.send("a", Queued { cancels, work, is_call: true, ..item("append", "") })
+        let action = Some(Action::Cancel(Slot::Delayed(number)));
+        bench.send("a", Sent { action, ..sent("append", "") })
     };
     let cancelled = cancel(&mut bench);
     bench.advance(6);
@@ -298,7 +293,7 @@ fn an_entity_whose_callers_wait_behind_its_backlog_goes_on() {
     let accepted = sent.into_iter().map(told).filter(Option::is_some).count();
     assert!(accepted > 20);
     let mut bench = bench.crashed_quietly();
-    Arc::make_mut(&mut bench.partition.environment.config).mailbox_max = 4;
+    bench.set(|config| config.mailbox_max = 4);
     while !bench.reads.iter().any(|read| matches!(read, Output::Inbox(..))) {
         bench.answer();
     }
@@ -315,17 +310,16 @@ fn an_entity_whose_callers_wait_behind_its_backlog_goes_on() {
 #[test]
 fn a_signal_that_died_is_not_taken_off_the_disk_twice() {
     let mut bench = Bench::new();
-    bench.partition.environment.config = Arc::new(Config { retries: 0, ..Config::default() });
+    bench.set(|config| *config = Config { retries: 0, ..Config::default() });
     let due = Some(bench.now + Duration::from_secs(5));
-    let accepted = bench.send("a", Queued { due, ..item("explode", "") });
+    let accepted = bench.send("a", Sent { due, ..sent("explode", "") });
     bench.settle();
     let Some(Response::Scheduled(number)) = answer(told(accepted)) else { panic!("no id") };
     bench.advance(6);
     bench.answer();
     // It has died, and that is not durable yet.
-    let cancels = Some(Slot::Delayed(number));
-    let cancel = Queued { cancels, work: Work::Cancel, is_call: true, ..item("append", "") };
-    let cancelled = bench.send("a", cancel);
+    let action = Some(Action::Cancel(Slot::Delayed(number)));
+    let cancelled = bench.send("a", Sent { action, ..sent("append", "") });
     let stale = bench.read();
     let committed = bench.commit();
     bench.step(committed);
@@ -341,8 +335,7 @@ fn a_condition_is_judged_when_the_operation_begins() {
     bench.call("a", "append", "1");
     bench.settle();
     let version = |bench: &mut Bench| {
-        let shown =
-            bench.send("a", Queued { work: Work::State, is_call: true, ..item("append", "") });
+        let shown = bench.send("a", Sent { action: Some(Action::State), ..sent("append", "") });
         bench.settle();
         match answer(told(shown)) {
             Some(Response::State(Some(view))) => view.version(),
@@ -352,11 +345,11 @@ fn a_condition_is_judged_when_the_operation_begins() {
     let now = version(&mut bench);
     let condition = Some(Condition::OneOf(vec![now]));
     // It awaits, so it is stored first; before it begins, another turn changes the entity.
-    let first = Queued { condition: condition.clone(), is_call: true, ..item("fetch", "2") };
+    let first = Sent { condition: condition.clone(), is_call: true, ..sent("fetch", "2") };
     let fetched = bench.send("a", first);
     bench.settle();
     assert!(matches!(answer(told(fetched)), Some(Response::Replied(_))), "it holds");
-    let late = Queued { condition, is_call: true, ..item("fetch", "3") };
+    let late = Sent { condition, is_call: true, ..sent("fetch", "3") };
     let refused = bench.send("a", late);
     bench.settle();
     assert_eq!(kind(told(refused)), Some(ErrorKind::Precondition));

@@ -1,0 +1,565 @@
+//! One entity in memory: its state, as far as it is loaded, and its mailbox.
+
+use std::collections::VecDeque;
+
+use stead_entities::{EntityId, Error, ErrorKind, Timestamp, Version};
+
+use crate::{
+    partition::{
+        envelope::{
+            AttemptCount, Cancel, Delete, Envelope, Occurrence, Operation, Purge, Row, Sender,
+        },
+        message::Keyed,
+        turn::Applied,
+    },
+    rules::Rule,
+    store::record::{ReminderHead, Slot, StateRecord},
+    types::{State, Trust},
+};
+
+/// The most operations that an unclean stop left behind whose attempts are counted at one time.
+const COUNTED_MAX: usize = 64;
+
+/// One entity in memory.
+pub(in crate::partition) struct Activation {
+    stage: Stage,
+    /// What is to run, in order.
+    mailbox: VecDeque<Envelope>,
+    /// Signals that wait for the first of their sender to be tried again.
+    retries: Vec<RetryQueue>,
+    /// What waits in memory behind what waits on disk.
+    behind: VecDeque<Envelope>,
+    /// The last write group with something of this entity that must be durable before it is heard of.
+    unreleased: u64,
+    /// How many left-behind operations are counted at one time.
+    counted_share: usize,
+    pub(super) is_queued: bool,
+    pub(super) used_at: Timestamp,
+}
+
+/// What an entity can do at present.
+pub(in crate::partition) enum Stage {
+    /// Its state is being read.
+    Loading,
+    /// It can run what is in its mailbox.
+    Ready(Live),
+    /// An operation awaits outside services.
+    Awaiting { live: Live, run: u64, operation: Box<Operation> },
+    /// Something waits for a read of its reminders, which is asked for when everything that was
+    /// accepted for the entity is durable, so that the store shows it.
+    Reading { live: Live, waits: WaitsForReminders, is_asked: bool },
+    /// Nothing can be done with it, and what is stored of it stays as it is: the state cannot be
+    /// understood, or is of a version that this program does not know.
+    Unusable(Error),
+    /// The store could not be read; it is asked again at this time.
+    Unreadable(Timestamp),
+}
+
+/// What waits for a read of an entity's reminders.
+pub(in crate::partition) enum WaitsForReminders {
+    Delete(Box<Delete>),
+    /// A turn that deletes its entity.
+    Turn(Box<Operation>, Box<Applied>),
+    Purge(Box<Purge>),
+    Cancel(Box<Cancel>),
+}
+
+/// The newest state of an entity, which may not be durable yet.
+pub(in crate::partition) struct Live {
+    state: State,
+    /// 0 while nothing was committed.
+    generation: u64,
+    /// The generation that was deleted last; 0 if none was.
+    ended: u64,
+    revision: u64,
+    /// The revision that was last sent to the committer.
+    sent_revision: u64,
+    committed_at: Timestamp,
+    reminders: Vec<ReminderHead>,
+    /// Whether the open write group is to write it.
+    is_unwritten: bool,
+    trust: Trust,
+}
+
+/// Signals of one sender that wait for the first of them to be tried again.
+pub(super) struct RetryQueue {
+    sender: Sender,
+    retry_at: Timestamp,
+    operations: VecDeque<Box<Operation>>,
+}
+
+impl Live {
+    /// A state that was loaded, or the one before the first turn.
+    pub(in crate::partition) fn new(state: State, record: Option<StateRecord>) -> Self {
+        let initial = Self {
+            state,
+            generation: 0,
+            ended: 0,
+            revision: 0,
+            sent_revision: 0,
+            committed_at: Timestamp::from_micros(i64::MIN),
+            reminders: Vec::new(),
+            is_unwritten: false,
+            trust: Trust::Unproven,
+        };
+        let Some(record) = record else { return initial };
+        Self {
+            generation: record.generation,
+            revision: record.revision,
+            sent_revision: record.revision,
+            committed_at: record.committed_at,
+            reminders: record.reminders,
+            ..initial
+        }
+    }
+
+    pub(in crate::partition) fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The version of the state; none before the first turn.
+    pub(in crate::partition) fn version(&self) -> Option<Version> {
+        let (generation, revision) = (self.generation, self.revision);
+        (generation > 0).then_some(Version { generation, revision })
+    }
+
+    pub(in crate::partition) fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    pub(in crate::partition) fn committed_at(&self) -> Timestamp {
+        self.committed_at
+    }
+
+    pub(in crate::partition) fn trust(&self) -> Trust {
+        self.trust
+    }
+
+    pub(in crate::partition) fn reminders(&self) -> &[ReminderHead] {
+        &self.reminders
+    }
+
+    /// Takes over the state that a turn left, in the present generation or the one that it begins.
+    /// Returns the version of the state, and whether the open group did not write the entity yet.
+    pub(in crate::partition) fn apply(
+        &mut self,
+        state: State,
+        now: Timestamp,
+        generation: u64,
+    ) -> (Version, bool) {
+        match self.generation {
+            0 => Rule::GenerationsGrow.check(generation > self.ended),
+            known => Rule::GenerationsGrow.check(generation == known),
+        }
+        self.generation = generation;
+        self.state = state;
+        self.revision += 1;
+        self.committed_at = self.committed_at.max(now);
+        self.trust = Trust::Proven;
+        let is_first = !std::mem::replace(&mut self.is_unwritten, true);
+        (Version { generation: self.generation, revision: self.revision }, is_first)
+    }
+
+    /// Sets or removes what is remembered of a reminder. Returns whether the open group has to write
+    /// the entity because of that, and did not yet.
+    pub(in crate::partition) fn replace_reminder(
+        &mut self,
+        name: &str,
+        head: Option<ReminderHead>,
+    ) -> bool {
+        self.reminders.retain(|known| known.name != name);
+        self.reminders.extend(head);
+        self.generation > 0 && !std::mem::replace(&mut self.is_unwritten, true)
+    }
+
+    /// Whether the reminder of this number is set, and not cancelled or set again since.
+    pub(in crate::partition) fn has_reminder(&self, number: u64) -> bool {
+        self.reminders.iter().any(|head| head.number == number)
+    }
+
+    /// The record that the open group writes, of the state in its stored form.
+    pub(in crate::partition) fn write(
+        &mut self,
+        version: u32,
+        incarnation: u64,
+        state: Vec<u8>,
+    ) -> StateRecord {
+        Rule::StatesFollow.check(self.generation > 0 && self.revision >= self.sent_revision);
+        let follows = std::mem::replace(&mut self.sent_revision, self.revision);
+        self.is_unwritten = false;
+        StateRecord {
+            version,
+            generation: self.generation,
+            revision: self.revision,
+            follows,
+            incarnation,
+            committed_at: self.committed_at,
+            reminders: self.reminders.clone(),
+            state,
+        }
+    }
+
+    /// Whether the open group is to write it.
+    pub(in crate::partition) fn is_unwritten(&self) -> bool {
+        self.is_unwritten
+    }
+
+    /// Ends the generation, and returns the reminders that end with it. The next turn begins another
+    /// one on `state`.
+    pub(in crate::partition) fn end_generation(&mut self, state: State) -> Vec<ReminderHead> {
+        let ended = std::mem::replace(self, Self::new(state, None));
+        self.committed_at = ended.committed_at;
+        self.ended = ended.generation.max(ended.ended);
+        ended.reminders
+    }
+}
+
+impl Activation {
+    pub(super) fn loading(now: Timestamp) -> Self {
+        Self {
+            stage: Stage::Loading,
+            mailbox: VecDeque::new(),
+            retries: Vec::new(),
+            behind: VecDeque::new(),
+            unreleased: 0,
+            counted_share: 1,
+            is_queued: false,
+            used_at: now,
+        }
+    }
+
+    pub(in crate::partition) fn stage(&self) -> &Stage {
+        &self.stage
+    }
+
+    /// The state, where it is loaded.
+    pub(in crate::partition) fn live(&self) -> Option<&Live> {
+        match &self.stage {
+            Stage::Ready(live) | Stage::Awaiting { live, .. } | Stage::Reading { live, .. } => {
+                Some(live)
+            }
+            Stage::Loading | Stage::Unusable(_) | Stage::Unreadable(_) => None,
+        }
+    }
+
+    /// The state of an entity that is known to be loaded.
+    pub(in crate::partition) fn live_mut(&mut self) -> &mut Live {
+        match &mut self.stage {
+            Stage::Ready(live) | Stage::Awaiting { live, .. } | Stage::Reading { live, .. } => live,
+            Stage::Loading | Stage::Unusable(_) | Stage::Unreadable(_) => {
+                Rule::StateIsLoaded.broken()
+            }
+        }
+    }
+
+    /// Takes what the store has of it, or why it has nothing to offer.
+    pub(super) fn loaded(&mut self, stage: Stage) {
+        Rule::LoadIsAwaited.check(matches!(self.stage, Stage::Loading));
+        self.stage = stage;
+    }
+
+    /// Reads it again, after it could not be read.
+    pub(in crate::partition) fn load_again(&mut self) {
+        self.stage = Stage::Loading;
+    }
+
+    /// Leaves it alone from here on. Returns the operation that was awaiting, whose result is of no
+    /// use any more, and what waited for its reminders.
+    pub(in crate::partition) fn make_unusable(&mut self, error: Error) -> Option<Envelope> {
+        match std::mem::replace(&mut self.stage, Stage::Unusable(error)) {
+            Stage::Awaiting { operation, .. } => Some(Envelope::Operation(operation)),
+            Stage::Reading { waits, .. } => Some(waits.into_envelope()),
+            _ => None,
+        }
+    }
+
+    /// Busies it with an operation that awaits.
+    pub(in crate::partition) fn await_on(&mut self, run: u64, operation: Box<Operation>) {
+        let live = self.take_ready();
+        self.stage = Stage::Awaiting { live, run, operation };
+    }
+
+    /// Ends the awaiting of this run; `None` where another run, or none, is under way.
+    pub(in crate::partition) fn returned(&mut self, returned: u64) -> Option<Box<Operation>> {
+        match std::mem::replace(&mut self.stage, Stage::Loading) {
+            Stage::Awaiting { live, run, operation } if run == returned => {
+                self.stage = Stage::Ready(live);
+                Some(operation)
+            }
+            other => {
+                self.stage = other;
+                None
+            }
+        }
+    }
+
+    /// Busies it with something that waits for a read of its reminders.
+    pub(in crate::partition) fn wait_for_reminders(&mut self, waits: WaitsForReminders) {
+        let live = self.take_ready();
+        self.stage = Stage::Reading { live, waits, is_asked: false };
+    }
+
+    /// What waits for a read of its reminders that was not asked for yet, and is now.
+    pub(in crate::partition) fn ask_for_reminders(&mut self) -> Option<&WaitsForReminders> {
+        match &mut self.stage {
+            Stage::Reading { waits, is_asked, .. } if !*is_asked => {
+                *is_asked = true;
+                Some(waits)
+            }
+            _ => None,
+        }
+    }
+
+    /// Ends the read of its reminders, or of one of them, which is to be cancelled; `None` where no
+    /// such read is under way.
+    pub(in crate::partition) fn reminders_read(
+        &mut self,
+        of_one: bool,
+    ) -> Option<WaitsForReminders> {
+        match std::mem::replace(&mut self.stage, Stage::Loading) {
+            Stage::Reading { live, waits, is_asked: true }
+                if of_one == matches!(waits, WaitsForReminders::Cancel(_)) =>
+            {
+                self.stage = Stage::Ready(live);
+                Some(waits)
+            }
+            other => {
+                self.stage = other;
+                None
+            }
+        }
+    }
+
+    fn take_ready(&mut self) -> Live {
+        match std::mem::replace(&mut self.stage, Stage::Loading) {
+            Stage::Ready(live) => live,
+            _ => Rule::StateIsLoaded.broken(),
+        }
+    }
+
+    /// Whether it can run nothing until something comes back.
+    pub(in crate::partition) fn is_busy(&self) -> bool {
+        matches!(self.stage, Stage::Awaiting { .. } | Stage::Reading { .. })
+    }
+
+    pub(in crate::partition) fn is_awaiting(&self) -> bool {
+        matches!(self.stage, Stage::Awaiting { .. })
+    }
+
+    /// Notes that it was used.
+    pub(in crate::partition) fn use_at(&mut self, now: Timestamp) {
+        self.used_at = now;
+    }
+
+    /// The last write group with something of it.
+    pub(in crate::partition) fn unreleased(&self) -> u64 {
+        self.unreleased
+    }
+
+    /// Notes that this write group has something of it, which must be durable before it is heard of.
+    pub(in crate::partition) fn hold_until(&mut self, group: u64) {
+        self.unreleased = group;
+    }
+
+    /// Puts something at the end of its order.
+    pub(in crate::partition) fn push(&mut self, envelope: Envelope) {
+        self.mailbox.push_back(envelope);
+    }
+
+    /// Puts something back to the beginning of its order.
+    pub(in crate::partition) fn put_back(&mut self, envelope: Envelope) {
+        self.mailbox.push_front(envelope);
+    }
+
+    /// Puts something behind everything that waits on disk.
+    pub(in crate::partition) fn push_behind(&mut self, envelope: Envelope) {
+        self.behind.push_back(envelope);
+    }
+
+    /// Takes what waited behind what waited on disk, now that this is in memory.
+    pub(in crate::partition) fn take_behind(&mut self) -> VecDeque<Envelope> {
+        std::mem::take(&mut self.behind)
+    }
+
+    /// Takes what is to run next.
+    pub(in crate::partition) fn pop(&mut self) -> Option<Envelope> {
+        self.mailbox.pop_front()
+    }
+
+    pub(in crate::partition) fn take_mailbox(&mut self) -> VecDeque<Envelope> {
+        std::mem::take(&mut self.mailbox)
+    }
+
+    pub(in crate::partition) fn set_mailbox(&mut self, mailbox: VecDeque<Envelope>) {
+        self.mailbox = mailbox;
+    }
+
+    /// Gives back the permits of what waits for its turn.
+    pub(in crate::partition) fn drop_permits(&mut self) {
+        self.mailbox.iter_mut().for_each(Envelope::drop_permit);
+    }
+
+    /// How many operations wait for it in memory.
+    pub(in crate::partition) fn waiting(&self) -> usize {
+        self.held() + self.behind.len()
+    }
+
+    /// How many operations it holds whose rows were read, or which came before what waits on disk.
+    pub(in crate::partition) fn held(&self) -> usize {
+        let retried: usize = self.retries.iter().map(|queue| queue.operations.len()).sum();
+        self.mailbox.len() + retried
+    }
+
+    /// Whether it has nothing to run, and holds fewer operations than `limit`.
+    pub(in crate::partition) fn has_room(&self, limit: usize) -> bool {
+        self.mailbox.is_empty() && self.held() < limit
+    }
+
+    /// Whether it can be forgotten without losing anything.
+    pub(super) fn is_idle(&self, released: u64, since: Timestamp) -> bool {
+        let is_written = match &self.stage {
+            Stage::Ready(live) => !live.is_unwritten,
+            Stage::Unusable(_) | Stage::Unreadable(_) => true,
+            Stage::Loading | Stage::Awaiting { .. } | Stage::Reading { .. } => false,
+        };
+        is_written && self.waiting() == 0 && self.unreleased <= released && self.used_at < since
+    }
+
+    /// Whether a caller waits for something in the mailbox.
+    pub(in crate::partition) fn is_awaited(&self) -> bool {
+        self.is_busy() || self.mailbox.iter().any(|envelope| envelope.reply_to().is_some())
+    }
+
+    /// Puts an operation behind others of its sender that wait for a retry; gives it back where none
+    /// does.
+    pub(in crate::partition) fn join_retry(
+        &mut self,
+        sender: &Sender,
+        operation: Box<Operation>,
+    ) -> Option<Box<Operation>> {
+        match self.retries.iter_mut().find(|queue| queue.sender == *sender) {
+            Some(queue) => {
+                queue.operations.push_back(operation);
+                None
+            }
+            None => Some(operation),
+        }
+    }
+
+    /// Whether others of a sender wait for a retry.
+    pub(in crate::partition) fn has_retry(&self, sender: &Sender) -> bool {
+        self.retries.iter().any(|queue| queue.sender == *sender)
+    }
+
+    /// Lets an operation, and whatever its sender sends behind it, wait until `retry_at`. A sender
+    /// has one queue: what it waits for first is tried first.
+    pub(in crate::partition) fn retry_at(
+        &mut self,
+        sender: Sender,
+        operation: Box<Operation>,
+        retry_at: Timestamp,
+    ) {
+        if let Some(operation) = self.join_retry(&sender, operation) {
+            let operations = VecDeque::from([operation]);
+            self.retries.push(RetryQueue { sender, retry_at, operations });
+        }
+    }
+
+    /// Puts what may be tried again before everything else in its order.
+    pub(in crate::partition) fn retry_due(&mut self, now: Timestamp) {
+        let queues = std::mem::take(&mut self.retries);
+        let (due, waiting): (Vec<_>, Vec<_>) =
+            queues.into_iter().partition(|queue| queue.retry_at <= now);
+        self.retries = waiting;
+        for queue in due {
+            for operation in queue.operations.into_iter().rev() {
+                self.mailbox.push_front(Envelope::Operation(operation));
+            }
+        }
+    }
+
+    /// Takes everything that waits for a retry.
+    pub(in crate::partition) fn take_retries(&mut self) -> Vec<Operation> {
+        let queues = std::mem::take(&mut self.retries);
+        queues.into_iter().flat_map(|queue| queue.operations).map(|operation| *operation).collect()
+    }
+
+    /// Takes a delayed signal that is due, and waits for its turn or its retry, out of its order.
+    pub(in crate::partition) fn take_delayed(&mut self, slot: &Slot) -> Option<Envelope> {
+        let is_it = |occurrence: Option<&Occurrence>| occurrence.is_some_and(|it| it.slot == *slot);
+        for queue in [&mut self.mailbox, &mut self.behind] {
+            if let Some(place) = queue.iter().position(|it| is_it(it.occurrence())) {
+                return queue.remove(place);
+            }
+        }
+        let found = self.retries.iter_mut().find_map(|queue| {
+            let of = |operation: &Operation| match &operation.row {
+                Row::Reminder(occurrence) => occurrence.slot == *slot,
+                _ => false,
+            };
+            let place = queue.operations.iter().position(|operation| of(operation))?;
+            queue.operations.remove(place)
+        });
+        self.retries.retain(|queue| !queue.operations.is_empty());
+        found.map(Envelope::Operation)
+    }
+
+    /// Takes what has an idempotency key out of its order, where `is_it` says so of the key.
+    pub(in crate::partition) fn take_keyed(
+        &mut self,
+        is_it: impl Fn(&Keyed) -> bool,
+    ) -> Option<Envelope> {
+        let queues = [&mut self.mailbox, &mut self.behind];
+        queues.into_iter().find_map(|queue| {
+            let place = queue.iter().position(|envelope| envelope.key().is_some_and(&is_it))?;
+            queue.remove(place)
+        })
+    }
+
+    /// The first left-behind operations, whose attempts are to be counted before they run: few at
+    /// first, then twice as many each time, so that few are counted that do not run; one at a time
+    /// where it is known what ran.
+    pub(in crate::partition) fn uncounted(
+        &mut self,
+        is_one_at_a_time: bool,
+    ) -> impl Iterator<Item = &mut Operation> {
+        let share = if is_one_at_a_time { 1 } else { self.counted_share };
+        self.counted_share = (2 * share).min(COUNTED_MAX);
+        let first = self.mailbox.iter_mut().take(share);
+        first.filter_map(|envelope| match envelope {
+            Envelope::Operation(operation) if operation.count == AttemptCount::BeforeRun => {
+                Some(&mut **operation)
+            }
+            _ => None,
+        })
+    }
+
+    /// Ends it. Returns everything that waits for it.
+    pub(super) fn end(self) -> impl Iterator<Item = Envelope> {
+        let busy = match self.stage {
+            Stage::Awaiting { operation, .. } => Some(Envelope::Operation(operation)),
+            Stage::Reading { waits, .. } => Some(waits.into_envelope()),
+            _ => None,
+        };
+        let retried = self.retries.into_iter().flat_map(|queue| queue.operations);
+        let retried = retried.map(Envelope::Operation);
+        busy.into_iter().chain(self.mailbox).chain(self.behind).chain(retried)
+    }
+}
+
+impl WaitsForReminders {
+    /// What waits, without what it has done so far.
+    pub(in crate::partition) fn into_envelope(self) -> Envelope {
+        match self {
+            Self::Delete(delete) => Envelope::Delete(delete),
+            Self::Turn(operation, _) => Envelope::Operation(operation),
+            Self::Purge(purge) => Envelope::Purge(purge),
+            Self::Cancel(cancel) => Envelope::Cancel(cancel),
+        }
+    }
+}
+
+/// Says of an entity that it cannot be read.
+pub(in crate::partition) fn corrupt(id: &EntityId, why: &dyn std::fmt::Display) -> Error {
+    Error::new(ErrorKind::Corrupt, format!("{id} cannot be read: {why}"))
+}

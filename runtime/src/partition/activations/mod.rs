@@ -1,0 +1,337 @@
+//! The entities of a partition that are in memory: which there are, which can run, which wait for a
+//! retry, and which are forgotten because nobody used them for a while.
+//!
+//! It knows neither the store nor what an operation does. What must never happen: an entity is
+//! forgotten while something of it is not durable, waits, or runs; an entity that can run waits for
+//! ever.
+
+mod activation;
+
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use stead_entities::{EntityId, Error, ErrorKind, Timestamp};
+
+pub(super) use self::activation::{Activation, Live, Stage, WaitsForReminders, corrupt};
+use super::{
+    READ_PAUSE,
+    envelope::{Envelope, Retry},
+    turn::guarded,
+};
+use crate::{
+    map::Map,
+    rules::Rule,
+    sabotage,
+    store::{ReadError, ReadResult, record::StateRecord},
+    types::{EntityType, State},
+};
+
+/// How often a partition may fail while it runs an entity, before the entity is left alone.
+pub(super) const FAILURES_MAX: u32 = 3;
+/// The most entities in memory before those that were not used for a second leave.
+const CROWDED: usize = 1_024;
+/// How long an unused entity stays where there are that many.
+const CROWDED_IDLE: Duration = Duration::from_secs(1);
+
+/// The entities in memory.
+pub(super) struct Activations {
+    /// Boxed, because tables are half empty.
+    table: Map<EntityId, Box<Activation>>,
+    /// Those that have something to run, each once.
+    ready: VecDeque<EntityId>,
+    retries: BTreeSet<Retry>,
+    /// The entity that is being worked on, to be blamed where the partition fails.
+    running: Option<EntityId>,
+    failures: Map<EntityId, u32>,
+    swept_at: Timestamp,
+}
+
+impl Activations {
+    pub(super) fn new(now: Timestamp) -> Self {
+        Self {
+            table: Map::default(),
+            ready: VecDeque::new(),
+            retries: BTreeSet::new(),
+            running: None,
+            failures: Map::default(),
+            swept_at: now,
+        }
+    }
+
+    pub(super) fn get(&self, id: &EntityId) -> Option<&Activation> {
+        self.table.get(id).map(|entry| &**entry)
+    }
+
+    pub(super) fn get_mut(&mut self, id: &EntityId) -> Option<&mut Activation> {
+        self.table.get_mut(id).map(|entry| &mut **entry)
+    }
+
+    /// An entity that work is done for, so that it is in memory.
+    pub(super) fn of(&mut self, id: &EntityId) -> &mut Activation {
+        match self.table.get_mut(id) {
+            Some(activation) => activation,
+            None => Rule::EntityIsActive.broken(),
+        }
+    }
+
+    /// Makes sure that an entity is in memory, and says whether its state is to be read because it
+    /// was not.
+    pub(super) fn activate(&mut self, id: &EntityId, now: Timestamp) -> (&mut Activation, bool) {
+        let is_new = !self.table.contains_key(id);
+        if is_new {
+            self.table.insert(id.clone(), Box::new(Activation::loading(now)));
+        }
+        (self.of(id), is_new)
+    }
+
+    pub(super) fn contains(&self, id: &EntityId) -> bool {
+        self.table.contains_key(id)
+    }
+
+    /// Lets an entity run when its turn among its neighbours comes, if it is in memory.
+    pub(super) fn make_ready(&mut self, id: &EntityId) {
+        if let Some(activation) = self.table.get_mut(id)
+            && !std::mem::replace(&mut activation.is_queued, true)
+        {
+            self.ready.push_back(id.clone());
+        }
+    }
+
+    pub(super) fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Takes the next entity that has something to run, and notes that it is worked on until
+    /// [`Activations::end_running`].
+    pub(super) fn begin_running(&mut self) -> Option<EntityId> {
+        while let Some(id) = self.ready.pop_front() {
+            if let Some(activation) = self.table.get_mut(&id) {
+                activation.is_queued = false;
+                self.running = Some(id.clone());
+                return Some(id);
+            }
+        }
+        None
+    }
+
+    pub(super) fn end_running(&mut self) {
+        self.running = None;
+    }
+
+    /// Blames the entity that is worked on for a failure of the partition. One that failed it too
+    /// often is left alone from then on.
+    pub(super) fn blame_running(&mut self) {
+        let Some(id) = self.running.take() else { return };
+        let failures = self.failures.entry(id.clone()).or_default();
+        *failures += 1;
+        tracing::error!(entity = %id, failures, "a partition failed while it ran this entity");
+    }
+
+    /// Has an entity tried again at a time.
+    pub(super) fn retry(&mut self, at: Timestamp, id: &EntityId) {
+        self.retries.insert((at, id.clone()));
+    }
+
+    /// The next entity whose time has come.
+    pub(super) fn next_retry(&mut self, now: Timestamp) -> Option<EntityId> {
+        let is_due = self.retries.first().is_some_and(|(at, _)| *at <= now);
+        is_due.then(|| self.retries.pop_first()).flatten().map(|(_, id)| id)
+    }
+
+    /// When something is to be done by itself: a retry, or forgetting who is idle.
+    pub(super) fn next_wake(&self, idle: Duration) -> [Option<Timestamp>; 2] {
+        let retry = self.retries.first().map(|(at, _)| *at);
+        let sweep = (!self.table.is_empty()).then(|| self.swept_at + self.idle(idle) / 4);
+        [retry, sweep]
+    }
+
+    /// How long an unused entity stays.
+    fn idle(&self, idle: Duration) -> Duration {
+        if self.table.len() > CROWDED { idle.min(CROWDED_IDLE) } else { idle }
+    }
+
+    /// Forgets entities that were not used for a while, for a shorter while where there are many,
+    /// but for those that `keeps` says of. Says whether it was time for that.
+    pub(super) fn sweep(
+        &mut self,
+        now: Timestamp,
+        idle: Duration,
+        released: u64,
+        keeps: impl Fn(&EntityId) -> bool,
+    ) -> bool {
+        let idle = self.idle(idle);
+        if now < self.swept_at + idle / 4 {
+            return false;
+        }
+        self.swept_at = now;
+        let idle = i64::try_from(idle.as_micros()).unwrap_or(i64::MAX / 2);
+        let since = Timestamp::from_micros(now.as_micros() - idle);
+        self.table.retain(|id, entry| !entry.is_idle(released, since) || keeps(id));
+        if self.table.capacity() > 4 * self.table.len().max(64) {
+            self.table.shrink_to_fit();
+        }
+        true
+    }
+
+    /// Takes what the store has of an entity that waits for it, and lets it run.
+    pub(super) fn loaded(
+        &mut self,
+        id: &EntityId,
+        known: Option<&Arc<dyn EntityType>>,
+        read: ReadResult<Option<StateRecord>>,
+        now: Timestamp,
+    ) {
+        self.running = Some(id.clone());
+        let stage = match read {
+            Err(ReadError::Unavailable(why)) => {
+                tracing::error!(entity = %id, why, "a state cannot be read at the moment");
+                Stage::Unreadable(now + READ_PAUSE)
+            }
+            read => match self.decoded(id, known, read) {
+                Ok(live) => Stage::Ready(live),
+                Err(error) => {
+                    tracing::error!(%error, "an entity is left as it is stored");
+                    Stage::Unusable(error)
+                }
+            },
+        };
+        self.running = None;
+        if let Some(activation) = self.table.get_mut(id) {
+            activation.loaded(stage);
+            self.make_ready(id);
+        }
+    }
+
+    fn decoded(
+        &self,
+        id: &EntityId,
+        known: Option<&Arc<dyn EntityType>>,
+        read: ReadResult<Option<StateRecord>>,
+    ) -> Result<Live, Error> {
+        let corrupt = |why: &dyn std::fmt::Display| corrupt(id, why);
+        let known = known.ok_or_else(|| corrupt(&"the entity type is not served"))?;
+        if self.failures.get(id).is_some_and(|failures| *failures >= FAILURES_MAX) {
+            let why = "the partition failed each time it ran this entity, which is left alone";
+            return Err(corrupt(&format!("{why} until the next start")));
+        }
+        let initial = |record| {
+            let state = guarded(|| known.initial_state()).map_err(|error| corrupt(&error))?;
+            Ok(Live::new(state, record))
+        };
+        let record = match read {
+            Err(_) if sabotage::is("X12") => return initial(None),
+            Err(error) => return Err(corrupt(&error)),
+            Ok(None) => return initial(None),
+            Ok(Some(record)) => record,
+        };
+        if !known.knows(record.version) {
+            let (stored, present) = (record.version, known.version());
+            let message = format!(
+                "{id} is stored in version {stored} of its type, and this node knows version \
+                 {present}: run a newer program; the entity is left as it is"
+            );
+            return Err(Error::new(ErrorKind::Unavailable, message));
+        }
+        if record.generation == 0 || record.follows > record.revision {
+            return Err(corrupt(&"its revision does not follow the one before it"));
+        }
+        let decoded = guarded(|| known.decode_state(record.version, &record.state));
+        let decoded: Result<State, _> = decoded.map_err(|error| corrupt(&error))?;
+        match decoded {
+            Ok(state) => Ok(Live::new(state, Some(record))),
+            Err(_) if sabotage::is("X12") => initial(Some(record)),
+            Err(error) => Err(corrupt(&error)),
+        }
+    }
+
+    /// Forgets an entity as if it had never been loaded, for sabotage only.
+    pub(super) fn forget(&mut self, id: &EntityId) {
+        self.table.remove(id);
+    }
+
+    /// Gives back the permits of everything that waits for its turn.
+    pub(super) fn drop_permits(&mut self) {
+        self.table.values_mut().for_each(|entry| entry.drop_permits());
+    }
+
+    /// Whether a caller waits for anything, or an operation awaits.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.table.values().any(|entry| entry.is_awaited())
+    }
+
+    /// Ends the term: forgets every entity. Returns what waited for them, in the order of their ids,
+    /// which does not depend on how tables hash.
+    pub(super) fn clear(&mut self) -> impl Iterator<Item = Envelope> + use<> {
+        let mut table: Vec<_> = std::mem::take(&mut self.table).into_iter().collect();
+        table.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        self.ready.clear();
+        self.retries.clear();
+        table.into_iter().flat_map(|(_, activation)| activation.end())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(key: &str) -> EntityId {
+        EntityId::new("log", key).expect("valid")
+    }
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_micros(seconds * 1_000_000)
+    }
+
+    #[test]
+    fn an_entity_runs_once_however_often_it_is_made_ready() {
+        let mut entities = Activations::new(at(0));
+        for key in ["a", "b"] {
+            assert!(entities.activate(&id(key), at(0)).1, "its state is to be read");
+            assert!(!entities.activate(&id(key), at(0)).1, "once");
+            entities.make_ready(&id(key));
+            entities.make_ready(&id(key));
+        }
+        entities.make_ready(&id("nobody"));
+        let order: Vec<_> = std::iter::from_fn(|| entities.begin_running()).collect();
+        assert_eq!(order, [id("a"), id("b")]);
+        entities.make_ready(&id("a"));
+        assert!(entities.has_ready(), "also again");
+    }
+
+    #[test]
+    fn who_is_idle_is_forgotten_and_who_waits_is_not() {
+        let mut entities = Activations::new(at(0));
+        let idle = Duration::from_secs(60);
+        for key in ["idle", "used", "loading", "held", "kept"] {
+            entities.activate(&id(key), at(0));
+        }
+        for key in ["idle", "used", "held", "kept"] {
+            let error = Error::new(ErrorKind::Corrupt, "on purpose");
+            entities.of(&id(key)).loaded(Stage::Unusable(error));
+        }
+        entities.of(&id("used")).use_at(at(100));
+        entities.of(&id("held")).hold_until(7);
+        assert!(!entities.sweep(at(10), idle, 6, |_| false), "not yet");
+        assert!(entities.sweep(at(120), idle, 6, |it| *it == id("kept")));
+        let known = |key: &str| entities.contains(&id(key));
+        assert_eq!(
+            ["idle", "used", "loading", "held", "kept"].map(known),
+            [false, true, true, true, true]
+        );
+    }
+
+    #[test]
+    fn retries_come_in_the_order_of_their_times() {
+        let mut entities = Activations::new(at(0));
+        entities.retry(at(9), &id("late"));
+        entities.retry(at(3), &id("early"));
+        assert_eq!(entities.next_retry(at(2)), None);
+        assert_eq!(entities.next_wake(Duration::from_secs(60)), [Some(at(3)), None]);
+        assert_eq!(entities.next_retry(at(9)), Some(id("early")));
+        assert_eq!(entities.next_retry(at(9)), Some(id("late")));
+        assert_eq!(entities.next_retry(at(9)), None);
+    }
+}

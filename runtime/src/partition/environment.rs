@@ -1,0 +1,145 @@
+//! What a partition is told once, and its only sources of numbers and randomness.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use stead_entities::{EntityId, Timestamp};
+
+use super::{message::Work, watch::Watch};
+use crate::{
+    config::Config,
+    entropy::Entropy,
+    map::Set,
+    store::record::Settings,
+    types::{EntityType, EntityTypes},
+};
+
+/// How far minted numbers may run ahead of the clock, one for each microsecond.
+const MINT_MARGIN: Duration = Duration::from_secs(1);
+/// The bits of a minted number that name its partition.
+const PARTITION_BITS: u32 = 12;
+
+/// The partition that minted a number.
+pub(super) fn number_of_partition(number: u64) -> u16 {
+    (number & ((1 << PARTITION_BITS) - 1)) as u16
+}
+
+/// What a partition is told once.
+pub(crate) struct Identity {
+    pub(crate) number: u16,
+    /// The incarnation of the node.
+    pub(crate) incarnation: u64,
+    pub(crate) settings: Settings,
+    pub(crate) types: Arc<EntityTypes>,
+    pub(crate) config: Arc<Config>,
+    pub(crate) watch: Arc<Watch>,
+    /// How far minted numbers are ahead of the clock.
+    pub(crate) numbers_ahead: Duration,
+    /// The entity types that partitions of the node met and that it does not serve.
+    pub(crate) unserved: Arc<Mutex<BTreeSet<String>>>,
+}
+
+/// What surrounds a partition, and what it draws from there.
+pub(super) struct Environment {
+    identity: Identity,
+    entropy: Entropy,
+    /// Microseconds of the last number that was minted.
+    minted: u64,
+    /// The entity types that this node does not serve and that something waits for, as far as the
+    /// log was told.
+    unserved: Set<String>,
+}
+
+impl Environment {
+    pub(super) fn new(identity: Identity, entropy: Entropy, now: Timestamp) -> Self {
+        // Numbers of the incarnation before this one may be ahead of its last commit's time.
+        let minted = (now + identity.numbers_ahead + MINT_MARGIN).as_micros().unsigned_abs();
+        Self { identity, entropy, minted, unserved: Set::default() }
+    }
+
+    pub(super) fn number(&self) -> u16 {
+        self.identity.number
+    }
+
+    pub(super) fn incarnation(&self) -> u64 {
+        self.identity.incarnation
+    }
+
+    pub(super) fn config(&self) -> &Config {
+        &self.identity.config
+    }
+
+    pub(super) fn watch(&self) -> &Watch {
+        &self.identity.watch
+    }
+
+    /// The partition of an entity.
+    pub(super) fn partition_of(&self, id: &EntityId) -> u16 {
+        self.identity.settings.partition_of(id)
+    }
+
+    /// The time of the store's clock as numbers count it: a clock that was set back is behind them.
+    pub(super) fn numbered(&self, now: Timestamp) -> Timestamp {
+        now + self.identity.numbers_ahead
+    }
+
+    /// A number that only grows, also over restarts, and that no other partition mints: microseconds
+    /// of the store's time, then the partition. They last until the year 2112.
+    pub(super) fn mint(&mut self, now: Timestamp) -> u64 {
+        let now = u64::try_from(self.numbered(now).as_micros()).unwrap_or(0);
+        self.minted = now.max(self.minted + 1);
+        (self.minted << PARTITION_BITS) | u64::from(self.identity.number)
+    }
+
+    /// A token for an operation.
+    pub(super) fn token(&mut self) -> u128 {
+        self.entropy.next_wide()
+    }
+
+    /// The seed of a turn.
+    pub(super) fn seed(&mut self) -> u64 {
+        self.entropy.next()
+    }
+
+    /// The type of an entity, where this node serves it.
+    pub(super) fn type_of(&self, id: &EntityId) -> Option<&Arc<dyn EntityType>> {
+        self.identity.types.get(id.entity_type())
+    }
+
+    /// The type of an entity that is served: else nothing of it could be in a mailbox.
+    pub(super) fn served(&self, id: &EntityId) -> Arc<dyn EntityType> {
+        self.type_of(id).expect("what is in a mailbox is of a type that is served").clone()
+    }
+
+    /// The operation of a name, for rows and reminders; internal ones included.
+    ///
+    /// # Errors
+    /// Why the entity cannot apply it, in words.
+    pub(super) fn operation(&self, id: &EntityId, name: &str) -> Result<(usize, bool), String> {
+        let known = self.type_of(id).ok_or("the entity type is not served")?;
+        let found = known.find(name).ok_or_else(|| format!("no operation {name}"))?;
+        match Work::of(found) {
+            Work::Operation { index, awaits } => Ok((index, awaits)),
+            Work::Query { .. } => Err(format!("{name} is a query")),
+        }
+    }
+
+    /// Says once of a type, until the node starts anew, that something waits for it.
+    pub(super) fn note_unserved(&mut self, id: &EntityId) {
+        if self.unserved.insert(id.entity_type().to_owned()) {
+            let met = &self.identity.unserved;
+            let mut met = met.lock().unwrap_or_else(PoisonError::into_inner);
+            met.insert(id.entity_type().to_owned());
+            tracing::warn!(entity = %id, "signals or reminders wait for an entity type that is not served");
+        }
+    }
+
+    /// Replaces settings, as another node would have them.
+    #[cfg(test)]
+    pub(super) fn set_config(&mut self, change: impl FnOnce(&mut Config)) {
+        change(Arc::make_mut(&mut self.identity.config));
+    }
+}

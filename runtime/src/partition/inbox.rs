@@ -1,0 +1,308 @@
+//! The inbox rows of a partition: which are in memory, and which entities have more on disk.
+//!
+//! A mailbox is a window on the inbox. The rows of an entity are read page by page, in order, when it
+//! has nothing else to do; while some of them are on disk, what arrives waits behind them. What must
+//! never happen: a row is taken in twice, though a read that began before its commit still shows it;
+//! a row on disk is forgotten; arguments of more than a bounded number of bytes are in memory.
+
+use std::collections::VecDeque;
+
+use stead_entities::EntityId;
+
+use crate::{
+    map::{Map, Set},
+    rules::Rule,
+    store::{
+        InboxPage, ReadError, ReadResult,
+        record::{InboxKey, InboxRecord},
+    },
+};
+
+/// The most bytes of arguments of stored signals in memory; what other entities send beyond it stays
+/// on disk until its entity has nothing else to do.
+const HELD_BYTES_MAX: usize = 1 << 20;
+/// How many entities with rows of an earlier term are woken at one time.
+const RECOVERING_MAX: usize = 64;
+
+/// The inbox of a partition.
+#[derive(Default)]
+pub(super) struct Inbox {
+    /// Rows in memory, or consumed by a write group that is not yet durable.
+    known: Set<InboxKey>,
+    /// Bytes of arguments of the rows in memory.
+    held_bytes: usize,
+    /// Entities with rows on disk that are not in memory.
+    backlogs: Map<EntityId, Backlog>,
+    /// Those of an earlier term whose rows are still to be asked for.
+    recovering: VecDeque<EntityId>,
+}
+
+/// Rows of one entity that are on disk and not in memory.
+#[derive(Debug, Default)]
+struct Backlog {
+    after: Option<InboxKey>,
+    is_loading: bool,
+    /// Whether rows were added behind the reader's back.
+    again: bool,
+    /// The write group that must be durable before the disk shows everything.
+    since: u64,
+    /// Rows that were removed while a page was being read, which may show them.
+    gone: Vec<InboxKey>,
+}
+
+/// A page of the rows of an entity, without those that are known.
+pub(super) struct NewRows {
+    pub(super) rows: Vec<(InboxKey, InboxRecord)>,
+    /// Whether everything that the entity has on disk is in memory now.
+    pub(super) is_end: bool,
+    gone: Vec<InboxKey>,
+}
+
+impl Inbox {
+    /// Whether a row is in memory, or was consumed and is not gone yet.
+    pub(super) fn knows(&self, key: &InboxKey) -> bool {
+        self.known.contains(key)
+    }
+
+    /// Whether so much is in memory that what other entities send stays on disk.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.held_bytes > HELD_BYTES_MAX
+    }
+
+    /// Notes a row that is in memory from here on.
+    pub(super) fn take_in(&mut self, key: InboxKey, bytes: usize) {
+        self.known.insert(key);
+        self.held_bytes += bytes;
+    }
+
+    /// Notes that the open write group consumes a row.
+    pub(super) fn consume(&mut self, key: &InboxKey, bytes: usize) {
+        Rule::ConsumedRowIsKnown.check(self.known.contains(key));
+        self.give_back(bytes);
+    }
+
+    /// Notes that a row in memory is left on disk, where it is read again when this write group is
+    /// durable.
+    pub(super) fn leave_on_disk(&mut self, key: &InboxKey, bytes: usize, group: u64) {
+        self.known.remove(key);
+        self.give_back(bytes);
+        if let Some(backlog) = self.backlogs.get_mut(&key.receiver) {
+            backlog.again = true;
+            backlog.since = group;
+        }
+    }
+
+    /// Notes that a row in memory is left on disk for good, because its entity cannot be used.
+    pub(super) fn abandon(&mut self, key: InboxKey, bytes: usize) {
+        self.give_back(bytes);
+        self.gone(key);
+    }
+
+    fn give_back(&mut self, bytes: usize) {
+        Rule::BytesAreCounted.check(bytes <= self.held_bytes);
+        self.held_bytes -= bytes;
+    }
+
+    /// Notes that a row is gone from the store; but a page that is being read may still show it.
+    pub(super) fn gone(&mut self, key: InboxKey) {
+        match self.backlogs.get_mut(&key.receiver) {
+            Some(backlog) if backlog.is_loading => backlog.gone.push(key),
+            _ => drop(self.known.remove(&key)),
+        }
+    }
+
+    /// Whether an entity has rows on disk that are not in memory.
+    pub(super) fn has_backlog(&self, id: &EntityId) -> bool {
+        self.backlogs.contains_key(id)
+    }
+
+    /// Notes that an entity has rows on disk which may not be read yet.
+    pub(super) fn add_backlog(&mut self, id: &EntityId) {
+        self.backlogs.entry(id.clone()).or_default().again = true;
+    }
+
+    /// Notes that an entity has rows of an earlier term, to be read when others have been.
+    pub(super) fn recover(&mut self, id: EntityId) {
+        match self.backlogs.get_mut(&id) {
+            Some(backlog) => backlog.again = true,
+            None => {
+                self.backlogs.insert(id.clone(), Backlog::default());
+                self.recovering.push_back(id);
+            }
+        }
+    }
+
+    /// The next entity whose rows of an earlier term are to be asked for: some entities at a time.
+    pub(super) fn next_recovering(&mut self) -> Option<EntityId> {
+        let under_way = self.backlogs.len() - self.recovering.len();
+        (under_way < RECOVERING_MAX).then(|| self.recovering.pop_front()).flatten()
+    }
+
+    /// Forgets what an entity has on disk, because it cannot be used. Says whether it had anything.
+    pub(super) fn forget_backlog(&mut self, id: &EntityId) -> bool {
+        self.recovering.retain(|known| known != id);
+        self.backlogs.remove(id).is_some()
+    }
+
+    /// Begins to read the next rows of an entity: returns the key behind which they begin. `None` where
+    /// it has none, they are being read, or the disk does not show all of them yet.
+    pub(super) fn begin_page(&mut self, id: &EntityId, released: u64) -> Option<Option<InboxKey>> {
+        let backlog = self.backlogs.get_mut(id)?;
+        if backlog.is_loading || backlog.since > released {
+            return None;
+        }
+        backlog.is_loading = true;
+        Some(backlog.after.clone())
+    }
+
+    /// Takes a page that was read; `None` where nobody waits for it. [`Inbox::end_page`] ends it.
+    pub(super) fn page_read(
+        &mut self,
+        id: &EntityId,
+        page: ReadResult<InboxPage>,
+    ) -> Option<Result<NewRows, ReadError>> {
+        let backlog = self.backlogs.get_mut(id)?;
+        backlog.is_loading = false;
+        let gone = std::mem::take(&mut backlog.gone);
+        let InboxPage { mut rows, is_end } = match page {
+            Ok(page) => page,
+            Err(error) => {
+                self.forget(gone);
+                return Some(Err(error));
+            }
+        };
+        backlog.after = rows.last().map(|(key, _)| key.clone());
+        if is_end && backlog.again {
+            backlog.again = false;
+            backlog.after = None;
+        } else if is_end {
+            self.backlogs.remove(id);
+        }
+        rows.retain(|(key, _)| !self.known.contains(key));
+        Some(Ok(NewRows { rows, is_end: !self.has_backlog(id), gone }))
+    }
+
+    /// Ends a page whose rows were taken in.
+    pub(super) fn end_page(&mut self, page: NewRows) {
+        self.forget(page.gone);
+    }
+
+    fn forget(&mut self, gone: Vec<InboxKey>) {
+        for key in gone {
+            self.known.remove(&key);
+        }
+    }
+
+    /// Ends the term.
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use stead_entities::Timestamp;
+
+    use super::*;
+
+    fn id(key: &str) -> EntityId {
+        EntityId::new("log", key).expect("valid")
+    }
+
+    fn row(revision: u64) -> (InboxKey, InboxRecord) {
+        let (receiver, sender) = (id("a"), "log/b".into());
+        let key = InboxKey { partition: 0, receiver, sender, generation: 1, revision, index: 0 };
+        let record = InboxRecord {
+            token: 0,
+            operation: "append".into(),
+            input: vec![0; 10],
+            is_call: false,
+            attempts: 0,
+            accepted_at: Timestamp::default(),
+            deadline: None,
+            idempotency: None,
+            trace: None,
+        };
+        (key, record)
+    }
+
+    fn page(revisions: std::ops::Range<u64>, is_end: bool) -> ReadResult<InboxPage> {
+        Ok(InboxPage { rows: revisions.map(row).collect(), is_end })
+    }
+
+    /// The revisions of the rows that are new, taken in.
+    fn take(inbox: &mut Inbox, page: ReadResult<InboxPage>) -> Vec<u64> {
+        let mut read = inbox.page_read(&id("a"), page).expect("awaited").expect("readable");
+        let rows = std::mem::take(&mut read.rows);
+        let revisions = rows.iter().map(|(key, _)| key.revision).collect();
+        rows.into_iter().for_each(|(key, record)| inbox.take_in(key, record.input.len()));
+        inbox.end_page(read);
+        revisions
+    }
+
+    #[test]
+    fn pages_follow_each_other_and_no_row_is_taken_in_twice() {
+        let mut inbox = Inbox::default();
+        inbox.recover(id("a"));
+        assert_eq!(inbox.next_recovering(), Some(id("a")));
+        assert_eq!(inbox.begin_page(&id("a"), 0), Some(None));
+        assert_eq!(inbox.begin_page(&id("a"), 0), None, "it is being read");
+        assert_eq!(take(&mut inbox, page(0..3, false)), [0, 1, 2]);
+        let after = inbox.begin_page(&id("a"), 0).expect("there are more");
+        assert_eq!(after.map(|key| key.revision), Some(2));
+        assert_eq!(take(&mut inbox, page(2..5, true)), [3, 4], "the first of them is known");
+        assert!(!inbox.has_backlog(&id("a")));
+    }
+
+    #[test]
+    fn a_row_that_is_consumed_while_a_page_is_read_is_not_taken_in_again() {
+        let mut inbox = Inbox::default();
+        inbox.recover(id("a"));
+        inbox.begin_page(&id("a"), 0);
+        take(&mut inbox, page(0..1, false));
+        inbox.begin_page(&id("a"), 0);
+        // Its commit lands while a page that began before it is on its way.
+        inbox.consume(&row(0).0, 10);
+        inbox.gone(row(0).0);
+        assert_eq!(take(&mut inbox, page(0..2, true)), [1]);
+        assert!(!inbox.knows(&row(0).0) && inbox.knows(&row(1).0));
+    }
+
+    #[test]
+    fn rows_that_come_behind_the_reader_are_read_from_the_beginning() {
+        let mut inbox = Inbox::default();
+        inbox.recover(id("a"));
+        inbox.begin_page(&id("a"), 0);
+        inbox.add_backlog(&id("a"));
+        take(&mut inbox, page(0..2, true));
+        assert_eq!(inbox.begin_page(&id("a"), 0), Some(None), "once more");
+        assert_eq!(take(&mut inbox, page(0..3, true)), [2]);
+        assert!(!inbox.has_backlog(&id("a")));
+    }
+
+    #[test]
+    fn a_row_left_on_disk_is_read_when_it_is_durable() {
+        let mut inbox = Inbox::default();
+        inbox.add_backlog(&id("a"));
+        inbox.take_in(row(5).0, 10);
+        inbox.leave_on_disk(&row(5).0, 10, 3);
+        assert_eq!(inbox.begin_page(&id("a"), 2), None, "the disk does not show it yet");
+        assert_eq!(inbox.begin_page(&id("a"), 3), Some(None));
+    }
+
+    #[test]
+    fn few_entities_are_woken_at_one_time() {
+        let mut inbox = Inbox::default();
+        (0..200).for_each(|number| inbox.recover(id(&number.to_string())));
+        let woken = std::iter::from_fn(|| inbox.next_recovering()).count();
+        assert_eq!(woken, RECOVERING_MAX);
+        assert!(inbox.forget_backlog(&id("0")));
+        assert!(inbox.next_recovering().is_some(), "one more");
+    }
+
+    #[test]
+    #[should_panic(expected = "ConsumedRowIsKnown")]
+    fn a_row_that_was_not_taken_in_is_not_consumed() {
+        Inbox::default().consume(&row(0).0, 10);
+    }
+}
