@@ -10,9 +10,6 @@ use crate::Config;
 /// Both counts in one number, so that admitting is one step: requests above, bytes below.
 const REQUEST: u64 = 1 << BYTES_BITS;
 const BYTES_BITS: u32 = 40;
-/// The highest limits that the counts leave room for.
-pub(crate) const REQUESTS_MAX: usize = 1 << 23;
-pub(crate) const REQUEST_BYTES_MAX: usize = 1 << 39;
 
 /// How much a node holds at present.
 #[derive(Debug, Default)]

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use crate::admission::{REQUEST_BYTES_MAX, REQUESTS_MAX};
-
 /// The shortest lease: a store needs time to answer.
 const LEASE_MIN: Duration = Duration::from_millis(200);
 /// The longest lease.
 const LEASE_MAX: Duration = Duration::from_secs(3_600);
+/// The most requests, and bytes of them, that can be set: `admission` counts both in one number.
+const REQUESTS_MAX: usize = 1 << 23;
+const REQUEST_BYTES_MAX: usize = 1 << 39;
 /// The highest number of retries that can be set.
 const RETRIES_MAX: u32 = 1_000;
 

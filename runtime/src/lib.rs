@@ -3,15 +3,18 @@
 extern crate self as stead;
 
 mod admission;
+#[cfg(feature = "client")]
 mod client;
 pub mod clock;
 mod commit;
 pub mod config;
 pub mod docs;
 mod entropy;
+mod errors;
+mod host;
 #[cfg(feature = "http")]
 mod http;
-mod layout;
+mod lease;
 #[cfg(feature = "http")]
 mod listen;
 mod map;
@@ -23,11 +26,12 @@ mod sabotage;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod store;
+mod threads;
 pub mod transport;
 mod types;
 
 #[cfg(feature = "client")]
-pub use client::remote::Client;
+pub use client::Client;
 pub use commit::Fatal;
 pub use config::Config;
 #[cfg(feature = "http")]

@@ -84,7 +84,7 @@ fn every_foreign_crate_has_one_home() {
         ("rocksdb::", "runtime/src/store/rocks"),
         ("axum::", "runtime/src/http"),
         ("hyper::", "runtime/src/http runtime/src/transport/http.rs"),
-        ("reqwest::", "runtime/src/client/remote.rs runtime/src/transport/http.rs"),
+        ("reqwest::", "runtime/src/client.rs runtime/src/transport/http.rs"),
         ("hmac::", "runtime/src/transport/http.rs"),
         ("tokio_postgres::", "runtime/src/store/postgres"),
         ("bincode::", "runtime/src/store/record.rs"),
@@ -114,6 +114,121 @@ fn offered(text: &str) -> impl Iterator<Item = &str> {
     let lines = text.lines().map(str::trim_start);
     let starts = lines.filter_map(|line| line.strip_prefix("pub(super) fn "));
     starts.filter_map(|rest| rest.split(['(', '<']).next())
+}
+
+/// The layers of the runtime: each uses only those before it. What stands in one line does not use one
+/// another, but for the smallest parts in the first line.
+const LAYERS: [&[&str]; 11] = [
+    &[
+        "clock", "config", "entropy", "errors", "lease", "listen", "map", "rules", "sabotage",
+        "threads",
+    ],
+    &["admission", "client"],
+    &["store"],
+    &["types"],
+    &["partition"],
+    &["commit", "transport"],
+    &["host"],
+    &["placement"],
+    &["node"],
+    &["http"],
+    &["server"],
+];
+
+/// The layer of a part of the runtime.
+fn layer(part: &str) -> Option<usize> {
+    LAYERS.iter().position(|layer| layer.contains(&part))
+}
+
+/// The parts of the crate that a file names, outside of its tests: `crate::a`, and each `b` of
+/// `crate::{a::.., b, ..}`.
+fn named_parts(text: &str) -> Vec<String> {
+    let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+    let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let code = lines.collect::<Vec<_>>().join("\n");
+    let mut named = Vec::new();
+    for rest in code.split("crate::").skip(1) {
+        let Some(list) = rest.strip_prefix('{') else {
+            named.push(first_word(rest));
+            continue;
+        };
+        let mut depth = 1;
+        let mut start = true;
+        for (at, letter) in list.char_indices() {
+            match letter {
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                ',' if depth == 1 => start = true,
+                letter if start && letter.is_alphabetic() => {
+                    named.push(first_word(&list[at..]));
+                    start = false;
+                }
+                _ => {}
+            }
+            if depth == 0 {
+                break;
+            }
+        }
+    }
+    named
+}
+
+fn first_word(text: &str) -> String {
+    text.chars().take_while(|letter| letter.is_alphanumeric() || *letter == '_').collect()
+}
+
+#[test]
+fn no_layer_uses_one_above_it() {
+    // What is re-exported at the root, by where it comes from.
+    let roots = [
+        ("Client", "client"),
+        ("Config", "config"),
+        ("Fatal", "commit"),
+        ("Listen", "listen"),
+        ("Node", "node"),
+        ("NodeBuilder", "node"),
+        ("PostgresStore", "store"),
+        ("RocksStore", "store"),
+        ("Server", "http"),
+        ("ServerSettings", "http"),
+        ("StartError", "node"),
+        ("StateView", "partition"),
+    ];
+    let mut back = Vec::new();
+    for (path, text) in sources() {
+        let Ok(path) = path.strip_prefix("runtime/src") else { continue };
+        let part = path.components().next().expect("a part").as_os_str().to_string_lossy();
+        let part = part.trim_end_matches(".rs");
+        if ["lib", "main", "docs"].contains(&part)
+            || path.ends_with("tests.rs")
+            || path.components().any(|it| it.as_os_str() == "tests")
+        {
+            continue;
+        }
+        let own = layer(part).unwrap_or_else(|| panic!("{part} is in no layer"));
+        for name in named_parts(&text) {
+            let name = roots.iter().find(|(root, _)| *root == name).map_or(&*name, |(_, of)| of);
+            let other = layer(name).unwrap_or_else(|| panic!("{name} in {part} is in no layer"));
+            let is_fine = other < own || name == part || own == 0 && other == 0;
+            if !is_fine {
+                back.push(format!("{} uses {name}", path.display()));
+            }
+        }
+    }
+    assert!(back.is_empty(), "{back:#?}");
+}
+
+#[test]
+fn what_a_node_offers_stands_in_one_place() {
+    let mut places = Vec::new();
+    for (path, text) in sources() {
+        if path.starts_with("runtime/src") && text.contains("\nimpl Node {") {
+            places.push(path.display().to_string());
+        }
+    }
+    places.sort();
+    // The router is an axum type, whose home is `http`.
+    assert_eq!(places, ["runtime/src/http/mod.rs", "runtime/src/node/mod.rs"]);
 }
 
 #[test]

@@ -11,8 +11,8 @@ use std::{
 use tokio::sync::watch;
 
 use crate::{
+    lease::Lease,
     partition::message::{Delivery, Link},
-    placement::lease::Lease,
 };
 
 /// The incarnation under which a node commits.

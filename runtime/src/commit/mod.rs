@@ -28,15 +28,15 @@ pub(crate) use self::incarnation::{Incarnation, Outbound};
 use self::merge::{Chains, Merge};
 use crate::{
     clock::Clock,
-    node::Threads,
     partition::{
         Handle,
-        message::{Input, WriteGroup},
+        message::{CommitRequest, CommitSender, Input, WriteGroup},
         reply::{CallResult, ReplySender},
     },
     rules::Rule,
     sabotage,
     store::{Batch, CommitOutcome, Fence, Store, Write},
+    threads::Threads,
 };
 
 /// How many write groups and barriers can wait for the committer.
@@ -45,21 +45,6 @@ const QUEUE_MAX: usize = 16_384;
 const GROUPS_PER_BATCH_MAX: usize = 1_024;
 /// The most callers that the committer wakes itself.
 const REPLIES_INLINE_MAX: usize = 8;
-
-/// What partitions send to the committer.
-#[derive(Debug)]
-pub(crate) enum Message {
-    WriteGroup(WriteGroup),
-    /// Tell this partition when everything before is settled.
-    Barrier(u16, u64),
-    /// Give up a partition, and say whether that is durable.
-    Release(u16, oneshot::Sender<CommitOutcome>),
-    /// Mark the end of a drained node and stop.
-    Close(oneshot::Sender<CommitOutcome>),
-}
-
-/// The way to the committer.
-pub(crate) type Sender = mpsc::Sender<Message>;
 
 pub(crate) struct Committer {
     store: Arc<dyn Store>,
@@ -84,7 +69,7 @@ pub(crate) struct Committer {
 }
 
 /// A queue for write groups, before there are partitions to fill it.
-pub(crate) fn queue() -> (Sender, mpsc::Receiver<Message>) {
+pub(crate) fn queue() -> (CommitSender, mpsc::Receiver<CommitRequest>) {
     mpsc::channel(QUEUE_MAX)
 }
 
@@ -120,8 +105,8 @@ impl Committer {
     }
 
     /// Hands what is for other nodes to `outbound`.
-    pub(crate) fn with(mut self, outbound: Arc<dyn Outbound>) -> Self {
-        self.outbound = Some(outbound);
+    pub(crate) fn with(mut self, outbound: Option<Arc<dyn Outbound>>) -> Self {
+        self.outbound = outbound;
         self
     }
 
@@ -132,22 +117,24 @@ impl Committer {
     pub(crate) fn start(
         self,
         threads: &Threads,
-        queue: mpsc::Receiver<Message>,
+        queue: mpsc::Receiver<CommitRequest>,
     ) -> std::io::Result<()> {
         threads.run("stead-committer", self.run(queue))
     }
 
     /// Serves until it is closed or its queue ends.
-    async fn run(mut self, mut queue: mpsc::Receiver<Message>) {
+    async fn run(mut self, mut queue: mpsc::Receiver<CommitRequest>) {
         let mut gathered = Vec::new();
         while queue.recv_many(&mut gathered, GROUPS_PER_BATCH_MAX).await > 0 {
             let mut groups = Vec::with_capacity(gathered.len());
             let mut released = Vec::new();
             for work in gathered.drain(..) {
                 match work {
-                    Message::WriteGroup(group) => groups.push(group),
-                    Message::Release(partition, done) => released.push((partition, done)),
-                    Message::Barrier(partition, term) => {
+                    CommitRequest::Group(group) => groups.push(group),
+                    CommitRequest::FreePartition(partition, done) => {
+                        released.push((partition, done))
+                    }
+                    CommitRequest::Barrier(partition, term) => {
                         self.commit(std::mem::take(&mut groups)).await;
                         self.release(std::mem::take(&mut released)).await;
                         let index = usize::from(partition);
@@ -155,7 +142,7 @@ impl Committer {
                         self.terms[index] = self.terms[index].max(term);
                         self.partitions[index].push(Input::Barrier(term));
                     }
-                    Message::Close(done) => {
+                    CommitRequest::Close(done) => {
                         self.commit(std::mem::take(&mut groups)).await;
                         let batch = self.batch(Vec::new(), true);
                         let outcome = self.store.commit(batch).await;

@@ -8,8 +8,8 @@ use tokio::sync::watch;
 use super::*;
 use crate::{
     clock::ManualClock,
+    lease::Lease,
     partition::reply::{ReplyReceiver, ReplySender, Response},
-    placement::lease::Lease,
     store::{
         keys::Table,
         memory::{Fault, MemoryDisk, MemoryStore},

@@ -38,7 +38,7 @@ pub(super) fn entity(node: &Node, uri: &Uri) -> Result<(EntityId, Vec<String>), 
     let mut parts = segments(uri)?.into_iter();
     let (_entities, entity_type, key) = (parts.next(), parts.next(), parts.next());
     let entity_type = entity_type.unwrap_or_default();
-    node.check_served(&entity_type)?;
+    node.local().check_served(&entity_type)?;
     let id = EntityId::new(&entity_type, &key.unwrap_or_default());
     Ok((id.map_err(|error| Problem::invalid(error.message()))?, parts.collect()))
 }

@@ -128,7 +128,7 @@ mod tests {
         for (kind, status) in rows {
             assert_eq!(Problem::from(Error::new(kind, "")).status.as_u16(), status, "{kind:?}");
             #[cfg(feature = "client")]
-            assert_eq!(crate::client::remote::kind_of(describe(kind).1), Some(kind));
+            assert_eq!(crate::client::kind_of(describe(kind).1), Some(kind));
         }
     }
 }

@@ -76,16 +76,15 @@ async fn request(
     headers::check(headers, &[IF_MATCH, IDEMPOTENCY_KEY])?;
     let (id, rest) = path::entity(node, uri)?;
     let operation = rest.into_iter().nth(1).unwrap_or_default();
-    if node.is_open(node.partition_of(&id)) {
-        node.find(&id, &operation)?;
+    let local = node.local();
+    if local.host.is_open(local.host.partition_of(&id)) {
+        local.find(&id, &operation)?;
     }
     let idempotency_key = headers::idempotency_key(headers)?;
     let condition = headers::if_match(headers)?;
-    let limit = node.config().body_bytes_max;
+    let limit = local.host.config().body_bytes_max;
     // Room is taken before the body is read, so that many bodies at one time are bounded too.
-    let room = node.load().admit(body::length(headers, limit), node.config());
-    let room =
-        room.ok_or_else(|| Error::new(ErrorKind::Overloaded, "too many bodies at a time"))?;
+    let room = local.admit(body::length(headers, limit))?;
     let input = body::read(headers, http_body, limit).await?;
     drop(room);
     let mut request = Request::new(id, operation, input);

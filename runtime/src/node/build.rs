@@ -2,27 +2,31 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, atomic::AtomicBool},
+    sync::{Arc, Mutex},
 };
 
-use stead_entities::{Entity, Error};
+use stead_entities::Entity;
 use tokio::{
     runtime::Handle as Runtime,
-    sync::{Semaphore, oneshot, watch},
+    sync::{oneshot, watch},
 };
 
-use super::{Inner, Node, Threads, audit::Audit, peers::Peer};
+use super::{Inner, Node, audit::Audit, local::Local, peers::Peer, router::Router};
 use crate::{
     clock::{Clock, HighWaterClock, SharedClock},
     config::Config,
     entropy::Entropy,
-    layout,
-    partition::{self, Handle, Shell},
-    placement::{cluster::Cluster, member, ring::WEIGHT_MAX},
+    host::{Host, Parts, layouts},
+    placement::{
+        cluster::Cluster,
+        member::{self, JoinError},
+        ring::WEIGHT_MAX,
+    },
     store::{
         Store,
         shared::{Registration, SharedStore},
     },
+    threads::Threads,
     transport::Transport,
     types::{EntityType, EntityTypes, entity_type},
 };
@@ -190,73 +194,60 @@ impl NodeBuilder {
             None => Arc::new(HighWaterClock::new()),
         });
         clock.advance_to(store.opened().time);
-        let partitions = 0..store.opened().settings.partitions;
-        let node = Node(Arc::new(Inner {
-            name: registration.name,
-            partitions: partitions.map(|_| Handle::new()).collect(),
-            watches: Arc::default(),
-            permits: Arc::new(Semaphore::new(store.left_rows_max())),
-            store,
-            clock,
-            config,
-            types: Arc::new(types),
-            threads: Threads { runtime: Runtime::current(), is_shared: self.shares_threads },
-            entropy: Mutex::new(self.seed.map_or_else(Entropy::system, Entropy::seeded)),
-            session: Mutex::new(None),
-            cluster,
-            load: Arc::default(),
-            dropped: Arc::default(),
+        let entropy = self.seed.map_or_else(Entropy::system, Entropy::seeded);
+        let threads = Threads { runtime: Runtime::current(), is_shared: self.shares_threads };
+        let (name, types) = (registration.name, Arc::new(types));
+        let parts = Parts { name, store, clock, config, types, threads, fatal };
+        let host = Arc::new(Host::new(parts, entropy));
+        let local = Local::new(host.clone(), cluster);
+        let node = Inner {
+            host,
+            router: Arc::new(Router::new(local)),
             audit: Audit::default(),
-            fatal,
-            blocked: Mutex::new(None),
-            probed_at: Mutex::new(None),
-            is_closing: AtomicBool::new(false),
-        }));
+            blocked: Mutex::default(),
+            probed_at: Mutex::default(),
+        };
+        let node = Arc::new(node);
         node.begin().await?;
-        Ok(node)
+        Ok(Node(node))
     }
 }
 
-impl Node {
-    async fn begin(&self) -> Result<(), StartError> {
+impl Inner {
+    async fn begin(self: &Arc<Self>) -> Result<(), StartError> {
         let unavailable = |error: &dyn fmt::Display| StartError::Unavailable(error.to_string());
-        self.start_partitions().await.map_err(|error| unavailable(&error))?;
-        let inner = &self.0;
-        let opened = inner.store.opened();
-        match &inner.cluster {
+        let host = &self.host;
+        host.start_partitions().await.map_err(|error| unavailable(&error))?;
+        let opened = host.store().opened();
+        match self.cluster() {
             None => {
-                let batches = layout::guard(inner, (opened.incarnation, opened.last_batch)).await?;
-                inner.begin_only_session(batches).map_err(|error| unavailable(&error))?;
+                let lane = (opened.incarnation, opened.last_batch);
+                let batches = layouts::guard(host, lane).await.map_err(JoinError::from)?;
+                host.begin_only_session(batches).map_err(|error| unavailable(&error))?;
             }
             Some(cluster) => {
-                cluster.transport.listen(Arc::new(Peer::new(inner)));
+                cluster.transport.listen(Arc::new(Peer::new(self)));
                 let (started, joined) = oneshot::channel();
-                let running = member::run(cluster.clone(), Arc::downgrade(inner), started);
-                let running = inner.threads.run_apart("stead-member", running);
+                let running = member::run(cluster.clone(), Arc::downgrade(host), started);
+                let running = host.threads().run_apart("stead-member", running);
                 running.map_err(|error| unavailable(&error))?;
                 joined.await.map_err(|error| unavailable(&error))??;
             }
         }
-        self.0.check_clock();
+        self.check_clock();
         self.start_audit();
         self.start_watchdog().map_err(|error| unavailable(&error))
     }
+}
 
-    async fn start_partitions(&self) -> Result<(), Error> {
-        let inner = &self.0;
-        for handle in inner.partitions.iter() {
-            let shell = Shell {
-                handle: handle.clone(),
-                store: inner.store.clone(),
-                clock: inner.clock.clone(),
-                types: inner.types.clone(),
-                config: inner.config.clone(),
-                watches: inner.watches.clone(),
-                permits: inner.permits.clone(),
-            };
-            partition::start(shell).await?;
+impl From<JoinError> for StartError {
+    fn from(error: JoinError) -> Self {
+        match error {
+            JoinError::Layout(problems) => Self::Layout(problems),
+            JoinError::Unavailable(why) => Self::Unavailable(why),
+            JoinError::InUse(why) => Self::InUse(why),
+            JoinError::Stranger(why) => Self::Stranger(why),
         }
-        Ok(())
     }
 }
 

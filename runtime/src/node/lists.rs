@@ -4,13 +4,13 @@
 //! Lists read the store whichever node is asked, show what is durable, and are admitted like other
 //! requests: each takes room for a page of the node's limits while it is read.
 
-use std::{collections::BTreeMap, str::FromStr as _, sync::PoisonError, time::Duration};
+use std::{collections::BTreeMap, str::FromStr as _, time::Duration};
 
 use serde::Serialize;
 use serde_json::value::RawValue;
-use stead_entities::{EntityId, Error, ErrorKind, ReminderId, Timeout, Timestamp};
+use stead_entities::{EntityId, Error, ReminderId, Timeout, Timestamp};
 
-use super::Node;
+use super::{Inner, router::Command};
 use crate::{
     admission::Permit,
     clock,
@@ -193,206 +193,162 @@ impl UnservedView {
     }
 }
 
-impl Node {
-    /// A page of the entities of a type whose keys begin with `prefix`, by key, behind the key
-    /// `after`: at most `limit`, and at most 1,000; fewer where their states are large.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotFound`] for a type that nobody serves, [`ErrorKind::Overloaded`] where too much
-    /// is read at one time, [`ErrorKind::Unavailable`] where the store cannot be read.
-    pub async fn list(
-        &self,
-        entity_type: &str,
-        prefix: &str,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Result<Listed<EntityView>, Error> {
-        self.check_served(entity_type)?;
-        let _room = self.room_for_a_page()?;
-        let (entity_type, prefix) = (entity_type.to_owned(), prefix.to_owned());
-        let after = after.map(str::to_owned);
-        let page =
-            self.store().list(entity_type, prefix, after, limit.clamp(1, PAGE_ROWS_MAX)).await?;
-        let next = page.last_before_more().map(|(id, _)| id.key().to_owned());
-        let rows = page.rows.into_iter().map(|(id, head)| EntityView {
-            entity_type: id.entity_type().to_owned(),
-            key: id.key().to_owned(),
-            revision: head.revision,
-            committed_at: head.committed_at,
-        });
-        Ok(Listed { rows: rows.collect(), next })
-    }
+/// A page of the entities of a type.
+pub(super) async fn entities(
+    node: &Inner,
+    entity_type: &str,
+    prefix: &str,
+    after: Option<&str>,
+    limit: usize,
+) -> Result<Listed<EntityView>, Error> {
+    node.local().check_served(entity_type)?;
+    let _room = room_for_a_page(node)?;
+    let (entity_type, prefix) = (entity_type.to_owned(), prefix.to_owned());
+    let after = after.map(str::to_owned);
+    let limit = limit.clamp(1, PAGE_ROWS_MAX);
+    let page = node.host.store().list(entity_type, prefix, after, limit).await?;
+    let next = page.last_before_more().map(|(id, _)| id.key().to_owned());
+    let rows = page.rows.into_iter().map(|(id, head)| EntityView {
+        entity_type: id.entity_type().to_owned(),
+        key: id.key().to_owned(),
+        revision: head.revision,
+        committed_at: head.committed_at,
+    });
+    Ok(Listed { rows: rows.collect(), next })
+}
 
-    /// A page of the committed reminders and delayed signals of an entity behind the one with the id
-    /// `after`: reminders by name, then delayed signals in the order in which they were accepted; at
-    /// most `limit`, and at most 1,000.
-    ///
-    /// # Errors
-    /// As [`Node::list`].
-    pub async fn reminders(
-        &self,
-        id: &EntityId,
-        after: Option<&ReminderId>,
-        limit: usize,
-    ) -> Result<Listed<ReminderView>, Error> {
-        self.check_served(id.entity_type())?;
-        let _room = self.room_for_a_page()?;
-        let after = after.cloned().map(Slot::from);
-        let (partition, limit) = (self.partition_of(id), limit.clamp(1, PAGE_ROWS_MAX));
-        let page = self.store().reminders(Haste::Long, partition, id.clone(), after, limit).await?;
-        let next = page.last_before_more();
-        let next = next.map(|(_, slot, _)| ReminderId::from(slot.clone()).to_string());
-        Ok(Listed { rows: page.rows.into_iter().map(ReminderView::from).collect(), next })
-    }
+/// A page of the reminders and delayed signals of an entity.
+pub(super) async fn reminders(
+    node: &Inner,
+    id: &EntityId,
+    after: Option<&ReminderId>,
+    limit: usize,
+) -> Result<Listed<ReminderView>, Error> {
+    node.local().check_served(id.entity_type())?;
+    let _room = room_for_a_page(node)?;
+    let after = after.cloned().map(Slot::from);
+    let (partition, limit) = (node.host.partition_of(id), limit.clamp(1, PAGE_ROWS_MAX));
+    let store = node.host.store();
+    let page = store.reminders(Haste::Long, partition, id.clone(), after, limit).await?;
+    let next = page.last_before_more();
+    let next = next.map(|(_, slot, _)| ReminderId::from(slot.clone()).to_string());
+    Ok(Listed { rows: page.rows.into_iter().map(ReminderView::from).collect(), next })
+}
 
-    /// A page of the dead letters that fit a filter, behind the one with the id `after`: at most
-    /// `limit`, and at most 1,000; fewer, perhaps none, where many do not fit.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Invalid`] for what is no id, else as [`Node::list`].
-    pub async fn dead_letters(
-        &self,
-        filter: &DeadLetterFilter,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Result<Listed<DeadLetterView>, Error> {
-        let _room = self.room_for_a_page()?;
-        let after = after.map(DeadLetterId::from_str).transpose()?;
-        let limit = limit.clamp(1, PAGE_ROWS_MAX);
-        let page = self.store().dead_letters(filter.clone(), after, limit).await?;
-        let next = page.next.map(|next| next.to_string());
-        let rows = page.rows.into_iter().map(|(id, letter)| DeadLetterView::new(id, letter));
-        Ok(Listed { rows: rows.collect(), next })
-    }
+/// A page of the dead letters that fit a filter.
+pub(super) async fn dead_letters(
+    node: &Inner,
+    filter: &DeadLetterFilter,
+    after: Option<&str>,
+    limit: usize,
+) -> Result<Listed<DeadLetterView>, Error> {
+    let _room = room_for_a_page(node)?;
+    let after = after.map(DeadLetterId::from_str).transpose()?;
+    let limit = limit.clamp(1, PAGE_ROWS_MAX);
+    let page = node.host.store().dead_letters(filter.clone(), after, limit).await?;
+    let next = page.next.map(|next| next.to_string());
+    let rows = page.rows.into_iter().map(|(id, letter)| DeadLetterView::new(id, letter));
+    Ok(Listed { rows: rows.collect(), next })
+}
 
-    /// How many dead letters this node has dropped since it started, because there were too many.
-    pub fn dropped_dead_letters(&self) -> u64 {
-        self.0.dropped.load(std::sync::atomic::Ordering::Relaxed)
-    }
-
-    /// Replays every dead letter that fits a filter and was there when this began, one after the other
-    /// for each entity, as [`Node::replay`] does. Dropping the future stops it between two letters.
-    ///
-    /// # Errors
-    /// Where letters cannot be read. What becomes of each letter is counted in the answer.
-    pub async fn replay_all(&self, filter: &DeadLetterFilter) -> Result<BulkView, Error> {
-        self.each_letter(filter, async |node, id| node.replay(id).await).await
-    }
-
-    /// Drops every dead letter that fits a filter and was there when this began.
-    ///
-    /// # Errors
-    /// As [`Node::replay_all`].
-    pub async fn drop_all(&self, filter: &DeadLetterFilter) -> Result<BulkView, Error> {
-        self.each_letter(filter, async |node, id| node.drop_dead_letter(id).await).await
-    }
-
-    async fn each_letter(
-        &self,
-        filter: &DeadLetterFilter,
-        act: impl AsyncFn(&Self, DeadLetterId) -> Result<(), Error>,
-    ) -> Result<BulkView, Error> {
-        let (mut after, mut done) = (None, BulkView::default());
-        let began = self.clock().now();
-        loop {
-            let room = match self.room_for_a_page() {
-                Ok(room) => room,
-                Err(error) if done == BulkView::default() => return Err(error),
-                // What was begun goes on when there is room.
-                Err(_) => {
-                    clock::sleep(ROOM_PAUSE).await;
-                    continue;
-                }
-            };
-            let reading = self.store().dead_letters(filter.clone(), after, LETTERS_AT_ONCE);
-            let page = match reading.await {
-                Ok(page) => page,
-                // What was done is told.
-                Err(error) if done != BulkView::default() => {
+/// Does something with every dead letter that fits a filter and was there when this began.
+pub(super) async fn each_letter(
+    node: &Inner,
+    filter: &DeadLetterFilter,
+    command: fn(DeadLetterId) -> Command,
+) -> Result<BulkView, Error> {
+    let (mut after, mut done) = (None, BulkView::default());
+    let began = node.host.clock().now();
+    loop {
+        let room = match room_for_a_page(node) {
+            Ok(room) => room,
+            Err(error) if done == BulkView::default() => return Err(error),
+            // What was begun goes on when there is room.
+            Err(_) => {
+                clock::sleep(ROOM_PAUSE).await;
+                continue;
+            }
+        };
+        let reading = node.host.store().dead_letters(filter.clone(), after, LETTERS_AT_ONCE);
+        let page = match reading.await {
+            Ok(page) => page,
+            // What was done is told.
+            Err(error) if done != BulkView::default() => {
+                done.reason.get_or_insert_with(|| error.to_string());
+                return Ok(done);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        drop(room);
+        for (id, letter) in page.rows {
+            // One that was replayed in vain is a new letter, and not tried again.
+            if letter.dead_lettered_at > began {
+                continue;
+            }
+            match node.router.perform(command(id)).await {
+                Ok(_) => done.done += 1,
+                Err(error) => {
+                    done.failed += 1;
                     done.reason.get_or_insert_with(|| error.to_string());
-                    return Ok(done);
-                }
-                Err(error) => return Err(error.into()),
-            };
-            drop(room);
-            for (id, letter) in page.rows {
-                // One that was replayed in vain is a new letter, and not tried again.
-                if letter.dead_lettered_at > began {
-                    continue;
-                }
-                match act(self, id).await {
-                    Ok(()) => done.done += 1,
-                    Err(error) => {
-                        done.failed += 1;
-                        done.reason.get_or_insert_with(|| error.to_string());
-                    }
-                }
-            }
-            match page.next {
-                Some(next) => after = Some(next),
-                None => return Ok(done),
-            }
-        }
-    }
-
-    /// Stored signals and reminders that nobody can apply: for types that no node serves, and for
-    /// operations that their types no longer have. What names such an operation becomes a dead letter
-    /// when it is due.
-    ///
-    /// # Errors
-    /// As [`Node::list`].
-    pub async fn unserved(&self) -> Result<Vec<UnservedView>, Error> {
-        let mut found: BTreeMap<(String, Option<String>), UnservedView> = BTreeMap::new();
-        let mut types = self.store().operations().await?;
-        let met = self.0.audit.met.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        types.extend(met.into_iter().map(|name| (name, Vec::new())));
-        types.sort_unstable_by(|one, other| one.0.cmp(&other.0));
-        types.dedup_by(|other, one| one.0 == other.0);
-        for (entity_type, known) in types {
-            let served = self.0.types.get(entity_type.as_str());
-            if served.is_none() && self.serves(&entity_type) {
-                // Other nodes know what it has.
-                continue;
-            }
-            let has = |name: &str| served.is_some_and(|served| served.find(name).is_some());
-            if served.is_some() && known.iter().all(|name| has(name)) {
-                continue;
-            }
-            // Those that are served, and what the runtime itself stores.
-            let mut except = vec![PURGE.to_owned()];
-            let served_names = served.map_or_else(Vec::new, |served| served.all_names());
-            except.extend(served_names.into_iter().map(str::to_owned));
-            for partition in 0..self.store().opened().settings.partitions {
-                let _room = self.room_for_a_page()?;
-                let reading = self.store().waiting(
-                    partition,
-                    entity_type.clone(),
-                    except.clone(),
-                    UNSERVED_ROWS_MAX,
-                );
-                for row in reading.await? {
-                    let operation = served.is_some().then_some(row.operation);
-                    let key = (entity_type.clone(), operation.clone());
-                    let view = found.entry(key).or_insert_with(|| UnservedView {
-                        entity_type: entity_type.clone(),
-                        operation,
-                        signals: 0,
-                        reminders: 0,
-                        example: row.id.to_string(),
-                    });
-                    view.signals += u64::from(!row.is_reminder);
-                    view.reminders += u64::from(row.is_reminder);
                 }
             }
         }
-        Ok(found.into_values().collect())
+        match page.next {
+            Some(next) => after = Some(next),
+            None => return Ok(done),
+        }
     }
+}
 
-    /// Room for a page in the node's limits, given back when the page is read.
-    fn room_for_a_page(&self) -> Result<Permit, Error> {
-        let share = PAGE_BYTES_MAX.min(self.config().request_bytes_max);
-        self.load().admit(share, self.config()).ok_or_else(|| {
-            Error::new(ErrorKind::Overloaded, "too many lists are read at one time: back off")
-        })
+/// Stored signals and reminders that nobody can apply.
+pub(super) async fn unserved(node: &Inner) -> Result<Vec<UnservedView>, Error> {
+    let mut found: BTreeMap<(String, Option<String>), UnservedView> = BTreeMap::new();
+    let mut types = node.host.store().operations().await?;
+    types.extend(node.host.met_unserved().into_iter().map(|name| (name, Vec::new())));
+    types.sort_unstable_by(|one, other| one.0.cmp(&other.0));
+    types.dedup_by(|other, one| one.0 == other.0);
+    for (entity_type, known) in types {
+        let served = node.host.types().get(entity_type.as_str());
+        if served.is_none() && node.local().serves(&entity_type) {
+            // Other nodes know what it has.
+            continue;
+        }
+        let has = |name: &str| served.is_some_and(|served| served.find(name).is_some());
+        if served.is_some() && known.iter().all(|name| has(name)) {
+            continue;
+        }
+        // Those that are served, and what the runtime itself stores.
+        let mut except = vec![PURGE.to_owned()];
+        let served_names = served.map_or_else(Vec::new, |served| served.all_names());
+        except.extend(served_names.into_iter().map(str::to_owned));
+        for partition in 0..node.host.store().opened().settings.partitions {
+            let _room = room_for_a_page(node)?;
+            let reading = node.host.store().waiting(
+                partition,
+                entity_type.clone(),
+                except.clone(),
+                UNSERVED_ROWS_MAX,
+            );
+            for row in reading.await? {
+                let operation = served.is_some().then_some(row.operation);
+                let key = (entity_type.clone(), operation.clone());
+                let view = found.entry(key).or_insert_with(|| UnservedView {
+                    entity_type: entity_type.clone(),
+                    operation,
+                    signals: 0,
+                    reminders: 0,
+                    example: row.id.to_string(),
+                });
+                view.signals += u64::from(!row.is_reminder);
+                view.reminders += u64::from(row.is_reminder);
+            }
+        }
     }
+    Ok(found.into_values().collect())
+}
+
+/// Room for a page in the node's limits, given back when the page is read.
+fn room_for_a_page(node: &Inner) -> Result<Permit, Error> {
+    let share = PAGE_BYTES_MAX.min(node.host.config().request_bytes_max);
+    node.local().admit(share)
 }

@@ -1,60 +1,54 @@
-//! One node: its parts put together, started, watched, drained.
+//! One node: its parts put together, started, watched, drained. And all that a node offers to the
+//! program that embeds it, in one place: [`Node`].
+//!
+//! ```text
+//! Node --> Router --> Local --> a partition of this node (host)
+//!              \--> one hop to the owner (transport)
+//! ```
+//!
+//! `host` has the partitions, `placement` decides which of them are hosted. This folder holds what is
+//! above both: `build` (put together and start), `router` and `local` (the way of a request), `peers`
+//! (requests of other nodes), `lists`, `readiness`, `stop`, `watchdog`, `audit`.
 
 mod audit;
 mod build;
 mod lists;
+pub(crate) mod local;
 mod peers;
-mod session;
-mod threads;
-mod view;
+mod readiness;
+mod router;
+mod stop;
 mod watchdog;
 
 use std::{
     fmt,
-    str::FromStr,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use stead_entities::{
-    EntityId, Error, ErrorKind, Reference, Timestamp, TypedReference, entity::EntityDescription,
+    Accepted, BoxFuture, Caller, Condition, EntityId, Error, ErrorKind, Reference, ReminderId,
+    Request, Timestamp, TypedReference, entity::EntityDescription, operation::Reply,
 };
-use tokio::sync::{Semaphore, watch};
 
+use self::{
+    local::{Local, Use},
+    router::{Command, Deletion, Router},
+};
 use crate::{
-    admission::Load,
-    clock::{self, Clock},
-    commit::{self, Fatal},
-    config::Config,
-    entropy::Entropy,
-    partition::{
-        Handle, Watches,
-        message::Input,
-        reply::{ReplyReceiver, ReplySender},
-    },
-    placement::cluster::{Cluster, Stop},
-    store::{CommitOutcome, Store, record::DeadLetterId},
-    types::{EntityType, EntityTypes},
+    commit::Fatal,
+    host::Host,
+    partition::reply::{CallResult, Response, StateView},
+    placement::{ClusterView, Placement, cluster::Cluster},
+    store::{DeadLetterFilter, record::DeadLetterId},
 };
 
 pub use build::{NodeBuilder, StartError};
 pub(crate) use lists::PAGE_ROWS_MAX;
 pub use lists::{BulkView, DeadLetterView, EntityView, Listed, ReminderView, UnservedView};
-pub(crate) use session::Session;
-pub(crate) use threads::Threads;
-pub use view::{ClusterView, MemberView, MoveView, PartitionView, Placement};
 
-/// How old the last probe may be for readiness to rest on it.
-const PROBE_AGE: Duration = Duration::from_secs(1);
-/// How long the last commit, and closing the store, may take.
-const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
-/// What a stop says that was not in order.
-const LATE: &str = "not everything ended within the drain deadline; what was accepted is kept";
-/// How long readiness waits for the commits it asks for.
-const PROBE_DEADLINE: Duration = Duration::from_secs(3);
+/// How long a fresh look at the cluster is waited for.
+const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// One process that hosts entities. Cheap to clone; all clones are the same node.
 ///
@@ -63,28 +57,22 @@ const PROBE_DEADLINE: Duration = Duration::from_secs(3);
 pub struct Node(Arc<Inner>);
 
 pub(crate) struct Inner {
-    name: Arc<str>,
-    store: Arc<dyn Store>,
-    clock: Arc<dyn Clock>,
-    config: Arc<Config>,
-    types: Arc<EntityTypes>,
-    partitions: Arc<[Handle]>,
-    watches: Arc<Watches>,
-    threads: Threads,
-    entropy: Mutex<Entropy>,
-    /// None while a node among others is joining.
-    session: Mutex<Option<Arc<Session>>>,
-    cluster: Option<Arc<Cluster>>,
-    load: Arc<Load>,
-    /// How much due and left-behind work runs at one time.
-    permits: Arc<Semaphore>,
-    /// How many dead letters were dropped because there were too many.
-    dropped: Arc<AtomicU64>,
+    host: Arc<Host>,
+    router: Arc<Router>,
     audit: audit::Audit,
-    fatal: watch::Sender<Option<Fatal>>,
+    /// The operation that blocks its thread at present.
     blocked: Mutex<Option<String>>,
     probed_at: Mutex<Option<Timestamp>>,
-    is_closing: AtomicBool,
+}
+
+impl Inner {
+    fn local(&self) -> &Local {
+        self.router.local()
+    }
+
+    fn cluster(&self) -> Option<&Arc<Cluster>> {
+        self.local().cluster.as_ref()
+    }
 }
 
 impl Node {
@@ -111,9 +99,172 @@ impl Node {
 
     /// The entity types of this node, by name.
     pub fn descriptions(&self) -> Vec<EntityDescription> {
-        let mut all: Vec<_> = self.0.types.values().map(|known| known.description()).collect();
+        let types = self.0.host.types();
+        let mut all: Vec<_> = types.values().map(|known| known.description()).collect();
         all.sort_by_key(|description| description.name);
         all
+    }
+
+    /// The committed state of an entity, `None` before its first commit. It is read in the entity's
+    /// order and shows only what is durable.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] for an unknown type, [`ErrorKind::Corrupt`] where the stored state
+    /// cannot be read, and what can befall any request.
+    pub async fn state(&self, id: &EntityId) -> Result<Option<StateView>, Error> {
+        match self.perform(Command::State(id.clone())).await? {
+            Response::State(view) => Ok(view),
+            _ => Err(Error::new(ErrorKind::Internal, "another answer than a state")),
+        }
+    }
+
+    /// Deletes an entity in its order: its state and its reminders. What was delayed, or waited for
+    /// a retry, becomes a dead letter; where more than 512 signals are delayed, those behind them do so
+    /// after this is answered, page by page. None of them is applied.
+    ///
+    /// # Errors
+    /// As [`Node::state`].
+    pub async fn delete(&self, id: &EntityId) -> Result<(), Error> {
+        self.delete_if(id, None, None).await
+    }
+
+    /// The same, once under an idempotency key, and only under a condition.
+    ///
+    /// # Errors
+    /// As [`Node::state`]; [`ErrorKind::Precondition`] where the condition does not hold, and
+    /// [`ErrorKind::Conflict`] where the key was used for something else.
+    pub async fn delete_if(
+        &self,
+        id: &EntityId,
+        idempotency_key: Option<String>,
+        condition: Option<Condition>,
+    ) -> Result<(), Error> {
+        let deletion = Deletion { id: id.clone(), idempotency_key, condition };
+        self.perform(Command::Delete(deletion)).await.map(drop)
+    }
+
+    /// Sends the operation of a dead letter again, behind everything that its entity has accepted.
+    /// The letter is gone once the operation is accepted.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] for an unknown letter, or where its entity no longer has the
+    /// operation.
+    pub async fn replay(&self, letter: DeadLetterId) -> Result<(), Error> {
+        self.perform(Command::Replay(letter)).await.map(drop)
+    }
+
+    /// Drops a dead letter. Dropping one that is gone does nothing.
+    ///
+    /// # Errors
+    /// What can befall any request.
+    pub async fn drop_dead_letter(&self, letter: DeadLetterId) -> Result<(), Error> {
+        self.perform(Command::Drop(letter)).await.map(drop)
+    }
+
+    /// A page of the entities of a type whose keys begin with `prefix`, by key, behind the key
+    /// `after`: at most `limit`, and at most 1,000; fewer where their states are large.
+    ///
+    /// Lists read the store whichever node is asked, and show what is durable.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] for a type that nobody serves, [`ErrorKind::Overloaded`] where too much
+    /// is read at one time, [`ErrorKind::Unavailable`] where the store cannot be read.
+    pub async fn list(
+        &self,
+        entity_type: &str,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Listed<EntityView>, Error> {
+        lists::entities(&self.0, entity_type, prefix, after, limit).await
+    }
+
+    /// A page of the committed reminders and delayed signals of an entity behind the one with the id
+    /// `after`: reminders by name, then delayed signals in the order in which they were accepted; at
+    /// most `limit`, and at most 1,000.
+    ///
+    /// # Errors
+    /// As [`Node::list`].
+    pub async fn reminders(
+        &self,
+        id: &EntityId,
+        after: Option<&ReminderId>,
+        limit: usize,
+    ) -> Result<Listed<ReminderView>, Error> {
+        lists::reminders(&self.0, id, after, limit).await
+    }
+
+    /// A page of the dead letters that fit a filter, behind the one with the id `after`: at most
+    /// `limit`, and at most 1,000; fewer, perhaps none, where many do not fit.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] for what is no id, else as [`Node::list`].
+    pub async fn dead_letters(
+        &self,
+        filter: &DeadLetterFilter,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Listed<DeadLetterView>, Error> {
+        lists::dead_letters(&self.0, filter, after, limit).await
+    }
+
+    /// How many dead letters this node has dropped since it started, because there were too many.
+    pub fn dropped_dead_letters(&self) -> u64 {
+        self.0.host.dropped_dead_letters()
+    }
+
+    /// Replays every dead letter that fits a filter and was there when this began, one after the other
+    /// for each entity, as [`Node::replay`] does. Dropping the future stops it between two letters.
+    ///
+    /// # Errors
+    /// Where letters cannot be read. What becomes of each letter is counted in the answer.
+    pub async fn replay_all(&self, filter: &DeadLetterFilter) -> Result<BulkView, Error> {
+        lists::each_letter(&self.0, filter, Command::Replay).await
+    }
+
+    /// Drops every dead letter that fits a filter and was there when this began.
+    ///
+    /// # Errors
+    /// As [`Node::replay_all`].
+    pub async fn drop_all(&self, filter: &DeadLetterFilter) -> Result<BulkView, Error> {
+        lists::each_letter(&self.0, filter, Command::Drop).await
+    }
+
+    /// Stored signals and reminders that nobody can apply: for types that no node serves, and for
+    /// operations that their types no longer have. What names such an operation becomes a dead letter
+    /// when it is due.
+    ///
+    /// # Errors
+    /// As [`Node::list`].
+    pub async fn unserved(&self) -> Result<Vec<UnservedView>, Error> {
+        lists::unserved(&self.0).await
+    }
+
+    /// Which node owns an entity, as far as this one knows, and which one should.
+    pub async fn placement(&self, id: &EntityId) -> Placement {
+        let (host, partition) = (&self.0.host, self.0.host.partition_of(id));
+        match self.0.cluster() {
+            None => Placement::alone(id, partition, host.name(), host.store().opened()),
+            Some(cluster) => {
+                cluster.look(LOOK_TIMEOUT).await;
+                Placement::seen(id, partition, &cluster.seen())
+            }
+        }
+    }
+
+    /// Who is there and who owns what, as a fresh look shows it where the store answers in time.
+    pub async fn cluster_view(&self) -> ClusterView {
+        let host = &self.0.host;
+        match self.0.cluster() {
+            None => {
+                let types = self.descriptions().iter().map(|it| it.name.to_owned()).collect();
+                ClusterView::alone(host.name(), types, host.store().opened())
+            }
+            Some(cluster) => {
+                cluster.look(LOOK_TIMEOUT).await;
+                ClusterView::seen(host.name(), &cluster.seen())
+            }
+        }
     }
 
     /// Whether every partition has committed within the last five seconds; partitions that have not
@@ -122,74 +273,19 @@ impl Node {
     /// # Errors
     /// What is in the way, in words.
     pub async fn ready(&self) -> Result<(), String> {
-        if crate::sabotage::is("X21") {
-            return Ok(());
-        }
-        let is_leaving = self.cluster().is_some_and(|it| *it.stop.borrow() != Stop::No);
-        if is_leaving || self.0.is_closing.load(Ordering::SeqCst) {
-            return Err("the node is stopping".into());
-        }
-        if let Some(fatal) = &*self.0.fatal.borrow() {
-            return Err(format!("the node cannot go on: {fatal:?}"));
-        }
-        let blocked = self.0.blocked.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(name) = blocked {
-            return Err(format!("an operation blocks its thread: {name}"));
-        }
-        let now = self.0.clock.now();
-        let probed_at = *self.0.probed_at.lock().unwrap_or_else(PoisonError::into_inner);
-        if probed_at.is_some_and(|at| at + PROBE_AGE > now) {
-            return Ok(());
-        }
-        self.probe().await?;
-        *self.0.probed_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
-        Ok(())
+        self.0.ready().await
     }
 
-    /// Asks every partition of this node the same.
-    fn ask_all(
-        &self,
-        question: fn(ReplySender) -> Input,
-        timeout: Duration,
-    ) -> Vec<(usize, ReplyReceiver)> {
-        let ask = |(number, handle): (usize, &Handle)| {
-            let (reply_to, answered) = ReplySender::new(timeout, None);
-            handle.ask(&reply_to, question).is_ok().then_some((number, answered))
-        };
-        self.0.partitions.iter().enumerate().filter_map(ask).collect()
-    }
-
-    async fn probe(&self) -> Result<(), String> {
-        let session = self.0.session().ok_or("the node is joining")?;
-        if !session.incarnation.lease.holds() {
-            return Err("the lease has run out".into());
-        }
-        let waiting = self.ask_all(Input::Probe, PROBE_DEADLINE);
-        let mut stuck = Vec::new();
-        for (number, answered) in waiting {
-            if let Err(error) = answered.await {
-                stuck.push(format!("{number} ({error})"));
-            }
-        }
-        if stuck.is_empty() {
-            return Ok(());
-        }
-        let first: Vec<_> = stuck.iter().take(3).map(String::as_str).collect();
-        Err(format!("{} partitions do not commit, among them {}", stuck.len(), first.join(", ")))
+    /// What an operator should know though the node serves, in words: a clock far ahead of the wall
+    /// clock, safety rules of the runtime that were broken, signals and reminders that nobody can
+    /// apply. Readiness shows it too.
+    pub fn notes(&self) -> Vec<String> {
+        self.0.notes()
     }
 
     /// Waits until the node cannot go on, and says why. Never ends for a healthy node.
     pub async fn failed(&self) -> Fatal {
-        let mut fatal = self.0.fatal.subscribe();
-        loop {
-            let known = fatal.borrow_and_update().clone();
-            if let Some(fatal) = known {
-                return fatal;
-            }
-            if fatal.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }
+        self.0.failed().await
     }
 
     /// Stops cleanly: admits nothing more, finishes what was taken, commits it, closes the store. The
@@ -201,200 +297,70 @@ impl Node {
     /// [`ErrorKind::Unavailable`] where the node could not finish within its drain deadline, or the
     /// store could not be closed cleanly.
     pub async fn drain(&self) -> Result<(), Error> {
-        if let Some(cluster) = &self.0.cluster {
-            return self.leave(cluster).await;
-        }
-        self.0.is_closing.store(true, Ordering::SeqCst);
-        let waiting = self.ask_all(Input::Drain, self.0.config.drain_deadline);
-        let mut is_clean = true;
-        for (_, answered) in waiting {
-            is_clean &= answered.await.is_ok();
-        }
-        self.close(is_clean).await
+        self.0.drain().await
     }
 
     /// Stops at once, as if the process had been killed: nothing is finished or given up. For tests
     /// of what others do then.
     pub async fn abort(&self) {
-        self.0.is_closing.store(true, Ordering::SeqCst);
-        if let Some(cluster) = &self.0.cluster {
-            cluster.stop.send_replace(Stop::Abort);
-        }
-        if let Some(session) = self.0.session() {
-            session.incarnation.lease.end();
-        }
-        self.0.end_session(&Error::new(ErrorKind::Closed, "the node has stopped"));
-        self.end().await;
+        self.0.abort().await;
     }
 
-    /// Hands everything over, then stops.
-    async fn leave(&self, cluster: &Cluster) -> Result<(), Error> {
-        cluster.stop.send_replace(Stop::Leave);
-        let timeout = self.0.config.drain_deadline + self.0.config.drain_deadline;
-        let has_left = clock::within(timeout, cluster.left()).await.is_some();
-        self.0.is_closing.store(true, Ordering::SeqCst);
-        cluster.stop.send_replace(Stop::Abort);
-        self.0.end_session(&Error::new(ErrorKind::Closed, "the node has stopped"));
-        // Peers that have not seen yet who owns what are told to look.
-        let _or_one_hangs = clock::within(CLOSE_DEADLINE, cluster.transport.close()).await;
-        self.end().await;
-        match has_left {
-            true => Ok(()),
-            false => Err(Error::new(ErrorKind::Unavailable, LATE)),
-        }
+    async fn perform(&self, command: Command) -> CallResult {
+        self.0.router.perform(command).await
     }
 
-    async fn close(&self, is_clean: bool) -> Result<(), Error> {
-        let mut outcome = None;
-        if is_clean {
-            let (tx, rx) = tokio::sync::oneshot::channel();
-            if let Some(session) = self.0.session()
-                && session.committer.send(commit::Message::Close(tx)).await.is_ok()
-            {
-                outcome = clock::within(CLOSE_DEADLINE, rx).await.and_then(Result::ok);
-            }
-        }
-        self.end().await;
-        if outcome == Some(CommitOutcome::Committed) {
-            return Ok(());
-        }
-        Err(Error::new(ErrorKind::Unavailable, LATE))
+    /// This node, for those who check requests before they are made.
+    #[cfg(feature = "http")]
+    pub(crate) fn local(&self) -> &Local {
+        self.0.local()
+    }
+}
+
+impl Caller for Node {
+    fn call(&self, request: Request) -> BoxFuture<'static, Result<Reply, Error>> {
+        let used = self.0.router.use_operation(request, Use::Call);
+        Box::pin(async move { reply(used.await?) })
     }
 
-    /// Stops the partitions, and closes the store.
-    async fn end(&self) {
-        for handle in self.0.partitions.iter() {
-            handle.stop();
-            handle.expire(None);
-        }
-        let stopped = async {
-            for handle in self.0.partitions.iter() {
-                handle.stopped().await;
-            }
-        };
-        let _or_one_blocks = clock::within(CLOSE_DEADLINE, stopped).await;
-        // A flush that does not return must not keep the process from ending.
-        let _or_out_of_time = clock::within(CLOSE_DEADLINE, self.0.store.close()).await;
-    }
-
-    pub(crate) fn known_type(&self, name: &str) -> Result<&dyn EntityType, Error> {
-        self.0.types.get(name).map(|known| &**known).ok_or_else(|| {
-            let mut names: Vec<_> = self.0.types.keys().copied().collect();
-            names.sort_unstable();
-            let names = names.join(", ");
-            if self.serves(name) {
-                let message = format!("{name} is served by other nodes, but not by its owner");
-                return Error::new(ErrorKind::Unavailable, message);
-            }
-            let message = format!("there is no entity type {name:?}; there are: {names}");
-            Error::new(ErrorKind::NotFound, message)
+    fn signal(&self, request: Request) -> BoxFuture<'static, Result<Accepted, Error>> {
+        let used = self.0.router.use_operation(request, Use::Signal);
+        Box::pin(async move {
+            Ok(match used.await? {
+                Response::Scheduled(number) => Accepted::new(Some(ReminderId::Delayed(number))),
+                _ => Accepted::default(),
+            })
         })
     }
 
-    /// Refuses an entity type that no node serves.
-    pub(crate) fn check_served(&self, name: &str) -> Result<(), Error> {
-        if self.serves(name) { Ok(()) } else { self.known_type(name).map(drop) }
+    fn query(&self, request: Request) -> BoxFuture<'static, Result<Reply, Error>> {
+        let used = self.0.router.use_operation(request, Use::Query);
+        Box::pin(async move { reply(used.await?) })
     }
 
-    /// Whether this node, or another one, serves an entity type.
-    pub(crate) fn serves(&self, name: &str) -> bool {
-        let others = self.0.cluster.as_ref();
-        self.0.types.contains_key(name) || others.is_some_and(|others| others.serves(name))
+    fn cancel_reminder(
+        &self,
+        id: EntityId,
+        reminder: ReminderId,
+    ) -> BoxFuture<'static, Result<(), Error>> {
+        let router = self.0.router.clone();
+        Box::pin(async move { router.perform(Command::Cancel(id, reminder)).await.map(drop) })
     }
+}
 
-    pub(crate) fn partition(&self, number: u16) -> Result<&Handle, Error> {
-        if self.0.is_closing.load(Ordering::SeqCst) {
-            return Err(Error::new(ErrorKind::Closed, "the node is stopping"));
+fn reply(response: Response) -> Result<Reply, Error> {
+    match response {
+        Response::Replied(json) => Ok(Ok(json)),
+        Response::Rejected(rejection) => Ok(Err(rejection)),
+        Response::Done | Response::Scheduled(_) | Response::State(_) => {
+            Err(Error::new(ErrorKind::Conflict, "this idempotency key was used for a signal"))
         }
-        let found = self.0.partitions.get(usize::from(number));
-        found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no partition {number}")))
-    }
-
-    pub(crate) fn partition_of(&self, id: &EntityId) -> u16 {
-        self.0.store.opened().settings.partition_of(id)
-    }
-    /// Whether this node owns a partition and takes more in for it.
-    pub(crate) fn is_open(&self, partition: u16) -> bool {
-        self.0.partitions.get(usize::from(partition)).is_some_and(Handle::is_open)
-    }
-    pub(crate) fn cluster(&self) -> Option<&Arc<Cluster>> {
-        self.0.cluster.as_ref()
-    }
-    pub(crate) fn store(&self) -> &Arc<dyn Store> {
-        &self.0.store
-    }
-    pub(crate) fn clock(&self) -> &dyn Clock {
-        &*self.0.clock
-    }
-    pub(crate) fn config(&self) -> &Config {
-        &self.0.config
-    }
-    pub(crate) fn load(&self) -> &Arc<Load> {
-        &self.0.load
-    }
-}
-
-impl Inner {
-    pub(crate) fn clock(&self) -> &dyn Clock {
-        &*self.clock
-    }
-
-    /// How long a node that stops waits for what runs.
-    pub(crate) fn drain_deadline(&self) -> Duration {
-        self.config.drain_deadline
-    }
-
-    pub(crate) fn types(&self) -> &EntityTypes {
-        &self.types
-    }
-
-    pub(crate) fn store(&self) -> &Arc<dyn Store> {
-        &self.store
-    }
-
-    pub(crate) fn name(&self) -> &Arc<str> {
-        &self.name
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        // Nobody watches deadlines any more.
-        for handle in self.partitions.iter() {
-            handle.expire(None);
-        }
-    }
-}
-
-/// Names a dead letter in paths.
-impl fmt::Display for DeadLetterId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let class = if self.is_rejection { 'r' } else { 'f' };
-        write!(f, "{}-{class}-{}", self.partition, self.number)
-    }
-}
-
-impl FromStr for DeadLetterId {
-    type Err = Error;
-    fn from_str(text: &str) -> Result<Self, Error> {
-        let parts: Vec<_> = text.split('-').collect();
-        let parsed = match parts[..] {
-            [partition, class @ ("f" | "r"), number] => partition
-                .parse()
-                .ok()
-                .zip(number.parse().ok())
-                .map(|(partition, number)| Self { partition, is_rejection: class == "r", number }),
-            _ => None,
-        };
-        parsed.ok_or_else(|| {
-            Error::new(ErrorKind::Invalid, format!("{text:?} is not the id of a dead letter"))
-        })
     }
 }
 
 impl fmt::Debug for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let types: Vec<_> = self.0.types.keys().collect();
+        let types: Vec<_> = self.0.host.types().keys().collect();
         f.debug_struct("Node").field("types", &types).finish_non_exhaustive()
     }
 }

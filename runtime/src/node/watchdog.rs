@@ -11,11 +11,15 @@ use std::{
 
 use stead_entities::Timestamp;
 
-use super::{Inner, Node};
+use super::Inner;
 use crate::{
     clock,
-    commit::{self, Fatal},
-    partition::{Late, Occurrence, Row, message::WriteGroup, reply::ReplySender},
+    commit::Fatal,
+    partition::{
+        Late, Occurrence, Row,
+        message::{CommitRequest, WriteGroup},
+        reply::ReplySender,
+    },
     store::{
         Write,
         record::{InboxKey, InboxRecord},
@@ -31,10 +35,10 @@ const ROWS_MAX: usize = 1_000;
 /// The term of writes that rest on no turn.
 const NO_TERM: u64 = u64::MAX - 1;
 
-impl Node {
-    /// Starts it; it ends with the node.
-    pub(super) fn start_watchdog(&self) -> std::io::Result<()> {
-        let (inner, threads) = (Arc::downgrade(&self.0), self.0.threads.clone());
+impl Inner {
+    /// Starts the watchdog; it ends with the node.
+    pub(super) fn start_watchdog(self: &Arc<Self>) -> std::io::Result<()> {
+        let (inner, threads) = (Arc::downgrade(self), self.host.threads().clone());
         threads.run_apart("stead-watchdog", async move {
             while let Some(inner) = inner.upgrade() {
                 if let Some(late) = inner.look() {
@@ -47,23 +51,21 @@ impl Node {
             }
         })
     }
-}
 
-impl Inner {
     /// Looks at every partition; returns a turn that has run past the hard limit.
     fn look(&self) -> Option<Late> {
-        let retention = i64::try_from(self.config.retention.as_micros()).unwrap_or(i64::MAX);
-        let forgotten = self.clock.now().as_micros().saturating_sub(retention);
-        self.store.maintain(Timestamp::from_micros(forgotten));
+        let retention = i64::try_from(self.host.config().retention.as_micros()).unwrap_or(i64::MAX);
+        let forgotten = self.host.clock().now().as_micros().saturating_sub(retention);
+        self.host.store().maintain(Timestamp::from_micros(forgotten));
         self.check_clock();
         let now = clock::monotonic();
-        self.partitions.iter().for_each(|partition| partition.expire(Some(now)));
-        let late = self.watches.check(self.config.turn_deadline);
+        self.host.partitions().iter().for_each(|partition| partition.expire(Some(now)));
+        let late = self.host.watches().check(self.host.config().turn_deadline);
         *self.blocked.lock().unwrap_or_else(PoisonError::into_inner) =
             late.first().map(|late| late.name.clone());
         // Readiness is false before the caller hears of it.
         late.iter().for_each(Late::tell);
-        late.into_iter().find(|late| late.elapsed >= self.config.block_limit)
+        late.into_iter().find(|late| late.elapsed >= self.host.config().block_limit)
     }
 
     async fn end_with(&self, late: Late) {
@@ -71,14 +73,15 @@ impl Inner {
         if clock::within(RETIRE_DEADLINE, self.retire(late)).await.is_none() {
             tracing::error!(name, "the operation could not be retired; its attempts are counted");
         }
-        Fatal::Blocked(name).report(&self.fatal);
+        Fatal::Blocked(name).report(self.host.fatal());
     }
 
     /// A row of the inbox.
     async fn stored(&self, key: &InboxKey) -> Option<InboxRecord> {
         let mut after = None;
         loop {
-            let reading = self.store.inbox(key.partition, key.receiver.clone(), after, ROWS_MAX);
+            let reading =
+                self.host.store().inbox(key.partition, key.receiver.clone(), after, ROWS_MAX);
             let page = reading.await.ok()?;
             after = Some(page.rows.last()?.0.clone());
             if let Some((_, record)) = page.rows.into_iter().find(|(known, _)| known == key) {
@@ -89,13 +92,14 @@ impl Inner {
 
     /// Marks a stored operation as tried for the last time. One that is not stored was not accepted.
     async fn retire(&self, late: Late) {
-        let partition = self.store.opened().settings.partition_of(&late.id);
+        let partition = self.host.store().opened().settings.partition_of(&late.id);
         // What has moved is for its owner to retire, when it has spun there too.
-        let Some(session) = self.session().filter(|_| self.handle(partition).is_open()) else {
+        let Some(session) = self.host.session().filter(|_| self.host.handle(partition).is_open())
+        else {
             return;
         };
         // One more than can be counted: it is not tried again.
-        let last = self.config.retries.saturating_add(2);
+        let last = self.host.config().retries.saturating_add(2);
         let write = match late.row {
             Row::None => None,
             Row::Inbox(key) => self.stored(&key).await.map(|mut record| {
@@ -103,7 +107,8 @@ impl Inner {
                 Write::Retry(key, record)
             }),
             Row::Reminder(Occurrence { slot, .. }) => {
-                let found = self.store.reminder(partition, late.id.clone(), slot.clone()).await;
+                let found =
+                    self.host.store().reminder(partition, late.id.clone(), slot.clone()).await;
                 found.ok().flatten().map(|mut record| {
                     record.attempts = last;
                     Write::Remind(partition, late.id, slot, record)
@@ -119,7 +124,7 @@ impl Inner {
             replies: vec![(reply_to, Ok(crate::partition::reply::Response::Done))],
             ..WriteGroup::default()
         };
-        if session.committer.send(commit::Message::WriteGroup(group)).await.is_ok() {
+        if session.committer.send(CommitRequest::Group(group)).await.is_ok() {
             let _told_in_the_log_otherwise = done.await;
         }
     }

@@ -21,16 +21,15 @@ use tokio::{
 use super::{
     INBOX_PAGE, Partition, REMINDERS_PAGE,
     handle::{Assignment, Handle, Hosting},
-    message::{Input, Output, Returned, Start},
+    message::{CommitRequest, CommitSender, Input, Output, Returned, Start},
     task::{self, spawn},
     turn::panicked,
     watch::Watches,
 };
 use crate::{
     clock::{self, Clock},
-    commit,
     config::Config,
-    placement::lease::Lease,
+    lease::Lease,
     store::{Haste, Store},
     types::EntityTypes,
 };
@@ -88,7 +87,7 @@ pub(crate) struct Shell {
 struct Hosted {
     shell: Arc<Shell>,
     partition: Partition,
-    committer: commit::Sender,
+    committer: CommitSender,
     lease: Arc<Lease>,
     /// The next tick.
     wake_at: Option<(Timestamp, AbortHandle)>,
@@ -244,9 +243,7 @@ impl Hosted {
             }
             Output::Reply(reply_to, response) => reply_to.answer(response),
             // The queue has room for every write group and barrier that can be under way.
-            Output::Commit(group) => {
-                drop(self.committer.send(commit::Message::WriteGroup(group)).await)
-            }
+            Output::Commit(group) => drop(self.committer.send(CommitRequest::Group(group)).await),
             Output::Barrier(term) => self.barrier(number, term),
             Output::Start(start) => self.start(term, *start),
             Output::WakeAt(at) => self.wake_at(at),
@@ -337,7 +334,7 @@ impl Hosted {
                 clock::sleep(RESTART_PAUSE).await;
             }
             // Without a committer the node is gone, and nobody waits.
-            let _gone = committer.send(commit::Message::Barrier(number, term)).await;
+            let _gone = committer.send(CommitRequest::Barrier(number, term)).await;
         });
     }
 

@@ -15,10 +15,10 @@ use stead_entities::Error;
 use super::{
     Beginning,
     actor::Wakes,
-    message::{Delivery, Input, Link},
+    message::{CommitSender, Delivery, Input, Link},
     reply::{PendingReplies, ReplySender},
 };
-use crate::{commit, placement::lease::Lease};
+use crate::lease::Lease;
 
 /// A way to one partition. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -52,7 +52,7 @@ pub(super) enum Assignment {
 /// A partition that begins at this node.
 pub(crate) struct Hosting {
     pub(crate) beginning: Box<Beginning>,
-    pub(crate) committer: commit::Sender,
+    pub(crate) committer: CommitSender,
     pub(crate) lease: Arc<Lease>,
 }
 
@@ -84,22 +84,22 @@ impl Handle {
         self.push_to(self.lock(), input);
     }
 
-    /// Gives the partition a question, and watches the deadline of who asks.
+    /// Gives the partition an input that somebody waits for, and watches their deadline.
     ///
     /// # Errors
     /// Where the partition takes nothing in; then nothing was done.
-    pub(crate) fn ask(
+    pub(crate) fn submit(
         &self,
         reply_to: &ReplySender,
-        question: impl FnOnce(ReplySender) -> Input,
+        input: impl FnOnce(ReplySender) -> Input,
     ) -> Result<(), Closed> {
-        let question = question(reply_to.clone());
+        let input = input(reply_to.clone());
         let mut inputs = self.lock();
         if !inputs.is_open {
             return Err(Closed);
         }
         inputs.pending.add(reply_to);
-        self.push_to(inputs, question);
+        self.push_to(inputs, input);
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use stead_entities::{
     Condition, Context, EntityId, Error, Timestamp,
     entity::{Argument, OperationKind, Outcome},
 };
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::{
     envelope::Row,
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     store::{
-        DeadLetterHeads, DueKey, InboxPage, ReadResult, ReminderPage, Write,
+        CommitOutcome, DeadLetterHeads, DueKey, InboxPage, ReadResult, ReminderPage, Write,
         record::{
             DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey, InboxRecord, ReminderRecord,
             Slot, StateRecord,
@@ -267,6 +267,22 @@ pub(crate) struct Start {
     pub(crate) row: Row,
     pub(crate) reply_to: Option<ReplySender>,
 }
+
+/// What is sent to the committer.
+#[derive(Debug)]
+pub(crate) enum CommitRequest {
+    /// Commit this.
+    Group(WriteGroup),
+    /// Tell this partition when everything before is settled; its term begins then.
+    Barrier(u16, u64),
+    /// Give up a partition, and say whether that is durable.
+    FreePartition(u16, oneshot::Sender<CommitOutcome>),
+    /// Mark the end of a drained node and stop.
+    Close(oneshot::Sender<CommitOutcome>),
+}
+
+/// The way to the committer.
+pub(crate) type CommitSender = mpsc::Sender<CommitRequest>;
 
 /// The finished turns of one step: written together, and let out together once they are durable.
 #[derive(Debug, Default)]

@@ -15,14 +15,17 @@ use tokio::sync::oneshot;
 
 use super::{
     cluster::{Cluster, Stop},
-    lease::Lease,
+    links::Links,
     owner::Owner,
 };
 use crate::{
     clock::{self, deadline_after, monotonic},
     commit::{Fatal, Incarnation},
-    layout,
-    node::{Inner, Session, StartError},
+    host::{
+        Host, Session,
+        layouts::{self, LayoutError},
+    },
+    lease::Lease,
     store::shared::{Joined, MemberError},
 };
 
@@ -32,6 +35,32 @@ const RENEWALS: u32 = 4;
 const JOIN_DEADLINE: Duration = Duration::from_secs(10);
 /// The wait before a store that did not answer is asked again.
 const PAUSE: Duration = Duration::from_millis(200);
+
+/// Why a node cannot join, or join again. Each text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum JoinError {
+    /// A layout changed without a new version, or a version is not known.
+    #[error("{}", .0.join("\n"))]
+    Layout(Vec<String>),
+    /// The store cannot be read or written.
+    #[error("{0}")]
+    Unavailable(String),
+    /// Another node is alive under this one's name.
+    #[error("{0}")]
+    InUse(String),
+    /// The nodes that are alive have another secret.
+    #[error("{0}")]
+    Stranger(String),
+}
+
+impl From<LayoutError> for JoinError {
+    fn from(error: LayoutError) -> Self {
+        match error {
+            LayoutError::Changed(problems) => Self::Layout(problems),
+            LayoutError::Unavailable(why) => Self::Unavailable(why),
+        }
+    }
+}
 
 /// How a membership ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,10 +85,10 @@ impl Drop for Alarm {
 }
 
 /// Told how the first join came out.
-pub(crate) type Started = oneshot::Sender<Result<(), StartError>>;
+pub(crate) type Started = oneshot::Sender<Result<(), JoinError>>;
 
 /// Keeps a node a member until it leaves, or cannot go on.
-pub(crate) async fn run(cluster: Arc<Cluster>, node: Weak<Inner>, started: Started) {
+pub(crate) async fn run(cluster: Arc<Cluster>, node: Weak<Host>, started: Started) {
     let _alarm = Alarm(cluster.clone());
     let mut started = Some(started);
     loop {
@@ -82,8 +111,8 @@ pub(crate) async fn run(cluster: Arc<Cluster>, node: Weak<Inner>, started: Start
         }
         let ended = serve(&cluster, &node, &session).await;
         session.incarnation.lease.end();
-        if let Some(inner) = node.upgrade() {
-            inner.end_session(&Error::new(ErrorKind::Fenced, "the node has lost its lease"));
+        if let Some(host) = node.upgrade() {
+            host.end_session(&Error::new(ErrorKind::Fenced, "the node has lost its lease"));
         }
         match ended {
             Ended::Lost if *cluster.stop.borrow() == Stop::No => {
@@ -99,7 +128,7 @@ pub(crate) async fn run(cluster: Arc<Cluster>, node: Weak<Inner>, started: Start
     }
 }
 
-fn fail(cluster: &Cluster, started: Option<Started>, error: StartError) {
+fn fail(cluster: &Cluster, started: Option<Started>, error: JoinError) {
     match started {
         Some(started) => drop(started.send(Err(error))),
         None => {
@@ -113,14 +142,14 @@ fn fail(cluster: &Cluster, started: Option<Started>, error: StartError) {
 /// another node is alive under it.
 async fn join(
     cluster: &Cluster,
-    node: &Weak<Inner>,
+    node: &Weak<Host>,
     is_first: bool,
-) -> Result<(Instant, Joined), StartError> {
+) -> Result<(Instant, Joined), JoinError> {
     let deadline = deadline_after(JOIN_DEADLINE);
     let mut waited_for = None;
     loop {
         if *cluster.stop.borrow() != Stop::No || (node.strong_count() == 0) {
-            return Err(StartError::Unavailable("the node is stopping".into()));
+            return Err(JoinError::Unavailable("the node is stopping".into()));
         }
         let asked = monotonic();
         let joining = cluster.store.join(cluster.registration.clone());
@@ -138,24 +167,24 @@ async fn join(
             }
             Some(Err(MemberError::Held { .. })) => {
                 let name = &cluster.registration.name;
-                return Err(StartError::InUse(format!(
+                return Err(JoinError::InUse(format!(
                     "another node is alive under the name {name}: stop it, or choose another name"
                 )));
             }
             Some(Err(error @ MemberError::Stranger(_))) => {
-                return Err(StartError::Stranger(format!(
+                return Err(JoinError::Stranger(format!(
                     "{error}: give all nodes the same secret; to change it, stop them all first"
                 )));
             }
             Some(Err(error)) if is_first && monotonic() >= deadline => {
-                return Err(StartError::Unavailable(error.to_string()));
+                return Err(JoinError::Unavailable(error.to_string()));
             }
             Some(Err(error)) => {
                 tracing::warn!(%error, "cannot join; trying again");
                 clock::sleep(PAUSE).await;
             }
             None if is_first => {
-                return Err(StartError::Unavailable("the store does not answer".into()));
+                return Err(JoinError::Unavailable("the store does not answer".into()));
             }
             None => {}
         }
@@ -165,26 +194,29 @@ async fn join(
 /// Makes an incarnation of what a join brought; none where the node is gone.
 async fn begin(
     cluster: &Arc<Cluster>,
-    node: &Weak<Inner>,
+    node: &Weak<Host>,
     is_first: bool,
     asked: Instant,
     joined: Joined,
-) -> Result<Option<Arc<Session>>, StartError> {
-    let Some(inner) = node.upgrade() else { return Ok(None) };
-    inner.clock().advance_to(joined.time);
+) -> Result<Option<Arc<Session>>, JoinError> {
+    let Some(host) = node.upgrade() else { return Ok(None) };
+    host.clock().advance_to(joined.time);
     let mut last_batch = 0;
     if is_first {
         let lane = (joined.incarnation, last_batch);
-        last_batch += layout::guard(&inner, lane).await?;
+        last_batch += layouts::guard(&host, lane).await?;
     }
     let lease = Arc::new(Lease::given(asked, cluster.registration.lease));
     let number = joined.incarnation;
     let incarnation = Incarnation { number, last_batch, lease, link: Arc::default() };
-    let session = inner.begin_session(incarnation, Some(cluster.clone()));
-    session.map(Some).map_err(|error| StartError::Unavailable(error.to_string()))
+    let incarnation = Arc::new(incarnation);
+    let (partitions, runtime) = (host.partitions().clone(), host.threads().runtime.clone());
+    let links = Links::new(cluster.clone(), incarnation.clone(), partitions, runtime);
+    let session = host.begin_session(incarnation, Some(links));
+    session.map(Some).map_err(|error| JoinError::Unavailable(error.to_string()))
 }
 
-async fn serve(cluster: &Arc<Cluster>, node: &Weak<Inner>, session: &Arc<Session>) -> Ended {
+async fn serve(cluster: &Arc<Cluster>, node: &Weak<Host>, session: &Arc<Session>) -> Ended {
     let mut owner = Owner::new(cluster.clone(), node.clone(), session.clone());
     tokio::select! {
         biased;
@@ -195,7 +227,7 @@ async fn serve(cluster: &Arc<Cluster>, node: &Weak<Inner>, session: &Arc<Session
 }
 
 /// Renews the lease until it is lost.
-async fn renew(cluster: &Cluster, node: &Weak<Inner>, session: &Session) {
+async fn renew(cluster: &Cluster, node: &Weak<Host>, session: &Session) {
     let (number, lease) = (session.incarnation.number, &session.incarnation.lease);
     let length = cluster.registration.lease;
     let interval = length / RENEWALS;
@@ -206,12 +238,12 @@ async fn renew(cluster: &Cluster, node: &Weak<Inner>, session: &Session) {
         let renewed = clock::within(length / 2, cluster.store.renew(number)).await;
         match renewed {
             Some(Ok(renewed)) => {
-                let Some(inner) = node.upgrade() else { return };
-                inner.clock().advance_to(renewed.time);
+                let Some(host) = node.upgrade() else { return };
+                host.clock().advance_to(renewed.time);
                 let had_run_out = !lease.holds();
                 lease.extend(asked, length);
                 if had_run_out {
-                    inner.resume();
+                    host.resume();
                 }
                 let view = &cluster.seen().view;
                 let is_known = renewed.membership == view.membership

@@ -12,10 +12,11 @@
 //! fence in it.
 
 pub(crate) mod cluster;
-pub(crate) mod lease;
+mod links;
 pub(crate) mod member;
 mod owner;
 pub(crate) mod plan;
 pub mod ring;
+mod view;
 
-pub use crate::node::{ClusterView, MemberView, MoveView, PartitionView, Placement};
+pub use view::{ClusterView, MemberView, MoveView, PartitionView, Placement};

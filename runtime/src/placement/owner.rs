@@ -20,9 +20,12 @@ use super::{
 };
 use crate::{
     clock::{self, deadline_after, monotonic},
-    commit,
-    node::{Inner, Session},
-    partition::{Handle, message::Input, reply::ReplySender},
+    host::{Host, Session},
+    partition::{
+        Handle,
+        message::{CommitRequest, CommitSender, Input},
+        reply::ReplySender,
+    },
     store::{
         CommitOutcome,
         shared::{ClusterState, MemberError, MemberResult},
@@ -46,7 +49,7 @@ const RELEASE_PAUSE: Duration = Duration::from_millis(50);
 
 pub(super) struct Owner {
     cluster: Arc<Cluster>,
-    node: Weak<Inner>,
+    node: Weak<Host>,
     session: Arc<Session>,
     /// The epochs in which partitions were hosted last, and given up last.
     hosted: Vec<u64>,
@@ -59,7 +62,7 @@ pub(super) struct Owner {
 }
 
 impl Owner {
-    pub(super) fn new(cluster: Arc<Cluster>, node: Weak<Inner>, session: Arc<Session>) -> Self {
+    pub(super) fn new(cluster: Arc<Cluster>, node: Weak<Host>, session: Arc<Session>) -> Self {
         let partitions = usize::from(cluster.store.opened().settings.partitions);
         Self {
             cluster,
@@ -137,11 +140,11 @@ impl Owner {
             tracing::info!(incarnation = dead, was_evicted, "the lease of a node has run out");
             return Ok(Next::Again);
         }
-        let Some(inner) = self.node.upgrade() else { return Ok(Next::Gone) };
+        let Some(host) = self.node.upgrade() else { return Ok(Next::Gone) };
         let before = cluster.seen();
         let seen = Seen::new(view, cluster.store.opened().settings.seed, &before);
-        self.host(&inner, &seen);
-        rescan_after(&inner, &before.view, &seen.view);
+        self.host(&host, &seen);
+        rescan_after(&host, &before.view, &seen.view);
         let plan = seen.plan(number);
         let owns = seen.view.partitions.iter().filter(|it| it.owner == Some(number)).count();
         cluster.show(seen.clone());
@@ -149,7 +152,7 @@ impl Owner {
             cluster.store.acquire(number, plan.acquire).await?;
             return Ok(Next::Again);
         }
-        self.give(&inner, &seen, &plan.give, leaves);
+        self.give(&host, &seen, &plan.give, leaves);
         if leaves && owns == 0 && self.moving.is_empty() && (seen.is_settled() || self.is_late()) {
             cluster.store.leave(number).await?;
             return Ok(Next::Left);
@@ -161,7 +164,7 @@ impl Owner {
     }
 
     /// Begins to host what this incarnation has come to own.
-    fn host(&mut self, inner: &Inner, seen: &Seen) {
+    fn host(&mut self, host: &Host, seen: &Seen) {
         let number = self.session.incarnation.number;
         let mut has_new = false;
         for (partition, owned) in (0_u16..).zip(&seen.view.partitions) {
@@ -172,14 +175,14 @@ impl Owner {
             if *hosted > self.given[usize::from(partition)] {
                 // It was lost and taken back between two looks.
                 let moved = Error::new(ErrorKind::Fenced, "the partition has moved");
-                inner.handle(partition).dismiss(moved);
+                host.handle(partition).dismiss(moved);
             }
             *hosted = owned.epoch;
             if !std::mem::replace(&mut has_new, true) {
                 // What its entities sent through the node before may not have arrived.
                 self.session.incarnation.link.fetch_add(1, Ordering::SeqCst);
             }
-            inner.host(&self.session, partition, owned.was_unclean);
+            host.begin_hosting(&self.session, partition, owned.was_unclean);
         }
     }
 
@@ -189,9 +192,9 @@ impl Owner {
     }
 
     /// Hands over, a few at a time; all that is left, once the deadline for leaving has passed.
-    fn give(&mut self, inner: &Inner, seen: &Seen, due: &[u16], leaves: bool) {
+    fn give(&mut self, host: &Host, seen: &Seen, due: &[u16], leaves: bool) {
         if leaves && self.leave_by.is_none() {
-            self.leave_by = Some(deadline_after(inner.drain_deadline()));
+            self.leave_by = Some(deadline_after(host.config().drain_deadline));
         }
         let is_late = self.is_late();
         for partition in due {
@@ -204,7 +207,7 @@ impl Owner {
             *given = epoch;
             self.moving.insert(*partition);
             let deadline = if is_late { Duration::ZERO } else { self.cluster.handoff_deadline };
-            let handle = inner.handle(*partition).clone();
+            let handle = host.handle(*partition).clone();
             let committer = self.session.committer.clone();
             self.moves.spawn(hand_over(*partition, handle, committer, deadline));
         }
@@ -226,10 +229,10 @@ fn expired(view: &ClusterState, number: u64) -> Option<u64> {
 }
 
 /// What a member that is gone wrote last, it may have told nobody.
-fn rescan_after(inner: &Inner, before: &ClusterState, after: &ClusterState) {
+fn rescan_after(host: &Host, before: &ClusterState, after: &ClusterState) {
     let is_gone = |incarnation| after.member(incarnation).is_none();
     if before.members.iter().any(|member| is_gone(member.incarnation)) {
-        inner.rescan();
+        host.rescan();
     }
 }
 
@@ -238,7 +241,7 @@ fn rescan_after(inner: &Inner, before: &ClusterState, after: &ClusterState) {
 async fn hand_over(
     partition: u16,
     handle: Handle,
-    committer: commit::Sender,
+    committer: CommitSender,
     deadline: Duration,
 ) -> u16 {
     handle.shut();
@@ -251,7 +254,7 @@ async fn hand_over(
     handle.dismiss(Error::new(ErrorKind::Fenced, "the partition has moved"));
     loop {
         let (done, released) = oneshot::channel();
-        if committer.send(commit::Message::Release(partition, done)).await.is_err() {
+        if committer.send(CommitRequest::FreePartition(partition, done)).await.is_err() {
             return partition;
         }
         match released.await {

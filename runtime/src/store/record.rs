@@ -1,11 +1,12 @@
 //! What the store keeps, and its encoding: one format byte, then the fields in bincode's standard
 //! configuration. The home of bincode. `storage-format.md` specifies every field.
 
-use std::sync::Arc;
+use std::{fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use stead_entities::{
-    EntityId, ReminderId, Timestamp, effect::Schedule, entity::StateDecoder, stored,
+    EntityId, Error, ErrorKind, ReminderId, Timestamp, effect::Schedule, entity::StateDecoder,
+    stored,
 };
 
 /// The first byte of every record.
@@ -239,6 +240,32 @@ pub struct DeadLetterId {
     pub is_rejection: bool,
     /// Grows with each dead letter of the partition.
     pub number: u64,
+}
+
+/// Names a dead letter in paths.
+impl fmt::Display for DeadLetterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let class = if self.is_rejection { 'r' } else { 'f' };
+        write!(f, "{}-{class}-{}", self.partition, self.number)
+    }
+}
+
+impl FromStr for DeadLetterId {
+    type Err = Error;
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let parts: Vec<_> = text.split('-').collect();
+        let parsed = match parts[..] {
+            [partition, class @ ("f" | "r"), number] => partition
+                .parse()
+                .ok()
+                .zip(number.parse().ok())
+                .map(|(partition, number)| Self { partition, is_rejection: class == "r", number }),
+            _ => None,
+        };
+        parsed.ok_or_else(|| {
+            Error::new(ErrorKind::Invalid, format!("{text:?} is not the id of a dead letter"))
+        })
+    }
 }
 
 /// An operation that will not be retried, kept with its reason.

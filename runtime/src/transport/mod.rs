@@ -5,7 +5,6 @@
 
 #[cfg(feature = "peers")]
 mod http;
-pub(crate) mod links;
 mod memory;
 pub(crate) mod wire;
 
@@ -33,7 +32,7 @@ pub enum SendError {
 
 /// What answers the messages of peers.
 pub trait PeerHandler: Send + Sync + 'static {
-    /// PeerHandler a message. Dropping the answer, because the asker went away, cancels nothing that was
+    /// Answers a message. Dropping the answer, because the asker went away, cancels nothing that was
     /// accepted.
     fn handle(&self, message: Vec<u8>) -> BoxFuture<'static, Vec<u8>>;
 }

@@ -17,7 +17,7 @@ use std::{
 
 use tokio::{runtime::Handle as Runtime, sync::mpsc};
 
-use super::wire::{PeerRequest, PeerResponse, Row, Wake, Wakes};
+use super::cluster::Cluster;
 use crate::{
     clock,
     commit::{Incarnation, Outbound},
@@ -25,8 +25,8 @@ use crate::{
         Handle,
         message::{Delivery, Input},
     },
-    placement::cluster::Cluster,
     store::{record, shared::Member},
+    transport::wire::{PeerRequest, PeerResponse, Row, Wake, Wakes},
 };
 
 /// The most deliveries that wait for one node.
@@ -40,7 +40,7 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 /// How often broken links are mended.
 const MEND_PAUSE: Duration = Duration::from_millis(100);
 
-type Queued = (u16, Option<Box<Delivery>>);
+type Outgoing = (u16, Option<Box<Delivery>>);
 
 /// The links of one incarnation to all others. They end when it is dropped.
 pub(crate) struct Links {
@@ -48,7 +48,7 @@ pub(crate) struct Links {
     incarnation: Arc<Incarnation>,
     partitions: Arc<[Handle]>,
     runtime: Runtime,
-    peers: Mutex<BTreeMap<u64, mpsc::Sender<Queued>>>,
+    peers: Mutex<BTreeMap<u64, mpsc::Sender<Outgoing>>>,
     /// Partitions that may have missed something.
     broken: Mutex<BTreeSet<u16>>,
     /// The number of the last link.
@@ -94,7 +94,7 @@ impl Links {
         }
     }
 
-    fn connect(&self, peer: Member) -> mpsc::Sender<Queued> {
+    fn connect(&self, peer: Member) -> mpsc::Sender<Outgoing> {
         let (queue, queued) = mpsc::channel(QUEUE_MAX);
         let link = Link { links: self.this.clone(), peer, places: BTreeMap::new(), own: 0 };
         drop(self.runtime.spawn(link.run(queued)));
@@ -141,7 +141,7 @@ struct Link {
 }
 
 impl Link {
-    async fn run(mut self, mut queued: mpsc::Receiver<Queued>) {
+    async fn run(mut self, mut queued: mpsc::Receiver<Outgoing>) {
         let mut received = Vec::new();
         let mut taken = VecDeque::new();
         while queued.recv_many(&mut received, WAKES_MAX).await > 0 {
@@ -153,7 +153,7 @@ impl Link {
     }
 
     /// Tells the peer of as many deliveries as one message holds.
-    async fn tell(&mut self, taken: &mut VecDeque<Queued>) {
+    async fn tell(&mut self, taken: &mut VecDeque<Outgoing>) {
         let Some(links) = self.links.upgrade() else { return taken.clear() };
         let mut bytes = 0;
         let mut wakes = Vec::new();
@@ -181,7 +181,7 @@ impl Link {
     }
 
     /// Gives a delivery its place; behind a loss it is the first of a new link.
-    fn wake(&mut self, links: &Links, (partition, delivery): Queued) -> Wake {
+    fn wake(&mut self, links: &Links, (partition, delivery): Outgoing) -> Wake {
         let was_broken = links.broken().remove(&partition);
         let own = links.incarnation.link().number;
         if std::mem::replace(&mut self.own, own) != own {

@@ -1,17 +1,24 @@
 //! The layout guard: a state whose layout changed without a new version would be read as something
 //! else, so the node refuses to start.
 
-use crate::{
-    node::{Inner, StartError},
-    store::{Batch, CommitOutcome, Fence, Write},
-};
+use super::Host;
+use crate::store::{Batch, CommitOutcome, Fence, Write};
+
+/// Why layouts cannot be used.
+#[derive(Debug)]
+pub(crate) enum LayoutError {
+    /// A layout changed without a new version, or a version is not known; each text says what to do.
+    Changed(Vec<String>),
+    /// The store cannot be read or written.
+    Unavailable(String),
+}
 
 /// Compares every layout with the stored one and stores the new ones, behind the last batch of the
 /// lane of an incarnation. Returns how many batches that took.
 pub(crate) async fn guard(
-    node: &Inner,
+    node: &Host,
     (incarnation, last_batch): (u64, u64),
-) -> Result<u64, StartError> {
+) -> Result<u64, LayoutError> {
     let (store, types) = (node.store(), node.types());
     let (mut writes, mut problems) = (Vec::new(), Vec::new());
     let mut names: Vec<_> = types.keys().copied().collect();
@@ -19,7 +26,7 @@ pub(crate) async fn guard(
     for name in names {
         let known = types[name].layouts();
         let stored = store.layouts(name.to_owned()).await;
-        let stored = stored.map_err(|error| StartError::Unavailable(error.to_string()))?;
+        let stored = stored.map_err(|error| LayoutError::Unavailable(error.to_string()))?;
         let present = known[0].0;
         for (version, _) in &stored {
             if *version > present {
@@ -54,7 +61,7 @@ pub(crate) async fn guard(
         }
     }
     if !problems.is_empty() {
-        return Err(StartError::Layout(problems));
+        return Err(LayoutError::Changed(problems));
     }
     writes.extend(operations(node).await?);
     if writes.is_empty() {
@@ -65,15 +72,15 @@ pub(crate) async fn guard(
     let batch = Batch { fence, owner, time, is_clean: false, writes };
     match store.commit(batch).await {
         CommitOutcome::Committed => Ok(1),
-        other => Err(StartError::Unavailable(format!("the layouts cannot be stored: {other:?}"))),
+        other => Err(LayoutError::Unavailable(format!("the layouts cannot be stored: {other:?}"))),
     }
 }
 
 /// The operations of each type, beside those that it had before, so that a later program knows what it
 /// no longer has.
-async fn operations(node: &Inner) -> Result<Vec<Write>, StartError> {
+async fn operations(node: &Host) -> Result<Vec<Write>, LayoutError> {
     let stored = node.store().operations().await;
-    let stored = stored.map_err(|error| StartError::Unavailable(error.to_string()))?;
+    let stored = stored.map_err(|error| LayoutError::Unavailable(error.to_string()))?;
     let mut types: Vec<_> = node.types().values().collect();
     types.sort_unstable_by_key(|known| known.name());
     let writes = types.into_iter().filter_map(|known| {

@@ -18,7 +18,10 @@ use stead_entities::{
     Rejection, ReminderId, Request, TypedReference, operation::Reply,
 };
 
-use crate::clock::{self, deadline_after, monotonic};
+use crate::{
+    clock::{self, deadline_after, monotonic},
+    errors::in_doubt,
+};
 
 /// How long an operation is waited for, retries included, where it does not say: longer than a
 /// server waits, so that its own answer arrives.
@@ -319,7 +322,7 @@ impl Timeout {
             self.pause = (pause * 2).min(RETRY_LONGEST);
             return Ok(pause);
         }
-        Err(if self.is_unknown { super::in_doubt(error) } else { error })
+        Err(if self.is_unknown { in_doubt(error) } else { error })
     }
 }
 

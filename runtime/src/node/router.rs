@@ -4,14 +4,15 @@
 //! idempotency key or reads only. A node that is not the owner says so before it does anything, and a
 //! request that arrives while its partition moves waits, within its own deadline.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use stead_entities::{Condition, EntityId, Error, ErrorKind, ReminderId, Request};
+use stead_entities::{BoxFuture, Condition, EntityId, Error, ErrorKind, ReminderId, Request};
 
-use super::Use;
+use super::local::{Local, Use};
 use crate::{
     clock::{deadline_after, monotonic},
-    node::Node,
+    errors::in_doubt,
+    host::Host,
     partition::reply::CallResult,
     placement::cluster::Cluster,
     store::{
@@ -29,9 +30,9 @@ const LOOK_PAUSE: Duration = Duration::from_millis(50);
 /// How much longer than the caller a node waits for the owner, whose own answer says more.
 const GRACE: Duration = Duration::from_millis(500);
 
-/// What a caller asks for.
+/// What a caller asks of an entity or a partition.
 #[derive(Debug, Clone)]
-pub(crate) enum Ask {
+pub(crate) enum Command {
     Use(Request, Use),
     State(EntityId),
     Delete(Deletion),
@@ -48,7 +49,7 @@ pub(crate) struct Deletion {
     pub(crate) condition: Option<Condition>,
 }
 
-impl Ask {
+impl Command {
     pub(crate) fn from_wire(task: Task, timeout: Duration) -> Result<Self, Error> {
         let letter =
             |partition, is_rejection, number| DeadLetterId { partition, is_rejection, number };
@@ -118,11 +119,11 @@ impl Ask {
         }
     }
 
-    pub(crate) fn partition(&self, node: &Node) -> u16 {
+    pub(crate) fn partition(&self, host: &Host) -> u16 {
         match self {
-            Self::Use(request, _) => node.partition_of(&request.id),
+            Self::Use(request, _) => host.partition_of(&request.id),
             Self::State(id) | Self::Cancel(id, _) | Self::Delete(Deletion { id, .. }) => {
-                node.partition_of(id)
+                host.partition_of(id)
             }
             Self::Replay(letter) | Self::Drop(letter) => letter.partition,
         }
@@ -146,43 +147,71 @@ impl Ask {
     }
 }
 
-impl Node {
-    /// Does what is asked for, here or at the owner. Dropping it cancels nothing that was accepted.
-    pub(super) async fn ask(&self, ask: Ask) -> CallResult {
-        let timeout = match &ask {
-            Ask::Use(request, _) => request.deadline.map(|deadline| deadline.as_duration()),
+/// Takes commands to the node that owns their entities: this one, or in one hop another.
+pub(crate) struct Router {
+    local: Local,
+}
+
+impl Router {
+    pub(super) fn new(local: Local) -> Self {
+        Self { local }
+    }
+
+    /// This node, as a command reaches it that is not sent on.
+    pub(crate) fn local(&self) -> &Local {
+        &self.local
+    }
+
+    /// Uses an operation. It begins at once where the node shares nothing, so that what is sent first
+    /// comes first though nobody awaits it yet.
+    pub(super) fn use_operation(
+        self: &Arc<Self>,
+        request: Request,
+        used: Use,
+    ) -> BoxFuture<'static, CallResult> {
+        if self.local.cluster.is_some() {
+            let router = self.clone();
+            return Box::pin(async move { router.perform(Command::Use(request, used)).await });
+        }
+        let submitted = self.local.submit(request, used);
+        Box::pin(async move { submitted?.await })
+    }
+
+    /// Carries out a command, here or at the owner. Dropping it cancels nothing that was accepted.
+    pub(super) async fn perform(&self, command: Command) -> CallResult {
+        let timeout = match &command {
+            Command::Use(request, _) => request.deadline.map(|deadline| deadline.as_duration()),
             _ => None,
         };
-        let timeout = timeout.unwrap_or(self.config().call_deadline);
-        match self.cluster() {
-            None => self.here(ask, timeout).await,
-            Some(cluster) => self.routed(cluster, ask, timeout).await,
+        let timeout = timeout.unwrap_or(self.local.host.config().call_deadline);
+        match &self.local.cluster {
+            None => self.local.perform(command, timeout).await,
+            Some(cluster) => self.routed(cluster, command, timeout).await,
         }
     }
 
-    async fn routed(&self, cluster: &Cluster, ask: Ask, timeout: Duration) -> CallResult {
-        let (deadline, partition) = (deadline_after(timeout), ask.partition(self));
-        if partition >= self.store().opened().settings.partitions {
+    async fn routed(&self, cluster: &Cluster, command: Command, timeout: Duration) -> CallResult {
+        let (host, deadline) = (&self.local.host, deadline_after(timeout));
+        let partition = command.partition(host);
+        if partition >= host.store().opened().settings.partitions {
             return Err(Error::new(ErrorKind::NotFound, format!("no partition {partition}")));
         }
         let mut is_in_doubt = false;
         let mut room = None;
         loop {
             let left = deadline.saturating_duration_since(monotonic());
-            let answered = if self.is_open(partition) {
+            let answered = if host.is_open(partition) {
                 // It takes room of its own.
                 room = None;
-                self.here(ask.clone(), left).await
+                self.local.perform(command.clone(), left).await
             } else {
                 if room.is_none() {
-                    room = self.load().admit(ask.bytes(), self.config());
-                }
-                if room.is_none() {
-                    return Err(settled(super::overloaded(), is_in_doubt));
+                    let admitted = self.local.admit(command.bytes());
+                    room = Some(admitted.map_err(|error| settled(error, is_in_doubt))?);
                 }
                 match cluster.owner(partition) {
                     Some(owner) if owner.name != cluster.registration.name => {
-                        forward(cluster, owner, &ask, left).await
+                        forward(cluster, owner, &command, left).await
                     }
                     _ => Err(no_owner(partition)),
                 }
@@ -192,7 +221,7 @@ impl Node {
                 Err(error) => error,
             };
             let is_moved = matches!(error.kind(), ErrorKind::Fenced | ErrorKind::Closed);
-            let is_repeated = is_moved || (error.kind() == ErrorKind::Unknown && ask.is_safe());
+            let is_repeated = is_moved || (error.kind() == ErrorKind::Unknown && command.is_safe());
             is_in_doubt |= error.kind() == ErrorKind::Unknown;
             if !is_repeated || monotonic() + LOOK_PAUSE >= deadline {
                 return Err(settled(error, is_in_doubt));
@@ -200,27 +229,12 @@ impl Node {
             cluster.look(LOOK_PAUSE).await;
         }
     }
-
-    /// Does what is asked for at this node; [`ErrorKind::Fenced`] where it is another one's.
-    pub(crate) async fn here(&self, ask: Ask, timeout: Duration) -> CallResult {
-        match ask {
-            Ask::Use(mut request, used) => {
-                request.deadline = Some(timeout.into());
-                self.submit(request, used)?.await
-            }
-            Ask::State(id) => self.show(&id, timeout)?.await,
-            Ask::Delete(deletion) => self.end_entity(deletion, timeout)?.await,
-            Ask::Cancel(id, reminder) => self.cancel_here(&id, reminder, timeout)?.await,
-            Ask::Replay(letter) => self.replay_here(letter, timeout).await,
-            Ask::Drop(letter) => self.drop_letter_here(letter, timeout)?.await,
-        }
-    }
 }
 
 /// What a caller is told of the last try; `is_in_doubt` where an earlier one may have been applied.
 fn settled(error: Error, is_in_doubt: bool) -> Error {
     match error.kind() {
-        _ if is_in_doubt => super::in_doubt(error),
+        _ if is_in_doubt => in_doubt(error),
         ErrorKind::Fenced | ErrorKind::Closed => {
             Error::new(ErrorKind::Unavailable, error.message())
         }
@@ -235,10 +249,15 @@ fn no_owner(partition: u16) -> Error {
 
 /// One hop to the owner. An owner of an earlier program cannot read a delayed signal that wants to know
 /// its id, has then applied nothing, and is sent a plain one.
-async fn forward(cluster: &Cluster, owner: Member, ask: &Ask, left: Duration) -> CallResult {
-    let told = forward_task(cluster, &owner, ask.to_wire(), left).await;
+async fn forward(
+    cluster: &Cluster,
+    owner: Member,
+    command: &Command,
+    left: Duration,
+) -> CallResult {
+    let told = forward_task(cluster, &owner, command.to_wire(), left).await;
     if told.as_ref().is_err_and(|error| error.kind() == ErrorKind::Invalid)
-        && let Task::Delayed(asked) = ask.to_wire()
+        && let Task::Delayed(asked) = command.to_wire()
     {
         return forward_task(cluster, &owner, Task::Signal(asked), left).await;
     }

@@ -1,28 +1,31 @@
-//! What carries the requests of callers outside to partitions: checks at the door, deadlines, and
-//! the truth about what may have been applied.
+//! What a node does by itself for callers outside: checks where they come in, room, deadlines, and the
+//! way to the partition.
 
-#[cfg(feature = "client")]
-pub(crate) mod remote;
-pub(crate) mod route;
-
-use std::{sync::Arc, time::Duration};
-
-use stead_entities::{
-    Accepted, BoxFuture, Caller, Condition, Delay, EntityId, Error, ErrorKind, ReminderId, Request,
-    Timestamp,
-    entity::{Argument, OperationKind},
-    input::canonical,
-    operation::Reply,
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
-use self::route::{Ask, Deletion};
+use stead_entities::{
+    Condition, Delay, EntityId, Error, ErrorKind, ReminderId, Request, Timestamp,
+    entity::{Argument, OperationKind},
+    input::canonical,
+};
+
+use super::router::{Command, Deletion};
 use crate::{
-    node::Node,
+    admission::{Load, Permit},
+    config::Config,
+    host::Host,
     partition::{
-        Closed,
+        Closed, Handle,
         message::{Action, Arrival, Fingerprint, Input, Invocation, Keyed},
-        reply::{CallResult, ReplyReceiver, ReplySender, Response, StateView},
+        reply::{CallResult, ReplyReceiver, ReplySender},
     },
+    placement::cluster::Cluster,
     store::record::{DeadLetterId, IdempotencyKey},
     types::{EntityType, Found},
 };
@@ -41,98 +44,46 @@ pub(crate) enum Use {
     Query,
 }
 
-impl Caller for Node {
-    fn call(&self, request: Request) -> BoxFuture<'static, Result<Reply, Error>> {
-        let used = self.use_of(request, Use::Call);
-        Box::pin(async move { reply(used.await?) })
-    }
-
-    fn signal(&self, request: Request) -> BoxFuture<'static, Result<Accepted, Error>> {
-        let used = self.use_of(request, Use::Signal);
-        Box::pin(async move {
-            Ok(match used.await? {
-                Response::Scheduled(number) => Accepted::new(Some(ReminderId::Delayed(number))),
-                _ => Accepted::default(),
-            })
-        })
-    }
-
-    fn query(&self, request: Request) -> BoxFuture<'static, Result<Reply, Error>> {
-        let used = self.use_of(request, Use::Query);
-        Box::pin(async move { reply(used.await?) })
-    }
-
-    fn cancel_reminder(
-        &self,
-        id: EntityId,
-        reminder: ReminderId,
-    ) -> BoxFuture<'static, Result<(), Error>> {
-        let node = self.clone();
-        Box::pin(async move { node.ask(Ask::Cancel(id, reminder)).await.map(drop) })
-    }
+/// The partitions of a node as callers outside reach them.
+pub(crate) struct Local {
+    pub(crate) host: Arc<Host>,
+    load: Arc<Load>,
+    /// The other nodes, where the store is shared.
+    pub(super) cluster: Option<Arc<Cluster>>,
+    is_closing: AtomicBool,
 }
 
-fn reply(answer: Response) -> Result<Reply, Error> {
-    match answer {
-        Response::Replied(json) => Ok(Ok(json)),
-        Response::Rejected(rejection) => Ok(Err(rejection)),
-        Response::Done | Response::Scheduled(_) | Response::State(_) => {
-            Err(Error::new(ErrorKind::Conflict, "this idempotency key was used for a signal"))
-        }
+impl Local {
+    pub(super) fn new(host: Arc<Host>, cluster: Option<Arc<Cluster>>) -> Self {
+        Self { host, load: Arc::default(), cluster, is_closing: false.into() }
     }
-}
 
-impl Node {
-    /// The committed state of an entity, `None` before its first commit. It is read in the entity's
-    /// order and shows only what is durable.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotFound`] for an unknown type, [`ErrorKind::Corrupt`] where the stored state
-    /// cannot be read, and what can befall any request.
-    pub async fn state(&self, id: &EntityId) -> Result<Option<StateView>, Error> {
-        match self.ask(Ask::State(id.clone())).await? {
-            Response::State(view) => Ok(view),
-            _ => Err(Error::new(ErrorKind::Internal, "another answer than a state")),
+    /// Takes nothing more in from callers outside.
+    pub(super) fn close(&self) {
+        self.is_closing.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        self.is_closing.load(Ordering::SeqCst)
+    }
+
+    /// Carries out a command at this node; [`ErrorKind::Fenced`] where it is another one's.
+    pub(super) async fn perform(&self, command: Command, timeout: Duration) -> CallResult {
+        match command {
+            Command::Use(mut request, used) => {
+                request.deadline = Some(timeout.into());
+                self.submit(request, used)?.await
+            }
+            Command::State(id) => self.show(&id, timeout)?.await,
+            Command::Delete(deletion) => self.delete(deletion, timeout)?.await,
+            Command::Cancel(id, reminder) => self.cancel(&id, reminder, timeout)?.await,
+            Command::Replay(letter) => self.replay(letter, timeout).await,
+            Command::Drop(letter) => self.drop_letter(letter, timeout)?.await,
         }
     }
 
-    /// Deletes an entity in its order: its state and its reminders. What was delayed, or waited for
-    /// a retry, becomes a dead letter; where more than 512 signals are delayed, those behind them do so
-    /// after this is answered, page by page. None of them is applied.
-    ///
-    /// # Errors
-    /// As [`Node::state`].
-    pub async fn delete(&self, id: &EntityId) -> Result<(), Error> {
-        self.delete_if(id, None, None).await
-    }
-
-    /// The same, once under an idempotency key, and only under a condition.
-    ///
-    /// # Errors
-    /// As [`Node::state`]; [`ErrorKind::Precondition`] where the condition does not hold, and
-    /// [`ErrorKind::Conflict`] where the key was used for something else.
-    pub async fn delete_if(
-        &self,
-        id: &EntityId,
-        idempotency_key: Option<String>,
-        condition: Option<Condition>,
-    ) -> Result<(), Error> {
-        let deletion = Deletion { id: id.clone(), idempotency_key, condition };
-        self.ask(Ask::Delete(deletion)).await.map(drop)
-    }
-
-    /// Sends the operation of a dead letter again, behind everything that its entity has accepted.
-    /// The letter is gone once the operation is accepted.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NotFound`] for an unknown letter, or where its entity no longer has the
-    /// operation.
-    pub async fn replay(&self, letter: DeadLetterId) -> Result<(), Error> {
-        self.ask(Ask::Replay(letter)).await.map(drop)
-    }
-
-    async fn replay_here(&self, letter: DeadLetterId, timeout: Duration) -> CallResult {
-        let stored = self.store().dead_letter(letter).await;
+    async fn replay(&self, letter: DeadLetterId, timeout: Duration) -> CallResult {
+        let stored = self.host.store().dead_letter(letter).await;
         let stored = stored?;
         let stored =
             stored.ok_or_else(|| Error::new(ErrorKind::NotFound, "no such dead letter"))?;
@@ -147,22 +98,12 @@ impl Node {
         self.send_within(&id, action, None, None, timeout)?.await
     }
 
-    /// Drops a dead letter. Dropping one that is gone does nothing.
-    ///
-    /// # Errors
-    /// What can befall any request.
-    pub async fn drop_dead_letter(&self, letter: DeadLetterId) -> Result<(), Error> {
-        self.ask(Ask::Drop(letter)).await.map(drop)
-    }
-
-    fn drop_letter_here(
-        &self,
-        letter: DeadLetterId,
-        timeout: Duration,
-    ) -> Result<ReplyReceiver, Error> {
+    fn drop_letter(&self, letter: DeadLetterId, timeout: Duration) -> Result<ReplyReceiver, Error> {
         let (reply_to, answered) = ReplySender::new(timeout, None);
         let asked = self.partition(letter.partition)?;
-        asked.ask(&reply_to, |reply_to| Input::DropDeadLetter(letter, reply_to)).map_err(moved)?;
+        asked
+            .submit(&reply_to, |reply_to| Input::DropDeadLetter(letter, reply_to))
+            .map_err(moved)?;
         Ok(answered)
     }
 
@@ -171,7 +112,7 @@ impl Node {
         self.send_within(id, Action::State, None, None, timeout)
     }
 
-    fn end_entity(&self, deletion: Deletion, timeout: Duration) -> Result<ReplyReceiver, Error> {
+    fn delete(&self, deletion: Deletion, timeout: Duration) -> Result<ReplyReceiver, Error> {
         let Deletion { id, idempotency_key, condition } = deletion;
         self.known_type(id.entity_type())?;
         self.check_room()?;
@@ -180,7 +121,7 @@ impl Node {
         self.send_within(&id, Action::Delete, key, condition, timeout)
     }
 
-    fn cancel_here(
+    fn cancel(
         &self,
         id: &EntityId,
         reminder: ReminderId,
@@ -191,19 +132,8 @@ impl Node {
         self.send_within(id, Action::Cancel(reminder.into()), None, None, timeout)
     }
 
-    /// Begins at once where the node shares nothing, so that what is sent first comes first though
-    /// nobody awaits it yet.
-    fn use_of(&self, request: Request, used: Use) -> BoxFuture<'static, CallResult> {
-        if self.cluster().is_some() {
-            let node = self.clone();
-            return Box::pin(async move { node.ask(Ask::Use(request, used)).await });
-        }
-        let submitted = self.submit(request, used);
-        Box::pin(async move { submitted?.await })
-    }
-
     /// Checks a request and hands it to its partition; what is returned only waits.
-    fn submit(&self, request: Request, used: Use) -> Result<ReplyReceiver, Error> {
+    pub(super) fn submit(&self, request: Request, used: Use) -> Result<ReplyReceiver, Error> {
         let known = self.known_type(request.id.entity_type())?;
         let found = known.find(&request.operation);
         let found = found.filter(|found| found.is_public);
@@ -213,7 +143,7 @@ impl Node {
         if used != Use::Query {
             self.check_room()?;
         }
-        let due = request.delay.map(|delay| delay.due(self.clock().now()));
+        let due = request.delay.map(|delay| delay.due(self.host.clock().now()));
         if due.is_some_and(|due| due > Timestamp::MAX) {
             return Err(Error::new(ErrorKind::Invalid, "a delay ends before the year 10000"));
         }
@@ -233,7 +163,7 @@ impl Node {
             Use::Signal => Action::Signal { invocation: invocation(found, input, argument), due },
         };
         let timeout = deadline.map(|deadline| deadline.as_duration());
-        let timeout = timeout.unwrap_or(self.config().call_deadline);
+        let timeout = timeout.unwrap_or(self.host.config().call_deadline);
         self.send_within(&id, action, key, condition, timeout)
     }
 
@@ -245,7 +175,7 @@ impl Node {
         found: Found,
         input: &[u8],
     ) -> Result<Argument, Error> {
-        let limit = self.config().body_bytes_max;
+        let limit = self.host.config().body_bytes_max;
         if input.len() > limit {
             let message = format!("the argument has {} bytes, the limit is {limit}", input.len());
             return Err(Error::new(ErrorKind::Invalid, message));
@@ -256,7 +186,7 @@ impl Node {
     }
 
     fn check_room(&self) -> Result<(), Error> {
-        if self.store().has_room() {
+        if self.host.store().has_room() {
             return Ok(());
         }
         let message = "the disk is nearly full: reads go on, writes resume when there is room";
@@ -304,18 +234,18 @@ impl Node {
             return Err(Error::new(ErrorKind::Invalid, rule));
         }
         if let Some(born) = birth(key) {
-            let now = self.clock().now();
+            let now = self.host.clock().now();
             if born > now + BIRTH_SKEW {
                 let message = "the idempotency key was made in the future: set the clock";
                 return Err(Error::new(ErrorKind::Invalid, message));
             }
             // Refused a little before it is forgotten, so that it can never run a second time.
-            if born + self.config().retention <= now + BIRTH_SKEW {
+            if born + self.host.config().retention <= now + BIRTH_SKEW {
                 let message = "the idempotency key is older than keys are remembered";
                 return Err(Error::new(ErrorKind::Invalid, message));
             }
         }
-        let settings = &self.store().opened().settings;
+        let settings = &self.host.store().opened().settings;
         let fingerprint = Fingerprint {
             meaning: settings.fingerprint(meaning),
             bytes: bytes.map(|bytes| settings.fingerprint(bytes)),
@@ -338,12 +268,10 @@ impl Node {
         condition: Option<Condition>,
         timeout: Duration,
     ) -> Result<ReplyReceiver, Error> {
-        let Some(permit) = self.load().admit(action.bytes(), self.config()) else {
-            return Err(overloaded());
-        };
-        let partition = self.partition(self.partition_of(id))?;
+        let permit = self.admit(action.bytes())?;
+        let partition = self.partition(self.host.partition_of(id))?;
         let (reply_to, answered) = ReplySender::new(timeout, Some(permit));
-        let asked = partition.ask(&reply_to, |reply_to| {
+        let asked = partition.submit(&reply_to, |reply_to| {
             let id = id.clone();
             Input::Arrival(Box::new(Arrival { id, reply_to, action, key, condition }))
         });
@@ -351,29 +279,58 @@ impl Node {
         Ok(answered)
     }
 
+    /// The operation or query of a name.
     pub(crate) fn find(&self, id: &EntityId, operation: &str) -> Result<Found, Error> {
         let known = self.known_type(id.entity_type())?;
         known.find(operation).ok_or_else(|| no_operation(known, operation))
     }
-}
 
-fn overloaded() -> Error {
-    Error::new(ErrorKind::Overloaded, "the node holds all it can: back off")
-}
+    /// An entity type that this node serves.
+    pub(crate) fn known_type(&self, name: &str) -> Result<&dyn EntityType, Error> {
+        let found = self.host.types().get(name).map(|known| &**known);
+        found.ok_or_else(|| {
+            let mut names: Vec<_> = self.host.types().keys().copied().collect();
+            names.sort_unstable();
+            let names = names.join(", ");
+            if self.serves(name) {
+                let message = format!("{name} is served by other nodes, but not by its owner");
+                return Error::new(ErrorKind::Unavailable, message);
+            }
+            let message = format!("there is no entity type {name:?}; there are: {names}");
+            Error::new(ErrorKind::NotFound, message)
+        })
+    }
 
-/// What is said where an earlier try may have been applied, whatever the last one says of itself; but
-/// some things are said by who knows the idempotency key.
-fn in_doubt(error: Error) -> Error {
-    let (kind, message) = (error.kind(), error.message());
-    match kind {
-        ErrorKind::Unknown | ErrorKind::Conflict | ErrorKind::Deadline | ErrorKind::Internal => {
-            error
+    /// Refuses an entity type that no node serves.
+    pub(crate) fn check_served(&self, name: &str) -> Result<(), Error> {
+        if self.serves(name) { Ok(()) } else { self.known_type(name).map(drop) }
+    }
+
+    /// Whether this node, or another one, serves an entity type.
+    pub(super) fn serves(&self, name: &str) -> bool {
+        let others = self.cluster.as_ref();
+        self.host.types().contains_key(name) || others.is_some_and(|others| others.serves(name))
+    }
+
+    /// The way to a partition, while the node takes anything in.
+    pub(super) fn partition(&self, number: u16) -> Result<&Handle, Error> {
+        if self.is_closing() {
+            return Err(Error::new(ErrorKind::Closed, "the node is stopping"));
         }
-        _ => Error::new(ErrorKind::Unknown, message),
+        let found = self.host.partitions().get(usize::from(number));
+        found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("no partition {number}")))
+    }
+
+    /// Room for a request of so many bytes, given back when it is dropped.
+    pub(crate) fn admit(&self, bytes: usize) -> Result<Permit, Error> {
+        let config: &Config = self.host.config();
+        let room = self.load.admit(bytes, config);
+        let message = "the node holds all it can: back off";
+        room.ok_or_else(|| Error::new(ErrorKind::Overloaded, message))
     }
 }
 
-fn moved(_shut: Closed) -> Error {
+fn moved(_closed: Closed) -> Error {
     Error::new(ErrorKind::Fenced, "the partition is not this node's")
 }
 

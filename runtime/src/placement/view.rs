@@ -1,15 +1,10 @@
-//! What a node tells of the cluster, or of itself where it shares nothing.
-
-use std::time::Duration;
+//! What is shown of the cluster, or of a node that shares nothing: a cluster of its own.
 
 use serde::Serialize;
 use stead_entities::EntityId;
 
-use super::Node;
-use crate::placement::plan::Seen;
-
-/// How long a fresh look at the store is waited for.
-const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
+use super::plan::Seen;
+use crate::store::Opened;
 
 /// Where an entity is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -102,36 +97,38 @@ fn preferred(seen: &Seen, partition: u16) -> Option<String> {
     seen.preferred(partition).map(|member| member.name.to_string())
 }
 
-impl Node {
-    /// Which node owns an entity, as far as this one knows, and which one should.
-    pub async fn placement(&self, id: &EntityId) -> Placement {
-        let partition = self.partition_of(id);
-        let mut placement = Placement {
+impl Placement {
+    /// Which node owns an entity, and which one should, as far as it was seen.
+    pub(crate) fn seen(id: &EntityId, partition: u16, seen: &Seen) -> Self {
+        let found = seen.view.partitions.get(usize::from(partition));
+        Self {
             entity_type: id.entity_type().to_owned(),
             key: id.key().to_owned(),
             partition,
-            owner: Some(self.0.name.to_string()),
-            epoch: self.store().opened().incarnation,
-            membership_version: self.store().opened().incarnation,
-            preferred: Some(self.0.name.to_string()),
-        };
-        if let Some(cluster) = self.cluster() {
-            cluster.look(LOOK_TIMEOUT).await;
-            let seen = cluster.seen();
-            let found = seen.view.partitions.get(usize::from(partition));
-            placement.owner = owner(&seen, partition);
-            placement.preferred = preferred(&seen, partition);
-            placement.epoch = found.map_or(0, |found| found.epoch);
-            placement.membership_version = seen.view.membership;
+            owner: owner(seen, partition),
+            epoch: found.map_or(0, |found| found.epoch),
+            membership_version: seen.view.membership,
+            preferred: preferred(seen, partition),
         }
-        placement
     }
 
-    /// Who is there and who owns what, as a fresh look shows it where the store answers in time.
-    pub async fn cluster_view(&self) -> ClusterView {
-        let Some(cluster) = self.cluster() else { return self.alone() };
-        cluster.look(LOOK_TIMEOUT).await;
-        let seen = cluster.seen();
+    /// The same at a node that shares nothing.
+    pub(crate) fn alone(id: &EntityId, partition: u16, node: &str, opened: &Opened) -> Self {
+        Self {
+            entity_type: id.entity_type().to_owned(),
+            key: id.key().to_owned(),
+            partition,
+            owner: Some(node.to_owned()),
+            epoch: opened.incarnation,
+            membership_version: opened.incarnation,
+            preferred: Some(node.to_owned()),
+        }
+    }
+}
+
+impl ClusterView {
+    /// Who is there and who owns what, as `node` has seen it.
+    pub(crate) fn seen(node: &str, seen: &Seen) -> Self {
         let owns = |incarnation| {
             seen.view.partitions.iter().filter(|it| it.owner == Some(incarnation)).count()
         };
@@ -146,11 +143,11 @@ impl Node {
         });
         let partitions = (0_u16..).zip(&seen.view.partitions);
         let moves = partitions.clone().filter_map(|(partition, _)| {
-            let (from, to) = (owner(&seen, partition), preferred(&seen, partition));
+            let (from, to) = (owner(seen, partition), preferred(seen, partition));
             (from != to).then_some(MoveView { partition, from, to })
         });
-        ClusterView {
-            node: cluster.registration.name.to_string(),
+        Self {
+            node: node.to_owned(),
             membership_version: seen.view.membership,
             ownership_version: seen.view.ownership(),
             members: members.collect(),
@@ -158,30 +155,28 @@ impl Node {
             partitions: partitions
                 .map(|(partition, it)| PartitionView {
                     partition,
-                    owner: owner(&seen, partition),
+                    owner: owner(seen, partition),
                     epoch: it.epoch,
                 })
                 .collect(),
         }
     }
 
-    /// A node that shares nothing is a cluster of its own.
-    fn alone(&self) -> ClusterView {
-        let opened = self.store().opened();
-        let (node, epoch) = (self.0.name.to_string(), opened.incarnation);
+    /// The same of a node that shares nothing, and serves these types.
+    pub(crate) fn alone(node: &str, types: Vec<String>, opened: &Opened) -> Self {
         let partitions = 0..opened.settings.partitions;
+        let (owner, epoch) = (Some(node.to_owned()), opened.incarnation);
         let member = MemberView {
-            name: node.clone(),
+            name: node.to_owned(),
             incarnation: epoch,
             address: String::new(),
             weight: 1,
             is_leaving: false,
             partitions: partitions.len(),
-            types: self.descriptions().iter().map(|known| known.name.to_owned()).collect(),
+            types,
         };
-        let owner = Some(node.clone());
-        ClusterView {
-            node,
+        Self {
+            node: node.to_owned(),
             membership_version: epoch,
             ownership_version: epoch,
             members: vec![member],
