@@ -3,7 +3,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-all=${*:-X1 X2 X3 X4 X5 X6 X7 X8 X9 X10 X11 X12 X13 X14 X15 X18 X19 X20 X21 X22 X26 X27 X28 X29 X30 X31 X32}
+# Number and name of each, as the runtime lists them.
+list=$(sed -n 's/^    \(X[0-9]*\) \([A-Za-z]*\) breaks.*/\1 \2/p' runtime/src/sabotage.rs)
+all=${*:-$(cut -d ' ' -f 1 <<<"$list")}
 run=(cargo test --release --locked --features stead/sabotage -p stead -p stead-tests --lib --bins
   --test store --test semantics --test http --test simulation)
 # What takes real nodes, whose wall clocks differ.
@@ -20,18 +22,22 @@ if ! "${run[@]}" "${skip[@]}" >"$log" 2>&1; then
   exit 1
 fi
 unnoticed=()
-for name in $all; do
+for chosen in $all; do
+  read -r number name < <(grep -E "(^| )$chosen( |$)" <<<"$list") || {
+    echo "there is no sabotage $chosen"
+    exit 1
+  }
   # The tests of the broken build fail; what they say is kept, and shown where no test turned red.
   tests=("${run[@]}" --no-fail-fast "${skip[@]}")
-  [ "$name" = X7 ] && tests=("${nodes[@]}" -- wall_clocks)
+  [ "$number" = X7 ] && tests=("${nodes[@]}" -- wall_clocks)
   STEAD_SABOTAGE=$name timeout 300 "${tests[@]}" >"$log" 2>&1 || true
   red=$(sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p' "$log" | sort | tr '\n' ' ')
   if [ -n "$red" ]; then
-    echo "$name turns red: $red"
+    echo "$number $name turns red: $red"
   else
-    echo "$name is NOT noticed; the end of what was said:"
+    echo "$number $name is NOT noticed; the end of what was said:"
     tail -n 5 "$log"
-    unnoticed+=("$name")
+    unnoticed+=("$number $name")
   fi
 done
 [ ${#unnoticed[@]} -eq 0 ]

@@ -1,16 +1,81 @@
-//! Breaks one protection on purpose, so that it can be shown which test notices. Compiled only with
-//! the feature `sabotage`; the environment variable `STEAD_SABOTAGE` names the break.
+//! Breaks one protection on purpose, so that it can be shown which test notices. Compiled only with the
+//! feature `sabotage`, in which the environment variable `STEAD_SABOTAGE` names the break; other builds
+//! have neither a branch nor state of it. `make sabotage` goes through all of them.
 
-/// Whether the protection `name` is to be broken.
-#[cfg(feature = "sabotage")]
-pub(crate) fn is(name: &str) -> bool {
-    use std::sync::OnceLock;
-    static CHOSEN: OnceLock<Option<String>> = OnceLock::new();
-    CHOSEN.get_or_init(|| std::env::var("STEAD_SABOTAGE").ok()).as_deref() == Some(name)
+/// Lists the breaks: number, name, the row of `docs/invariants.md` that each breaks, and what it does.
+macro_rules! sabotages {
+    ($($number:ident $name:ident breaks $invariant:literal: $what:literal)*) => {
+        /// One protection that can be broken.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[cfg_attr(
+            not(feature = "sabotage"),
+            allow(dead_code, reason = "some are named only where they are compiled")
+        )]
+        pub(crate) enum Sabotage {
+            $(#[doc = $what] $name,)*
+        }
+
+        #[cfg(feature = "sabotage")]
+        impl Sabotage {
+            /// The break of a name or number.
+            fn named(text: &str) -> Option<Self> {
+                $(if text == stringify!($name) || text == stringify!($number) {
+                    return Some(Self::$name);
+                })*
+                None
+            }
+        }
+    };
 }
 
-/// Never, in a build without the feature `sabotage`.
+sabotages! {
+    X1 UnsyncedLog breaks 2: "The log is not flushed by a commit."
+    X2 ReleaseBeforeFlush breaks 3: "Callers are answered before the commit of their turn."
+    X3 SignalsWithoutRows breaks 8: "Signals between entities are not written by their sender's commit."
+    X4 ForgottenKeys breaks 7: "Idempotency keys are neither written nor looked up."
+    X5 AdvisoryFence breaks 32: "A batch that does not move its lane is committed all the same."
+    X6 RenewalThatInserts breaks 39: "A lease that has run out is renewed."
+    X7 LeaseByWallClock breaks 39: "A lease is judged by the wall clock of a node."
+    X8 RetriedFlush breaks 20: "A flush that failed is tried again and called durable."
+    X9 ReminderRemovedWhenFired breaks 10: "A reminder is removed when it fires, not by its turn."
+    X10 CancelByNameOnly breaks 11: "A reminder that was set again runs at its old time too."
+    X11 OverdueRemindersSkipped breaks 10: "What became due while nobody served is skipped."
+    X12 DamagedStateReplaced breaks 13: "A state that cannot be read is replaced by the first one."
+    X13 MailboxDropsOldest breaks 14: "A full mailbox drops its oldest operation."
+    X14 AnswersWithoutLease breaks 39: "A node answers though its lease has run out."
+    X15 UnknownCalledFailed breaks 6: "An outcome that is not known is called a failure."
+    X18 DamagedLogSkipped breaks 16: "Damaged parts of the log are skipped."
+    X19 MovedPartitionCommits breaks 38: "A partition that was given up goes on committing."
+    X20 DroppedCallerCancels breaks 15: "A caller that goes away withdraws its operation."
+    X21 AlwaysReady breaks 59: "A node always says that it is ready."
+    X22 SeedPerProcess breaks 31: "Each process places partitions by a seed of its own."
+    X26 GroupOnFailedOne breaks 5: "A write group that was built on a failed one is committed."
+    X27 AnswerBeforeEarlierTurns breaks 3: "A query is answered before earlier turns are durable."
+    X28 DiscardRestoresStored breaks 4: "A discarded turn restores the stored state."
+    X29 AmbiguousCommitByRead breaks 33: "A lost answer to a commit is settled by a plain read."
+    X30 ConsumedRowNotNeeded breaks 8: "A turn is committed though its inbox row is gone."
+    X31 LaterSignalsPass breaks 9: "A failed signal lets later ones of its sender pass."
+    X32 AttemptsInMemory breaks 23: "Attempts are counted in memory only."
+}
+
+#[cfg(feature = "sabotage")]
+impl Sabotage {
+    /// Whether this protection is to be broken.
+    pub(crate) fn is_on(self) -> bool {
+        use std::sync::OnceLock;
+        static CHOSEN: OnceLock<Option<Sabotage>> = OnceLock::new();
+        let chosen = CHOSEN.get_or_init(|| {
+            let text = std::env::var("STEAD_SABOTAGE").ok()?;
+            Some(Self::named(&text).unwrap_or_else(|| panic!("there is no sabotage {text}")))
+        });
+        *chosen == Some(self)
+    }
+}
+
 #[cfg(not(feature = "sabotage"))]
-pub(crate) const fn is(_name: &str) -> bool {
-    false
+impl Sabotage {
+    /// Never: a constant, so that nothing of the break is compiled.
+    pub(crate) const fn is_on(self) -> bool {
+        false
+    }
 }

@@ -300,6 +300,23 @@ fn every_invariant_names_a_test_that_exists() {
 }
 
 #[test]
+fn every_sabotage_breaks_an_invariant_and_is_used() {
+    let invariants = text_of("runtime/src/docs/invariants.md");
+    let all: String = sources().into_iter().map(|(_, text)| text).collect();
+    let list = text_of("runtime/src/sabotage.rs");
+    let list = list.split("sabotages! {").nth(1).expect("the list");
+    let mut listed = 0;
+    for line in list.lines().filter(|line| line.trim_start().starts_with('X')) {
+        let words: Vec<_> = line.split([' ', ':']).filter(|word| !word.is_empty()).collect();
+        let [_, name, "breaks", row, ..] = words[..] else { panic!("{line}") };
+        assert!(invariants.contains(&format!("\n| {row} | ")), "{name} breaks nothing");
+        assert!(all.contains(&format!("Sabotage::{name}.is_on()")), "{name} is not used");
+        listed += 1;
+    }
+    assert!(listed > 20);
+}
+
+#[test]
 fn the_readme_is_short() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
     let readme = fs::read_to_string(root.join("README.md")).expect("readable");

@@ -34,7 +34,7 @@ use crate::{
         reply::{CallResult, ReplySender},
     },
     rules::Rule,
-    sabotage,
+    sabotage::Sabotage,
     store::{Batch, CommitOutcome, Fence, Store, Write},
     threads::Threads,
 };
@@ -166,7 +166,7 @@ impl Committer {
         for (partition, _) in &released {
             let index = usize::from(*partition);
             self.released[index] = self.begun[index];
-            if !sabotage::is("X19") {
+            if !Sabotage::MovedPartitionCommits.is_on() {
                 self.terms[index] = self.terms[index].max(self.begun[index] + 1);
             }
         }
@@ -228,7 +228,7 @@ impl Committer {
                 self.release_outputs(groups);
                 self.store.maintain_after_commit();
             }
-            CommitOutcome::Unknown(_) if sabotage::is("X15") => {
+            CommitOutcome::Unknown(_) if Sabotage::UnknownCalledFailed.is_on() => {
                 self.fail(groups, &Error::new(ErrorKind::Unavailable, "the commit failed"));
             }
             CommitOutcome::Unknown(why) => {
@@ -264,7 +264,9 @@ impl Committer {
     fn current(&mut self, groups: Vec<WriteGroup>) -> Vec<WriteGroup> {
         let mut current = Vec::with_capacity(groups.len());
         for group in groups {
-            if group.term < self.terms[usize::from(group.partition)] && !sabotage::is("X26") {
+            if group.term < self.terms[usize::from(group.partition)]
+                && !Sabotage::GroupOnFailedOne.is_on()
+            {
                 let why = match group.term <= self.released[usize::from(group.partition)] {
                     true => Error::new(ErrorKind::Fenced, "the partition has moved"),
                     false => Error::new(ErrorKind::Unavailable, "an earlier commit failed"),

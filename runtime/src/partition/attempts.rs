@@ -9,7 +9,7 @@ use std::sync::Arc;
 use stead_entities::{EntityId, Timestamp};
 
 use super::envelope::{AttemptCount, Operation, Row};
-use crate::{map::Map, sabotage, store::RunningMarks};
+use crate::{map::Map, sabotage::Sabotage, store::RunningMarks};
 
 /// What the owner of a partition before this one left.
 pub(crate) struct Predecessor {
@@ -78,7 +78,7 @@ impl Attempts {
     ) -> bool {
         operation.count = AttemptCount::AfterFailure;
         operation.attempts += 1;
-        if operation.attempts > retries.saturating_add(1) || sabotage::is("X32") {
+        if operation.attempts > retries.saturating_add(1) || Sabotage::AttemptsInMemory.is_on() {
             return false;
         }
         operation.count = AttemptCount::By(group);

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     map::Map,
-    sabotage,
+    sabotage::Sabotage,
     store::{
         ReadResult, Write,
         record::{IdempotencyKey, IdempotencyRecord, Remembered},
@@ -74,7 +74,7 @@ impl IdempotencyKeys {
 
     /// Begins to use a key. Says whether the store is to be asked what it remembers.
     pub(super) fn begin(&mut self, keyed: &Keyed) -> bool {
-        let is_looking = !sabotage::is("X4");
+        let is_looking = !Sabotage::ForgottenKeys.is_on();
         self.insert(keyed, is_looking);
         is_looking
     }
@@ -151,7 +151,7 @@ impl IdempotencyKeys {
         let Some(keyed) = keyed else { return };
         let response = response(&outcome);
         let record = IdempotencyRecord { fingerprint: keyed.fingerprint.meaning, at: now, outcome };
-        if !sabotage::is("X4") {
+        if !Sabotage::ForgottenKeys.is_on() {
             group.write(Write::Remember((*keyed.key).clone(), record));
         }
         if let Some(response) = response {

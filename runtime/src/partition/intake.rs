@@ -23,7 +23,7 @@ use super::{
     turn::guarded,
 };
 use crate::{
-    sabotage,
+    sabotage::Sabotage,
     store::{
         InboxPage, ReadError, ReadResult,
         record::{
@@ -70,7 +70,7 @@ impl Partition {
         if let Some(entry) = self.activations.get_mut(id)
             && entry.waiting() >= limit
         {
-            if !sabotage::is("X13") {
+            if !Sabotage::MailboxDropsOldest.is_on() {
                 let message = format!("{limit} operations wait for {id}: back off");
                 return Err(Error::new(ErrorKind::Overloaded, message));
             }
@@ -459,7 +459,7 @@ impl Partition {
             // It stays on disk for a node that serves the type.
             return self.environment.note_unserved(&id);
         }
-        if sabotage::is("X9") {
+        if Sabotage::ReminderRemovedWhenFired.is_on() {
             self.remove_reminder(&id, &slot, record.due);
         }
         self.reminders.fire(&id, &slot, record.clone());

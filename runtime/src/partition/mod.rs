@@ -84,7 +84,7 @@ pub(crate) use self::{
     intake::PURGE,
     watch::{Late, Watches},
 };
-use crate::{entropy::Entropy, sabotage, store::ReadResult};
+use crate::{entropy::Entropy, sabotage::Sabotage, store::ReadResult};
 
 /// The most inbox rows of one entity that are read at one time.
 const INBOX_PAGE: usize = 8;
@@ -351,7 +351,7 @@ impl Partition {
     /// Starts over: the next thing that is read is behind the committer's barrier.
     fn begin_term(&mut self) {
         let term = self.lifecycle.begin_term();
-        if sabotage::is("X26") {
+        if Sabotage::GroupOnFailedOne.is_on() {
             self.recover();
         } else {
             self.outputs.push(Output::Barrier(term));

@@ -17,7 +17,7 @@ use super::{
     write_group::Release,
 };
 use crate::{
-    sabotage,
+    sabotage::Sabotage,
     store::{
         Write,
         record::{
@@ -31,7 +31,7 @@ impl Partition {
     /// Answers `reply_to` once everything that this entity has done so far is durable.
     pub(super) fn answer(&mut self, id: &EntityId, reply_to: ReplySender, result: CallResult) {
         let unreleased = self.unreleased(id);
-        if unreleased <= self.group.released() || sabotage::is("X27") {
+        if unreleased <= self.group.released() || Sabotage::AnswerBeforeEarlierTurns.is_on() {
             self.outputs.push(Output::Reply(reply_to, result));
         } else {
             self.group.reply(reply_to, result);

@@ -19,7 +19,7 @@ use super::{envelope::Occurrence, environment::number_of_partition, message::Out
 use crate::{
     map::Map,
     rules::Rule,
-    sabotage,
+    sabotage::Sabotage,
     store::{
         DueKey, ReadResult, ReminderPage,
         record::{InboxKey, ReminderRecord, Slot},
@@ -332,7 +332,7 @@ impl Reminders {
             self.until = Some(until);
         }
         for (id, slot, record) in page.rows {
-            if sabotage::is("X11") && is_first && record.due < now {
+            if Sabotage::OverdueRemindersSkipped.is_on() && is_first && record.due < now {
                 continue;
             }
             self.add(0, (record.due, id, slot), record);

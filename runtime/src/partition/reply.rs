@@ -17,7 +17,7 @@ use std::{
 
 use stead_entities::{Error, ErrorKind, Rejection, Timestamp, Version};
 
-use crate::{admission::Permit, clock::deadline_after, sabotage};
+use crate::{admission::Permit, clock::deadline_after, sabotage::Sabotage};
 
 /// What a caller is told.
 pub(crate) type CallResult = Result<Response, Error>;
@@ -150,7 +150,10 @@ impl ReplySender {
     fn honest(&self, error: Error) -> Error {
         use ErrorKind::{Closed, Fenced, Full, Unavailable};
         let denies = matches!(error.kind(), Closed | Fenced | Full | Unavailable);
-        if denies && self.0.is_uncertain.load(Ordering::SeqCst) && !sabotage::is("X15") {
+        if denies
+            && self.0.is_uncertain.load(Ordering::SeqCst)
+            && !Sabotage::UnknownCalledFailed.is_on()
+        {
             let message = format!("the operation is stored, and goes on: {}", error.message());
             return Error::new(ErrorKind::Unknown, message);
         }
@@ -201,7 +204,7 @@ impl Future for ReplyReceiver {
 
 impl Drop for ReplyReceiver {
     fn drop(&mut self) {
-        if sabotage::is("X20") {
+        if Sabotage::DroppedCallerCancels.is_on() {
             self.0.withdraw();
         }
     }

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     rules::Rule,
-    sabotage,
+    sabotage::Sabotage,
     store::{
         ReadResult, ReminderPage,
         record::{Cause, ReminderRecord, Slot},
@@ -279,8 +279,8 @@ impl Partition {
         let Row::Reminder(occurrence) = &operation.row else { return true };
         let Slot::Named(name) = &occurrence.slot else { return true };
         let live = self.activations.of(id).live_mut();
-        let is_set_under_its_name =
-            sabotage::is("X10") && live.reminders().iter().any(|head| *head.name == **name);
+        let is_set_under_its_name = Sabotage::CancelByNameOnly.is_on()
+            && live.reminders().iter().any(|head| *head.name == **name);
         let is_current = live.has_reminder(occurrence.number) || is_set_under_its_name;
         if !is_current {
             self.reminders.gone(id, occurrence);
@@ -382,13 +382,14 @@ impl Partition {
             false => turned,
             true => Turned::Failed(self.late()),
         };
-        let is_discarded = !matches!(turned, Turned::Applied(_));
-        let next = self.settle_turn(id, operation, turned);
-        if is_discarded && sabotage::is("X28") {
+        #[cfg(feature = "sabotage")]
+        if Sabotage::DiscardRestoresStored.is_on() && !matches!(turned, Turned::Applied(_)) {
+            let next = self.settle_turn(id, operation, turned);
             self.activations.forget(id);
             self.activate(id);
+            return next;
         }
-        next
+        self.settle_turn(id, operation, turned)
     }
 
     fn late(&self) -> Error {

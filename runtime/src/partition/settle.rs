@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     map::Set,
-    sabotage,
+    sabotage::Sabotage,
     store::{
         Write,
         record::{
@@ -115,7 +115,7 @@ impl Partition {
         let key = operation.key.as_ref();
         IdempotencyKeys::remember(key, remembered, self.moment.now, &mut self.group);
         match operation.into_reply_to() {
-            Some(reply_to) if sabotage::is("X2") => reply_to.answer(Ok(response)),
+            Some(reply_to) if Sabotage::ReleaseBeforeFlush.is_on() => reply_to.answer(Ok(response)),
             Some(reply_to) => self.group.reply(reply_to, Ok(response)),
             None => {}
         }
@@ -162,7 +162,7 @@ impl Partition {
             idempotency: None,
             trace: None,
         };
-        if !sabotage::is("X3") {
+        if !Sabotage::SignalsWithoutRows.is_on() {
             self.group.write(Write::Accept(key.clone(), record.clone()));
         }
         self.group.deliver(partition, Delivery::Signal(key, record));
@@ -240,7 +240,7 @@ impl Partition {
         }
         if operation.row == Row::None {
             self.accept_now(id, &mut operation);
-        } else if !sabotage::is("X32") {
+        } else if !Sabotage::AttemptsInMemory.is_on() {
             self.write_attempts(id, &operation);
         }
         let retry_at = self.moment.now + self.environment.config().retry_after(operation.attempts);
@@ -276,7 +276,7 @@ impl Partition {
         mut signal: Box<Operation>,
     ) -> Option<Box<Operation>> {
         let Some(sender) = signal.sender() else { return Some(signal) };
-        if sabotage::is("X31") || !self.activations.of(id).has_retry(&sender) {
+        if Sabotage::LaterSignalsPass.is_on() || !self.activations.of(id).has_retry(&sender) {
             return Some(signal);
         }
         signal.permit = None;

@@ -14,8 +14,6 @@ use std::{fmt, hash::Hasher as _, sync::Arc};
 
 use siphasher::sip::SipHasher24;
 
-use crate::{entropy::Entropy, sabotage};
-
 /// Points of a member on the ring, for each unit of its weight.
 pub const POINTS: u32 = 128;
 /// The greatest weight of a member.
@@ -113,15 +111,17 @@ fn points(seed: (u64, u64), members: &[Member], weights: &[u32]) -> Vec<(u64, u3
     points
 }
 
-/// A seed that each process has for itself, for sabotage only.
+/// A seed that each process has for itself.
+#[cfg(feature = "sabotage")]
 fn own_seed() -> (u64, u64) {
     static SEED: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
-    (*SEED.get_or_init(|| Entropy::system().next()), 0)
+    (*SEED.get_or_init(|| crate::entropy::Entropy::system().next()), 0)
 }
 
 /// SipHash-2-4 of `parts`, each behind its length.
 fn hash(seed: (u64, u64), parts: &[&[u8]]) -> u64 {
-    let seed = if sabotage::is("X22") { own_seed() } else { seed };
+    #[cfg(feature = "sabotage")]
+    let seed = if crate::sabotage::Sabotage::SeedPerProcess.is_on() { own_seed() } else { seed };
     let mut hasher = SipHasher24::new_with_keys(seed.0, seed.1);
     for part in parts {
         hasher.write(&(part.len() as u64).to_le_bytes());

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     map::Map,
     rules::Rule,
-    sabotage,
+    sabotage::Sabotage,
     store::{ReadError, ReadResult, record::StateRecord},
     types::{EntityType, State},
 };
@@ -222,7 +222,7 @@ impl Activations {
             Ok(Live::new(state, record))
         };
         let record = match read {
-            Err(_) if sabotage::is("X12") => return initial(None),
+            Err(_) if Sabotage::DamagedStateReplaced.is_on() => return initial(None),
             Err(error) => return Err(corrupt(&error)),
             Ok(None) => return initial(None),
             Ok(Some(record)) => record,
@@ -242,12 +242,13 @@ impl Activations {
         let decoded: Result<State, _> = decoded.map_err(|error| corrupt(&error))?;
         match decoded {
             Ok(state) => Ok(Live::new(state, Some(record))),
-            Err(_) if sabotage::is("X12") => initial(Some(record)),
+            Err(_) if Sabotage::DamagedStateReplaced.is_on() => initial(Some(record)),
             Err(error) => Err(corrupt(&error)),
         }
     }
 
-    /// Forgets an entity as if it had never been loaded, for sabotage only.
+    /// Forgets an entity as if it had never been loaded.
+    #[cfg(feature = "sabotage")]
     pub(super) fn forget(&mut self, id: &EntityId) {
         self.table.remove(id);
     }

@@ -19,7 +19,7 @@ use super::{Disk, MemoryDisk, MemoryStore, SETTINGS};
 use crate::{
     clock,
     entropy::Entropy,
-    sabotage,
+    sabotage::Sabotage,
     store::{
         Batch, CommitOutcome, Fence, Opened, ReadError, ReadResult, Write,
         keys::Table,
@@ -102,13 +102,14 @@ pub(super) struct Cluster {
     membership: u64,
     nodes: Vec<Node>,
     /// Who was removed last.
+    #[cfg(feature = "sabotage")]
     gone: Vec<Node>,
     partitions: Vec<Ownership>,
     /// The last batch of each open lane, by incarnation.
     lanes: BTreeMap<u64, u64>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Node {
     registration: Registration,
     incarnation: u64,
@@ -124,7 +125,7 @@ impl Cluster {
 
     pub(super) fn is_next(&self, fence: &Fence) -> bool {
         let last = self.lanes.get(&fence.incarnation).copied();
-        last == Some(fence.number.wrapping_sub(1)) || sabotage::is("X5")
+        last == Some(fence.number.wrapping_sub(1)) || Sabotage::AdvisoryFence.is_on()
     }
 
     fn member(&mut self, incarnation: u64) -> MemberResult<&mut Node> {
@@ -132,7 +133,8 @@ impl Cluster {
         found.ok_or(MemberError::Lost)
     }
 
-    /// A renewal that inserts, for sabotage only.
+    /// A renewal that inserts.
+    #[cfg(feature = "sabotage")]
     fn take_back(&mut self, incarnation: u64) {
         if let Some(place) = self.gone.iter().position(|node| node.incarnation == incarnation) {
             let node = self.gone.remove(place);
@@ -143,9 +145,9 @@ impl Cluster {
     /// Removes a member, and frees what it owns.
     fn remove(&mut self, incarnation: u64, is_clean: bool) {
         self.lanes.remove(&incarnation);
-        let nodes = std::mem::take(&mut self.nodes).into_iter();
-        let (gone, nodes) = nodes.partition(|node| node.incarnation == incarnation);
-        (self.gone, self.nodes) = (gone, nodes);
+        #[cfg(feature = "sabotage")]
+        self.gone.extend(self.nodes.iter().filter(|it| it.incarnation == incarnation).cloned());
+        self.nodes.retain(|node| node.incarnation != incarnation);
         for partition in &mut self.partitions {
             if partition.owner == Some(incarnation) {
                 let epoch = partition.epoch + 1;
@@ -181,7 +183,7 @@ impl Disk {
                         Some(stored) => state.generation > stored.generation && state.follows == 0,
                         None => state.follows == 0,
                     };
-                    if !follows && !sabotage::is("X5") {
+                    if !follows && !Sabotage::AdvisoryFence.is_on() {
                         return Err(format!("{id} does not follow what is stored"));
                     }
                 }
@@ -303,11 +305,12 @@ impl SharedStore for MemoryStore {
     fn renew(&self, incarnation: u64) -> BoxFuture<'_, MemberResult<Renewed>> {
         self.with(move |disk| {
             let now = clock::monotonic();
-            if sabotage::is("X6") {
+            #[cfg(feature = "sabotage")]
+            if Sabotage::RenewalThatInserts.is_on() {
                 disk.cluster.take_back(incarnation);
             }
             let node = disk.cluster.member(incarnation)?;
-            if node.expires <= now && !sabotage::is("X6") {
+            if node.expires <= now && !Sabotage::RenewalThatInserts.is_on() {
                 return Err(MemberError::Lost);
             }
             node.expires = now + node.registration.lease;

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     clock::{self, deadline_after, monotonic},
-    sabotage,
+    sabotage::Sabotage,
     store::{Batch, CommitOutcome, Fence, Opened, record::Settings},
 };
 
@@ -163,7 +163,7 @@ impl Writer {
                 (&i32::from(fence.lane), Type::INT4),
                 (&attempt, Type::INT8),
             ];
-            if !sabotage::is("X29") {
+            if !Sabotage::AmbiguousCommitByRead.is_on() {
                 client.execute_typed(sql::SETTLE_LANE, &lane).await?;
             }
             client.query_typed_opt(sql::READ_LANE, &lane[..2]).await

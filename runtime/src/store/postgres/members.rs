@@ -58,7 +58,8 @@ pub(super) const RENEW: &str = concat!(
     "), ",
     now!()
 );
-/// A renewal that takes a lease back, for sabotage only.
+/// A renewal that takes a lease back.
+#[cfg(feature = "sabotage")]
 pub(super) const TAKE_BACK: &str = concat!(
     "insert into stead_nodes (name, incarnation, address, weight, types, lease_micros, \
     secret, expires_micros, is_leaving) values ($1, $2, $3, $4, $5, $6, $7, ",
@@ -70,8 +71,11 @@ pub(super) const MEMBERSHIP: &str = "select membership from stead_store where on
 pub(super) const MEMBERS: &str = concat!(
     "select name, incarnation, address, weight, types, is_leaving, expires_micros - ",
     now!(),
-    ", expires_micros from stead_nodes"
+    " from stead_nodes"
 );
+/// When the lease of a member runs out, by the database's clock.
+#[cfg(feature = "sabotage")]
+pub(super) const EXPIRES: &str = "select expires_micros from stead_nodes where incarnation = $1";
 pub(super) const PARTITIONS: &str =
     "select owner, epoch, was_unclean, partition from stead_partitions order by partition";
 /// Removes a member whose lease has run out.

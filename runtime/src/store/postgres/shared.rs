@@ -12,7 +12,8 @@ use tokio_postgres::{Client, Row, types::Type};
 
 use super::{LANES_KEPT, PostgresStore, Value, connect, members, sql, statements::signed};
 use crate::{
-    clock, sabotage,
+    clock,
+    sabotage::Sabotage,
     store::{
         ReadError, ReadResult,
         shared::{
@@ -30,7 +31,8 @@ const DEADLINE: Duration = Duration::from_secs(15);
 pub(super) struct ControlConnections {
     renewals: Mutex<Option<Client>>,
     changes: Mutex<Option<Client>>,
-    /// The last registration, for sabotage only.
+    /// The last registration.
+    #[cfg(feature = "sabotage")]
     last: std::sync::Mutex<Option<Registration>>,
 }
 
@@ -109,10 +111,6 @@ async fn free(client: &Client, incarnation: i64) -> Result<(), tokio_postgres::E
 }
 
 fn member(row: &Row) -> Member {
-    let mut lease_left = row.get(6);
-    if sabotage::is("X7") {
-        lease_left = row.get::<_, i64>(7) - clock::wall_micros();
-    }
     Member {
         name: row.get::<_, &str>(0).into(),
         incarnation: row.get::<_, i64>(1).unsigned_abs(),
@@ -120,7 +118,7 @@ fn member(row: &Row) -> Member {
         weight: row.get::<_, i32>(3).unsigned_abs(),
         types: row.get(4),
         is_leaving: row.get(5),
-        lease_left: left(lease_left),
+        lease_left: left(row.get(6)),
     }
 }
 
@@ -181,7 +179,8 @@ impl SharedStore for PostgresStore {
             client.execute_typed(sql::OPEN_LANE, &lane).await?;
             let old: [Value<'_>; 1] = [(&(incarnation - LANES_KEPT), Type::INT8)];
             client.execute_typed(sql::DROP_LANES, &old).await?;
-            if sabotage::is("X6") {
+            #[cfg(feature = "sabotage")]
+            if Sabotage::RenewalThatInserts.is_on() {
                 *self.control.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
                     Some(node);
             }
@@ -192,7 +191,8 @@ impl SharedStore for PostgresStore {
 
     fn renew(&self, incarnation: u64) -> BoxFuture<'_, MemberResult<Renewed>> {
         Box::pin(self.on(&self.control.renewals, async move |client| {
-            if sabotage::is("X6") {
+            #[cfg(feature = "sabotage")]
+            if Sabotage::RenewalThatInserts.is_on() {
                 self.take_back(client, incarnation).await?;
             }
             let member: [Value<'_>; 1] = [(&signed(incarnation), Type::INT8)];
@@ -215,8 +215,16 @@ impl SharedStore for PostgresStore {
             let membership: i64 = client.query_typed_one(members::MEMBERSHIP, &[]).await?.get(0);
             let members = client.query_typed(members::MEMBERS, &[]).await?;
             let partitions = client.query_typed(members::PARTITIONS, &[]).await?;
-            client.batch_execute("commit").await?;
             let mut members: Vec<_> = members.iter().map(member).collect();
+            #[cfg(feature = "sabotage")]
+            if Sabotage::LeaseByWallClock.is_on() {
+                for member in &mut members {
+                    let of: [Value<'_>; 1] = [(&signed(member.incarnation), Type::INT8)];
+                    let expires: i64 = client.query_typed_one(members::EXPIRES, &of).await?.get(0);
+                    member.lease_left = left(expires - clock::wall_micros());
+                }
+            }
+            client.batch_execute("commit").await?;
             // In the order of bytes, whatever the database's collation is.
             members.sort_by(|one, other| one.name.cmp(&other.name));
             let numbers = partitions.iter().map(|row| row.get::<_, i32>(3));
@@ -236,7 +244,8 @@ impl SharedStore for PostgresStore {
             let incarnation = signed(incarnation);
             client.query_typed_one(members::NEXT_MEMBERSHIP, &[]).await?;
             let dead: [Value<'_>; 1] = [(&incarnation, Type::INT8)];
-            let evict = if sabotage::is("X7") { members::LEAVE } else { members::EVICT };
+            let evict =
+                if Sabotage::LeaseByWallClock.is_on() { members::LEAVE } else { members::EVICT };
             let gone = client.execute_typed(evict, &dead).await?;
             if gone == 0 {
                 return Ok(MembershipChange::Undo(Ok(false)));
@@ -287,8 +296,9 @@ impl SharedStore for PostgresStore {
     }
 }
 
+#[cfg(feature = "sabotage")]
 impl PostgresStore {
-    /// A renewal that inserts, for sabotage only.
+    /// A renewal that inserts.
     async fn take_back(&self, client: &Client, incarnation: u64) -> Result<(), MemberError> {
         let last =
             self.control.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();

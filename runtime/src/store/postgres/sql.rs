@@ -141,7 +141,8 @@ pub(super) const SETTLE_LANE: &str = "update stead_lanes set attempt = attempt +
 /// How the batch ended, once that is settled.
 pub(super) const READ_LANE: &str = "select number, attempt, is_closed from stead_lanes \
     where incarnation = $1 and lane = $2";
-/// The fence without its teeth, for sabotage only.
+/// The fence without its teeth.
+#[cfg(feature = "sabotage")]
 pub(super) const MOVE_LANE_LOOSELY: &str = "update stead_lanes \
     set number = $3, attempt = attempt + 1, time_micros = $4, is_clean = $5 \
     where incarnation = $1 and lane = $2 and number = $3 - 1 and attempt = $6 and not is_closed";
@@ -173,7 +174,8 @@ pub(super) const CONSUME: &str = "with gone as (\
 pub(super) const CONSUME_DELAYED: &str = "with gone as (\
     delete from stead_reminders where key = any($1::bytea[]) returning 1) \
     select 1 / (case when count(*) = $2 then 1 else 0 end) from gone";
-/// Both without their teeth, for sabotage only.
+/// Both without their teeth.
+#[cfg(feature = "sabotage")]
 pub(super) const CONSUME_LOOSELY: &str =
     "delete from stead_inbox where key = any($1::bytea[]) and $2 >= 0";
 

@@ -8,14 +8,13 @@ use tokio_postgres::{
 };
 
 use super::{Value, sql};
-use crate::{
-    sabotage,
-    store::{
-        Batch, Write,
-        keys::{self, Table},
-        record::{Settings, StateRecord},
-        rows::{self, Row},
-    },
+#[cfg(feature = "sabotage")]
+use crate::sabotage::Sabotage;
+use crate::store::{
+    Batch, Write,
+    keys::{self, Table},
+    record::{Settings, StateRecord},
+    rows::{self, Row},
 };
 
 /// A statement with its values, ready to be sent.
@@ -47,7 +46,9 @@ pub(super) fn signed(number: u64) -> i64 {
 
 /// A batch as statements, the fence first.
 pub(super) fn statements(batch: &Batch, attempt: i64, kept: &Settings) -> Vec<Statement> {
-    let fence = if sabotage::is("X5") { sql::MOVE_LANE_LOOSELY } else { sql::MOVE_LANE };
+    let fence = sql::MOVE_LANE;
+    #[cfg(feature = "sabotage")]
+    let fence = if Sabotage::AdvisoryFence.is_on() { sql::MOVE_LANE_LOOSELY } else { fence };
     let fence = Statement::new(fence)
         .value(signed(batch.fence.incarnation), Type::INT8)
         .value(i32::from(batch.fence.lane), Type::INT4)
@@ -62,7 +63,10 @@ pub(super) fn statements(batch: &Batch, attempt: i64, kept: &Settings) -> Vec<St
         _ => None,
     });
     statements.extend(put_states(records.zip(states).collect()));
-    let consume = if sabotage::is("X30") { sql::CONSUME_LOOSELY } else { sql::CONSUME };
+    let consume = sql::CONSUME;
+    #[cfg(feature = "sabotage")]
+    let consume =
+        if Sabotage::ConsumedRowNotNeeded.is_on() { sql::CONSUME_LOOSELY } else { consume };
     for (text, gone) in [(consume, consumed), (sql::CONSUME_DELAYED, delayed)] {
         if !gone.is_empty() {
             let count = gone.len() as i64;

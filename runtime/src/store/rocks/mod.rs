@@ -46,7 +46,7 @@ use super::{
 use crate::{
     clock::{monotonic, since, wall_micros},
     entropy::Entropy,
-    sabotage,
+    sabotage::Sabotage,
 };
 
 /// A directory with the data of one node.
@@ -315,8 +315,8 @@ impl Database {
             Err(reason) => return CommitOutcome::Unavailable(reason),
         };
         let mut synced = WriteOptions::default();
-        synced.set_sync(!sabotage::is("X1"));
-        let again = sabotage::is("X8").then(|| WriteBatch::from_data(rows.data()));
+        synced.set_sync(!Sabotage::UnsyncedLog.is_on());
+        let again = Sabotage::RetriedFlush.is_on().then(|| WriteBatch::from_data(rows.data()));
         match (self.db.write_opt(rows, &synced), again) {
             (Ok(()), _) => {
                 self.follows.store(self.writer, Ordering::Relaxed);

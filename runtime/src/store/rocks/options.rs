@@ -15,7 +15,7 @@ use rocksdb::{
 
 use super::{Directory, OpenError, RocksSettings, history};
 use crate::{
-    sabotage,
+    sabotage::Sabotage,
     store::{
         keys::Table,
         record::{self, IdempotencyRecord},
@@ -38,7 +38,7 @@ pub(super) fn open(
     whole.create_missing_column_families(directory.is_new());
     // A torn tail of the log was never acknowledged and is dropped; damage before it is refused.
     // What was cut off behind our back is noticed by the commit horizon.
-    whole.set_wal_recovery_mode(if sabotage::is("X18") {
+    whole.set_wal_recovery_mode(if Sabotage::DamagedLogSkipped.is_on() {
         DBRecoveryMode::SkipAnyCorruptedRecord
     } else {
         DBRecoveryMode::PointInTime
