@@ -9,19 +9,23 @@ ifdef CI
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/stead/target
 endif
 
-.PHONY: setup build serve cluster test check bench sabotage permits
+.PHONY: setup binary build serve cluster test check features bench sabotage permits
 
 setup:
 	@bash examples/setup.sh
 
+# The server alone: most of the first build, some minutes on two cores, is RocksDB.
+binary: setup
+	$(CARGO) build --release --locked -p stead --features server --bin stead
+
 build: setup
 	$(CARGO) build --release --locked --workspace --bins
 
-serve: build
+serve: binary
 	$${CARGO_TARGET_DIR:-target}/release/stead serve --data ./data --listen 127.0.0.1:8080
 
 # Three nodes that share a private PostgreSQL, until they are stopped.
-cluster: build
+cluster: binary
 	@bash tests/setup.sh
 	@bash examples/cluster.sh $${CARGO_TARGET_DIR:-target}/release/stead
 
@@ -30,16 +34,29 @@ test: build
 	@bash tests/setup.sh
 	$(CARGO) test --release --locked --workspace
 
-check: setup
+check: setup features
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --release --locked -p stead --features sabotage -- -D warnings
 	$(CARGO) clippy --release --locked -p stead-entities --all-features -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --no-deps -p stead-entities -p stead-macros -p stead
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --no-deps -p stead-entities -p stead-macros -p stead --features stead/server,stead/testing
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny@0.20.2
 	$(CARGO) deny --log-level error check licenses bans sources
 	@if $(CARGO) deny --log-level off fetch db; then $(CARGO) deny --log-level error check advisories; \
 	else echo "left out: advisories, because their database cannot be reached"; fi
+
+# The stated rust-version, and each feature by itself.
+RUST_VERSION := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+FEATURES := none client http postgres peers testing rocksdb
+features: setup
+	@set -e; for feature in $(FEATURES); do \
+		echo "with feature: $$feature"; \
+		$(CARGO) clippy --release --locked -p stead --no-default-features --features "$${feature#none}" -- -D warnings; \
+	done
+	@# Without RocksDB, whose C++ each toolchain would compile again.
+	@if rustup toolchain install $(RUST_VERSION) --profile minimal >/dev/null 2>&1; then \
+		$(CARGO) +$(RUST_VERSION) check --release --locked -p stead --no-default-features --features client,postgres,peers,testing; \
+	else echo "left out: Rust $(RUST_VERSION), because it cannot be installed"; fi
 
 # Each figure beside its ceiling, in one run; BENCH="--only hot" for some of them.
 bench: build

@@ -23,9 +23,9 @@ const STRIDE: usize = 77_773;
 
 /// A node whose entities stay in memory, with a small block cache.
 async fn node(data: &Path) -> Result<Node> {
-    let settings = RocksSettings { block_cache_bytes: 32 << 20, ..RocksSettings::default() };
+    let settings = RocksSettings::with(|settings| settings.block_cache_bytes = 32 << 20);
     let store = RocksStore::open_with(data, &settings)?;
-    let config = Config { idle: Duration::from_secs(86_400), ..Config::default() };
+    let config = Config::with(|config| config.idle = Duration::from_secs(86_400));
     Ok(Node::builder().store(store).config(config).entity::<Counter>().start().await?)
 }
 

@@ -92,7 +92,7 @@ pub fn row(number: usize) -> (Vec<u8>, Vec<u8>) {
         incarnation: 1,
         committed_at: Timestamp::from_micros(1_790_000_000_000_000),
         reminders: Vec::new(),
-        state: record::encode_state(&1_000_i64).expect("a number can be stored"),
+        state: stead::stored::encode(&1_000_i64).expect("a number can be stored"),
     };
     (id.as_str().as_bytes().to_vec(), record::encode(&record))
 }

@@ -66,7 +66,7 @@ pub async fn fill(data: &Path) -> Result<()> {
     node.drain().await?;
     drop(node);
     // A memory table that holds all of it, so that nothing of it reaches a sorted file.
-    let settings = RocksSettings { write_buffer_bytes: 2 << 30, ..RocksSettings::default() };
+    let settings = RocksSettings::with(|settings| settings.write_buffer_bytes = 2 << 30);
     let store = RocksStore::open_with(data, &settings)?;
     let node = Node::builder().store(store).entity::<Counter>().start().await?;
     create(&node, ENTITIES).await?;

@@ -4,6 +4,7 @@ use std::{error::Error as StdError, fmt};
 
 /// What a caller should do about an [`Error`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum ErrorKind {
     /// The request is wrong; fix it. Nothing was applied.
     Invalid,
@@ -32,6 +33,25 @@ pub enum ErrorKind {
     Corrupt,
     /// The operation panicked, or the runtime has a bug. The turn left nothing.
     Internal,
+}
+
+impl ErrorKind {
+    /// Every kind that this version knows.
+    pub const ALL: [Self; 13] = [
+        Self::Invalid,
+        Self::NotFound,
+        Self::Overloaded,
+        Self::Unavailable,
+        Self::Full,
+        Self::Deadline,
+        Self::Unknown,
+        Self::Conflict,
+        Self::Precondition,
+        Self::Fenced,
+        Self::Closed,
+        Self::Corrupt,
+        Self::Internal,
+    ];
 }
 
 /// A failure, told apart by [`ErrorKind`]. The message is for people and is not part of the API.

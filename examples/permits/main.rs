@@ -79,12 +79,12 @@ async fn serve(data: PathBuf, listen: SocketAddr) -> Result<()> {
 
 async fn join(store: &str, name: String, listen: SocketAddr, peers: SocketAddr) -> Result<()> {
     let lease = Duration::from_secs(1);
-    let settings = PostgresSettings { statement_timeout: lease, ..PostgresSettings::default() };
+    let settings = PostgresSettings::with(|settings| settings.statement_timeout = lease);
     let store = PostgresStore::connect_shared(store, &settings).await?;
     let secret = Secret::new(b"no secret at all, but long").context("long enough")?;
     let peers = HttpTransport::bind(peers, None, secret).await?;
     let address = peers.address().to_owned();
-    let config = Config { lease, ..Config::default() };
+    let config = Config::with(|config| config.lease = lease);
     host(Node::builder().share(store, peers, address).name(name).config(config), listen).await
 }
 

@@ -13,7 +13,17 @@ const REQUEST_BYTES_MAX: usize = 1 << 39;
 const RETRIES_MAX: u32 = 1_000;
 
 /// The settings of a node.
+///
+/// ```
+/// # use std::time::Duration;
+/// let config = stead::Config::with(|config| {
+///     config.turn_deadline = Duration::from_secs(2);
+///     config.retries = 3;
+/// });
+/// assert!(config.problems().is_empty());
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Config {
     /// How long one turn may take. An operation that awaits is discarded then; the caller of one
     /// that blocks its thread is told that the outcome is unknown. 5 s.
@@ -90,6 +100,13 @@ impl Default for Config {
 }
 
 impl Config {
+    /// The defaults, with what `change` sets.
+    pub fn with(change: impl FnOnce(&mut Self)) -> Self {
+        let mut settings = Self::default();
+        change(&mut settings);
+        settings
+    }
+
     /// Every setting that cannot be used, in words.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();

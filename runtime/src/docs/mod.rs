@@ -2,7 +2,12 @@
 
 #[doc = include_str!("architecture.md")]
 pub mod architecture {}
-#[doc = include_str!("cluster.md")]
+// Its example shares a database.
+#[cfg_attr(all(feature = "postgres", feature = "peers"), doc = include_str!("cluster.md"))]
+#[cfg_attr(
+    not(all(feature = "postgres", feature = "peers")),
+    doc = "Many nodes: with the features `postgres` and `peers`."
+)]
 pub mod cluster {}
 #[doc = include_str!("embedding.md")]
 pub mod embedding {}
@@ -14,7 +19,8 @@ pub mod guarantees {}
 pub mod http {}
 #[doc = include_str!("invariants.md")]
 pub mod invariants {}
-#[doc = include_str!("operations.md")]
+#[cfg_attr(feature = "server", doc = include_str!("operations.md"))]
+#[cfg_attr(not(feature = "server"), doc = "How it is run: with the feature `server`.")]
 pub mod operations {}
 #[doc = include_str!("postgres.md")]
 pub mod postgres {}

@@ -7,7 +7,6 @@
 pub(crate) mod layouts;
 
 use std::{
-    collections::BTreeSet,
     io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -24,6 +23,7 @@ use crate::{
     config::Config,
     entropy::Entropy,
     lease::Lease,
+    map::SharedSet,
     partition::{
         self, Beginning, Handle, Hosting, Identity, Predecessor, Shell, Watches,
         message::{CommitSender, Input},
@@ -58,7 +58,7 @@ pub(crate) struct Host {
     /// How many dead letters were dropped because there were too many.
     dropped: Arc<AtomicU64>,
     /// The entity types that partitions met and that this node does not serve.
-    unserved: Arc<Mutex<BTreeSet<String>>>,
+    unserved: Arc<SharedSet<String>>,
 }
 
 /// What belongs to one incarnation of a node.
@@ -271,8 +271,8 @@ impl Host {
     }
 
     /// The entity types that partitions met and that this node does not serve.
-    pub(crate) fn met_unserved(&self) -> BTreeSet<String> {
-        self.unserved.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(crate) fn met_unserved(&self) -> Vec<String> {
+        self.unserved.iter().map(|name| name.clone()).collect()
     }
 }
 

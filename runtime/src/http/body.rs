@@ -45,13 +45,13 @@ pub(super) async fn read(
         {
             let detail = format!("a body is application/json, not {kind}");
             let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-            return Err(Problem::new(status, "media-type", "Another type than JSON", detail));
+            return Err(Problem::new(status, "media-type", "Unsupported media type", detail));
         }
     }
     if headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {
         let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
         let detail = "a body is sent without a Content-Encoding";
-        return Err(Problem::new(status, "media-type", "Another coding than identity", detail));
+        return Err(Problem::new(status, "media-type", "Unsupported content encoding", detail));
     }
     if announced(headers).is_some_and(|length| length > limit) {
         return Err(too_large(limit));
@@ -71,5 +71,5 @@ pub(super) async fn read(
 
 fn too_large(limit: usize) -> Problem {
     let detail = format!("a body has at most {limit} bytes");
-    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The body is too large", detail)
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "Payload too large", detail)
 }

@@ -1,4 +1,4 @@
-//! Errors as RFC 9457 problem documents. One total match decides the status of each kind.
+//! Errors as RFC 9457 problem documents. One match decides the status of each kind.
 
 use axum::{
     http::{HeaderValue, StatusCode, header},
@@ -27,37 +27,32 @@ impl Problem {
     }
 
     pub(crate) fn invalid(detail: impl Into<String>) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "invalid", "The request is wrong", detail)
+        Self::new(StatusCode::BAD_REQUEST, "invalid", "Invalid request", detail)
     }
 }
 
-/// Status, slug and title of each kind of failure.
+/// Status, slug and title of each kind of failure. A test holds that no kind is left out.
 fn describe(kind: ErrorKind) -> (StatusCode, &'static str, &'static str) {
     use StatusCode as S;
     match kind {
-        ErrorKind::Invalid => (S::BAD_REQUEST, "invalid", "The request is wrong"),
-        ErrorKind::NotFound => (S::NOT_FOUND, "not-found", "It does not exist"),
-        ErrorKind::Overloaded => (S::TOO_MANY_REQUESTS, "overloaded", "Too much at one time"),
+        ErrorKind::Invalid => (S::BAD_REQUEST, "invalid", "Invalid request"),
+        ErrorKind::NotFound => (S::NOT_FOUND, "not-found", "Not found"),
+        ErrorKind::Overloaded => (S::TOO_MANY_REQUESTS, "overloaded", "Too many requests"),
         ErrorKind::Unavailable => {
-            (S::SERVICE_UNAVAILABLE, "unavailable", "Not possible at the moment; not applied")
+            (S::SERVICE_UNAVAILABLE, "unavailable", "Service unavailable; nothing was applied")
         }
-        ErrorKind::Full => (S::INSUFFICIENT_STORAGE, "full", "The disk is nearly full"),
-        ErrorKind::Deadline => {
-            (S::GATEWAY_TIMEOUT, "deadline", "The operation took too long and was discarded")
-        }
+        ErrorKind::Full => (S::INSUFFICIENT_STORAGE, "full", "Insufficient storage"),
+        ErrorKind::Deadline => (S::GATEWAY_TIMEOUT, "deadline", "Operation timed out"),
         ErrorKind::Unknown => {
-            (S::GATEWAY_TIMEOUT, "unknown", "It may or may not have been applied")
+            (S::GATEWAY_TIMEOUT, "unknown", "Outcome unknown; it may have been applied")
         }
-        ErrorKind::Conflict => (S::CONFLICT, "conflict", "The idempotency key was used before"),
-        ErrorKind::Precondition => {
-            (S::PRECONDITION_FAILED, "precondition", "The entity has changed, or does not exist")
-        }
-        ErrorKind::Fenced => (S::SERVICE_UNAVAILABLE, "fenced", "This node is no longer the owner"),
-        ErrorKind::Closed => (S::SERVICE_UNAVAILABLE, "closed", "The node is stopping"),
-        ErrorKind::Corrupt => {
-            (S::INTERNAL_SERVER_ERROR, "corrupt", "The stored data cannot be read")
-        }
-        ErrorKind::Internal => (S::INTERNAL_SERVER_ERROR, "internal", "The operation failed"),
+        ErrorKind::Conflict => (S::CONFLICT, "conflict", "Idempotency key conflict"),
+        ErrorKind::Precondition => (S::PRECONDITION_FAILED, "precondition", "Precondition failed"),
+        ErrorKind::Fenced => (S::SERVICE_UNAVAILABLE, "fenced", "Not the owner"),
+        ErrorKind::Closed => (S::SERVICE_UNAVAILABLE, "closed", "Node is stopping"),
+        ErrorKind::Corrupt => (S::INTERNAL_SERVER_ERROR, "corrupt", "Stored data is corrupt"),
+        ErrorKind::Internal => (S::INTERNAL_SERVER_ERROR, "internal", "Internal error"),
+        other => unreachable!("{other:?} has no status"),
     }
 }
 
@@ -76,7 +71,7 @@ impl From<Error> for Problem {
 impl From<Rejection> for Problem {
     fn from(rejection: Rejection) -> Self {
         let status = StatusCode::UNPROCESSABLE_ENTITY;
-        Self::new(status, "rejected", "The entity rejected the operation", rejection.reason())
+        Self::new(status, "rejected", "Rejected by the entity", rejection.reason())
     }
 }
 
@@ -125,6 +120,7 @@ mod tests {
             (ErrorKind::Corrupt, 500),
             (ErrorKind::Internal, 500),
         ];
+        assert!(ErrorKind::ALL.iter().all(|kind| rows.iter().any(|(of, _)| of == kind)));
         for (kind, status) in rows {
             assert_eq!(Problem::from(Error::new(kind, "")).status.as_u16(), status, "{kind:?}");
             #[cfg(feature = "client")]

@@ -328,7 +328,7 @@ pub(super) async fn not_found(State(node): State<Node>, request: HttpRequest) ->
 
 pub(super) async fn method_not_allowed(method: Method, uri: Uri) -> Problem {
     let detail = format!("{method} is not for {}", uri.path());
-    let (status, title) = (StatusCode::METHOD_NOT_ALLOWED, "Another method is meant");
+    let (status, title) = (StatusCode::METHOD_NOT_ALLOWED, "Method not allowed");
     Problem::new(status, "method", title, detail)
 }
 

@@ -32,6 +32,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// The settings of a [`Server`].
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ServerSettings {
     /// How long a connection may be idle between two requests. 120 s, which is longer than load
     /// balancers and clients keep one (60 to 75 s, most of them), so that they close it and no request
@@ -42,6 +43,15 @@ pub struct ServerSettings {
 impl Default for ServerSettings {
     fn default() -> Self {
         Self { idle_connection: Duration::from_secs(120) }
+    }
+}
+
+impl ServerSettings {
+    /// The defaults, with what `change` sets.
+    pub fn with(change: impl FnOnce(&mut Self)) -> Self {
+        let mut settings = Self::default();
+        change(&mut settings);
+        settings
     }
 }
 

@@ -35,6 +35,25 @@ use crate::{
 const NAME_BYTES_MAX: usize = 64;
 
 /// Puts a node together.
+///
+/// ```
+/// # use std::time::Duration;
+/// # use stead::{Config, Node, stock::{Approval, Counter}, store::memory::MemoryDisk};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let node = Node::builder()
+///     // `RocksStore::open_async` for data that stays.
+///     .store(MemoryDisk::new().open()?)
+///     .config(Config::with(|config| config.call_deadline = Duration::from_secs(5)))
+///     .name("orders-1")
+///     .entity::<Counter>()
+///     .entity::<Approval>()
+///     .start()
+///     .await?;
+/// node.entity::<Counter>("visits").add(1).await?;
+/// node.drain().await?;
+/// # Ok(()) }
+/// ```
 pub struct NodeBuilder {
     store: Option<Arc<dyn Store>>,
     peers: Option<Peers>,
@@ -135,6 +154,7 @@ impl NodeBuilder {
     /// Runs everything on the threads of the present runtime, and draws everything random from
     /// `seed`: on a runtime of one thread with a paused clock a test then does the same each time it
     /// runs.
+    #[cfg(feature = "testing")]
     pub fn deterministic(mut self, seed: u64) -> Self {
         (self.seed, self.shares_threads) = (Some(seed), true);
         self

@@ -44,6 +44,7 @@ use crate::{
 };
 
 pub use build::{NodeBuilder, StartError};
+#[cfg(feature = "http")]
 pub(crate) use lists::PAGE_ROWS_MAX;
 pub use lists::{BulkView, DeadLetterView, EntityView, Listed, ReminderView, UnservedView};
 
@@ -302,6 +303,7 @@ impl Node {
 
     /// Stops at once, as if the process had been killed: nothing is finished or given up. For tests
     /// of what others do then.
+    #[cfg(feature = "testing")]
     pub async fn abort(&self) {
         self.0.abort().await;
     }

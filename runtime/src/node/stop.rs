@@ -34,6 +34,7 @@ impl Inner {
     }
 
     /// Stops at once: nothing is finished or given up.
+    #[cfg(feature = "testing")]
     pub(super) async fn abort(&self) {
         self.local().close();
         if let Some(cluster) = self.cluster() {

@@ -1,10 +1,6 @@
 //! What a partition is told once, and its only sources of numbers and randomness.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use stead_entities::{EntityId, Timestamp};
 
@@ -12,7 +8,7 @@ use super::{message::Work, watch::Watch};
 use crate::{
     config::Config,
     entropy::Entropy,
-    map::Set,
+    map::{Set, SharedSet},
     store::record::Settings,
     types::{EntityType, EntityTypes},
 };
@@ -39,7 +35,7 @@ pub(crate) struct Identity {
     /// How far minted numbers are ahead of the clock.
     pub(crate) numbers_ahead: Duration,
     /// The entity types that partitions of the node met and that it does not serve.
-    pub(crate) unserved: Arc<Mutex<BTreeSet<String>>>,
+    pub(crate) unserved: Arc<SharedSet<String>>,
 }
 
 /// What surrounds a partition, and what it draws from there.
@@ -130,9 +126,7 @@ impl Environment {
     /// Says once of a type, until the node starts anew, that something waits for it.
     pub(super) fn note_unserved(&mut self, id: &EntityId) {
         if self.unserved.insert(id.entity_type().to_owned()) {
-            let met = &self.identity.unserved;
-            let mut met = met.lock().unwrap_or_else(PoisonError::into_inner);
-            met.insert(id.entity_type().to_owned());
+            self.identity.unserved.insert(id.entity_type().to_owned());
             tracing::warn!(entity = %id, "signals or reminders wait for an entity type that is not served");
         }
     }

@@ -9,7 +9,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -21,6 +21,7 @@ use super::cluster::Cluster;
 use crate::{
     clock,
     commit::{Incarnation, Outbound},
+    map::{SharedMap, SharedSet},
     partition::{
         Handle,
         message::{Delivery, Input},
@@ -48,9 +49,9 @@ pub(crate) struct Links {
     incarnation: Arc<Incarnation>,
     partitions: Arc<[Handle]>,
     runtime: Runtime,
-    peers: Mutex<BTreeMap<u64, mpsc::Sender<Outgoing>>>,
+    peers: SharedMap<u64, mpsc::Sender<Outgoing>>,
     /// Partitions that may have missed something.
-    broken: Mutex<BTreeSet<u16>>,
+    broken: SharedSet<u16>,
     /// The number of the last link.
     number: AtomicU64,
     this: Weak<Self>,
@@ -68,8 +69,8 @@ impl Links {
             incarnation,
             partitions,
             runtime: runtime.clone(),
-            peers: Mutex::default(),
-            broken: Mutex::default(),
+            peers: SharedMap::default(),
+            broken: SharedSet::default(),
             number: AtomicU64::new(0),
             this: this.clone(),
         });
@@ -77,20 +78,15 @@ impl Links {
         links
     }
 
-    fn broken(&self) -> MutexGuard<'_, BTreeSet<u16>> {
-        self.broken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn post(&self, partition: u16, delivery: Option<Box<Delivery>>) {
         let owner = self.cluster.owner(partition);
         let other = owner.filter(|owner| owner.incarnation != self.incarnation.number);
         let sent = other.map(|owner| {
-            let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-            let queue = peers.entry(owner.incarnation).or_insert_with(|| self.connect(owner));
+            let queue = self.peers.entry(owner.incarnation).or_insert_with(|| self.connect(owner));
             queue.try_send((partition, delivery)).is_ok()
         });
         if sent != Some(true) {
-            self.broken().insert(partition);
+            self.broken.insert(partition);
         }
     }
 
@@ -114,14 +110,13 @@ async fn mend(links: Weak<Links>) {
         clock::sleep(MEND_PAUSE).await;
         let Some(links) = links.upgrade() else { return };
         let members = links.cluster.seen();
-        let mut peers = links.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        peers.retain(|incarnation, _| members.view.member(*incarnation).is_some());
-        drop(peers);
-        let broken: Vec<u16> = links.broken().iter().copied().collect();
+        links.peers.retain(|incarnation, _| members.view.member(*incarnation).is_some());
+        let mut broken: Vec<u16> = links.broken.iter().map(|partition| *partition).collect();
+        broken.sort_unstable();
         for partition in broken {
             let handle = &links.partitions[usize::from(partition)];
             if handle.is_open() {
-                links.broken().remove(&partition);
+                links.broken.remove(&partition);
                 handle.push(Input::Rescan);
             } else {
                 links.post(partition, None);
@@ -176,13 +171,15 @@ impl Link {
             lost = refused.into_iter().collect();
         }
         if let Some(links) = self.links.upgrade() {
-            links.broken().extend(lost);
+            for partition in lost {
+                links.broken.insert(partition);
+            }
         }
     }
 
     /// Gives a delivery its place; behind a loss it is the first of a new link.
     fn wake(&mut self, links: &Links, (partition, delivery): Outgoing) -> Wake {
-        let was_broken = links.broken().remove(&partition);
+        let was_broken = links.broken.remove(&partition).is_some();
         let own = links.incarnation.link().number;
         if std::mem::replace(&mut self.own, own) != own {
             self.places.clear();

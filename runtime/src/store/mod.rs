@@ -4,14 +4,23 @@
 //! Only `commit` calls [`Store::commit`]. A store answers how a commit ended and never guesses:
 //! committed, fenced, unavailable (definitely not committed) or unknown.
 
+#[cfg(any(test, feature = "testing"))]
 pub mod conformance;
+#[cfg(feature = "testing")]
 pub mod keys;
+#[cfg(not(feature = "testing"))]
+#[allow(dead_code, unreachable_pub, reason = "public for tests; no store uses every key")]
+pub(crate) mod keys;
 pub mod memory;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 #[cfg(feature = "rocksdb")]
 mod readers;
+#[cfg(feature = "testing")]
 pub mod record;
+#[cfg(not(feature = "testing"))]
+#[allow(dead_code, unreachable_pub, reason = "public for tests; some of it is re-exported")]
+pub(crate) mod record;
 #[cfg(feature = "rocksdb")]
 pub mod rocks;
 mod rows;

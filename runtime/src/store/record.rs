@@ -379,14 +379,6 @@ fn decode_fields<T: DeserializeOwned>(fields: &[u8]) -> Result<T, Damaged> {
     stored::decode(fields).map_err(|error| Damaged(error.to_string()))
 }
 
-/// Encodes an entity's state.
-///
-/// # Errors
-/// Where serde refuses a part of the state.
-pub fn encode_state<T: Serialize>(state: &T) -> Result<Vec<u8>, Damaged> {
-    stored::encode(state).map_err(|error| Damaged(error.to_string()))
-}
-
 /// Stored bytes of a state.
 #[derive(Debug)]
 pub struct StoredState<'b>(pub &'b [u8]);

@@ -13,6 +13,7 @@ use super::{
     },
 };
 
+#[cfg(feature = "postgres")]
 pub(super) type Row = (Vec<u8>, Vec<u8>);
 
 /// The most bytes of the rows that one page reads; a page has one row in any case.
@@ -30,6 +31,7 @@ pub(super) struct Limit {
     /// The most bytes that are read.
     bytes: usize,
     /// Whether only the first bytes of each value are needed, [`record::HEAD_BYTES_MAX`] of them.
+    #[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "others read no less"))]
     pub(super) heads_only: bool,
 }
 

@@ -5,6 +5,7 @@
 
 #[cfg(feature = "peers")]
 mod http;
+#[cfg(any(test, feature = "testing"))]
 mod memory;
 pub(crate) mod wire;
 
@@ -14,6 +15,7 @@ use stead_entities::BoxFuture;
 
 #[cfg(feature = "peers")]
 pub use http::{HttpTransport, SECRET_BYTES_MIN, Secret};
+#[cfg(any(test, feature = "testing"))]
 pub use memory::{Faults, Network};
 
 /// Why a message brought no answer.

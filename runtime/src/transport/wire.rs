@@ -272,7 +272,7 @@ mod tests {
 
     #[test]
     fn every_kind_of_failure_crosses_the_wire() {
-        for kind in KINDS {
+        for kind in ErrorKind::ALL {
             let failure = Failure::from(&Error::new(kind, "why"));
             let error =
                 Error::from(record::decode::<Failure>(&record::encode(&failure)).expect("read"));

@@ -124,12 +124,11 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let config = Config {
-            retry_delay: Duration::from_millis(10),
-            retries: 2,
-            turn_deadline: Duration::from_millis(200),
-            ..Config::default()
-        };
+        let config = Config::with(|config| {
+            config.retry_delay = Duration::from_millis(10);
+            config.retries = 2;
+            config.turn_deadline = Duration::from_millis(200);
+        });
         let clock = Arc::new(ManualClock::new(Timestamp::from_micros(1_000_000_000)));
         Self { disk: MemoryDisk::new(), clock, config }
     }

@@ -124,12 +124,11 @@ impl Run {
         let name = format!("n{number}");
         let seed = self.seed.wrapping_mul(31).wrapping_add(number as u64);
         let slow = || self.disk.share_slowly(seed, Duration::from_millis(8));
-        let config = Config {
-            lease: LEASE,
-            idle: Duration::from_millis(50),
-            call_deadline: Duration::from_secs(3),
-            ..Config::default()
-        };
+        let config = Config::with(|config| {
+            config.lease = LEASE;
+            config.idle = Duration::from_millis(50);
+            config.call_deadline = Duration::from_secs(3);
+        });
         loop {
             let store = slow();
             let started = Node::builder()

@@ -15,7 +15,7 @@ use super::{commit, commit_empty};
 
 /// Small buffers, so that logs are finished and removed soon.
 fn open(path: &Path) -> Result<RocksStore, OpenError> {
-    let settings = RocksSettings { write_buffer_bytes: 64 << 10, ..RocksSettings::default() };
+    let settings = RocksSettings::with(|settings| settings.write_buffer_bytes = 64 << 10);
     RocksStore::open_with(path, &settings)
 }
 
@@ -178,7 +178,7 @@ async fn a_clock_that_was_led_astray_is_set_back_and_numbers_still_grow() {
     let store = open(root.path()).expect("opens");
     assert_eq!(store.opened().time, astray, "it never goes back by itself");
     store.close().await;
-    let settings = RocksSettings { reset_clock: true, ..RocksSettings::default() };
+    let settings = RocksSettings::with(|settings| settings.reset_clock = true);
     let store = RocksStore::open_with(root.path(), &settings).expect("opens");
     assert!(store.opened().time.as_micros() <= now());
     let ahead = store.opened().numbers_ahead;
@@ -205,7 +205,7 @@ async fn a_clock_that_was_led_astray_is_set_back_and_numbers_still_grow() {
 async fn ids_never_repeat_after_the_clock_was_set_back() {
     let root = tempfile::tempdir().expect("a directory");
     let id = async |reset_clock: bool, astray: bool| {
-        let settings = RocksSettings { reset_clock, ..RocksSettings::default() };
+        let settings = RocksSettings::with(|settings| settings.reset_clock = reset_clock);
         let store = RocksStore::open_with(root.path(), &settings).expect("opens");
         let clock = std::sync::Arc::new(stead::clock::HighWaterClock::new());
         if astray {

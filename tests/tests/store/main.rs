@@ -140,7 +140,7 @@ async fn a_log_with_a_hole_is_refused() {
 #[tokio::test]
 async fn a_damaged_file_does_not_stop_commits_for_ever() {
     let directory = tempfile::tempdir().expect("a directory");
-    let settings = RocksSettings { write_buffer_bytes: 256 << 10, ..RocksSettings::default() };
+    let settings = RocksSettings::with(|settings| settings.write_buffer_bytes = 256 << 10);
     let open = || RocksStore::open_with(directory.path(), &settings).expect("opens");
     let store = open();
     write_some(&store, 40).await;

@@ -158,7 +158,7 @@ async fn a_database_that_may_lose_what_it_confirms_is_refused() -> Result<()> {
         let Some(database) = Database::start(&[&off]).await? else { return Ok(()) };
         let refused = PostgresStore::connect(&database.url()).await;
         assert!(matches!(refused, Err(ConnectError::Unsafe(name)) if name == setting));
-        let settings = PostgresSettings { unsafe_durability: true, ..PostgresSettings::default() };
+        let settings = PostgresSettings::with(|settings| settings.unsafe_durability = true);
         PostgresStore::connect_with(&database.url(), &settings).await?;
     }
     Ok(())

@@ -5,6 +5,8 @@
 //!
 //! [`MemoryDisk::share`] gives many nodes a way to one disk, each of which can be slow or cut off.
 
+#[cfg(any(test, feature = "testing"))]
+mod faults;
 mod shared;
 
 use std::{
@@ -18,6 +20,7 @@ use std::{
 use stead_entities::{BoxFuture, EntityId, Timestamp};
 use tokio::sync::Notify;
 
+#[cfg(any(test, feature = "testing"))]
 pub use self::shared::Reach;
 use self::shared::{Cluster, Way};
 use super::{
@@ -37,6 +40,10 @@ type Image = BTreeMap<Key, Vec<u8>>;
 
 /// What the next commit is to do instead of succeeding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(
+    not(any(test, feature = "testing")),
+    allow(dead_code, unreachable_pub, reason = "injected by tests only")
+)]
 pub enum Fault {
     /// Nothing is written; answered unavailable.
     Refuse,
@@ -125,43 +132,9 @@ impl MemoryDisk {
         disk.stalled = false;
     }
 
-    /// Lets the next commit end as `fault` says.
-    pub fn inject(&self, fault: Fault) {
-        self.lock().fault = Some(fault);
-    }
-
-    /// Holds every commit between writing and flushing, until [`MemoryDisk::resume`].
-    pub fn stall(&self) {
-        self.lock().stalled = true;
-    }
-
-    /// Flushes again.
-    pub fn resume(&self) {
-        self.lock().stalled = false;
-        self.1.notify_waiters();
-    }
-
     /// How many batches were committed.
     pub fn commits(&self) -> u64 {
         self.lock().commits
-    }
-
-    /// Changes the bytes of an entity's stored state.
-    pub fn damage(&self, id: &EntityId, change: impl FnOnce(&mut Vec<u8>)) {
-        let mut disk = self.lock();
-        let key = (Table::States, id.as_str().as_bytes().to_vec());
-        if let Some(bytes) = disk.live.get_mut(&key) {
-            change(bytes);
-            let bytes = bytes.clone();
-            disk.durable.insert(key, bytes);
-        }
-    }
-
-    /// Every row of a table, for audits.
-    pub fn rows(&self, table: Table) -> Vec<(Vec<u8>, Vec<u8>)> {
-        let disk = self.lock();
-        let in_table = disk.live.iter().filter(|((of, _), _)| *of == table);
-        in_table.map(|((_, key), value)| (key.clone(), value.clone())).collect()
     }
 
     /// Makes the live image durable, unless flushes are held.

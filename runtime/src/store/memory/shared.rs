@@ -36,6 +36,10 @@ const BEGINNING: i64 = 1_698_796_800_000_000;
 
 /// How a node reaches the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(
+    not(any(test, feature = "testing")),
+    allow(dead_code, unreachable_pub, reason = "set by tests only")
+)]
 #[repr(u8)]
 pub enum Reach {
     /// Both ways.
@@ -49,8 +53,8 @@ pub enum Reach {
 /// One node's way to the disk.
 #[derive(Debug, Default)]
 pub(super) struct Way {
-    reach: AtomicU8,
-    changed: Notify,
+    pub(super) reach: AtomicU8,
+    pub(super) changed: Notify,
     /// The longest that one direction takes, and what decides how long it does.
     slow: Option<(Duration, Mutex<Entropy>)>,
     is_shared: AtomicBool,
@@ -128,6 +132,13 @@ impl Cluster {
         last == Some(fence.number.wrapping_sub(1)) || Sabotage::AdvisoryFence.is_on()
     }
 
+    /// The incarnation of the member of a name.
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) fn incarnation_of(&self, name: &str) -> Option<u64> {
+        let found = self.nodes.iter().find(|node| &*node.registration.name == name);
+        found.map(|node| node.incarnation)
+    }
+
     fn member(&mut self, incarnation: u64) -> MemberResult<&mut Node> {
         let found = self.nodes.iter_mut().find(|node| node.incarnation == incarnation);
         found.ok_or(MemberError::Lost)
@@ -143,7 +154,7 @@ impl Cluster {
     }
 
     /// Removes a member, and frees what it owns.
-    fn remove(&mut self, incarnation: u64, is_clean: bool) {
+    pub(super) fn remove(&mut self, incarnation: u64, is_clean: bool) {
         self.lanes.remove(&incarnation);
         #[cfg(feature = "sabotage")]
         self.gone.extend(self.nodes.iter().filter(|it| it.incarnation == incarnation).cloned());
@@ -214,12 +225,7 @@ impl MemoryDisk {
         self.shared(None)
     }
 
-    /// The same, where each direction takes up to `longest`, as `seed` decides.
-    pub fn share_slowly(&self, seed: u64, longest: Duration) -> MemoryStore {
-        self.shared(Some((longest, Mutex::new(Entropy::seeded(seed)))))
-    }
-
-    fn shared(&self, slow: Option<(Duration, Mutex<Entropy>)>) -> MemoryStore {
+    pub(super) fn shared(&self, slow: Option<(Duration, Mutex<Entropy>)>) -> MemoryStore {
         let mut disk = self.lock();
         let time = disk.cluster.time();
         disk.cluster.partitions.resize(usize::from(SETTINGS.partitions), Ownership::default());
@@ -228,26 +234,9 @@ impl MemoryDisk {
         let opened = Opened::connected(SETTINGS, time);
         MemoryStore { disk: self.clone(), opened, poisoned: Arc::default(), way }
     }
-
-    /// Evicts the member of this name, though its lease has not run out, which it learns only when it
-    /// asks.
-    pub fn steal_lease(&self, name: &str) {
-        let mut disk = self.lock();
-        let mut nodes = disk.cluster.nodes.iter();
-        let found = nodes.find(|node| &*node.registration.name == name);
-        if let Some(incarnation) = found.map(|node| node.incarnation) {
-            disk.cluster.remove(incarnation, false);
-        }
-    }
 }
 
 impl MemoryStore {
-    /// Cuts or heals the way to the disk.
-    pub fn set_reach(&self, reach: Reach) {
-        self.way.reach.store(reach as u8, Ordering::SeqCst);
-        self.way.changed.notify_waiters();
-    }
-
     /// Learns how a batch ended whose answer did not arrive, once the disk can be reached again.
     pub(super) async fn settle(&self, fence: &Fence, _why: String) -> CommitOutcome {
         self.way.healed().await;

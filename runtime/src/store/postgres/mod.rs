@@ -67,6 +67,7 @@ type Value<'v> = (&'v (dyn ToSql + Sync), Type);
 
 /// How a store in PostgreSQL is opened.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct PostgresSettings {
     /// The name of the node. `node`.
     pub node: Arc<str>,
@@ -81,6 +82,15 @@ pub struct PostgresSettings {
     /// Sets the store's clock back to the database's where it is ahead, once, at this opening. For one
     /// node; many nodes follow the database's clock. Not set.
     pub reset_clock: bool,
+}
+
+impl PostgresSettings {
+    /// The defaults, with what `change` sets.
+    pub fn with(change: impl FnOnce(&mut Self)) -> Self {
+        let mut settings = Self::default();
+        change(&mut settings);
+        settings
+    }
 }
 
 impl Default for PostgresSettings {

@@ -29,6 +29,7 @@ const PARTITIONS_MAX: u16 = 4_096;
 
 /// How a directory is used.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct RocksSettings {
     /// The name of the node, written as the owner.
     pub node: Arc<str>,
@@ -46,6 +47,15 @@ pub struct RocksSettings {
     /// Sets the store's clock back to the wall clock where it is ahead, once, at this opening. For a
     /// store that a wall clock far ahead has led astray. Not set.
     pub reset_clock: bool,
+}
+
+impl RocksSettings {
+    /// The defaults, with what `change` sets.
+    pub fn with(change: impl FnOnce(&mut Self)) -> Self {
+        let mut settings = Self::default();
+        change(&mut settings);
+        settings
+    }
 }
 
 impl Default for RocksSettings {

@@ -1,0 +1,71 @@
+//! Faults of a disk in memory, and looks at it, for tests.
+
+use std::{
+    sync::{Mutex, atomic::Ordering},
+    time::Duration,
+};
+
+use stead_entities::EntityId;
+
+use super::{Fault, MemoryDisk, MemoryStore, Reach};
+use crate::{entropy::Entropy, store::keys::Table};
+
+impl MemoryDisk {
+    /// Lets the next commit end as `fault` says.
+    pub fn inject(&self, fault: Fault) {
+        self.lock().fault = Some(fault);
+    }
+
+    /// Holds every commit between writing and flushing, until [`MemoryDisk::resume`].
+    pub fn stall(&self) {
+        self.lock().stalled = true;
+    }
+
+    /// Flushes again.
+    pub fn resume(&self) {
+        self.lock().stalled = false;
+        self.1.notify_waiters();
+    }
+
+    /// Changes the bytes of an entity's stored state.
+    pub fn damage(&self, id: &EntityId, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut disk = self.lock();
+        let key = (Table::States, id.as_str().as_bytes().to_vec());
+        if let Some(bytes) = disk.live.get_mut(&key) {
+            change(bytes);
+            let bytes = bytes.clone();
+            disk.durable.insert(key, bytes);
+        }
+    }
+
+    /// Every row of a table, for audits.
+    pub fn rows(&self, table: Table) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let disk = self.lock();
+        let in_table = disk.live.iter().filter(|((of, _), _)| *of == table);
+        in_table.map(|((_, key), value)| (key.clone(), value.clone())).collect()
+    }
+
+    /// A way to this disk as [`MemoryDisk::share`] gives, where each direction takes up to `longest`, as
+    /// `seed` decides.
+    pub fn share_slowly(&self, seed: u64, longest: Duration) -> MemoryStore {
+        self.shared(Some((longest, Mutex::new(Entropy::seeded(seed)))))
+    }
+
+    /// Evicts the member of this name, though its lease has not run out, which it learns only when it
+    /// asks.
+    pub fn steal_lease(&self, name: &str) {
+        let mut disk = self.lock();
+        let found = disk.cluster.incarnation_of(name);
+        if let Some(incarnation) = found {
+            disk.cluster.remove(incarnation, false);
+        }
+    }
+}
+
+impl MemoryStore {
+    /// Cuts or heals the way to the disk.
+    pub fn set_reach(&self, reach: Reach) {
+        self.way.reach.store(reach as u8, Ordering::SeqCst);
+        self.way.changed.notify_waiters();
+    }
+}
