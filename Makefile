@@ -9,7 +9,7 @@ ifdef CI
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/stead/target
 endif
 
-.PHONY: setup binary build serve cluster test check features bench sabotage permits
+.PHONY: setup binary build serve cluster test check features bench sabotage permits nightly
 
 setup:
 	@bash examples/setup.sh
@@ -68,3 +68,9 @@ sabotage: setup
 
 permits: build
 	$${CARGO_TARGET_DIR:-target}/release/permits drive --kills $(KILLS) --seed $(SEED)
+
+# Seeds that the gate has no time for, from SEED thousand on: clusters in one process, then real nodes.
+nightly: build
+	@bash tests/setup.sh
+	STEAD_SEEDS=$(SEED)000..$(SEED)400 $(CARGO) test --release --locked -p stead-tests --bins --test simulation
+	STEAD_SEEDS=$(SEED)000..$(SEED)060 $(CARGO) test --release --locked -p stead-tests --bins --test cluster nothing_is_lost

@@ -33,14 +33,14 @@ impl Unruly {
         std::future::pending::<()>().await;
     }
 
-    pub fn spin(&mut self) {
+    pub fn block(&mut self) {
         loop {
             std::hint::spin_loop();
         }
     }
 
-    pub fn send_spin(&mut self, ctx: &mut Context, to: String) {
-        ctx.signal(Self::of(&to).spin());
+    pub fn send_block(&mut self, ctx: &mut Context, to: String) {
+        ctx.signal(Self::of(&to).block());
     }
 
     pub fn entries(&self) -> Vec<u32> {

@@ -14,7 +14,7 @@ pub const EFFECT_BYTES_PER_TURN_MAX: usize = 4 << 20;
 /// The longest name of a reminder, in bytes.
 pub const REMINDER_NAME_BYTES_MAX: usize = 128;
 
-/// The surroundings of one turn, handed to an operation that asks for `ctx: &mut Context`, or to a
+/// What one turn sees and does, handed to an operation that asks for `ctx: &mut Context`, or to a
 /// query that asks for `ctx: &Context`.
 ///
 /// Effects are kept here and become real in the turn's commit, or not at all. A wish that breaks a
@@ -85,7 +85,7 @@ impl Context {
     }
 
     /// How many turns of this entity were committed before this one. It never repeats for one
-    /// incarnation of the entity and starts again at zero after a deletion.
+    /// generation of the entity and starts again at zero after a deletion.
     pub fn revision(&self) -> u64 {
         self.turn.revision
     }
@@ -150,7 +150,7 @@ impl Context {
         let (name, schedule) = (name.into(), schedule.into());
         if self.deleted {
             let rule = "an entity that is deleted in this turn has no reminders: set it before, to \
-                        have it removed, or let a signal to itself set it in its next incarnation";
+                        have it removed, or let a signal to itself set it in its next generation";
             return self.fail(Error::new(ErrorKind::Invalid, rule));
         }
         if name.is_empty() || name.len() > REMINDER_NAME_BYTES_MAX {
@@ -193,7 +193,7 @@ impl Context {
 
     /// Deletes this entity in this turn's commit: its state and its reminders, also those that this
     /// turn set before. Operations behind this one, and signals that this turn sends to the entity
-    /// itself, apply to its next incarnation, which begins with the default state.
+    /// itself, apply to its next generation, which begins with the default state.
     pub fn delete(&mut self) {
         self.deleted = true;
     }

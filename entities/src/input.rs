@@ -1,4 +1,4 @@
-//! Arguments arrive as JSON and are checked at the door: types, unknown fields, depth.
+//! Arguments arrive as JSON and are checked where they arrive: types, unknown fields, depth.
 //!
 //! What this cannot see: unknown fields inside a value that its type reads as a whole
 //! (`serde_json::Value`), below a `flatten` or `untagged` attribute, and the second of two equal

@@ -51,11 +51,11 @@ impl Request {
     }
 }
 
-/// A committed state of an entity: its incarnation, and how many turns of that were committed. HTTP
+/// A committed state of an entity: its generation, and how many turns of that were committed. HTTP
 /// shows it as an ETag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Version {
-    /// Which incarnation of the entity this is.
+    /// Which generation of the entity this is: it grows with each deletion.
     pub generation: u64,
     /// How many turns of it were committed.
     pub revision: u64,

@@ -42,25 +42,25 @@ impl Dial {
         format!("{layout} {request} {key} {value} {of}")
     }
 
-    pub fn with_context(&mut self, input: i64, surroundings: &mut Context, ctx: i64) -> String {
-        format!("{input} {} {ctx}", surroundings.key())
+    pub fn with_context(&mut self, input: i64, environment: &mut Context, ctx: i64) -> String {
+        format!("{input} {} {ctx}", environment.key())
     }
 
     pub async fn awaited(&mut self, state: &mut Context, ctx: i64) -> String {
         format!("{} {ctx}", state.key())
     }
 
-    pub fn renamed(self: &mut Self, surroundings: &mut Ctx, more: i64) -> String {
-        surroundings.cancel_reminder("none");
-        format!("{} {more}", surroundings.key())
+    pub fn renamed(self: &mut Self, environment: &mut Ctx, more: i64) -> String {
+        environment.cancel_reminder("none");
+        format!("{} {more}", environment.key())
     }
 
-    pub async fn renamed_awaited(&mut self, surroundings: &mut Environment) -> String {
-        surroundings.key().to_owned()
+    pub async fn renamed_awaited(&mut self, environment: &mut Environment) -> String {
+        environment.key().to_owned()
     }
 
-    pub fn renamed_asked(self: &Self, surroundings: &Environment) -> String {
-        surroundings.key().to_owned()
+    pub fn renamed_asked(self: &Self, environment: &Environment) -> String {
+        environment.key().to_owned()
     }
 
     pub fn marked(&mut self, mut amount: i64, _unused: i64, __double: i64) -> i64 {

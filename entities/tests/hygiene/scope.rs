@@ -109,8 +109,8 @@ mod shadowed {
             ::core::result::Result::Ok(self.lit)
         }
 
-        pub async fn awaited(&mut self, surroundings: &mut ::stead_entities::Context) -> bool {
-            surroundings.delete();
+        pub async fn awaited(&mut self, environment: &mut ::stead_entities::Context) -> bool {
+            environment.delete();
             self.lit
         }
     }

@@ -1,5 +1,5 @@
 //! The committer: the single write path. It gathers the finished write groups of all partitions into one
-//! batch, has the store commit it, and only then lets out what the write groups hold.
+//! batch, has the store commit it, and only then releases what the write groups hold.
 //!
 //! This is where a signal becomes durable: [`Committer::commit`] awaits [`Store::commit`], and
 //! nothing of a write group leaves before that answers `Committed`.

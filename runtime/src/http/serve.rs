@@ -139,7 +139,7 @@ impl Server {
         drop(self.listeners);
         let _all_closed_already = closing.send(true);
         let ended = async { while connections.join_next().await.is_some() {} };
-        let _out_of_patience = clock::within(grace, ended).await;
+        let _out_of_time = clock::within(grace, ended).await;
         connections.shutdown().await;
     }
 }

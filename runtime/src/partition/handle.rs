@@ -1,8 +1,8 @@
 //! The way to a partition: a queue of our own before its actor.
 //!
 //! ractor's mailbox is unbounded, so inputs wait here, where admission bounds them; at most one
-//! wake-up is under way. The queue has a door: it is shut while the partition is not this node's, and
-//! whoever finds it shut has changed nothing and asks elsewhere.
+//! wake-up is under way. The queue is open while this node owns the partition. Whoever finds it closed has
+//! changed nothing, and asks elsewhere.
 
 use std::{
     collections::VecDeque,
@@ -130,7 +130,7 @@ impl Handle {
     }
 
     /// Takes nothing more in; what was taken in goes on.
-    pub(crate) fn shut(&self) {
+    pub(crate) fn close(&self) {
         self.lock().is_open = false;
     }
 
@@ -148,7 +148,7 @@ impl Handle {
         self.wake();
     }
 
-    /// Sleeps, whatever waits, until something else happens.
+    /// Parks, whatever waits, until something else happens.
     pub(super) fn park(&self) {
         self.lock().is_awake = false;
     }

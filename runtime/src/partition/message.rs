@@ -284,7 +284,7 @@ pub(crate) enum CommitRequest {
 /// The way to the committer.
 pub(crate) type CommitSender = mpsc::Sender<CommitRequest>;
 
-/// The finished turns of one step: written together, and let out together once they are durable.
+/// The finished turns of one step: written together, and released together once they are durable.
 #[derive(Debug, Default)]
 pub(crate) struct WriteGroup {
     pub(crate) partition: u16,

@@ -315,7 +315,7 @@ impl Partition {
         self.outputs.push(Output::Commit(group));
     }
 
-    /// Lets out what waited for the write groups up to this number, which are durable.
+    /// Releases what waited for the write groups up to this number, which are durable.
     fn release(&mut self, number: u64) {
         self.group.committed(number);
         while let Some(release) = self.group.next_release() {

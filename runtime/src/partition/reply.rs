@@ -40,9 +40,9 @@ pub(crate) enum Response {
 /// A committed state as HTTP shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StateView {
-    /// Which incarnation of the entity this is.
+    /// Which generation of the entity this is: it grows with each deletion.
     pub generation: u64,
-    /// How many turns of this incarnation were committed.
+    /// How many turns of this generation were committed.
     pub revision: u64,
     /// When the last of them was committed.
     pub committed_at: Timestamp,

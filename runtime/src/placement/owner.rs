@@ -244,7 +244,7 @@ async fn hand_over(
     committer: CommitSender,
     deadline: Duration,
 ) -> u16 {
-    handle.shut();
+    handle.close();
     let (reply_to, drained) = ReplySender::new(deadline, None);
     handle.push(Input::Drain(reply_to));
     let in_time = clock::within(deadline, drained).await;

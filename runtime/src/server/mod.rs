@@ -36,7 +36,7 @@ pub mod exit {
     /// The log is shorter than what is known to be durable.
     pub const LOST_TAIL: u8 = 6;
     /// An operation does not end.
-    pub const SPINNING: u8 = 7;
+    pub const BLOCKED: u8 = 7;
 }
 
 /// Reads the command line, hosts what `entities` adds to the node, and ends the process with one of

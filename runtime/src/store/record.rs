@@ -22,9 +22,9 @@ pub struct Damaged(pub String);
 pub struct StateRecord {
     /// The version of the state's layout.
     pub version: u32,
-    /// Which incarnation of the entity this is; it only grows.
+    /// Which generation of the entity this is; it only grows.
     pub generation: u64,
-    /// How many turns of this incarnation were committed.
+    /// How many turns of this generation were committed.
     pub revision: u64,
     /// The revision that was stored before this one; 0 if none was.
     pub follows: u64,
@@ -43,9 +43,9 @@ pub struct StateRecord {
 pub struct StateHead {
     /// The version of the state's layout.
     pub version: u32,
-    /// Which incarnation of the entity this is; it only grows.
+    /// Which generation of the entity this is; it only grows.
     pub generation: u64,
-    /// How many turns of this incarnation were committed.
+    /// How many turns of this generation were committed.
     pub revision: u64,
     /// The revision that was stored before this one; 0 if none was.
     pub follows: u64,

@@ -97,7 +97,7 @@ async fn the_idle_limit_is_a_setting_and_counts_between_requests_only() -> Resul
 }
 
 /// The connections of a write group.
-const BURST: usize = 2_000;
+const AT_ONCE: usize = 2_000;
 
 /// Room for a write group in this process, if there can be any, and in the system.
 fn has_room() -> Result<bool> {
@@ -106,11 +106,11 @@ fn has_room() -> Result<bool> {
     setrlimit(Resource::Nofile, files)?;
     let backlog =
         std::fs::read_to_string("/proc/sys/net/core/somaxconn")?.trim().parse::<usize>()?;
-    Ok(backlog >= BURST && files.maximum.is_none_or(|most| most as usize > 2 * BURST))
+    Ok(backlog >= AT_ONCE && files.maximum.is_none_or(|most| most as usize > 2 * AT_ONCE))
 }
 
 #[tokio::test]
-async fn a_burst_of_connections_waits_its_turn() -> Result<()> {
+async fn very_many_connections_at_once_wait_their_turn() -> Result<()> {
     if !has_room()? {
         leave_out("2,000 connections at once: the system allows fewer");
         return Ok(());
@@ -121,7 +121,7 @@ async fn a_burst_of_connections_waits_its_turn() -> Result<()> {
     // Nobody accepts, so that only the backlog decides, and not how fast this machine is.
     server.signal(Signal::STOP)?;
     let mut connecting = JoinSet::new();
-    for _ in 0..BURST {
+    for _ in 0..AT_ONCE {
         connecting.spawn(TcpStream::connect(address));
     }
     let all = tokio::time::timeout(Duration::from_secs(20), async {

@@ -48,16 +48,16 @@ async fn an_operation_that_blocks_its_thread_ends_the_process_and_is_retired() -
     let limits = ["--turn-deadline", "0.3", "--block-limit", "1.5"];
     let mut server = unruly(data.path(), &limits, "").await?;
     server.call("/v1/entities/unruly/to/calls/append", "1").await?;
-    let spun = server.post("/v1/entities/unruly/other/calls/spin", "").send().await?;
-    let (status, slug, _) = problem(spun).await?;
+    let blocked = server.post("/v1/entities/unruly/other/calls/block", "").send().await?;
+    let (status, slug, _) = problem(blocked).await?;
     assert_eq!((status, slug.as_str()), (504, "unknown"), "told at its deadline");
     let (status, _, detail) = problem(server.get("/readyz").send().await?).await?;
     assert_eq!(status, 503);
-    assert!(detail.contains("spin of unruly/other"), "{detail}");
+    assert!(detail.contains("block of unruly/other"), "{detail}");
     assert_eq!(server.wait_exit().await?.code(), Some(7));
     // What was accepted is tried again after the restart, until it is retired.
     let mut server = unruly(data.path(), &limits, "").await?;
-    server.call("/v1/entities/unruly/from/calls/send_spin", "\"to\"").await?;
+    server.call("/v1/entities/unruly/from/calls/send_block", "\"to\"").await?;
     assert_eq!(server.wait_exit().await?.code(), Some(7));
     let server = unruly(data.path(), &limits, "").await?;
     assert_eq!(
@@ -66,7 +66,7 @@ async fn an_operation_that_blocks_its_thread_ends_the_process_and_is_retired() -
         "the entity goes on"
     );
     let letters = server.get("/v1/dead-letters").send().await?.text().await?;
-    assert!(letters.contains("\"spin\"") && letters.contains("unruly/to"), "{letters}");
+    assert!(letters.contains("\"block\"") && letters.contains("unruly/to"), "{letters}");
     Ok(())
 }
 

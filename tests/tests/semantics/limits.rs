@@ -66,17 +66,17 @@ async fn an_operation_that_blocks_its_thread_is_named_and_retired() {
     let node = world.start().await;
     node.entity::<Journal>("to").append(1).await.expect("a call");
     assert!(node.ready().await.is_ok());
-    let error = node.entity::<Journal>("direct").spin().await.expect_err("blocks");
+    let error = node.entity::<Journal>("direct").block().await.expect_err("blocks");
     assert_eq!(kind(&error), Some(ErrorKind::Unknown), "told at the turn's deadline");
-    assert!(node.ready().await.expect_err("not ready").contains("spin of journal/direct"));
+    assert!(node.ready().await.expect_err("not ready").contains("block of journal/direct"));
     let (world, node) = (World { disk: MemoryDisk::new(), ..world }, node);
     assert!(matches!(node.failed().await, stead::Fatal::Blocked(_)));
 
     let node = world.start().await;
     node.entity::<Journal>("to").append(1).await.expect("a call");
-    node.entity::<Journal>("from").send_spin("to".into()).await.expect("a call");
+    node.entity::<Journal>("from").send_block("to".into()).await.expect("a call");
     let stead::Fatal::Blocked(name) = node.failed().await else { panic!("another reason") };
-    assert_eq!(name, "spin of journal/to");
+    assert_eq!(name, "block of journal/to");
     world.disk.crash();
     let node = world.start().await;
     expect_entries(&node, "to", &[1]).await;

@@ -97,14 +97,14 @@ impl Journal {
     }
 
     /// Blocks its thread until the test lets it go.
-    pub fn spin(&mut self) {
+    pub fn block(&mut self) {
         while !LET_GO.load(Ordering::SeqCst) {
             std::thread::yield_now();
         }
     }
 
-    pub fn send_spin(&mut self, ctx: &mut Context, to: String) {
-        ctx.signal(Self::of(&to).spin());
+    pub fn send_block(&mut self, ctx: &mut Context, to: String) {
+        ctx.signal(Self::of(&to).block());
     }
 
     pub(crate) fn hidden(&mut self) {}

@@ -44,7 +44,7 @@ async fn a_reminder_that_was_set_again_fires_once_at_its_new_time() {
     journal.remind_once(30, 1).await.expect("a call");
     journal.remind_once(90, 2).await.expect("a call");
     world.advance(31);
-    // A new generation reads the window anew.
+    // A new term reads the window anew.
     world.disk.crash();
     let node = world.start().await;
     expect_entries(&node, "a", &[]).await;

@@ -263,7 +263,7 @@ impl Bench {
         let term = self.partition.term();
         let store = &self.store;
         let answer = |read| match read {
-            Output::Barrier(generation) => Input::Barrier(generation),
+            Output::Barrier(term) => Input::Barrier(term),
             Output::Recover => Input::Recovered(term, ready(store.receivers(0))),
             Output::Load(id) => Input::Loaded(term, id.clone(), Box::new(ready(store.load(id)))),
             Output::Inbox(id, after) => {

@@ -139,7 +139,7 @@ fn a_deletion_with_very_many_delayed_signals_goes_step_by_step_and_none_is_appli
     }
     assert_eq!(answer(told(deleted)), Some(Response::Done));
     assert!(bench.rows(Table::Reminders) > 1_000, "most of them are removed behind it");
-    // The next incarnation goes on meanwhile, with delayed signals of its own.
+    // The next generation goes on meanwhile, with delayed signals of its own.
     let called = bench.call("a", "append", "7");
     let due = Some(bench.now + Duration::from_secs(30));
     let delayed = bench.send("a", Sent { due, ..sent("append", "8") });
