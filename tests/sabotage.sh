@@ -6,10 +6,10 @@ cd "$(dirname "$0")/.."
 # Number and name of each, as the runtime lists them.
 list=$(sed -n 's/^    \(X[0-9]*\) \([A-Za-z]*\) breaks.*/\1 \2/p' runtime/src/sabotage.rs)
 all=${*:-$(cut -d ' ' -f 1 <<<"$list")}
-run=(cargo test --release --locked --features stead/sabotage -p stead -p stead-tests --lib --bins
+run=(cargo test --release --locked --features stead/sabotage,stead/server -p stead -p stead-tests --lib --bins
   --test store --test semantics --test http --test simulation)
 # What takes real nodes, whose wall clocks differ.
-nodes=(cargo test --release --locked --features stead/sabotage -p stead-tests --bins --test cluster)
+nodes=(cargo test --release --locked --features stead/sabotage,stead/server -p stead-tests --bins --test cluster)
 "${run[@]}" --no-run
 "${nodes[@]}" --no-run
 # Half a minute that no sabotage is about.

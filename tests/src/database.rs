@@ -5,10 +5,9 @@ use std::{
     os::unix::{fs::chown, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::Duration,
 };
 
-use crate::{free_address, leave_out};
+use crate::{free_address, leave_out, wait};
 use anyhow::{Context as _, Result, bail};
 use reqwest::Url;
 use rustix::process::{Pid, Signal, geteuid, kill_process};
@@ -131,14 +130,11 @@ impl Database {
     }
 
     async fn answers(&self) -> Result<()> {
-        for _ in 0..1_500 {
+        let connects = async || {
             let connected = tokio_postgres::connect(self.url.as_str(), NoTls).await;
-            if connected.is_ok() {
-                return Ok(());
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        bail!("PostgreSQL does not answer within 30 s")
+            Ok(connected.is_ok().then_some(()))
+        };
+        wait::until("PostgreSQL answers", connects).await
     }
 
     /// The first column of the first row of a query.

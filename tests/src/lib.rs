@@ -12,6 +12,7 @@ pub mod log;
 pub mod plain;
 pub mod proxy;
 pub mod random;
+pub mod wait;
 
 use std::{
     io::Write as _,
@@ -145,13 +146,9 @@ pub fn server_among(
 /// # Errors
 /// Where nobody does within 30 s.
 pub async fn wait_alive(address: SocketAddr) -> Result<()> {
-    for _ in 0..1_500 {
-        if reqwest::get(format!("http://{address}/livez")).await.is_ok() {
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    bail!("nobody serves at {address} within 30 s")
+    let url = format!("http://{address}/livez");
+    let answers = async || Ok(reqwest::get(&url).await.is_ok().then_some(()));
+    wait::until(&format!("somebody serves at {address}"), answers).await
 }
 
 impl Server {
@@ -177,16 +174,13 @@ impl Server {
     }
 
     async fn wait_alive(&mut self) -> Result<()> {
-        for _ in 0..1_500 {
+        let answers = async || {
             if let Some(status) = self.child.try_wait()? {
                 bail!("the server exited: {status}");
             }
-            if self.get("/livez").send().await.is_ok() {
-                return Ok(());
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        bail!("the server does not answer within 30 s")
+            Ok(self.get("/livez").send().await.is_ok().then_some(()))
+        };
+        wait::until("the server answers", answers).await
     }
 
     /// Where the server listens.
@@ -245,7 +239,7 @@ impl Server {
     /// Asks the process to end and waits for it.
     ///
     /// # Errors
-    /// Where it does not end within 15 s.
+    /// Where it does not end within 30 s.
     pub async fn terminate(mut self) -> Result<ExitStatus> {
         self.ask_to_stop()?;
         self.wait_exit().await
@@ -273,13 +267,7 @@ impl Server {
     /// # Errors
     /// Where it does not end within 15 s.
     pub async fn wait_exit(&mut self) -> Result<ExitStatus> {
-        for _ in 0..750 {
-            if let Some(status) = self.child.try_wait()? {
-                return Ok(status);
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        bail!("the server does not end within 15 s")
+        wait::until("the server ends", async || Ok(self.child.try_wait()?)).await
     }
 }
 

@@ -361,6 +361,41 @@ fn words_that_were_given_up_do_not_come_back() {
     assert!(found.is_empty(), "{found:#?}");
 }
 
+/// Where tests sleep, how often, and why nothing could be waited for instead.
+const SLEEPS: [(&str, usize, &str); 19] = [
+    ("src/wait.rs", 1, "asks again for what nobody tells of"),
+    ("src/proxy.rs", 1, "what was held passes later"),
+    ("tests/crash.rs", 1, "the moment of a kill"),
+    ("tests/cluster/clocks.rs", 1, "nobody must be evicted meanwhile"),
+    ("tests/cluster/refusals.rs", 1, "a lease has to run out behind a cut"),
+    ("tests/cluster/run.rs", 3, "the moments of faults, requests and looks"),
+    ("tests/cluster/wrong.rs", 4, "how long faults last"),
+    ("tests/http/disk.rs", 1, "paces what fills a disk"),
+    ("tests/http/places.rs", 1, "the moment of a stop"),
+    ("tests/http/refusals.rs", 1, "a client that crawls"),
+    ("tests/http/waiting.rs", 2, "paces replays that are withdrawn at their deadlines"),
+    ("tests/semantics/keys.rs", 1, "callers arrive while a flush is held"),
+    ("tests/semantics/limits.rs", 3, "callers arrive while an operation hangs"),
+    ("tests/semantics/reminders.rs", 2, "nothing must be applied meanwhile"),
+    ("tests/semantics/turns.rs", 3, "nothing must be answered meanwhile"),
+    ("tests/simulation/run.rs", 10, "virtual time"),
+    ("tests/store/backups.rs", 1, "references are dropped later"),
+    ("tests/store/main.rs", 1, "paces batches, between which files are written"),
+    ("tests/store/postgres.rs", 1, "a commit that is on its way has to arrive"),
+];
+
+#[test]
+fn tests_wait_for_events() {
+    for (path, text) in sources() {
+        let Ok(path) = path.strip_prefix("tests") else { continue };
+        let sleeps = text.matches("sleep(").count();
+        let name = path.to_string_lossy();
+        let allowed = SLEEPS.iter().find(|(of, ..)| *of == name).map_or(0, |(_, count, _)| *count);
+        let is_this = path.ends_with("tidy.rs");
+        assert!(is_this || sleeps <= allowed, "{name} sleeps {sleeps} times; use `wait::until`");
+    }
+}
+
 #[test]
 fn every_sabotage_breaks_an_invariant_and_is_used() {
     let invariants = text_of("runtime/src/docs/invariants.md");

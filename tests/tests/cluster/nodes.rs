@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
-use stead_tests::{binary, database::Database, free_address, proxy::Proxy};
+use stead_tests::{binary, database::Database, free_address, proxy::Proxy, wait::until};
 
 /// How long leases last.
 pub const LEASE: Duration = Duration::from_secs(1);
@@ -80,11 +80,8 @@ impl NodeProcess {
     /// Waits until the process has ended.
     pub async fn ended(&mut self) -> Result<()> {
         let Some(mut child) = self.child.take() else { return Ok(()) };
-        for _ in 0..1_500 {
-            if child.try_wait()?.is_some() {
-                return Ok(());
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+        if until("the node ends", async || Ok(child.try_wait()?)).await.is_ok() {
+            return Ok(());
         }
         let _killed = child.kill();
         let _reaped = child.wait();

@@ -8,7 +8,8 @@ use std::{
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 use stead_tests::{
-    database::Database, free_address, proxy::Proxy, secret_file, server_among, wait_alive,
+    database::Database, free_address, proxy::Proxy, secret_file, server_among, wait::until,
+    wait_alive,
 };
 use tempfile::NamedTempFile;
 
@@ -114,28 +115,20 @@ async fn a_database_that_is_gone_is_503_until_it_is_back() -> Result<()> {
     let ready = client.get(format!("http://{address}/readyz")).send().await?;
     assert_eq!(ready.status(), 503);
     proxy.pass(stead_tests::proxy::Passes::All);
-    for _ in 0..100 {
-        if call().await?.is_err() {
-            // No problem document: a result.
-            return Ok(());
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    }
-    anyhow::bail!("the node does not come back")
+    // No problem document is a result.
+    let is_back = async || Ok(call().await?.is_err().then_some(()));
+    until("the node comes back", is_back).await
 }
 
 /// Waits until this node owns everything.
 async fn owns_all(address: SocketAddr, name: &str) -> Result<()> {
-    for _ in 0..300 {
+    let owns = async || {
         let shown: Value =
             reqwest::get(format!("http://{address}/v1/cluster")).await?.json().await?;
         let mut partitions = shown["partitions"].as_array().context("partitions")?.iter();
-        if partitions.all(|partition| partition["owner"] == name) {
-            return Ok(());
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    }
-    anyhow::bail!("{name} does not own everything within 30 s")
+        Ok(partitions.all(|partition| partition["owner"] == name).then_some(()))
+    };
+    until(&format!("{name} owns everything"), owns).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -147,9 +140,9 @@ async fn a_member_whose_row_was_removed_joins_again_and_owns_everything() -> Res
     let _node = run(command, address).await?;
     owns_all(address, "only").await?;
     database.execute("delete from stead_nodes").await?;
-    while database.number("select count(*) from stead_lanes").await? < 2 {
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+    let lanes = "select count(*) from stead_lanes";
+    until("it joins again", async || Ok((database.number(lanes).await? >= 2).then_some(())))
+        .await?;
     owns_all(address, "only").await
 }
 
@@ -204,9 +197,7 @@ async fn a_node_serves_what_it_knows_and_leaves_the_rest_untouched() -> Result<(
         let shown: Value = shown.json().await?;
         anyhow::Ok(shown["moves"].as_array().map_or(1, Vec::len))
     };
-    while moves().await? > 0 {
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    }
+    until("everything has moved", async || Ok((moves().await? == 0).then_some(()))).await?;
     let (mut served, mut refused) = (0, 0);
     for number in 0..40 {
         let address = addresses[number % 2];

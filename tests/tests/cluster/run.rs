@@ -18,6 +18,7 @@ use stead_tests::{
     log::Log,
     random::Random,
     secret_file,
+    wait::until,
 };
 use tempfile::NamedTempFile;
 
@@ -177,13 +178,8 @@ impl Run {
 impl Shared {
     async fn wait_alive(&self) -> Result<()> {
         let client = Client::new(&self.urls[0])?;
-        for _ in 0..300 {
-            if client.entity::<Log>("e0").all().await.is_ok() {
-                return Ok(());
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        bail!("the cluster does not answer within 30 s")
+        let answers = async || Ok(client.entity::<Log>("e0").all().await.is_ok().then_some(()));
+        until("the cluster answers", answers).await
     }
 
     /// Sends requests through any node until each is answered, until all is over.

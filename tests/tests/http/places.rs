@@ -206,14 +206,8 @@ async fn a_stop_in_the_first_moments_of_a_container_is_not_lost() -> Result<()> 
         tokio::time::sleep(Duration::from_millis(moment)).await;
         let id = i32::try_from(process).ok().and_then(rustix::process::Pid::from_raw);
         rustix::process::kill_process(id.context("a process")?, rustix::process::Signal::TERM)?;
-        let deadline = Instant::now() + Duration::from_secs(15);
-        let ended = loop {
-            if let Some(ended) = told.child.try_wait()? {
-                break ended;
-            }
-            ensure!(Instant::now() < deadline, "a stop {moment} ms after the start is lost");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        };
+        let what = format!("it ends, told so {moment} ms after the start");
+        let ended = stead_tests::wait::until(&what, async || Ok(told.child.try_wait()?)).await?;
         assert_eq!(ended.code(), Some(0), "{moment} ms");
     }
     Ok(())

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
-use stead_tests::{Server, command_of, free_address, problem};
+use stead_tests::{Server, command_of, free_address, problem, wait::until};
 use tokio::task::JoinSet;
 
 const C: &str = "/v1/entities/counter/c";
@@ -86,12 +86,8 @@ async fn a_delayed_signal_is_cancelled_and_causes_no_turn() -> Result<()> {
         let value = server.get(&format!("{C}/queries/value")).send().await?;
         anyhow::Ok(value.text().await?)
     };
-    for _ in 0..250 {
-        if queried().await? == "10" {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    until("the other one is applied", async || Ok((queried().await? == "10").then_some(())))
+        .await?;
     assert_eq!(queried().await?, "10", "only the other one was applied");
     assert_eq!(problem(cancel(&later).await?).await?.0, 404, "it was applied");
     server.kill()?;
@@ -125,14 +121,8 @@ async fn letters(server: &Server, filter: &str) -> Result<Vec<Value>> {
 }
 
 async fn wait_for_letters(server: &Server, filter: &str, count: usize) -> Result<Vec<Value>> {
-    for _ in 0..500 {
-        let found = letters(server, filter).await?;
-        if found.len() == count {
-            return Ok(found);
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    anyhow::bail!("{} letters, not {count}", letters(server, filter).await?.len())
+    let found = async || Ok(Some(letters(server, filter).await?).filter(|it| it.len() == count));
+    until(&format!("there are {count} letters"), found).await
 }
 
 #[tokio::test]
@@ -321,17 +311,14 @@ async fn what_nobody_serves_is_listed_and_told_by_readiness() -> Result<()> {
     let row = &listed["unserved"][0];
     assert_eq!((&row["type"], &row["reminders"]), (&"unruly".into(), &2.into()), "{listed}");
     assert_eq!(row["operation"], Value::Null);
-    for _ in 0..250 {
+    let told = async || {
         let ready = server.get("/readyz").send().await?;
         assert_eq!(ready.status(), 200, "it serves");
-        let text = ready.text().await?;
-        if text.contains("unruly") {
-            assert!(text.starts_with("ready\n"), "{text}");
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    anyhow::bail!("readiness does not tell of it")
+        Ok(Some(ready.text().await?).filter(|text| text.contains("unruly")))
+    };
+    let text = until("readiness tells of it", told).await?;
+    assert!(text.starts_with("ready\n"), "{text}");
+    Ok(())
 }
 
 #[tokio::test]

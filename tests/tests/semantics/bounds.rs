@@ -137,12 +137,7 @@ async fn a_full_node_refuses_until_there_is_room() {
     assert_eq!(kind(&error), Some(ErrorKind::Overloaded));
     assert!(hanging.await.is_err(), "its deadline");
     // The room is given back when the last that holds it is done with it.
-    let mut tries = 0;
-    while hoard.nothing().await.is_err() {
-        tries += 1;
-        assert!(tries < 1_000, "there is room again");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until_true("there is room again", async || hoard.nothing().await.is_ok()).await;
 }
 
 #[tokio::test]
@@ -170,33 +165,20 @@ async fn rejections_are_kept_to_a_count_and_an_age() {
     for entry in 0..10 {
         journal.refuse(entry).signal().await.expect("accepted");
     }
-    for _ in 0..400 {
+    let keeps = async |count: usize| {
         journal.append(0).await.expect("a call");
-        if kept() == 3 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    assert_eq!(kept(), 3);
+        kept() == count
+    };
+    until_true("three are kept", async || keeps(3).await).await;
     journal.explode(1).signal().await.expect("accepted");
-    for _ in 0..400 {
+    until_true("the failure is kept beside them", async || {
         world.advance(1);
-        if kept() == 4 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    assert_eq!(kept(), 4);
+        kept() == 4
+    })
+    .await;
     world.advance(2_000);
     // Whatever the partition does next, it forgets the old ones with it.
-    for _ in 0..400 {
-        journal.append(0).await.expect("a call");
-        if kept() == 1 {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    assert_eq!(kept(), 1, "the failure stays");
+    until_true("only the failure stays", async || keeps(1).await).await;
 }
 
 #[tokio::test]
@@ -234,11 +216,6 @@ async fn lists_take_room_like_other_requests() {
         assert_eq!(refused.map_err(|error| error.kind()), Err(ErrorKind::Overloaded));
     }
     assert!(hanging.await.is_err(), "its deadline");
-    for _ in 0..500 {
-        if node.list("journal", "", None, 10).await.is_ok() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("the room is given back");
+    let has_room = async || node.list("journal", "", None, 10).await.is_ok();
+    until_true("the room is given back", has_room).await;
 }

@@ -28,6 +28,7 @@ use stead::{
         memory::{Fault, MemoryDisk},
     },
 };
+use stead_tests::wait::until_true;
 
 /// An append-only list of what was applied, with every way to go wrong.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
@@ -149,15 +150,8 @@ impl World {
 /// Reads until `expected` is there; the caller's deadline ends a wait that is in vain.
 async fn expect_entries(node: &Node, key: &str, expected: &[u32]) {
     let journal = node.entity::<Journal>(key);
-    let mut found = Vec::new();
-    for _ in 0..400 {
-        found = journal.entries().await.expect("a query");
-        if found == expected {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    assert_eq!(found, expected);
+    let are_there = async || journal.entries().await.expect("a query") == expected;
+    until_true(&format!("{key} has {expected:?}"), are_there).await;
 }
 
 fn kind(error: &CallError) -> Option<ErrorKind> {

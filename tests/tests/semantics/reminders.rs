@@ -88,11 +88,7 @@ async fn a_reminder_whose_timer_fired_early_is_waited_for_again() {
     tokio::time::sleep(4 * delay).await;
     assert_eq!(world.disk.rows(Table::Reminders).len(), 1, "it is not early");
     world.clock.advance_to(world.clock.now() + Duration::from_secs(1));
-    for _ in 0..500 {
-        if world.disk.rows(Table::Reminders).is_empty() {
-            return expect_entries(&node, "a", &[1]).await;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("a due signal waits though its time has come");
+    let is_applied = async || world.disk.rows(Table::Reminders).is_empty();
+    until_true("a due signal is applied though its timer fired early", is_applied).await;
+    expect_entries(&node, "a", &[1]).await;
 }
