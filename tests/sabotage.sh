@@ -10,6 +10,8 @@ run=(cargo test --release --locked --features stead/sabotage,stead/server -p ste
   --test store --test semantics --test http --test simulation)
 # What takes real nodes, whose wall clocks differ.
 nodes=(cargo test --release --locked --features stead/sabotage,stead/server -p stead-tests --bins --test cluster)
+# The tests start the binaries, and building tests alone leaves older ones in place.
+cargo build --release --locked --features stead/sabotage,stead/server -p stead -p stead-tests --bins
 "${run[@]}" --no-run
 "${nodes[@]}" --no-run
 # Half a minute that no sabotage is about.

@@ -2,7 +2,7 @@
 //! else, so the node refuses to start.
 
 use super::Host;
-use crate::store::{Batch, CommitOutcome, Fence, Write};
+use crate::store::{Batch, CommitOutcome, Fence, TypedReads as _, Write};
 
 /// Why layouts cannot be used.
 #[derive(Debug)]

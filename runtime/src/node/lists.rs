@@ -16,7 +16,7 @@ use crate::{
     clock,
     partition::PURGE,
     store::{
-        DeadLetterFilter, Haste, PAGE_BYTES_MAX, Reminder,
+        DeadLetterFilter, Haste, PAGE_BYTES_MAX, Reminder, TypedReads as _,
         record::{Cause, DeadLetter, DeadLetterId, Slot, StoredSchedule},
     },
 };

@@ -26,7 +26,10 @@ use crate::{
         reply::{CallResult, ReplyReceiver, ReplySender},
     },
     placement::cluster::Cluster,
-    store::record::{DeadLetterId, IdempotencyKey},
+    store::{
+        TypedReads as _,
+        record::{DeadLetterId, IdempotencyKey},
+    },
     types::{EntityType, Found},
 };
 

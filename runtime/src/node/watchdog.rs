@@ -21,7 +21,7 @@ use crate::{
         reply::ReplySender,
     },
     store::{
-        Write,
+        TypedReads as _, Write,
         record::{InboxKey, InboxRecord},
     },
 };

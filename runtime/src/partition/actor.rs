@@ -30,7 +30,7 @@ use crate::{
     clock::{self, Clock},
     config::Config,
     lease::Lease,
-    store::{Haste, Store},
+    store::{Haste, Store, TypedReads as _},
     types::EntityTypes,
 };
 

@@ -16,6 +16,7 @@ pub mod memory;
 pub mod postgres;
 #[cfg(feature = "rocksdb")]
 mod readers;
+mod reads;
 #[cfg(feature = "testing")]
 pub mod record;
 #[cfg(not(feature = "testing"))]
@@ -32,9 +33,11 @@ use serde::{Deserialize, Serialize};
 use siphasher::sip128::{Hasher128, SipHasher24};
 use stead_entities::{BoxFuture, EntityId, Error, ErrorKind, Timestamp};
 
+use keys::Table;
 pub use memory::MemoryStore;
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresStore;
+pub use reads::TypedReads;
 use record::{
     Cause, Damaged, DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey,
     InboxRecord, ReminderRecord, Settings, Slot, StateHead, StateRecord,
@@ -42,6 +45,7 @@ use record::{
 #[cfg(feature = "rocksdb")]
 pub use rocks::RocksStore;
 pub(crate) use rows::PAGE_BYTES_MAX;
+pub use rows::{EachRow, Limit, Rows};
 
 /// The right to commit: exactly the next batch of one lane of one incarnation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -236,6 +240,9 @@ pub enum Haste {
     Long,
 }
 
+/// A read of one view.
+pub type Read = Box<dyn FnOnce(&dyn Rows) + Send>;
+
 /// What a store knows of itself when it is opened.
 ///
 /// A shared store that was only connected to has incarnation 0 and no lane: its nodes join it.
@@ -302,94 +309,11 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// records from before `time`.
     fn maintain(&self, time: Timestamp);
 
-    /// The state of an entity if it is at hand without waiting for a disk; `None` if it is not.
-    fn load_cached(&self, id: &EntityId) -> Option<ReadResult<Option<StateRecord>>>;
-    /// What is remembered, if that is at hand without waiting for a disk; `None` if it is not.
-    fn remembered_cached(
-        &self,
-        key: &IdempotencyKey,
-    ) -> Option<ReadResult<Option<IdempotencyRecord>>>;
-    /// The state of an entity.
-    fn load(&self, id: EntityId) -> BoxFuture<'static, ReadResult<Option<StateRecord>>>;
-    /// Up to `limit` inbox rows of a receiver after `after`; fewer where they are large.
-    fn inbox(
-        &self,
-        partition: u16,
-        receiver: EntityId,
-        after: Option<InboxKey>,
-        limit: usize,
-    ) -> BoxFuture<'static, ReadResult<InboxPage>>;
-    /// The entities of a partition that have inbox rows.
-    fn receivers(&self, partition: u16) -> BoxFuture<'static, ReadResult<Vec<EntityId>>>;
-    /// Up to `limit` reminders of a partition that are due at `until` or before, in order, from behind
-    /// `after`; fewer where they are large.
-    fn due(
-        &self,
-        partition: u16,
-        after: Option<DueKey>,
-        until: Timestamp,
-        limit: usize,
-    ) -> BoxFuture<'static, ReadResult<ReminderPage>>;
-    /// One reminder or delayed signal.
-    fn reminder(
-        &self,
-        partition: u16,
-        id: EntityId,
-        slot: Slot,
-    ) -> BoxFuture<'static, ReadResult<Option<ReminderRecord>>>;
-    /// Up to `limit` reminders and delayed signals of an entity behind `after`, reminders first;
-    /// fewer where they are large.
-    fn reminders(
-        &self,
-        haste: Haste,
-        partition: u16,
-        id: EntityId,
-        after: Option<Slot>,
-        limit: usize,
-    ) -> BoxFuture<'static, ReadResult<ReminderPage>>;
-    /// Up to `limit` stored signals and as many reminders for the entities of a type in a partition, but
-    /// for those that name an operation of `except`; fewer where very many have to be looked at.
-    fn waiting(
-        &self,
-        partition: u16,
-        entity_type: String,
-        except: Vec<String>,
-        limit: usize,
-    ) -> BoxFuture<'static, ReadResult<Vec<Waiting>>>;
-    /// What is remembered under a key.
-    fn remembered(
-        &self,
-        key: IdempotencyKey,
-    ) -> BoxFuture<'static, ReadResult<Option<IdempotencyRecord>>>;
-    /// Up to `limit` entities of a type whose keys begin with `prefix`, after the key `after`.
-    fn list(
-        &self,
-        entity_type: String,
-        prefix: String,
-        after: Option<String>,
-        limit: usize,
-    ) -> BoxFuture<'static, ReadResult<StatePage>>;
-    /// Up to `limit` dead letters behind `after` that fit the filter; fewer where they are large, or
-    /// where many do not fit.
-    fn dead_letters(
-        &self,
-        filter: DeadLetterFilter,
-        after: Option<DeadLetterId>,
-        limit: usize,
-    ) -> BoxFuture<'static, ReadResult<DeadLetterPage>>;
-    /// What is known of up to `limit` dead letters of a partition behind `after`.
-    fn dead_letter_heads(
-        &self,
-        partition: u16,
-        after: Option<DeadLetterId>,
-        limit: usize,
-    ) -> BoxFuture<'static, ReadResult<DeadLetterHeads>>;
-    /// One dead letter.
-    fn dead_letter(&self, id: DeadLetterId) -> BoxFuture<'static, ReadResult<Option<DeadLetter>>>;
-    /// The stored layouts of an entity type, by version.
-    fn layouts(&self, entity_type: String) -> BoxFuture<'static, ReadResult<Vec<(u32, String)>>>;
-    /// The names of the operations that each entity type has, or had, by type.
-    fn operations(&self) -> BoxFuture<'static, ReadResult<OperationsByType>>;
+    /// Runs a read on one view of what was committed. Dropping the future before the read has begun
+    /// cancels it.
+    fn read_view(&self, haste: Haste, read: Read) -> BoxFuture<'static, ReadResult<()>>;
+    /// The value of a key, if it is at hand without waiting for a disk; `None` if it is not.
+    fn get_cached(&self, table: Table, key: &[u8]) -> Option<ReadResult<Option<Vec<u8>>>>;
     /// How many rows of due reminders and of inboxes a node has between disk and commit at one time: as
     /// many as keep the store busy, and no more, for each commit that callers wait for carries them. At
     /// least 8.

@@ -1,5 +1,6 @@
 //! The tables as ordered rows of bytes: what all stores have in common. Ownership is none of them.
 
+use serde::de::DeserializeOwned;
 use stead_entities::{EntityId, Timestamp};
 
 use super::{
@@ -25,7 +26,7 @@ const LOOKED_AT_MAX: usize = 10_000;
 
 /// How much a scan reads.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Limit {
+pub struct Limit {
     /// The most rows that are kept.
     pub(super) rows: usize,
     /// The most bytes that are read.
@@ -50,10 +51,11 @@ impl Limit {
 }
 
 /// Is handed key and value of a row; says whether to go on.
-pub(super) type EachRow<'e> = dyn FnMut(&[u8], &[u8]) -> ReadResult<bool> + 'e;
+pub type EachRow<'e> = dyn FnMut(&[u8], &[u8]) -> ReadResult<bool> + 'e;
 
-/// Reads of committed rows.
-pub(super) trait Rows {
+/// One view of the committed rows: a batch is seen as a whole or not at all.
+pub trait Rows {
+    /// The value of a key.
     fn get(&self, table: Table, key: &[u8]) -> ReadResult<Option<Vec<u8>>>;
     /// Hands out the rows with `from <= key < to`, in order, until `each` does not go on. `limit`
     /// says how many are likely to be read.
@@ -198,12 +200,12 @@ impl<E, C: FnMut(RowChange<'_>) -> Result<(), E>> Changes<'_, C> {
     }
 }
 
-pub(super) fn state(bytes: Option<Vec<u8>>) -> ReadResult<Option<StateRecord>> {
+pub(super) fn decoded<T: DeserializeOwned>(bytes: Option<Vec<u8>>) -> ReadResult<Option<T>> {
     Ok(bytes.map(|bytes| record::decode(&bytes)).transpose()?)
 }
 
 pub(super) fn load(rows: &dyn Rows, id: &EntityId) -> ReadResult<Option<StateRecord>> {
-    rows.get(Table::States, id.as_str().as_bytes()).and_then(state)
+    rows.get(Table::States, id.as_str().as_bytes()).and_then(decoded)
 }
 
 /// The first key behind `key`: nothing sorts between a key and itself with a zero byte.
@@ -313,8 +315,7 @@ pub(super) fn reminder(
     id: &EntityId,
     slot: &Slot,
 ) -> ReadResult<Option<ReminderRecord>> {
-    let found = rows.get(Table::Reminders, &keys::reminder(partition, id, slot))?;
-    Ok(found.map(|bytes| record::decode(&bytes)).transpose()?)
+    rows.get(Table::Reminders, &keys::reminder(partition, id, slot)).and_then(decoded)
 }
 
 pub(super) fn reminders(
@@ -377,8 +378,7 @@ pub(super) fn remembered(
     rows: &dyn Rows,
     key: &IdempotencyKey,
 ) -> ReadResult<Option<IdempotencyRecord>> {
-    let found = rows.get(Table::Idempotency, &keys::idempotency(key))?;
-    Ok(found.map(|bytes| record::decode(&bytes)).transpose()?)
+    rows.get(Table::Idempotency, &keys::idempotency(key)).and_then(decoded)
 }
 
 pub(super) fn list(
@@ -440,8 +440,7 @@ pub(super) fn dead_letter_heads(
 }
 
 pub(super) fn dead_letter(rows: &dyn Rows, id: DeadLetterId) -> ReadResult<Option<DeadLetter>> {
-    let found = rows.get(Table::DeadLetters, &keys::dead_letter(id))?;
-    Ok(found.map(|bytes| record::decode(&bytes)).transpose()?)
+    rows.get(Table::DeadLetters, &keys::dead_letter(id)).and_then(decoded)
 }
 
 pub(super) fn layouts(rows: &dyn Rows, entity_type: &str) -> ReadResult<Vec<(u32, String)>> {
@@ -475,120 +474,3 @@ pub(super) fn operations(rows: &dyn Rows) -> ReadResult<OperationsByType> {
     })?;
     Ok(found)
 }
-
-/// The methods of [`super::Store`] that only read, by way of `$run`, which is handed whether the read
-/// may take long and a closure that takes the rows.
-macro_rules! reads {
-    ($run:ident) => {
-        fn load(&self, id: EntityId) -> BoxFuture<'static, ReadResult<Option<StateRecord>>> {
-            self.$run(Haste::Short, move |rows| rows::load(rows, &id))
-        }
-        fn inbox(
-            &self,
-            partition: u16,
-            receiver: EntityId,
-            after: Option<InboxKey>,
-            limit: usize,
-        ) -> BoxFuture<'static, ReadResult<InboxPage>> {
-            self.$run(Haste::Short, move |rows| {
-                rows::inbox(rows, partition, &receiver, after.as_ref(), limit)
-            })
-        }
-        fn receivers(&self, partition: u16) -> BoxFuture<'static, ReadResult<Vec<EntityId>>> {
-            self.$run(Haste::Short, move |rows| rows::receivers(rows, partition))
-        }
-        fn due(
-            &self,
-            partition: u16,
-            after: Option<DueKey>,
-            until: Timestamp,
-            limit: usize,
-        ) -> BoxFuture<'static, ReadResult<ReminderPage>> {
-            self.$run(Haste::Short, move |rows| {
-                rows::due(rows, partition, after.as_ref(), until, limit)
-            })
-        }
-        fn reminder(
-            &self,
-            partition: u16,
-            id: EntityId,
-            slot: Slot,
-        ) -> BoxFuture<'static, ReadResult<Option<ReminderRecord>>> {
-            self.$run(Haste::Short, move |rows| rows::reminder(rows, partition, &id, &slot))
-        }
-        fn reminders(
-            &self,
-            haste: Haste,
-            partition: u16,
-            id: EntityId,
-            after: Option<Slot>,
-            limit: usize,
-        ) -> BoxFuture<'static, ReadResult<ReminderPage>> {
-            self.$run(haste, move |rows| {
-                rows::reminders(rows, partition, &id, after.as_ref(), limit)
-            })
-        }
-        fn waiting(
-            &self,
-            partition: u16,
-            entity_type: String,
-            except: Vec<String>,
-            limit: usize,
-        ) -> BoxFuture<'static, ReadResult<Vec<Waiting>>> {
-            self.$run(Haste::Long, move |rows| {
-                rows::waiting(rows, partition, &entity_type, &except, limit)
-            })
-        }
-        fn remembered(
-            &self,
-            key: IdempotencyKey,
-        ) -> BoxFuture<'static, ReadResult<Option<IdempotencyRecord>>> {
-            self.$run(Haste::Short, move |rows| rows::remembered(rows, &key))
-        }
-        fn list(
-            &self,
-            entity_type: String,
-            prefix: String,
-            after: Option<String>,
-            limit: usize,
-        ) -> BoxFuture<'static, ReadResult<StatePage>> {
-            self.$run(Haste::Long, move |rows| {
-                rows::list(rows, &entity_type, &prefix, after.as_deref(), limit)
-            })
-        }
-        fn dead_letters(
-            &self,
-            filter: DeadLetterFilter,
-            after: Option<DeadLetterId>,
-            limit: usize,
-        ) -> BoxFuture<'static, ReadResult<DeadLetterPage>> {
-            self.$run(Haste::Long, move |rows| rows::dead_letters(rows, &filter, after, limit))
-        }
-        fn dead_letter_heads(
-            &self,
-            partition: u16,
-            after: Option<DeadLetterId>,
-            limit: usize,
-        ) -> BoxFuture<'static, ReadResult<DeadLetterHeads>> {
-            self.$run(Haste::Long, move |rows| {
-                rows::dead_letter_heads(rows, partition, after, limit)
-            })
-        }
-        fn dead_letter(
-            &self,
-            id: DeadLetterId,
-        ) -> BoxFuture<'static, ReadResult<Option<DeadLetter>>> {
-            self.$run(Haste::Short, move |rows| rows::dead_letter(rows, id))
-        }
-        fn layouts(
-            &self,
-            entity_type: String,
-        ) -> BoxFuture<'static, ReadResult<Vec<(u32, String)>>> {
-            self.$run(Haste::Short, move |rows| rows::layouts(rows, &entity_type))
-        }
-        fn operations(&self) -> BoxFuture<'static, ReadResult<$crate::store::OperationsByType>> {
-            self.$run(Haste::Short, move |rows| rows::operations(rows))
-        }
-    };
-}
-pub(super) use reads;

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 use stead::{
     EntityId, RocksStore,
-    store::{Batch, CommitOutcome, Fence, Store, Write},
+    store::{Batch, CommitOutcome, Fence, Store, TypedReads as _, Write},
 };
 use stead_tests::{Server, command, command_of, free_address, problem};
 

@@ -7,7 +7,7 @@ use stead::{
     EntityId, Node, PostgresStore, Timestamp,
     stock::Counter,
     store::{
-        Batch, CommitOutcome, Fence, Store, Write, conformance,
+        Batch, CommitOutcome, Fence, Store, TypedReads as _, Write, conformance,
         postgres::{ConnectError, PostgresSettings},
         record::StateRecord,
         shared::{Registration, SharedStore as _},

@@ -35,7 +35,7 @@ use crate::{
     commit::merged,
     entropy::Entropy,
     store::{
-        Batch, CommitOutcome, Fence, Haste, ReadError, RunningMarks, Store,
+        Batch, CommitOutcome, Fence, Haste, ReadError, RunningMarks, Store, TypedReads as _,
         keys::Table,
         memory::{MemoryDisk, MemoryStore},
         record::{DeadLetterId, IdempotencyKey, InboxKey, InboxRecord, Settings},

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use stead_entities::{EntityId, Timestamp};
 
 use super::{
-    Batch, CommitOutcome, DeadLetterFilter, Fence, Haste, Store, Write,
+    Batch, CommitOutcome, DeadLetterFilter, Fence, Haste, Store, TypedReads as _, Write,
     record::{
         Cause, DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey, InboxRecord,
         Remembered, ReminderRecord, Slot, StateRecord,

@@ -6,7 +6,7 @@ use super::{id, state};
 use crate::{
     clock,
     store::{
-        Batch, CommitOutcome, Fence, Write,
+        Batch, CommitOutcome, Fence, TypedReads as _, Write,
         shared::{ClusterState, MemberError, Ownership, Registration, SharedStore},
     },
 };

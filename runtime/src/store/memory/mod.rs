@@ -17,20 +17,16 @@ use std::{
     },
 };
 
-use stead_entities::{BoxFuture, EntityId, Timestamp};
+use stead_entities::{BoxFuture, Timestamp};
 use tokio::sync::Notify;
 
 #[cfg(any(test, feature = "testing"))]
 pub use self::shared::Reach;
 use self::shared::{Cluster, Way};
 use super::{
-    Batch, CommitOutcome, DeadLetterFilter, DeadLetterHeads, DeadLetterPage, DueKey, Fence, Haste,
-    InboxPage, Opened, ReadError, ReadResult, ReminderPage, StatePage, Store, Waiting,
+    Batch, CommitOutcome, Fence, Haste, Opened, Read, ReadError, ReadResult, Store,
     keys::{self, Table},
-    record::{
-        self, DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey, LaneRecord,
-        ReminderRecord, Settings, Slot, StateRecord,
-    },
+    record::{self, LaneRecord, Settings},
     rows::{self, EachRow, Limit, Rows},
 };
 use crate::sabotage::Sabotage;
@@ -152,24 +148,6 @@ impl MemoryDisk {
 }
 
 impl MemoryStore {
-    fn ready<T: Send + 'static>(
-        &self,
-        _haste: Haste,
-        read: impl FnOnce(&dyn Rows) -> ReadResult<T> + Send + 'static,
-    ) -> BoxFuture<'static, ReadResult<T>> {
-        if self.way.is_plain() {
-            let answer = read(&*self.disk.lock());
-            return Box::pin(std::future::ready(answer));
-        }
-        let (way, disk) = (self.way.clone(), self.disk.clone());
-        Box::pin(async move {
-            way.there().await.map_err(ReadError::Unavailable)?;
-            let answer = read(&*disk.lock());
-            way.back().await.map_err(ReadError::Unavailable)?;
-            answer
-        })
-    }
-
     /// Writes the live image, or says why not.
     fn write(&self, batch: &Batch) -> Option<CommitOutcome> {
         let mut disk = self.disk.lock();
@@ -314,18 +292,22 @@ impl Store for MemoryStore {
 
     fn maintain(&self, _time: Timestamp) {}
 
-    fn load_cached(&self, id: &EntityId) -> Option<ReadResult<Option<StateRecord>>> {
-        self.way.is_plain().then(|| rows::load(&*self.disk.lock(), id))
+    fn read_view(&self, _haste: Haste, read: Read) -> BoxFuture<'static, ReadResult<()>> {
+        if self.way.is_plain() {
+            read(&*self.disk.lock());
+            return Box::pin(std::future::ready(Ok(())));
+        }
+        let (way, disk) = (self.way.clone(), self.disk.clone());
+        Box::pin(async move {
+            way.there().await.map_err(ReadError::Unavailable)?;
+            read(&*disk.lock());
+            way.back().await.map_err(ReadError::Unavailable)
+        })
     }
 
-    fn remembered_cached(
-        &self,
-        key: &IdempotencyKey,
-    ) -> Option<ReadResult<Option<IdempotencyRecord>>> {
-        self.way.is_plain().then(|| rows::remembered(&*self.disk.lock(), key))
+    fn get_cached(&self, table: Table, key: &[u8]) -> Option<ReadResult<Option<Vec<u8>>>> {
+        self.way.is_plain().then(|| self.disk.lock().get(table, key))
     }
-
-    rows::reads!(ready);
 
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::ready(()))

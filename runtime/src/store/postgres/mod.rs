@@ -27,7 +27,7 @@ use std::{
     time::Duration,
 };
 
-use stead_entities::{BoxFuture, EntityId, Timeout, Timestamp};
+use stead_entities::{BoxFuture, Timeout, Timestamp};
 use tokio::runtime::Handle;
 use tokio_postgres::{
     Client, Config,
@@ -36,14 +36,10 @@ use tokio_postgres::{
 
 use self::{commit::Writer, connect::Readers, shared::ControlConnections};
 use super::{
-    Batch, CommitOutcome, DeadLetterFilter, DeadLetterHeads, DeadLetterPage, DueKey, Haste,
-    InboxPage, Opened, ReadError, ReadResult, ReminderPage, StatePage, Store, Waiting,
+    Batch, CommitOutcome, Haste, Opened, Read, ReadError, ReadResult, Store,
     keys::{self, Table},
     on_thread,
-    record::{
-        self, DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey,
-        ReminderRecord, Settings, Slot, StateRecord,
-    },
+    record::{self, Settings},
     rows::{self, EachRow, Limit, Rows},
 };
 use crate::entropy::Entropy;
@@ -192,31 +188,6 @@ impl PostgresStore {
     /// The database for people: its hosts and its name, without user and password.
     pub fn place(&self) -> &str {
         &self.place
-    }
-
-    /// Runs a read on a connection of its own, in one view: a batch is seen as a whole or not at
-    /// all.
-    fn blocking<T: Send + 'static>(
-        &self,
-        _haste: Haste,
-        read: impl FnOnce(&dyn Rows) -> ReadResult<T> + Send + 'static,
-    ) -> BoxFuture<'static, ReadResult<T>> {
-        let readers = self.readers.clone();
-        let runtime = Handle::current();
-        Box::pin(async move {
-            let reader = readers.take().await.map_err(unreadable)?;
-            let begun = reader.client.batch_execute(sql::BEGIN_READ);
-            begun.await.map_err(unreadable)?;
-            let (reader, found) = on_thread(move || {
-                let found = read(&ReadView { client: &reader.client, runtime });
-                (reader, found)
-            })
-            .await;
-            if reader.client.batch_execute("commit").await.is_ok() {
-                readers.give_back(reader);
-            }
-            found
-        })
     }
 }
 
@@ -398,18 +369,29 @@ impl Store for PostgresStore {
         self.forget_before.store(time.as_micros(), Ordering::Relaxed);
     }
 
-    fn load_cached(&self, _id: &EntityId) -> Option<ReadResult<Option<StateRecord>>> {
-        None
+    /// Runs a read on a connection of its own.
+    fn read_view(&self, _haste: Haste, read: Read) -> BoxFuture<'static, ReadResult<()>> {
+        let readers = self.readers.clone();
+        let runtime = Handle::current();
+        Box::pin(async move {
+            let reader = readers.take().await.map_err(unreadable)?;
+            let begun = reader.client.batch_execute(sql::BEGIN_READ);
+            begun.await.map_err(unreadable)?;
+            let reader = on_thread(move || {
+                read(&ReadView { client: &reader.client, runtime });
+                reader
+            })
+            .await;
+            if reader.client.batch_execute("commit").await.is_ok() {
+                readers.give_back(reader);
+            }
+            Ok(())
+        })
     }
 
-    fn remembered_cached(
-        &self,
-        _key: &IdempotencyKey,
-    ) -> Option<ReadResult<Option<IdempotencyRecord>>> {
+    fn get_cached(&self, _table: Table, _key: &[u8]) -> Option<ReadResult<Option<Vec<u8>>>> {
         None
     }
-
-    rows::reads!(blocking);
 
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move { self.is_closed.store(true, Ordering::SeqCst) })

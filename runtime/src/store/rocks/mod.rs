@@ -27,20 +27,15 @@ use std::{
 };
 
 use rocksdb::{DB, ReadOptions, ReadTier, WriteBatch, WriteOptions};
-use stead_entities::{BoxFuture, EntityId, Timeout, Timestamp};
+use stead_entities::{BoxFuture, Timeout, Timestamp};
 
 pub use self::directory::{OpenError, RocksSettings};
 use self::{directory::Directory, history::History, running::Running};
 use super::{
-    Batch, CommitOutcome, DeadLetterFilter, DeadLetterHeads, DeadLetterPage, DueKey, Haste,
-    InboxPage, Opened, ReadError, ReadResult, ReminderPage, RunningMarks, StatePage, Store,
-    Waiting,
+    Batch, CommitOutcome, Haste, Opened, Read, ReadError, ReadResult, RunningMarks, Store,
     keys::{self, Table},
     readers::Readers,
-    record::{
-        self, DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey, LaneRecord,
-        ReminderRecord, Settings, Slot, StateRecord,
-    },
+    record::{self, LaneRecord, Settings},
     rows::{self, EachRow, Limit, Rows},
 };
 use crate::{
@@ -187,22 +182,6 @@ impl RocksStore {
         let count = line.and_then(|line| line.rsplit(' ').next());
         count.and_then(|count| count.parse().ok()).unwrap_or(0)
     }
-
-    fn reading<T: Send + 'static>(
-        &self,
-        haste: Haste,
-        read: impl FnOnce(&dyn Rows) -> ReadResult<T> + Send + 'static,
-    ) -> BoxFuture<'static, ReadResult<T>> {
-        let shared = self.shared.clone();
-        Box::pin(self.readers.run(haste, move || match &*shared.open() {
-            // One view for the whole read: a batch is seen as a whole or not at all.
-            Some(database) => {
-                let fills_cache = haste == Haste::Short;
-                read(&ReadView { at: database.db.snapshot(), db: &database.db, fills_cache })
-            }
-            None => Err(closed()),
-        }))
-    }
 }
 
 fn closed() -> ReadError {
@@ -279,22 +258,14 @@ impl Shared {
         drop(self.database.write().unwrap_or_else(PoisonError::into_inner).take());
     }
 
-    fn cached<T>(
-        &self,
-        table: Table,
-        key: &[u8],
-        read: impl FnOnce(Option<Vec<u8>>) -> ReadResult<T>,
-    ) -> Option<ReadResult<T>> {
+    fn cached(&self, table: Table, key: &[u8]) -> Option<ReadResult<Option<Vec<u8>>>> {
         // While the store is being closed there is nothing at hand.
         let open = self.database.try_read().ok()?;
         let database = open.as_ref()?;
         let handle = database.db.cf_handle(table.name())?;
         let mut options = ReadOptions::default();
         options.set_read_tier(ReadTier::BlockCache);
-        match database.db.get_cf_opt(&handle, key, &options) {
-            Ok(found) => Some(read(found)),
-            Err(_) => None,
-        }
+        database.db.get_cf_opt(&handle, key, &options).ok().map(Ok)
     }
 }
 
@@ -466,20 +437,21 @@ impl Store for RocksStore {
         }
     }
 
-    fn load_cached(&self, id: &EntityId) -> Option<ReadResult<Option<StateRecord>>> {
-        self.shared.cached(Table::States, id.as_str().as_bytes(), rows::state)
+    fn read_view(&self, haste: Haste, read: Read) -> BoxFuture<'static, ReadResult<()>> {
+        let shared = self.shared.clone();
+        Box::pin(self.readers.run(haste, move || match &*shared.open() {
+            Some(database) => {
+                let fills_cache = haste == Haste::Short;
+                read(&ReadView { at: database.db.snapshot(), db: &database.db, fills_cache });
+                Ok(())
+            }
+            None => Err(closed()),
+        }))
     }
 
-    fn remembered_cached(
-        &self,
-        key: &IdempotencyKey,
-    ) -> Option<ReadResult<Option<IdempotencyRecord>>> {
-        self.shared.cached(Table::Idempotency, &keys::idempotency(key), |found| {
-            Ok(found.map(|bytes| record::decode(&bytes)).transpose()?)
-        })
+    fn get_cached(&self, table: Table, key: &[u8]) -> Option<ReadResult<Option<Vec<u8>>>> {
+        self.shared.cached(table, key)
     }
-
-    rows::reads!(reading);
 
     /// Measured by `make bench`: with 32 calls take twice as long meanwhile, with 512 twelve times, and
     /// the rows twice as many a second.

@@ -1,0 +1,186 @@
+//! What is read of the tables, once for every back-end.
+
+use stead_entities::{BoxFuture, EntityId, Timestamp};
+use tokio::sync::oneshot;
+
+use super::{
+    DeadLetterFilter, DeadLetterHeads, DeadLetterPage, DueKey, Haste, InboxPage, OperationsByType,
+    ReadError, ReadResult, ReminderPage, StatePage, Store, Waiting,
+    keys::{self, Table},
+    record::{
+        DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey, ReminderRecord,
+        Slot, StateRecord,
+    },
+    rows::{self, Rows},
+};
+
+/// Reads of a store by what its rows mean. Each sees one view: a batch as a whole or not at all.
+pub trait TypedReads: Store {
+    /// Runs a read on one view.
+    fn read<T: Send + 'static>(
+        &self,
+        haste: Haste,
+        read: impl FnOnce(&dyn Rows) -> ReadResult<T> + Send + 'static,
+    ) -> BoxFuture<'static, ReadResult<T>> {
+        let (sender, found) = oneshot::channel();
+        let viewed = self.read_view(
+            haste,
+            Box::new(move |rows| {
+                let _nobody_waits = sender.send(read(rows));
+            }),
+        );
+        Box::pin(async move {
+            viewed.await?;
+            let found = found.await;
+            found.unwrap_or_else(|_| Err(ReadError::Unavailable("the read was not run".into())))
+        })
+    }
+
+    /// The state of an entity if it is at hand without waiting for a disk; `None` if it is not.
+    fn load_cached(&self, id: &EntityId) -> Option<ReadResult<Option<StateRecord>>> {
+        let found = self.get_cached(Table::States, id.as_str().as_bytes())?;
+        Some(found.and_then(rows::decoded))
+    }
+
+    /// What is remembered, if that is at hand without waiting for a disk; `None` if it is not.
+    fn remembered_cached(
+        &self,
+        key: &IdempotencyKey,
+    ) -> Option<ReadResult<Option<IdempotencyRecord>>> {
+        let found = self.get_cached(Table::Idempotency, &keys::idempotency(key))?;
+        Some(found.and_then(rows::decoded))
+    }
+
+    /// The state of an entity.
+    fn load(&self, id: EntityId) -> BoxFuture<'static, ReadResult<Option<StateRecord>>> {
+        self.read(Haste::Short, move |rows| rows::load(rows, &id))
+    }
+
+    /// Up to `limit` inbox rows of a receiver after `after`; fewer where they are large.
+    fn inbox(
+        &self,
+        partition: u16,
+        receiver: EntityId,
+        after: Option<InboxKey>,
+        limit: usize,
+    ) -> BoxFuture<'static, ReadResult<InboxPage>> {
+        self.read(Haste::Short, move |rows| {
+            rows::inbox(rows, partition, &receiver, after.as_ref(), limit)
+        })
+    }
+
+    /// The entities of a partition that have inbox rows.
+    fn receivers(&self, partition: u16) -> BoxFuture<'static, ReadResult<Vec<EntityId>>> {
+        self.read(Haste::Short, move |rows| rows::receivers(rows, partition))
+    }
+
+    /// Up to `limit` reminders of a partition that are due at `until` or before, in order, from behind
+    /// `after`; fewer where they are large.
+    fn due(
+        &self,
+        partition: u16,
+        after: Option<DueKey>,
+        until: Timestamp,
+        limit: usize,
+    ) -> BoxFuture<'static, ReadResult<ReminderPage>> {
+        self.read(Haste::Short, move |rows| {
+            rows::due(rows, partition, after.as_ref(), until, limit)
+        })
+    }
+
+    /// One reminder or delayed signal.
+    fn reminder(
+        &self,
+        partition: u16,
+        id: EntityId,
+        slot: Slot,
+    ) -> BoxFuture<'static, ReadResult<Option<ReminderRecord>>> {
+        self.read(Haste::Short, move |rows| rows::reminder(rows, partition, &id, &slot))
+    }
+
+    /// Up to `limit` reminders and delayed signals of an entity behind `after`, reminders first;
+    /// fewer where they are large.
+    fn reminders(
+        &self,
+        haste: Haste,
+        partition: u16,
+        id: EntityId,
+        after: Option<Slot>,
+        limit: usize,
+    ) -> BoxFuture<'static, ReadResult<ReminderPage>> {
+        self.read(haste, move |rows| rows::reminders(rows, partition, &id, after.as_ref(), limit))
+    }
+
+    /// Up to `limit` stored signals and as many reminders for the entities of a type in a partition, but
+    /// for those that name an operation of `except`; fewer where very many have to be looked at.
+    fn waiting(
+        &self,
+        partition: u16,
+        entity_type: String,
+        except: Vec<String>,
+        limit: usize,
+    ) -> BoxFuture<'static, ReadResult<Vec<Waiting>>> {
+        self.read(Haste::Long, move |rows| {
+            rows::waiting(rows, partition, &entity_type, &except, limit)
+        })
+    }
+
+    /// What is remembered under a key.
+    fn remembered(
+        &self,
+        key: IdempotencyKey,
+    ) -> BoxFuture<'static, ReadResult<Option<IdempotencyRecord>>> {
+        self.read(Haste::Short, move |rows| rows::remembered(rows, &key))
+    }
+
+    /// Up to `limit` entities of a type whose keys begin with `prefix`, after the key `after`.
+    fn list(
+        &self,
+        entity_type: String,
+        prefix: String,
+        after: Option<String>,
+        limit: usize,
+    ) -> BoxFuture<'static, ReadResult<StatePage>> {
+        self.read(Haste::Long, move |rows| {
+            rows::list(rows, &entity_type, &prefix, after.as_deref(), limit)
+        })
+    }
+
+    /// Up to `limit` dead letters behind `after` that fit the filter; fewer where they are large, or
+    /// where many do not fit.
+    fn dead_letters(
+        &self,
+        filter: DeadLetterFilter,
+        after: Option<DeadLetterId>,
+        limit: usize,
+    ) -> BoxFuture<'static, ReadResult<DeadLetterPage>> {
+        self.read(Haste::Long, move |rows| rows::dead_letters(rows, &filter, after, limit))
+    }
+
+    /// What is known of up to `limit` dead letters of a partition behind `after`.
+    fn dead_letter_heads(
+        &self,
+        partition: u16,
+        after: Option<DeadLetterId>,
+        limit: usize,
+    ) -> BoxFuture<'static, ReadResult<DeadLetterHeads>> {
+        self.read(Haste::Long, move |rows| rows::dead_letter_heads(rows, partition, after, limit))
+    }
+
+    /// One dead letter.
+    fn dead_letter(&self, id: DeadLetterId) -> BoxFuture<'static, ReadResult<Option<DeadLetter>>> {
+        self.read(Haste::Short, move |rows| rows::dead_letter(rows, id))
+    }
+
+    /// The stored layouts of an entity type, by version.
+    fn layouts(&self, entity_type: String) -> BoxFuture<'static, ReadResult<Vec<(u32, String)>>> {
+        self.read(Haste::Short, move |rows| rows::layouts(rows, &entity_type))
+    }
+
+    /// The names of the operations that each entity type has, or had, by type.
+    fn operations(&self) -> BoxFuture<'static, ReadResult<OperationsByType>> {
+        self.read(Haste::Short, rows::operations)
+    }
+}
+
+impl<S: Store + ?Sized> TypedReads for S {}
