@@ -9,7 +9,7 @@ use anyhow::Result;
 use rocksdb::{DB, Options, WriteBatch, WriteOptions};
 use stead::{
     EntityId, Timestamp,
-    store::record::{self, StateRecord},
+    store::{record, tables::states::StateRecord},
 };
 
 const PUTS_PER_BATCH: usize = 1_000;

@@ -56,4 +56,4 @@ pub use stead_entities::{
     schemars, serde, state, stock, stored, testing, time,
 };
 pub use store::DeadLetterFilter;
-pub use store::record::{Cause, DeadLetterId};
+pub use store::tables::dead_letters::{Cause, DeadLetterId};

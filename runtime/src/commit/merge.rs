@@ -10,7 +10,7 @@ use crate::{
     map::Map,
     store::{
         Write,
-        record::{InboxKey, Slot, StateRecord},
+        tables::{inbox::InboxKey, reminders::Slot, states::StateRecord},
     },
 };
 
@@ -179,7 +179,7 @@ mod tests {
     use stead_entities::Timestamp;
 
     use super::*;
-    use crate::store::record::InboxRecord;
+    use crate::store::tables::inbox::InboxRecord;
 
     fn id() -> EntityId {
         EntityId::new("counter", "a").expect("valid")

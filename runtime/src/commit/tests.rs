@@ -11,10 +11,9 @@ use crate::{
     lease::Lease,
     partition::reply::{ReplyReceiver, ReplySender, Response},
     store::{
-        keys::Table,
         memory::{Fault, MemoryDisk, MemoryStore},
-        record::StateRecord,
         shared::{Registration, SharedStore},
+        tables::{Table, states::StateRecord},
     },
 };
 

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     Node, StateView,
     node::PAGE_ROWS_MAX,
-    store::{DeadLetterFilter, record::DeadLetterId},
+    store::{DeadLetterFilter, tables::dead_letters::DeadLetterId},
 };
 
 type Answer = Result<Response, Problem>;

@@ -17,7 +17,10 @@ use crate::{
     partition::PURGE,
     store::{
         DeadLetterFilter, Haste, PAGE_BYTES_MAX, Reminder, TypedReads as _,
-        record::{Cause, DeadLetter, DeadLetterId, Slot, StoredSchedule},
+        tables::{
+            dead_letters::{Cause, DeadLetter, DeadLetterId},
+            reminders::{Slot, StoredSchedule},
+        },
     },
 };
 

@@ -28,7 +28,7 @@ use crate::{
     placement::cluster::Cluster,
     store::{
         TypedReads as _,
-        record::{DeadLetterId, IdempotencyKey},
+        tables::{dead_letters::DeadLetterId, idempotency::IdempotencyKey},
     },
     types::{EntityType, Found},
 };

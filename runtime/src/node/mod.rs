@@ -40,7 +40,7 @@ use crate::{
     host::Host,
     partition::reply::{CallResult, Response, StateView},
     placement::{ClusterView, Placement, cluster::Cluster},
-    store::{DeadLetterFilter, record::DeadLetterId},
+    store::{DeadLetterFilter, tables::dead_letters::DeadLetterId},
 };
 
 pub use build::{NodeBuilder, StartError};

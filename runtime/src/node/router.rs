@@ -15,10 +15,7 @@ use crate::{
     host::Host,
     partition::reply::CallResult,
     placement::cluster::Cluster,
-    store::{
-        record::{self, DeadLetterId},
-        shared::Member,
-    },
+    store::{record, shared::Member, tables::dead_letters::DeadLetterId},
     transport::{
         SendError,
         wire::{Asked, Forwarded, PeerRequest, PeerResponse, Task},

@@ -22,7 +22,7 @@ use crate::{
     },
     store::{
         TypedReads as _, Write,
-        record::{InboxKey, InboxRecord},
+        tables::inbox::{InboxKey, InboxRecord},
     },
 };
 

@@ -106,7 +106,7 @@ mod tests {
     use std::sync::{Mutex, PoisonError};
 
     use super::*;
-    use crate::{partition::envelope::Stored, store::record::InboxKey};
+    use crate::{partition::envelope::Stored, store::tables::inbox::InboxKey};
 
     #[derive(Debug, Default)]
     struct Marks(Mutex<Option<u128>>);

@@ -22,7 +22,7 @@ use crate::{
     map::Set,
     store::{
         DeadLetterHead, DeadLetterHeads, ReadResult, Write,
-        record::{Cause, DeadLetter, DeadLetterId},
+        tables::dead_letters::{Cause, DeadLetter, DeadLetterId},
     },
 };
 

@@ -20,7 +20,12 @@ use super::{
 };
 use crate::store::{
     ReadResult, ReminderPage, Write,
-    record::{Cause, InboxRecord, Remembered, ReminderRecord, Slot},
+    tables::{
+        dead_letters::Cause,
+        idempotency::Remembered,
+        inbox::InboxRecord,
+        reminders::{ReminderRecord, Slot},
+    },
 };
 
 /// The delayed signals of a generation that ends.

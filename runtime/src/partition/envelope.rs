@@ -7,7 +7,11 @@ use stead_entities::{Condition, EntityId, Timestamp, entity::Argument};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{message::Keyed, reply::ReplySender};
-use crate::store::record::{Cause, DeadLetterId, InboxKey, ReminderRecord, Slot};
+use crate::store::tables::{
+    dead_letters::{Cause, DeadLetterId},
+    inbox::InboxKey,
+    reminders::{ReminderRecord, Slot},
+};
 
 /// One entry of a mailbox. Boxed, because mailboxes move entries about and keep their room.
 pub(super) enum Envelope {

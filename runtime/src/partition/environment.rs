@@ -9,7 +9,7 @@ use crate::{
     config::Config,
     entropy::Entropy,
     map::{Set, SharedSet},
-    store::record::Settings,
+    store::tables::meta::Settings,
     types::{EntityType, EntityTypes},
 };
 

@@ -18,7 +18,7 @@ use crate::{
     sabotage::Sabotage,
     store::{
         ReadResult, Write,
-        record::{IdempotencyKey, IdempotencyRecord, Remembered},
+        tables::idempotency::{IdempotencyKey, IdempotencyRecord, Remembered},
     },
 };
 

@@ -14,7 +14,7 @@ use crate::{
     rules::Rule,
     store::{
         InboxPage, ReadError, ReadResult,
-        record::{InboxKey, InboxRecord},
+        tables::inbox::{InboxKey, InboxRecord},
     },
 };
 

@@ -26,9 +26,12 @@ use crate::{
     sabotage::Sabotage,
     store::{
         InboxPage, ReadError, ReadResult,
-        record::{
-            Cause, IdempotencyKey, IdempotencyRecord, InboxKey, InboxRecord, ReminderRecord, Slot,
-            StateRecord,
+        tables::{
+            dead_letters::Cause,
+            idempotency::{IdempotencyKey, IdempotencyRecord},
+            inbox::{InboxKey, InboxRecord},
+            reminders::{ReminderRecord, Slot},
+            states::StateRecord,
         },
     },
 };

@@ -15,9 +15,12 @@ use super::{
 use crate::{
     store::{
         CommitOutcome, DeadLetterHeads, DueKey, InboxPage, ReadResult, ReminderPage, Write,
-        record::{
-            DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey, InboxRecord, ReminderRecord,
-            Slot, StateRecord,
+        tables::{
+            dead_letters::DeadLetterId,
+            idempotency::{IdempotencyKey, IdempotencyRecord},
+            inbox::{InboxKey, InboxRecord},
+            reminders::{ReminderRecord, Slot},
+            states::StateRecord,
         },
     },
     types::{Found, State},

@@ -20,9 +20,12 @@ use crate::{
     sabotage::Sabotage,
     store::{
         Write,
-        record::{
-            Cause, DeadLetterId, InboxKey, InboxRecord, Remembered, ReminderHead, ReminderRecord,
-            Slot,
+        tables::{
+            dead_letters::{Cause, DeadLetterId},
+            idempotency::Remembered,
+            inbox::{InboxKey, InboxRecord},
+            reminders::{ReminderRecord, Slot},
+            states::ReminderHead,
         },
     },
 };

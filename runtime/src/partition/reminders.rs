@@ -22,7 +22,10 @@ use crate::{
     sabotage::Sabotage,
     store::{
         DueKey, ReadResult, ReminderPage,
-        record::{InboxKey, ReminderRecord, Slot},
+        tables::{
+            inbox::InboxKey,
+            reminders::{ReminderRecord, Slot},
+        },
     },
 };
 

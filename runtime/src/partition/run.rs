@@ -20,7 +20,10 @@ use crate::{
     sabotage::Sabotage,
     store::{
         ReadResult, ReminderPage,
-        record::{Cause, ReminderRecord, Slot},
+        tables::{
+            dead_letters::Cause,
+            reminders::{ReminderRecord, Slot},
+        },
     },
 };
 

@@ -22,9 +22,12 @@ use crate::{
     sabotage::Sabotage,
     store::{
         Write,
-        record::{
-            Cause, InboxKey, InboxRecord, Remembered, ReminderHead, ReminderRecord, Slot,
-            StoredSchedule,
+        tables::{
+            dead_letters::Cause,
+            idempotency::Remembered,
+            inbox::{InboxKey, InboxRecord},
+            reminders::{ReminderRecord, Slot, StoredSchedule},
+            states::ReminderHead,
         },
     },
 };

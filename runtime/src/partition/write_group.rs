@@ -18,7 +18,7 @@ use crate::{
     rules::Rule,
     store::{
         Write,
-        record::{IdempotencyKey, InboxKey},
+        tables::{idempotency::IdempotencyKey, inbox::InboxKey},
     },
 };
 

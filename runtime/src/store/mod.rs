@@ -6,11 +6,6 @@
 
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
-#[cfg(feature = "testing")]
-pub mod keys;
-#[cfg(not(feature = "testing"))]
-#[allow(dead_code, unreachable_pub, reason = "public for tests; no store uses every key")]
-pub(crate) mod keys;
 pub mod memory;
 #[cfg(feature = "postgres")]
 pub mod postgres;
@@ -26,6 +21,11 @@ pub(crate) mod record;
 pub mod rocks;
 mod rows;
 pub mod shared;
+#[cfg(feature = "testing")]
+pub mod tables;
+#[cfg(not(feature = "testing"))]
+#[allow(dead_code, unreachable_pub, reason = "public for tests; no store uses every key")]
+pub(crate) mod tables;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -33,19 +33,24 @@ use serde::{Deserialize, Serialize};
 use siphasher::sip128::{Hasher128, SipHasher24};
 use stead_entities::{BoxFuture, EntityId, Error, ErrorKind, Timestamp};
 
-use keys::Table;
 pub use memory::MemoryStore;
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresStore;
 pub use reads::TypedReads;
-use record::{
-    Cause, Damaged, DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey,
-    InboxRecord, ReminderRecord, Settings, Slot, StateHead, StateRecord,
-};
+use record::Damaged;
 #[cfg(feature = "rocksdb")]
 pub use rocks::RocksStore;
 pub(crate) use rows::PAGE_BYTES_MAX;
 pub use rows::{EachRow, Limit, Rows};
+use tables::{
+    Table,
+    dead_letters::{Cause, DeadLetter, DeadLetterId},
+    idempotency::{IdempotencyKey, IdempotencyRecord},
+    inbox::{InboxKey, InboxRecord},
+    meta::Settings,
+    reminders::{ReminderRecord, Slot},
+    states::{StateHead, StateRecord},
+};
 
 /// The right to commit: exactly the next batch of one lane of one incarnation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,12 +6,15 @@ use tokio::sync::oneshot;
 use super::{
     DeadLetterFilter, DeadLetterHeads, DeadLetterPage, DueKey, Haste, InboxPage, OperationsByType,
     ReadError, ReadResult, ReminderPage, StatePage, Store, Waiting,
-    keys::{self, Table},
-    record::{
-        DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey, ReminderRecord,
-        Slot, StateRecord,
-    },
     rows::{self, Rows},
+    tables::{
+        self, Table,
+        dead_letters::{DeadLetter, DeadLetterId},
+        idempotency::{IdempotencyKey, IdempotencyRecord},
+        inbox::InboxKey,
+        reminders::{ReminderRecord, Slot},
+        states::StateRecord,
+    },
 };
 
 /// Reads of a store by what its rows mean. Each sees one view: a batch as a whole or not at all.
@@ -38,7 +41,7 @@ pub trait TypedReads: Store {
 
     /// The state of an entity if it is at hand without waiting for a disk; `None` if it is not.
     fn load_cached(&self, id: &EntityId) -> Option<ReadResult<Option<StateRecord>>> {
-        let found = self.get_cached(Table::States, id.as_str().as_bytes())?;
+        let found = self.get_cached(Table::States, tables::states::key(id))?;
         Some(found.and_then(rows::decoded))
     }
 
@@ -47,7 +50,7 @@ pub trait TypedReads: Store {
         &self,
         key: &IdempotencyKey,
     ) -> Option<ReadResult<Option<IdempotencyRecord>>> {
-        let found = self.get_cached(Table::Idempotency, &keys::idempotency(key))?;
+        let found = self.get_cached(Table::Idempotency, &tables::idempotency::key(key))?;
         Some(found.and_then(rows::decoded))
     }
 

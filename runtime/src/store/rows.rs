@@ -7,10 +7,15 @@ use super::{
     Batch, DeadLetterFilter, DeadLetterHead, DeadLetterHeads, DeadLetterPage, DueKey, InboxPage,
     OperationsByType, Page, ReadError, ReadResult, Reminder, ReminderPage, StatePage, Waiting,
     Write,
-    keys::{self, Table},
-    record::{
-        self, Damaged, DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey,
-        InboxRecord, LaneRecord, ReminderRecord, Slot, StateRecord,
+    record::{self, Damaged},
+    tables::{
+        self, Table,
+        dead_letters::{DeadLetter, DeadLetterId},
+        idempotency::{IdempotencyKey, IdempotencyRecord},
+        inbox::{InboxKey, InboxRecord},
+        meta::LaneRecord,
+        reminders::{ReminderRecord, Slot},
+        states::StateRecord,
     },
 };
 
@@ -31,7 +36,7 @@ pub struct Limit {
     pub(super) rows: usize,
     /// The most bytes that are read.
     bytes: usize,
-    /// Whether only the first bytes of each value are needed, [`record::HEAD_BYTES_MAX`] of them.
+    /// Whether only the first bytes of each value are needed, [`tables::states::HEAD_BYTES_MAX`] of them.
     #[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "others read no less"))]
     pub(super) heads_only: bool,
 }
@@ -135,7 +140,7 @@ pub(super) fn each_change<E>(
     };
     // One buffer for all values: a batch may have thousands.
     let mut rows = Changes { change: &mut change, value: Vec::new() };
-    rows.put(Table::Meta, keys::LANE, &lane)?;
+    rows.put(Table::Meta, tables::meta::LANE, &lane)?;
     batch.writes.iter().try_for_each(|write| rows.of(write))
 }
 
@@ -147,42 +152,44 @@ struct Changes<'c, C> {
 impl<E, C: FnMut(RowChange<'_>) -> Result<(), E>> Changes<'_, C> {
     fn of(&mut self, write: &Write) -> Result<(), E> {
         match write {
-            Write::PutState(id, state) => self.put(Table::States, id.as_str().as_bytes(), state),
-            Write::DeleteState(id) => self.delete(Table::States, id.as_str().as_bytes()),
+            Write::PutState(id, state) => self.put(Table::States, tables::states::key(id), state),
+            Write::DeleteState(id) => self.delete(Table::States, tables::states::key(id)),
             Write::Accept(key, signal) | Write::Retry(key, signal) => {
-                self.put(Table::Inbox, &keys::inbox(key), signal)
+                self.put(Table::Inbox, &tables::inbox::key(key), signal)
             }
             Write::Consume(key) => {
-                let key = &keys::inbox(key);
+                let key = &tables::inbox::key(key);
                 (self.change)(RowChange { table: Table::Inbox, key, value: None, must_exist: true })
             }
             Write::Remind(partition, id, slot, reminder) => {
-                let key = keys::reminder(*partition, id, slot);
+                let key = tables::reminders::key(*partition, id, slot);
                 self.put(Table::Reminders, &key, reminder)?;
-                let key = &keys::due(*partition, reminder.due, id, slot);
+                let key = &tables::due::key(*partition, reminder.due, id, slot);
                 let value = Some(&[][..]);
                 (self.change)(RowChange { table: Table::Due, key, value, must_exist: false })
             }
             Write::CancelReminder(partition, id, slot, due) => {
-                let key = &keys::reminder(*partition, id, slot);
+                let key = &tables::reminders::key(*partition, id, slot);
                 // A delayed signal is applied once: whoever finds it gone was told of it too late.
                 let must_exist = matches!(slot, Slot::Delayed(_));
                 (self.change)(RowChange { table: Table::Reminders, key, value: None, must_exist })?;
-                self.delete(Table::Due, &keys::due(*partition, *due, id, slot))
+                self.delete(Table::Due, &tables::due::key(*partition, *due, id, slot))
             }
             Write::Remember(key, what) => {
-                self.put(Table::Idempotency, &keys::idempotency(key), what)
+                self.put(Table::Idempotency, &tables::idempotency::key(key), what)
             }
-            Write::Forget(key) => self.delete(Table::Idempotency, &keys::idempotency(key)),
+            Write::Forget(key) => self.delete(Table::Idempotency, &tables::idempotency::key(key)),
             Write::PutDeadLetter(id, letter) => {
-                self.put(Table::DeadLetters, &keys::dead_letter(*id), letter)
+                self.put(Table::DeadLetters, &tables::dead_letters::key(*id), letter)
             }
-            Write::DeleteDeadLetter(id) => self.delete(Table::DeadLetters, &keys::dead_letter(*id)),
+            Write::DeleteDeadLetter(id) => {
+                self.delete(Table::DeadLetters, &tables::dead_letters::key(*id))
+            }
             Write::PutLayout(entity_type, version, text) => {
-                self.put(Table::Meta, &keys::layout(entity_type, *version), text)
+                self.put(Table::Meta, &tables::meta::layout(entity_type, *version), text)
             }
             Write::PutOperations(entity_type, names) => {
-                self.put(Table::Meta, &keys::operations(entity_type), names)
+                self.put(Table::Meta, &tables::meta::operations(entity_type), names)
             }
             Write::Release(_) => Ok(()),
         }
@@ -205,12 +212,7 @@ pub(super) fn decoded<T: DeserializeOwned>(bytes: Option<Vec<u8>>) -> ReadResult
 }
 
 pub(super) fn load(rows: &dyn Rows, id: &EntityId) -> ReadResult<Option<StateRecord>> {
-    rows.get(Table::States, id.as_str().as_bytes()).and_then(decoded)
-}
-
-/// The first key behind `key`: nothing sorts between a key and itself with a zero byte.
-pub(super) fn behind(key: &[u8]) -> Vec<u8> {
-    [key, &[0]].concat()
+    rows.get(Table::States, tables::states::key(id)).and_then(decoded)
 }
 
 pub(super) fn inbox(
@@ -220,30 +222,30 @@ pub(super) fn inbox(
     after: Option<&InboxKey>,
     limit: usize,
 ) -> ReadResult<InboxPage> {
-    let prefix = keys::of_entity(partition, receiver);
-    let to = keys::after(&prefix);
-    let from = after.map_or(prefix, |key| behind(&keys::inbox(key)));
+    let prefix = tables::key::of_entity(partition, receiver);
+    let to = tables::key::after(&prefix);
+    let from = after.map_or(prefix, |key| tables::key::behind(&tables::inbox::key(key)));
     let limit = Limit::bytes(limit, WORK_BYTES_MAX);
     // A damaged row ends its entity, whose order would have a hole.
     let (page, _) = take_whole(rows, Table::Inbox, (&from, &to), limit, |key, value| {
-        Ok(Some((keys::read_inbox(key)?, record::decode(value)?)))
+        Ok(Some((tables::inbox::read_key(key)?, record::decode(value)?)))
     })?;
     Ok(page)
 }
 
 pub(super) fn receivers(rows: &dyn Rows, partition: u16) -> ReadResult<Vec<EntityId>> {
     let mut from = partition.to_be_bytes().to_vec();
-    let to = keys::after(&from);
+    let to = tables::key::after(&from);
     let mut found = Vec::new();
     // One seek for each entity, however many rows it has.
     while let Some(next) = first_receiver(rows, &from, &to)? {
         from = match next {
             Ok(receiver) => {
-                let next = keys::after(&keys::of_entity(partition, &receiver));
+                let next = tables::key::after(&tables::key::of_entity(partition, &receiver));
                 found.push(receiver);
                 next
             }
-            Err(key) => behind(&key),
+            Err(key) => tables::key::behind(&key),
         };
     }
     Ok(found)
@@ -257,7 +259,7 @@ fn first_receiver(
 ) -> ReadResult<Option<Result<EntityId, Vec<u8>>>> {
     let mut found = None;
     rows.scan(Table::Inbox, from, to, Limit::rows(1), &mut |key, _| {
-        found = Some(keys::read_inbox(key).map(|known| known.receiver).map_err(|error| {
+        found = Some(tables::inbox::read_key(key).map(|known| known.receiver).map_err(|error| {
             tracing::error!(%error, "an inbox row cannot be read and is left as it is");
             key.to_vec()
         }));
@@ -274,11 +276,11 @@ pub(super) fn due(
     limit: usize,
 ) -> ReadResult<ReminderPage> {
     let from = match after {
-        Some((due, id, slot)) => behind(&keys::due(partition, *due, id, slot)),
-        None => keys::due_from(partition, Timestamp::from_micros(i64::MIN)),
+        Some((due, id, slot)) => tables::key::behind(&tables::due::key(partition, *due, id, slot)),
+        None => tables::due::first_key(partition, Timestamp::from_micros(i64::MIN)),
     };
     let to = Timestamp::from_micros(until.as_micros().saturating_add(1));
-    let to = keys::due_from(partition, to);
+    let to = tables::due::first_key(partition, to);
     let (mut page, mut bytes) = (Page { rows: Vec::new(), is_end: true }, 0);
     rows.scan(Table::Due, &from, &to, Limit::rows(limit), &mut |key, _| {
         if page.rows.len() >= limit || bytes >= WORK_BYTES_MAX {
@@ -301,7 +303,7 @@ pub(super) fn due(
 }
 
 fn one_due(rows: &dyn Rows, partition: u16, key: &[u8]) -> ReadResult<Reminder> {
-    let (due, id, slot) = keys::read_due(key)?;
+    let (due, id, slot) = tables::due::read_key(key)?;
     let reminder = reminder(rows, partition, &id, &slot)?;
     let reminder = reminder.ok_or_else(|| {
         Damaged(format!("the reminder of {id} that is due at {due} is not there"))
@@ -315,7 +317,7 @@ pub(super) fn reminder(
     id: &EntityId,
     slot: &Slot,
 ) -> ReadResult<Option<ReminderRecord>> {
-    rows.get(Table::Reminders, &keys::reminder(partition, id, slot)).and_then(decoded)
+    rows.get(Table::Reminders, &tables::reminders::key(partition, id, slot)).and_then(decoded)
 }
 
 pub(super) fn reminders(
@@ -325,12 +327,13 @@ pub(super) fn reminders(
     after: Option<&Slot>,
     limit: usize,
 ) -> ReadResult<ReminderPage> {
-    let prefix = keys::of_entity(partition, id);
-    let to = keys::after(&prefix);
-    let from = after.map_or(prefix, |slot| behind(&keys::reminder(partition, id, slot)));
+    let prefix = tables::key::of_entity(partition, id);
+    let to = tables::key::after(&prefix);
+    let from = after
+        .map_or(prefix, |slot| tables::key::behind(&tables::reminders::key(partition, id, slot)));
     let table = (Table::Reminders, "a reminder");
     let read = |key: &[u8], value: &[u8]| {
-        let (id, slot) = keys::read_reminder(key)?;
+        let (id, slot) = tables::reminders::read_key(key)?;
         Ok(Some((id, slot, record::decode(value)?)))
     };
     Ok(take(rows, table, (&from, &to), Limit::page(limit), read)?.0)
@@ -346,14 +349,14 @@ pub(super) fn waiting(
     let mut from = partition.to_be_bytes().to_vec();
     from.extend(entity_type.as_bytes());
     from.push(b'/');
-    let to = keys::after(&from);
+    let to = tables::key::after(&from);
     let signals = take(
         rows,
         (Table::Inbox, "an inbox row"),
         (&from, &to),
         Limit::page(limit),
         |key, value| {
-            let (id, record) = (keys::read_inbox(key)?.receiver, record::decode(value)?);
+            let (id, record) = (tables::inbox::read_key(key)?.receiver, record::decode(value)?);
             let InboxRecord { operation, .. } = record;
             let is_meant = !except.contains(&operation);
             Ok(is_meant.then_some(Waiting { id, operation, is_reminder: false }))
@@ -365,7 +368,7 @@ pub(super) fn waiting(
         (&from, &to),
         Limit::page(limit),
         |key, value| {
-            let ((id, _), record) = (keys::read_reminder(key)?, record::decode(value)?);
+            let ((id, _), record) = (tables::reminders::read_key(key)?, record::decode(value)?);
             let ReminderRecord { operation, .. } = record;
             let is_meant = !except.contains(&operation);
             Ok(is_meant.then_some(Waiting { id, operation, is_reminder: true }))
@@ -378,7 +381,7 @@ pub(super) fn remembered(
     rows: &dyn Rows,
     key: &IdempotencyKey,
 ) -> ReadResult<Option<IdempotencyRecord>> {
-    rows.get(Table::Idempotency, &keys::idempotency(key)).and_then(decoded)
+    rows.get(Table::Idempotency, &tables::idempotency::key(key)).and_then(decoded)
 }
 
 pub(super) fn list(
@@ -389,7 +392,7 @@ pub(super) fn list(
     limit: usize,
 ) -> ReadResult<StatePage> {
     let first = format!("{entity_type}/{prefix}").into_bytes();
-    let to = keys::after(&first);
+    let to = tables::key::after(&first);
     let from = match after {
         Some(key) => first.max(format!("{entity_type}/{key}\0").into_bytes()),
         None => first,
@@ -398,7 +401,7 @@ pub(super) fn list(
     let read = |key: &[u8], value: &[u8]| {
         let path = str::from_utf8(key).map_err(|_| Damaged("an id is not UTF-8".into()))?;
         let id = EntityId::parse(path).map_err(|error| Damaged(error.to_string()))?;
-        Ok(Some((id, record::decode_head(value)?)))
+        Ok(Some((id, tables::states::read_head(value)?)))
     };
     Ok(take(rows, (Table::States, "a state"), (&from, &to), limit, read)?.0)
 }
@@ -409,14 +412,17 @@ pub(super) fn dead_letters(
     after: Option<DeadLetterId>,
     limit: usize,
 ) -> ReadResult<DeadLetterPage> {
-    let from = after.map_or(Vec::new(), |id| behind(&keys::dead_letter(id)));
+    let from = after.map_or(Vec::new(), |id| tables::key::behind(&tables::dead_letters::key(id)));
     let to = [u8::MAX; 12];
     let table = (Table::DeadLetters, "a dead letter");
     let (page, last) = take(rows, table, (&from, &to), Limit::page(limit), |key, value| {
-        let (id, letter) = (keys::read_dead_letter(key)?, record::decode(value)?);
+        let (id, letter) = (tables::dead_letters::read_key(key)?, record::decode(value)?);
         Ok(filter.fits(&letter).then_some((id, letter)))
     })?;
-    let next = last.filter(|_| !page.is_end).map(|key| keys::read_dead_letter(&key)).transpose()?;
+    let next = last
+        .filter(|_| !page.is_end)
+        .map(|key| tables::dead_letters::read_key(&key))
+        .transpose()?;
     Ok(DeadLetterPage { rows: page.rows, next })
 }
 
@@ -427,44 +433,60 @@ pub(super) fn dead_letter_heads(
     limit: usize,
 ) -> ReadResult<DeadLetterHeads> {
     let from = match after {
-        Some(id) => behind(&keys::dead_letter(id)),
+        Some(id) => tables::key::behind(&tables::dead_letters::key(id)),
         None => partition.to_be_bytes().to_vec(),
     };
-    let to = keys::after(&partition.to_be_bytes());
+    let to = tables::key::after(&partition.to_be_bytes());
     let table = (Table::DeadLetters, "a dead letter");
     let read = |key: &[u8], value: &[u8]| {
-        let (id, letter): (_, DeadLetter) = (keys::read_dead_letter(key)?, record::decode(value)?);
+        let (id, letter): (_, DeadLetter) =
+            (tables::dead_letters::read_key(key)?, record::decode(value)?);
         Ok(Some(DeadLetterHead { id, at: letter.dead_lettered_at, bytes: value.len() }))
     };
     Ok(take(rows, table, (&from, &to), Limit::page(limit), read)?.0)
 }
 
 pub(super) fn dead_letter(rows: &dyn Rows, id: DeadLetterId) -> ReadResult<Option<DeadLetter>> {
-    rows.get(Table::DeadLetters, &keys::dead_letter(id)).and_then(decoded)
+    rows.get(Table::DeadLetters, &tables::dead_letters::key(id)).and_then(decoded)
 }
 
 pub(super) fn layouts(rows: &dyn Rows, entity_type: &str) -> ReadResult<Vec<(u32, String)>> {
-    let from = keys::layouts(entity_type);
+    let from = tables::meta::layouts(entity_type);
     let mut found = Vec::new();
-    rows.scan(Table::Meta, &from, &keys::after(&from), Limit::rows(64), &mut |key, value| {
-        let (_, version) = key.split_last_chunk::<4>().ok_or(Damaged("a layout's key".into()))?;
-        found.push((u32::from_be_bytes(*version), record::decode(value)?));
-        Ok(true)
-    })?;
+    rows.scan(
+        Table::Meta,
+        &from,
+        &tables::key::after(&from),
+        Limit::rows(64),
+        &mut |key, value| {
+            let (_, version) =
+                key.split_last_chunk::<4>().ok_or(Damaged("a layout's key".into()))?;
+            found.push((u32::from_be_bytes(*version), record::decode(value)?));
+            Ok(true)
+        },
+    )?;
     Ok(found)
 }
 
 pub(super) fn operations(rows: &dyn Rows) -> ReadResult<OperationsByType> {
-    let from = keys::operations("");
+    let from = tables::meta::operations("");
     let mut found = Vec::new();
-    rows.scan(Table::Meta, &from, &keys::after(&from), Limit::rows(64), &mut |key, value| {
-        let name = str::from_utf8(&key[from.len()..]).map_err(|_| Damaged("not UTF-8".into()))?;
-        found.push((name.to_owned(), record::decode(value)?));
-        Ok(true)
-    })?;
+    rows.scan(
+        Table::Meta,
+        &from,
+        &tables::key::after(&from),
+        Limit::rows(64),
+        &mut |key, value| {
+            let name =
+                str::from_utf8(&key[from.len()..]).map_err(|_| Damaged("not UTF-8".into()))?;
+            found.push((name.to_owned(), record::decode(value)?));
+            Ok(true)
+        },
+    )?;
     // Programs that stored no operations stored layouts.
-    let from = keys::layouts("").split_last().map_or_else(Vec::new, |(_, start)| start.to_vec());
-    rows.scan(Table::Meta, &from, &keys::after(&from), Limit::rows(64), &mut |key, _| {
+    let from =
+        tables::meta::layouts("").split_last().map_or_else(Vec::new, |(_, start)| start.to_vec());
+    rows.scan(Table::Meta, &from, &tables::key::after(&from), Limit::rows(64), &mut |key, _| {
         let name = key[from.len()..].split(|byte| *byte == b'/').next().unwrap_or_default();
         let name = String::from_utf8_lossy(name).into_owned();
         if !found.iter().any(|(known, _)| *known == name) {

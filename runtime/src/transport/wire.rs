@@ -14,8 +14,8 @@ use crate::{
         reply::{CallResult, Response, StateView},
     },
     store::{
-        keys,
-        record::{self, Damaged, DeadLetterId, InboxKey, Slot},
+        record::{self, Damaged},
+        tables::{self, dead_letters::DeadLetterId, inbox::InboxKey, reminders::Slot},
     },
 };
 
@@ -58,11 +58,13 @@ pub(crate) struct Row {
 impl Row {
     pub(crate) fn new(partition: u16, delivery: &Delivery) -> Self {
         match delivery {
-            Delivery::Signal(key, row) => {
-                Self { is_delayed: false, key: keys::inbox(key), record: record::encode(row) }
-            }
+            Delivery::Signal(key, row) => Self {
+                is_delayed: false,
+                key: tables::inbox::key(key),
+                record: record::encode(row),
+            },
             Delivery::Delayed(id, slot, row) => {
-                let key = keys::reminder(partition, id, slot);
+                let key = tables::reminders::key(partition, id, slot);
                 Self { is_delayed: true, key, record: record::encode(row) }
             }
         }
@@ -74,13 +76,13 @@ impl Row {
 
     pub(crate) fn read(&self) -> Result<Delivery, Damaged> {
         if self.is_delayed {
-            let (id, slot) = keys::read_reminder(&self.key)?;
+            let (id, slot) = tables::reminders::read_key(&self.key)?;
             if !matches!(slot, Slot::Delayed(_)) {
                 return Err(Damaged("a named reminder is nobody else's".into()));
             }
             return Ok(Delivery::Delayed(id, slot, record::decode(&self.record)?));
         }
-        let key: InboxKey = keys::read_inbox(&self.key)?;
+        let key: InboxKey = tables::inbox::read_key(&self.key)?;
         Ok(Delivery::Signal(key, record::decode(&self.record)?))
     }
 }

@@ -24,8 +24,8 @@ use stead::{
     entity,
     stock::Counter,
     store::{
-        keys::Table,
         memory::{Fault, MemoryDisk},
+        tables::Table,
     },
 };
 use stead_tests::wait::until_true;

@@ -13,8 +13,8 @@ use stead::{
     store::{
         Batch, CommitOutcome, Fence, Store, Write, conformance,
         memory::MemoryDisk,
-        record::{Cause, DeadLetter, DeadLetterId},
         rocks::{OpenError, RocksSettings},
+        tables::dead_letters::{Cause, DeadLetter, DeadLetterId},
     },
 };
 

@@ -9,8 +9,8 @@ use stead::{
     store::{
         Batch, CommitOutcome, Fence, Store, TypedReads as _, Write, conformance,
         postgres::{ConnectError, PostgresSettings},
-        record::StateRecord,
         shared::{Registration, SharedStore as _},
+        tables::states::StateRecord,
     },
 };
 use stead_tests::{

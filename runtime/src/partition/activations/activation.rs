@@ -13,7 +13,10 @@ use crate::{
         turn::Applied,
     },
     rules::Rule,
-    store::record::{ReminderHead, Slot, StateRecord},
+    store::tables::{
+        reminders::Slot,
+        states::{ReminderHead, StateRecord},
+    },
     types::{State, Trust},
 };
 

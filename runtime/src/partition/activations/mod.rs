@@ -25,7 +25,7 @@ use crate::{
     map::Map,
     rules::Rule,
     sabotage::Sabotage,
-    store::{ReadError, ReadResult, record::StateRecord},
+    store::{ReadError, ReadResult, tables::states::StateRecord},
     types::{EntityType, State},
 };
 

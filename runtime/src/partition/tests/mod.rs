@@ -36,9 +36,14 @@ use crate::{
     entropy::Entropy,
     store::{
         Batch, CommitOutcome, Fence, Haste, ReadError, RunningMarks, Store, TypedReads as _,
-        keys::Table,
         memory::{MemoryDisk, MemoryStore},
-        record::{DeadLetterId, IdempotencyKey, InboxKey, InboxRecord, Settings},
+        tables::{
+            Table,
+            dead_letters::DeadLetterId,
+            idempotency::IdempotencyKey,
+            inbox::{InboxKey, InboxRecord},
+            meta::Settings,
+        },
     },
     types::{EntityTypes, entity_type},
 };

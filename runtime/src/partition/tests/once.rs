@@ -106,8 +106,11 @@ fn a_full_disk_refuses_writes_and_answers_queries() {
 #[test]
 fn a_dead_letter_is_replayed_once() {
     let mut bench = Bench::new();
-    let letter =
-        crate::store::record::DeadLetterId { partition: 0, is_rejection: false, number: 1 };
+    let letter = crate::store::tables::dead_letters::DeadLetterId {
+        partition: 0,
+        is_rejection: false,
+        number: 1,
+    };
     let replay = || Sent { replays: Some(letter), ..sent("append", "1") };
     bench.send("a", replay());
     let again = bench.send("a", replay());
@@ -119,7 +122,7 @@ fn a_dead_letter_is_replayed_once() {
 #[test]
 fn a_row_that_was_delivered_twice_is_applied_once() {
     let mut bench = Bench::new();
-    let key = crate::store::record::InboxKey {
+    let key = crate::store::tables::inbox::InboxKey {
         partition: 0,
         receiver: id("a"),
         sender: "log/b".into(),
@@ -127,7 +130,7 @@ fn a_row_that_was_delivered_twice_is_applied_once() {
         revision: 1,
         index: 0,
     };
-    let record = crate::store::record::InboxRecord {
+    let record = crate::store::tables::inbox::InboxRecord {
         token: 1,
         operation: "append".into(),
         input: b"1".to_vec(),

@@ -1,7 +1,10 @@
 //! Very much that is due, delayed or dead at one time: bounded in memory, complete, and once.
 
 use super::*;
-use crate::store::record::{Cause, DeadLetter, Slot};
+use crate::store::tables::{
+    dead_letters::{Cause, DeadLetter},
+    reminders::Slot,
+};
 
 /// Sends `count` delayed signals for one instant.
 fn delay(bench: &mut Bench, key: &str, entries: std::ops::Range<u32>, after: Duration) {

@@ -11,9 +11,12 @@ use stead_entities::{EntityId, Timestamp};
 
 use super::{
     Batch, CommitOutcome, DeadLetterFilter, Fence, Haste, Store, TypedReads as _, Write,
-    record::{
-        Cause, DeadLetter, DeadLetterId, IdempotencyKey, IdempotencyRecord, InboxKey, InboxRecord,
-        Remembered, ReminderRecord, Slot, StateRecord,
+    tables::{
+        dead_letters::{Cause, DeadLetter, DeadLetterId},
+        idempotency::{IdempotencyKey, IdempotencyRecord, Remembered},
+        inbox::{InboxKey, InboxRecord},
+        reminders::{ReminderRecord, Slot},
+        states::StateRecord,
     },
 };
 

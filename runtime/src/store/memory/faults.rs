@@ -8,7 +8,10 @@ use std::{
 use stead_entities::EntityId;
 
 use super::{Fault, MemoryDisk, MemoryStore, Reach};
-use crate::{entropy::Entropy, store::keys::Table};
+use crate::{
+    entropy::Entropy,
+    store::tables::{self, Table},
+};
 
 impl MemoryDisk {
     /// Lets the next commit end as `fault` says.
@@ -30,7 +33,7 @@ impl MemoryDisk {
     /// Changes the bytes of an entity's stored state.
     pub fn damage(&self, id: &EntityId, change: impl FnOnce(&mut Vec<u8>)) {
         let mut disk = self.lock();
-        let key = (Table::States, id.as_str().as_bytes().to_vec());
+        let key = (Table::States, tables::states::key(id).to_vec());
         if let Some(bytes) = disk.live.get_mut(&key) {
             change(bytes);
             let bytes = bytes.clone();

@@ -24,10 +24,10 @@ use tokio::sync::Notify;
 pub use self::shared::Reach;
 use self::shared::{Cluster, Way};
 use super::{
-    Batch, CommitOutcome, Fence, Haste, Opened, Read, ReadError, ReadResult, Store,
-    keys::{self, Table},
-    record::{self, LaneRecord, Settings},
+    Batch, CommitOutcome, Fence, Haste, Opened, Read, ReadError, ReadResult, Store, record,
     rows::{self, EachRow, Limit, Rows},
+    tables::meta::{LaneRecord, Settings},
+    tables::{self, Table},
 };
 use crate::sabotage::Sabotage;
 
@@ -96,12 +96,12 @@ impl MemoryDisk {
         disk.incarnation += 1;
         let incarnation = disk.incarnation;
         disk.cluster.close();
-        let lane = disk.live.get(&(Table::Meta, keys::LANE.to_vec()));
+        let lane = disk.live.get(&(Table::Meta, tables::meta::LANE.to_vec()));
         let lane: Option<LaneRecord> = lane.map(|bytes| record::decode(bytes)).transpose()?;
         if let Some(lane) = &lane {
             // Whatever ends this incarnation, short of a drain, is not clean.
             let claim = record::encode(&LaneRecord { is_clean: false, ..lane.clone() });
-            disk.apply(vec![((Table::Meta, keys::LANE.to_vec()), Some(claim))]);
+            disk.apply(vec![((Table::Meta, tables::meta::LANE.to_vec()), Some(claim))]);
             disk.flush();
         }
         let time = lane.as_ref().map_or(Timestamp::default(), |lane| lane.time);
@@ -174,7 +174,7 @@ impl MemoryStore {
             {
                 return Err(format!("a consumed row is not there: {:?}", change.key));
             }
-            if is_shared && key.1 == keys::LANE {
+            if is_shared && key.1 == tables::meta::LANE {
                 // It is a member's, and kept with the members.
                 return Ok(());
             }
@@ -209,7 +209,7 @@ impl Disk {
         if is_shared {
             return self.cluster.is_next(fence);
         }
-        let last = self.live.get(&(Table::Meta, keys::LANE.to_vec()));
+        let last = self.live.get(&(Table::Meta, tables::meta::LANE.to_vec()));
         let last = last.and_then(|bytes| record::decode::<LaneRecord>(bytes).ok());
         let next = last.map_or(0, |lane| lane.number) + 1;
         fence.incarnation == self.incarnation && fence.number == next

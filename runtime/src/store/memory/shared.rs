@@ -21,13 +21,13 @@ use crate::{
     entropy::Entropy,
     sabotage::Sabotage,
     store::{
-        Batch, CommitOutcome, Fence, Opened, ReadError, ReadResult, Write,
-        keys::Table,
-        record::{self, StateRecord},
+        Batch, CommitOutcome, Fence, Opened, ReadError, ReadResult, Write, record,
         shared::{
             ClusterState, Joined, Member, MemberError, MemberResult, Ownership, Registration,
             Renewed, SharedStore,
         },
+        tables::states::StateRecord,
+        tables::{self, Table},
     },
 };
 
@@ -183,7 +183,7 @@ impl Disk {
         for write in &batch.writes {
             match write {
                 Write::PutState(id, state) => {
-                    let key = (Table::States, id.as_str().as_bytes().to_vec());
+                    let key = (Table::States, tables::states::key(id).to_vec());
                     let stored = self.live.get(&key).map(|bytes| record::decode(bytes));
                     let stored: Option<StateRecord> =
                         stored.transpose().map_err(|e| e.to_string())?;

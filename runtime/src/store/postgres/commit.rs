@@ -22,7 +22,7 @@ use super::{
 use crate::{
     clock::{self, deadline_after, monotonic},
     sabotage::Sabotage,
-    store::{Batch, CommitOutcome, Fence, Opened, record::Settings},
+    store::{Batch, CommitOutcome, Fence, Opened, tables::meta::Settings},
 };
 
 /// The wait before the database is asked again how a batch ended.

@@ -36,11 +36,10 @@ use tokio_postgres::{
 
 use self::{commit::Writer, connect::Readers, shared::ControlConnections};
 use super::{
-    Batch, CommitOutcome, Haste, Opened, Read, ReadError, ReadResult, Store,
-    keys::{self, Table},
-    on_thread,
-    record::{self, Settings},
-    rows::{self, EachRow, Limit, Rows},
+    Batch, CommitOutcome, Haste, Opened, Read, ReadError, ReadResult, Store, on_thread, record,
+    rows::{EachRow, Limit, Rows},
+    tables::meta::Settings,
+    tables::{self, Table},
 };
 use crate::entropy::Entropy;
 
@@ -247,10 +246,11 @@ async fn open_lane(
     let mut numbers_ahead = read_numbers_ahead(opening.client()).await?;
     if settings.reset_clock && time > now {
         numbers_ahead += Duration::from_micros((time - now).unsigned_abs());
-        let (key, record) = (keys::NUMBERS_AHEAD, record::encode(&Timeout::from(numbers_ahead)));
+        let (key, record) =
+            (tables::meta::NUMBERS_AHEAD, record::encode(&Timeout::from(numbers_ahead)));
         let values: [Value<'_>; 2] =
             [(&vec![key], Type::BYTEA_ARRAY), (&vec![record], Type::BYTEA_ARRAY)];
-        opening.execute_typed(sql::TABLES[Table::Meta as usize].put, &values).await?;
+        opening.execute_typed(&sql::plain(Table::Meta).put, &values).await?;
         time = now;
     }
     let node: &str = &settings.node;
@@ -277,8 +277,9 @@ async fn open_lane(
 
 /// How far minted numbers are ahead of the clock.
 async fn read_numbers_ahead(client: &Client) -> Result<Duration, ConnectError> {
-    let statement = sql::TABLES[Table::Meta as usize].get;
-    let found = client.query_typed_opt(statement, &[(&keys::NUMBERS_AHEAD, Type::BYTEA)]).await?;
+    let statement = &sql::plain(Table::Meta).get;
+    let found =
+        client.query_typed_opt(statement, &[(&tables::meta::NUMBERS_AHEAD, Type::BYTEA)]).await?;
     let ahead = found.map(|row| record::decode::<Timeout>(row.get(0))).transpose();
     let ahead = ahead.map_err(|error| ConnectError::Unusable(error.to_string()))?;
     Ok(ahead.unwrap_or_default().as_duration())
@@ -305,7 +306,7 @@ struct ReadView<'r> {
 
 impl Rows for ReadView<'_> {
     fn get(&self, table: Table, key: &[u8]) -> ReadResult<Option<Vec<u8>>> {
-        let statement = sql::TABLES[table as usize].get;
+        let statement = &sql::plain(table).get;
         let values: [Value<'_>; 1] = [(&key, Type::BYTEA)];
         let asking = self.client.query_typed_opt(statement, &values);
         let found = self.runtime.block_on(asking).map_err(unreadable)?;
@@ -320,8 +321,8 @@ impl Rows for ReadView<'_> {
         limit: Limit,
         each: &mut EachRow<'_>,
     ) -> ReadResult<()> {
-        let table = &sql::TABLES[table as usize];
-        let statement = if limit.heads_only { table.scan_heads } else { table.scan };
+        let table = sql::plain(table);
+        let statement = if limit.heads_only { &table.scan_heads } else { &table.scan };
         let part = i64::try_from(limit.rows.saturating_add(1)).unwrap_or(PART).min(PART);
         let mut from = from.to_vec();
         loop {
@@ -339,7 +340,7 @@ impl Rows for ReadView<'_> {
                 return Ok(());
             }
             if let Some(last) = found.last() {
-                from = rows::behind(last.get(0));
+                from = tables::key::behind(last.get(0));
             }
         }
     }

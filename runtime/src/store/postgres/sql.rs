@@ -6,7 +6,9 @@
 //! so itself, by dividing by zero where it does not: an error inside the database keeps everything
 //! that was sent behind it, the COMMIT included, from taking effect.
 
-use std::time::Duration;
+use std::{sync::LazyLock, time::Duration};
+
+use crate::store::tables::{Table, states::HEAD_BYTES_MAX};
 
 /// The version of the tables that this build reads and writes.
 pub(super) const SCHEMA: i32 = 2;
@@ -193,48 +195,38 @@ pub(super) const FORGET_OWN: &str = "delete from stead_idempotency where key in 
 
 /// The statements of a table of plain rows.
 pub(super) struct Plain {
-    pub(super) put: &'static str,
-    pub(super) delete: &'static str,
-    pub(super) get: &'static str,
-    pub(super) scan: &'static str,
+    pub(super) put: String,
+    pub(super) delete: String,
+    pub(super) get: String,
+    pub(super) scan: String,
     /// The same with the first bytes of each record only, as many as a
-    /// [`crate::store::record::StateHead`] may take.
-    pub(super) scan_heads: &'static str,
+    /// [`crate::store::tables::states::StateHead`] may take.
+    pub(super) scan_heads: String,
 }
 
-macro_rules! plain {
-    ($table:literal) => {
-        Plain {
-            put: concat!(
-                "insert into ",
-                $table,
-                " (key, record) select * from ",
-                "unnest($1::bytea[], $2::bytea[]) on conflict (key) do update set record = ",
-                "excluded.record"
+impl Plain {
+    fn of(table: Table) -> Self {
+        let name = format!("stead_{}", table.description().name);
+        let scan = |record: &str| {
+            format!(
+                "select key, {record} from {name} where key >= $1 and key < $2 order by key limit $3"
+            )
+        };
+        Self {
+            put: format!(
+                "insert into {name} (key, record) select * from unnest($1::bytea[], $2::bytea[]) \
+                on conflict (key) do update set record = excluded.record"
             ),
-            delete: concat!("delete from ", $table, " where key = any($1::bytea[])"),
-            get: concat!("select record from ", $table, " where key = $1"),
-            scan: concat!(
-                "select key, record from ",
-                $table,
-                " where key >= $1 and key < $2 order by key limit $3"
-            ),
-            scan_heads: concat!(
-                "select key, substring(record from 1 for 64) from ",
-                $table,
-                " where key >= $1 and key < $2 order by key limit $3"
-            ),
+            delete: format!("delete from {name} where key = any($1::bytea[])"),
+            get: format!("select record from {name} where key = $1"),
+            scan: scan("record"),
+            scan_heads: scan(&format!("substring(record from 1 for {HEAD_BYTES_MAX})")),
         }
-    };
+    }
 }
 
-/// By [`crate::store::keys::Table`], in its order.
-pub(super) const TABLES: [Plain; 7] = [
-    plain!("stead_meta"),
-    plain!("stead_states"),
-    plain!("stead_inbox"),
-    plain!("stead_reminders"),
-    plain!("stead_due"),
-    plain!("stead_idempotency"),
-    plain!("stead_dead_letters"),
-];
+/// The statements of one table.
+pub(super) fn plain(table: Table) -> &'static Plain {
+    static ALL: LazyLock<[Plain; Table::COUNT]> = LazyLock::new(|| Table::ALL.map(Plain::of));
+    &ALL[table as usize]
+}

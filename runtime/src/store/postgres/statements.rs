@@ -12,9 +12,8 @@ use super::{Value, sql};
 use crate::sabotage::Sabotage;
 use crate::store::{
     Batch, Write,
-    keys::{self, Table},
-    record::{Settings, StateRecord},
     rows::{self, Row},
+    tables::{self, Table, meta::Settings, states::StateRecord},
 };
 
 /// A statement with its values, ready to be sent.
@@ -87,15 +86,19 @@ pub(super) fn statements(batch: &Batch, attempt: i64, kept: &Settings) -> Vec<St
         }
     }
     for (table, Rows { gone, keys, values }) in tables {
-        let plain = &sql::TABLES[table as usize];
+        let plain = sql::plain(table);
         if !gone.is_empty() {
-            statements.push(Statement::new(plain.delete).value(gone, Type::BYTEA_ARRAY));
+            statements.push(Statement::new(&plain.delete).value(gone, Type::BYTEA_ARRAY));
         }
         if keys.is_empty() {
             continue;
         }
-        let times = (table == Table::Idempotency).then(|| born(batch, &keys));
-        let put = Statement::new(times.as_ref().map_or(plain.put, |_| sql::PUT_IDEMPOTENCY));
+        let times = table.description().written_at.map(|written_at| {
+            let times =
+                values.iter().map(|value| written_at(value).unwrap_or_default().as_micros());
+            times.collect::<Vec<_>>()
+        });
+        let put = Statement::new(times.as_ref().map_or(&*plain.put, |_| sql::PUT_IDEMPOTENCY));
         let put = put.value(keys, Type::BYTEA_ARRAY).value(values, Type::BYTEA_ARRAY);
         statements.push(match times {
             Some(times) => put.value(times, Type::INT8_ARRAY),
@@ -154,19 +157,6 @@ fn put_states(states: Vec<State<'_>>) -> Option<Statement> {
     Some(put)
 }
 
-/// When the keys of a batch were used, in the order of `keys`.
-fn born(batch: &Batch, keys: &[Vec<u8>]) -> Vec<i64> {
-    let times: BTreeMap<_, _> = batch
-        .writes
-        .iter()
-        .filter_map(|write| match write {
-            Write::Remember(key, what) => Some((keys::idempotency(key), what.at.as_micros())),
-            _ => None,
-        })
-        .collect();
-    keys.iter().map(|key| times.get(key).copied().unwrap_or(0)).collect()
-}
-
 /// The changes of a batch.
 #[derive(Default)]
 struct Changes {
@@ -187,7 +177,7 @@ fn changes(batch: &Batch) -> Changes {
             (_, _) if change.must_exist => changes.delayed.push(key),
             (Table::States, Some(value)) => changes.states.push((key, value)),
             // Lanes have a table of their own.
-            (Table::Meta, _) if key == keys::LANE => {}
+            (Table::Meta, _) if key == tables::meta::LANE => {}
             (table, value) => drop(changes.rows.insert((table, key), value)),
         }
         Ok::<_, Infallible>(())
@@ -205,7 +195,7 @@ mod tests {
     use super::*;
     use crate::store::{
         Fence,
-        record::{DeadLetterId, Slot},
+        tables::{dead_letters::DeadLetterId, reminders::Slot},
     };
 
     #[test]

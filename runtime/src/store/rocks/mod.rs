@@ -33,10 +33,11 @@ pub use self::directory::{OpenError, RocksSettings};
 use self::{directory::Directory, history::History, running::Running};
 use super::{
     Batch, CommitOutcome, Haste, Opened, Read, ReadError, ReadResult, RunningMarks, Store,
-    keys::{self, Table},
     readers::Readers,
-    record::{self, LaneRecord, Settings},
+    record,
     rows::{self, EachRow, Limit, Rows},
+    tables::meta::{LaneRecord, Settings},
+    tables::{self, Table},
 };
 use crate::{
     clock::{monotonic, since, wall_micros},
@@ -96,18 +97,19 @@ impl RocksStore {
         let (running, ran) = Running::open(path.as_ref())?;
         let forget_before = Arc::new(AtomicI64::new(i64::MIN));
         let db = options::open(&directory, settings, &forget_before)?;
-        let lane: Option<LaneRecord> = read_meta(&db, keys::LANE)?;
+        let lane: Option<LaneRecord> = read_meta(&db, tables::meta::LANE)?;
         let last_batch = lane.as_ref().map_or(0, |lane| lane.number);
         directory.check_horizon(last_batch)?;
         let follows = check_history(&db, last_batch)?;
         let minted = mint_settings(&db, settings)?;
         let mut time = lane.as_ref().map_or(Timestamp::default(), |lane| lane.time);
-        let mut numbers_ahead: Timeout = read_meta(&db, keys::NUMBERS_AHEAD)?.unwrap_or_default();
+        let mut numbers_ahead: Timeout =
+            read_meta(&db, tables::meta::NUMBERS_AHEAD)?.unwrap_or_default();
         let wall = Timestamp::from_micros(wall_micros());
         if settings.reset_clock && time > wall {
             tracing::warn!(from = %time, to = %wall, "the store's clock is set back");
             numbers_ahead = (numbers_ahead.as_duration() + time.since(wall)).into();
-            put_meta(&db, keys::NUMBERS_AHEAD, &numbers_ahead)?;
+            put_meta(&db, tables::meta::NUMBERS_AHEAD, &numbers_ahead)?;
             time = wall;
         }
         let opened = Opened {
@@ -190,11 +192,12 @@ fn closed() -> ReadError {
 
 /// Who wrote the last batch, where the database has every batch up to it.
 fn check_history(db: &DB, last_batch: u64) -> Result<u64, OpenError> {
-    let found = read_meta(db, keys::HISTORY).map_err(|error| OpenError::Gap(error.to_string()))?;
+    let found =
+        read_meta(db, tables::meta::HISTORY).map_err(|error| OpenError::Gap(error.to_string()))?;
     match found {
         // Batches of a program that kept no history end here.
         None => {
-            put_meta(db, keys::HISTORY, &History::link(last_batch, 0, 0))?;
+            put_meta(db, tables::meta::HISTORY, &History::link(last_batch, 0, 0))?;
             Ok(0)
         }
         Some(History::Whole(span)) if span.last == last_batch => Ok(span.writer),
@@ -207,13 +210,13 @@ fn check_history(db: &DB, last_batch: u64) -> Result<u64, OpenError> {
 }
 
 fn mint_settings(db: &DB, settings: &RocksSettings) -> Result<Settings, OpenError> {
-    if let Some(minted) = read_meta(db, keys::SETTINGS)? {
+    if let Some(minted) = read_meta(db, tables::meta::SETTINGS)? {
         return Ok(minted);
     }
     let mut entropy = Entropy::system();
     let minted =
         Settings { partitions: settings.partitions, seed: (entropy.next(), entropy.next()) };
-    put_meta(db, keys::SETTINGS, &minted)?;
+    put_meta(db, tables::meta::SETTINGS, &minted)?;
     Ok(minted)
 }
 
@@ -262,7 +265,7 @@ impl Shared {
         // While the store is being closed there is nothing at hand.
         let open = self.database.try_read().ok()?;
         let database = open.as_ref()?;
-        let handle = database.db.cf_handle(table.name())?;
+        let handle = database.db.cf_handle(table.column_family())?;
         let mut options = ReadOptions::default();
         options.set_read_tier(ReadTier::BlockCache);
         database.db.get_cf_opt(&handle, key, &options).ok().map(Ok)
@@ -313,19 +316,21 @@ impl Database {
         let mut read_at = self.history_read_at.lock().unwrap_or_else(PoisonError::into_inner);
         if since(*read_at) >= HISTORY_INTERVAL {
             *read_at = monotonic();
-            let _or_the_next_time = self.db.get_pinned(keys::HISTORY);
+            let _or_the_next_time = self.db.get_pinned(tables::meta::HISTORY);
         }
     }
 
     /// The batch as RocksDB writes it; refused where a consumed row is not there.
     fn rows(&self, batch: &Batch) -> Result<WriteBatch, String> {
         let tables = Table::ALL.map(|table| {
-            self.db.cf_handle(table.name()).expect("every table is opened with the database")
+            self.db
+                .cf_handle(table.column_family())
+                .expect("every table is opened with the database")
         });
         let mut rows = WriteBatch::default();
         let follows = self.follows.load(Ordering::Relaxed);
         let link = History::link(batch.fence.number, follows, self.writer);
-        rows.merge_cf(tables[Table::Meta as usize], keys::HISTORY, record::encode(&link));
+        rows.merge_cf(tables[Table::Meta as usize], tables::meta::HISTORY, record::encode(&link));
         rows::each_change(batch, |change| {
             let table = tables[change.table as usize];
             if change.must_exist && !matches!(self.db.get_pinned_cf(table, change.key), Ok(Some(_)))
@@ -344,7 +349,7 @@ impl Database {
     /// The lane must stand one batch before this one, under this incarnation or, for the batch that
     /// claims the store, under the one before.
     fn fence(&self, batch: &Batch) -> Result<(), CommitOutcome> {
-        let bytes = self.db.get(keys::LANE);
+        let bytes = self.db.get(tables::meta::LANE);
         let bytes = bytes.map_err(|error| CommitOutcome::Unavailable(error.to_string()))?;
         let Some(bytes) = bytes else { return Ok(()) };
         let last: LaneRecord = record::decode(&bytes)
@@ -379,7 +384,7 @@ struct ReadView<'d> {
 
 impl Rows for ReadView<'_> {
     fn get(&self, table: Table, key: &[u8]) -> ReadResult<Option<Vec<u8>>> {
-        let handle = self.db.cf_handle(table.name()).expect("every table is opened");
+        let handle = self.db.cf_handle(table.column_family()).expect("every table is opened");
         self.at.get_cf(&handle, key).map_err(read_error)
     }
 
@@ -391,7 +396,7 @@ impl Rows for ReadView<'_> {
         _limit: Limit,
         each: &mut EachRow<'_>,
     ) -> ReadResult<()> {
-        let handle = self.db.cf_handle(table.name()).expect("every table is opened");
+        let handle = self.db.cf_handle(table.column_family()).expect("every table is opened");
         let mut options = ReadOptions::default();
         options.set_iterate_upper_bound(to.to_vec());
         options.set_total_order_seek(true);

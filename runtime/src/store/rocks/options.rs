@@ -16,10 +16,7 @@ use rocksdb::{
 use super::{Directory, OpenError, RocksSettings, history};
 use crate::{
     sabotage::Sabotage,
-    store::{
-        keys::Table,
-        record::{self, IdempotencyRecord},
-    },
+    store::tables::{Description, Lifetime, Table},
 };
 
 /// The most links of the chain of batches that wait in memory to be folded.
@@ -58,7 +55,7 @@ pub(super) fn open(
     let tables = Table::ALL.into_iter().map(|table| {
         let mut options = table_options(table, buffer, &cache, forget_before);
         options.set_disable_auto_compactions(directory.is_damaged());
-        ColumnFamilyDescriptor::new(table.name(), options)
+        ColumnFamilyDescriptor::new(table.column_family(), options)
     });
     DB::open_cf_descriptors(&whole, directory.database(), tables).map_err(|error| {
         let text = error.to_string();
@@ -90,22 +87,20 @@ fn table_options(
     }
     options.set_block_based_table_factory(&blocks);
     options.set_compression_type(rocksdb::DBCompressionType::Lz4);
-    match table {
-        Table::States | Table::Idempotency => {
-            options.set_write_buffer_size(buffer);
-        }
-        _ => options.set_write_buffer_size(buffer / 4),
-    }
-    if matches!(table, Table::Inbox | Table::Due | Table::Reminders) {
-        // Rows here live shortly: compact what has become mostly deletions.
+    let Description { lifetime, written_at, .. } = table.description();
+    options.set_write_buffer_size(match lifetime {
+        Lifetime::Large => buffer,
+        Lifetime::Short | Lifetime::Settled => buffer / 4,
+    });
+    if *lifetime == Lifetime::Short {
         options.add_compact_on_deletion_collector_factory(4_096, 1_024, 0.5);
     }
-    if table == Table::Idempotency {
+    if let Some(written_at) = *written_at {
         let horizon = forget_before.clone();
         let name: &CStr = c"stead.forget";
         options.set_compaction_filter(name, move |_level, _key, value| {
-            let forgotten = record::decode::<IdempotencyRecord>(value)
-                .is_ok_and(|record| record.at.as_micros() < horizon.load(Ordering::Relaxed));
+            let forgotten = written_at(value)
+                .is_some_and(|at| at.as_micros() < horizon.load(Ordering::Relaxed));
             if forgotten { CompactionDecision::Remove } else { CompactionDecision::Keep }
         });
     }

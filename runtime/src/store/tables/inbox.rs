@@ -1,0 +1,81 @@
+//! Signals that were accepted and are not yet applied, in the order of each sender.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use stead_entities::{EntityId, Timestamp};
+
+use super::{
+    Description, Lifetime,
+    key::{Reader, of_entity},
+};
+use crate::store::record::Damaged;
+
+pub(super) const TABLE: Description =
+    Description { name: "inbox", lifetime: Lifetime::Short, written_at: None };
+
+/// The identity of an accepted signal: who sent it to whom, and its place in the sender's order.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct InboxKey {
+    /// The partition of the receiver.
+    pub partition: u16,
+    /// The receiver.
+    pub receiver: EntityId,
+    /// The sender's id, empty for callers outside.
+    pub sender: Arc<str>,
+    /// The sender's generation; 0 for callers outside.
+    pub generation: u64,
+    /// The sender's revision; the acceptance number for callers outside.
+    pub revision: u64,
+    /// The place among the signals of one turn.
+    pub index: u32,
+}
+
+/// A signal that was accepted and is not yet applied, or a call that awaits outside services.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InboxRecord {
+    /// The operation's name for the outside world.
+    pub token: u128,
+    /// The name of the operation.
+    pub operation: String,
+    /// Its argument as JSON.
+    pub input: Vec<u8>,
+    /// Whether a caller waits, or waited, for the result.
+    pub is_call: bool,
+    /// How often it was tried in vain.
+    pub attempts: u32,
+    /// When it was accepted.
+    pub accepted_at: Timestamp,
+    /// When its caller stops waiting.
+    pub deadline: Option<Timestamp>,
+    /// Caller, idempotency key, and the fingerprint of what the key stands for.
+    pub idempotency: Option<(String, String, u128)>,
+    /// The trace that it belongs to.
+    pub trace: Option<String>,
+}
+
+/// The key of a row.
+pub fn key(of: &InboxKey) -> Vec<u8> {
+    let mut key = of_entity(of.partition, &of.receiver);
+    key.extend(of.sender.as_bytes());
+    key.push(0);
+    key.extend(of.generation.to_be_bytes());
+    key.extend(of.revision.to_be_bytes());
+    key.extend(of.index.to_be_bytes());
+    key
+}
+
+/// Reads [`key`].
+///
+/// # Errors
+/// Where the bytes are not such a key.
+pub fn read_key(key: &[u8]) -> Result<InboxKey, Damaged> {
+    let mut rest = Reader(key);
+    let partition = u16::from_be_bytes(rest.take()?);
+    let receiver = rest.id()?;
+    let sender = rest.text()?;
+    let generation = u64::from_be_bytes(rest.take()?);
+    let revision = u64::from_be_bytes(rest.take()?);
+    let index = u32::from_be_bytes(rest.take()?);
+    Ok(InboxKey { partition, receiver, sender: sender.into(), generation, revision, index })
+}

@@ -1,0 +1,117 @@
+//! Every table of the store. Each is one file, which declares its keys and its records, and one line of
+//! the list below; what back-ends have to know of a table is in its [`Description`].
+
+pub mod dead_letters;
+pub mod due;
+pub mod idempotency;
+pub mod inbox;
+pub mod key;
+pub mod meta;
+pub mod reminders;
+pub mod states;
+
+use stead_entities::Timestamp;
+
+/// What a back-end has to know of a table.
+#[derive(Debug)]
+pub struct Description {
+    /// Its name. A column family has it, and a table of PostgreSQL with `stead_` before it.
+    pub name: &'static str,
+    /// How its rows live.
+    pub lifetime: Lifetime,
+    /// When a row was written that is forgotten after the retention of idempotency keys; `None` for tables
+    /// whose rows stay until they are deleted.
+    pub written_at: Option<ReadTime>,
+}
+
+/// Reads the time at which a row was written from its value; `None` where that cannot be understood.
+pub type ReadTime = fn(&[u8]) -> Option<Timestamp>;
+
+/// How the rows of a table live, by which RocksDB is tuned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lifetime {
+    /// Many, and written often: a large buffer.
+    Large,
+    /// Deleted soon after they were written: what has become mostly deletions is compacted.
+    Short,
+    /// Few, or seldom written.
+    Settled,
+}
+
+macro_rules! tables {
+    ($($(#[$doc:meta])* $table:ident in $file:ident,)*) => {
+        /// A table of the store: a column family, or a map in memory.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Table {
+            $($(#[$doc])* $table,)*
+        }
+
+        impl Table {
+            /// Every table.
+            pub const ALL: [Self; Self::COUNT] = [$(Self::$table),*];
+            /// How many there are.
+            pub const COUNT: usize = [$(stringify!($table)),*].len();
+
+            /// What back-ends have to know of it.
+            pub const fn description(self) -> &'static Description {
+                match self {
+                    $(Self::$table => &$file::TABLE,)*
+                }
+            }
+        }
+    };
+}
+
+tables! {
+    /// Settings, lanes, layouts, operations.
+    Meta in meta,
+    /// `type/key` to state.
+    States in states,
+    /// Accepted and not yet applied.
+    Inbox in inbox,
+    /// Reminders and delayed signals by entity.
+    Reminders in reminders,
+    /// The same by due time; the values are empty.
+    Due in due,
+    /// Idempotency keys.
+    Idempotency in idempotency,
+    /// Dead letters.
+    DeadLetters in dead_letters,
+}
+
+impl Table {
+    /// The name of the column family: RocksDB makes one by itself, of a name of its own.
+    pub const fn column_family(self) -> &'static str {
+        match self {
+            Self::Meta => "default",
+            _ => self.description().name,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{inbox::InboxKey, reminders::Slot, *};
+    use stead_entities::EntityId;
+
+    #[test]
+    fn keys_read_what_they_write_and_sort_by_their_parts() {
+        let receiver = EntityId::new("counter", "a/b").expect("valid");
+        let key = |sender: &str, revision| InboxKey {
+            partition: 7,
+            receiver: receiver.clone(),
+            sender: sender.into(),
+            generation: 1,
+            revision,
+            index: 0,
+        };
+        assert_eq!(inbox::read_key(&inbox::key(&key("permit/1", 3))), Ok(key("permit/1", 3)));
+        assert_eq!(inbox::read_key(&inbox::key(&key("", 3))), Ok(key("", 3)));
+        assert!(inbox::key(&key("permit/1", 3)) < inbox::key(&key("permit/1", 256)));
+        let at = |micros| due::key(7, Timestamp::from_micros(micros), &receiver, &Slot::Delayed(1));
+        assert!(at(-5) < at(3) && at(3) < at(300));
+        let (when, id, slot) = due::read_key(&at(-5)).expect("readable");
+        assert_eq!((when.as_micros(), id, slot), (-5, receiver.clone(), Slot::Delayed(1)));
+        assert_eq!(key::after(&[1, 255]), [2]);
+    }
+}

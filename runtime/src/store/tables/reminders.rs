@@ -1,0 +1,137 @@
+//! Reminders and delayed signals by entity, reminders first.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use stead_entities::{EntityId, ReminderId, Timeout, Timestamp, effect::Schedule};
+
+use super::{
+    Description, Lifetime,
+    key::{Reader, of_entity},
+};
+use crate::store::record::Damaged;
+
+pub(super) const TABLE: Description =
+    Description { name: "reminders", lifetime: Lifetime::Short, written_at: None };
+
+/// Which durable wake-up of an entity this is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Slot {
+    /// A reminder, by name.
+    Named(Arc<str>),
+    /// A delayed signal, by acceptance number.
+    Delayed(u64),
+}
+
+impl From<ReminderId> for Slot {
+    fn from(id: ReminderId) -> Self {
+        match id {
+            ReminderId::Named(name) => Self::Named(name.into()),
+            ReminderId::Delayed(number) => Self::Delayed(number),
+        }
+    }
+}
+
+impl From<Slot> for ReminderId {
+    fn from(slot: Slot) -> Self {
+        match slot {
+            Slot::Named(name) => Self::Named(name.to_string()),
+            Slot::Delayed(number) => Self::Delayed(number),
+        }
+    }
+}
+
+/// A reminder or a delayed signal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReminderRecord {
+    /// When it is due.
+    pub due: Timestamp,
+    /// Which setting of the name, and which occurrence, this is.
+    pub number: u64,
+    /// How it recurs; `None` for a delayed signal.
+    pub schedule: Option<StoredSchedule>,
+    /// The name of the operation.
+    pub operation: String,
+    /// Its argument as JSON.
+    pub input: Vec<u8>,
+    /// The operation's name for the outside world.
+    pub token: u128,
+    /// How often this occurrence was tried in vain.
+    pub attempts: u32,
+    /// When it was set.
+    pub accepted_at: Timestamp,
+    /// Who sent a delayed signal: an entity's id, or empty for callers outside.
+    pub sender: String,
+}
+
+/// A [`Schedule`] as it is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StoredSchedule {
+    /// One occurrence.
+    Once,
+    /// One occurrence after another, at an interval in microseconds.
+    Every(u64),
+}
+
+impl From<Schedule> for StoredSchedule {
+    fn from(schedule: Schedule) -> Self {
+        match schedule {
+            Schedule::After(_) | Schedule::At(_) => Self::Once,
+            Schedule::Every(interval) => {
+                let micros = interval.as_duration().as_micros();
+                Self::Every(u64::try_from(micros).unwrap_or(u64::MAX))
+            }
+        }
+    }
+}
+
+impl StoredSchedule {
+    /// The occurrence after the one that was due at `due` and is settled at `now`.
+    pub fn next(self, due: Timestamp, now: Timestamp) -> Option<Timestamp> {
+        match self {
+            Self::Once => None,
+            Self::Every(micros) => Schedule::Every(Timeout::from_micros(micros)).next(due, now),
+        }
+    }
+}
+
+/// The key of a row.
+pub fn key(partition: u16, id: &EntityId, slot: &Slot) -> Vec<u8> {
+    let mut key = of_entity(partition, id);
+    push_slot(&mut key, slot);
+    key
+}
+
+/// Reads [`key`].
+///
+/// # Errors
+/// Where the bytes are not such a key.
+pub fn read_key(key: &[u8]) -> Result<(EntityId, Slot), Damaged> {
+    let mut rest = Reader(key);
+    let _partition = u16::from_be_bytes(rest.take()?);
+    Ok((rest.id()?, read_slot(&mut rest)?))
+}
+
+pub(super) fn push_slot(key: &mut Vec<u8>, slot: &Slot) {
+    match slot {
+        Slot::Named(name) => {
+            key.push(1);
+            key.extend(name.as_bytes());
+        }
+        Slot::Delayed(number) => {
+            key.push(2);
+            key.extend(number.to_be_bytes());
+        }
+    }
+}
+
+pub(super) fn read_slot(rest: &mut Reader<'_>) -> Result<Slot, Damaged> {
+    match rest.take()? {
+        [1] => {
+            let name = str::from_utf8(rest.0).map_err(|_| Damaged("not UTF-8".into()))?;
+            Ok(Slot::Named(Arc::from(name)))
+        }
+        [2] => Ok(Slot::Delayed(u64::from_be_bytes(rest.take()?))),
+        _ => Err(Damaged("an unknown kind of reminder".into())),
+    }
+}

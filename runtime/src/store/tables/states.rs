@@ -1,0 +1,75 @@
+//! The present state of each entity. The key is the entity's id, `type/key`.
+
+use serde::{Deserialize, Serialize};
+use stead_entities::{EntityId, Timestamp};
+
+use super::{Description, Lifetime};
+use crate::store::record::{self, Damaged};
+
+pub(super) const TABLE: Description =
+    Description { name: "states", lifetime: Lifetime::Large, written_at: None };
+
+/// The key of an entity's state.
+pub fn key(id: &EntityId) -> &[u8] {
+    id.as_str().as_bytes()
+}
+
+/// The present state of one entity.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateRecord {
+    /// The version of the state's layout.
+    pub version: u32,
+    /// Which generation of the entity this is; it only grows.
+    pub generation: u64,
+    /// How many turns of this generation were committed.
+    pub revision: u64,
+    /// The revision that was stored before this one; 0 if none was.
+    pub follows: u64,
+    /// The incarnation of the node that wrote it.
+    pub incarnation: u64,
+    /// When it was committed.
+    pub committed_at: Timestamp,
+    /// The entity's named reminders.
+    pub reminders: Vec<ReminderHead>,
+    /// The state, as its layout describes it.
+    pub state: Vec<u8>,
+}
+
+/// The beginning of a [`StateRecord`]: what lists show of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateHead {
+    /// The version of the state's layout.
+    pub version: u32,
+    /// Which generation of the entity this is; it only grows.
+    pub generation: u64,
+    /// How many turns of this generation were committed.
+    pub revision: u64,
+    /// The revision that was stored before this one; 0 if none was.
+    pub follows: u64,
+    /// The incarnation of the node that wrote it.
+    pub incarnation: u64,
+    /// When it was committed.
+    pub committed_at: Timestamp,
+}
+
+/// The most bytes that a [`StateHead`] takes, with its format byte.
+pub const HEAD_BYTES_MAX: usize = 64;
+
+/// What an entity remembers of one of its reminders.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReminderHead {
+    /// Its name.
+    pub name: String,
+    /// When it is due.
+    pub due: Timestamp,
+    /// Which setting of the name, and which occurrence, this is.
+    pub number: u64,
+}
+
+/// Reads the beginning of a state record; what follows is not looked at.
+///
+/// # Errors
+/// Where the format is unknown or the bytes are no such beginning.
+pub fn read_head(bytes: &[u8]) -> Result<StateHead, Damaged> {
+    record::decode_beginning(bytes)
+}
