@@ -170,7 +170,8 @@ impl Committer {
                 self.terms[index] = self.terms[index].max(self.begun[index] + 1);
             }
         }
-        let writes = released.iter().map(|(partition, _)| Write::Release(*partition)).collect();
+        let writes =
+            released.iter().map(|(partition, _)| Write::FreePartition(*partition)).collect();
         let outcome = match self.has_failed {
             true => CommitOutcome::Fenced,
             false => self.store.commit(self.batch(writes, false)).await,

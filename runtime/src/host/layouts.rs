@@ -2,7 +2,10 @@
 //! else, so the node refuses to start.
 
 use super::Host;
-use crate::store::{Batch, CommitOutcome, Fence, TypedReads as _, Write};
+use crate::store::{
+    Batch, CommitOutcome, Fence, TypedReads as _, Write,
+    tables::meta::{LayoutText, OperationNames},
+};
 
 /// Why layouts cannot be used.
 #[derive(Debug)]
@@ -56,7 +59,7 @@ pub(crate) async fn guard(
                         difference(before, &text)
                     ));
                 }
-                None => writes.push(Write::PutLayout(name.to_owned(), version, text)),
+                None => writes.push(Write::put(&(name.to_owned(), version), &LayoutText(text))),
             }
         }
     }
@@ -91,7 +94,7 @@ async fn operations(node: &Host) -> Result<Vec<Write>, LayoutError> {
         names.sort_unstable();
         names.dedup();
         let is_new = before.is_none() || names.len() > count;
-        is_new.then(|| Write::PutOperations(known.name().to_owned(), names))
+        is_new.then(|| Write::put(&known.name().to_owned(), &OperationNames(names)))
     });
     Ok(writes.collect())
 }

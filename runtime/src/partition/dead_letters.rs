@@ -145,7 +145,7 @@ impl DeadLetters {
         if !is_rejection {
             self.log.added(&letter);
         }
-        group.write(Write::PutDeadLetter(id, letter));
+        group.write(Write::put(&id, &letter));
     }
 
     /// Begins the replay of a letter; false where it is being replayed, or was.
@@ -161,7 +161,7 @@ impl DeadLetters {
     /// Has the open group remove a letter that is replayed or dropped on purpose.
     pub(super) fn remove(&mut self, id: DeadLetterId, group: &mut OpenGroup) {
         self.class(id.is_rejection).remove(id.number);
-        group.write(Write::DeleteDeadLetter(id));
+        group.write(Write::delete::<DeadLetter>(&id));
     }
 
     /// Takes a page of the letters that are stored; what it asks for next is returned.
@@ -271,6 +271,7 @@ impl Log {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::tables::{self, Table};
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_micros(seconds * 1_000_000)
@@ -297,7 +298,10 @@ mod tests {
         let sealed = group.seal(0, 1);
         group.committed(sealed.number);
         let ids = sealed.writes.iter().filter_map(|write| match write {
-            Write::DeleteDeadLetter(id) => Some((id.is_rejection, id.number)),
+            Write::Delete(Table::DeadLetters, key) => {
+                let id = tables::dead_letters::read_key(key).expect("a dead letter's key");
+                Some((id.is_rejection, id.number))
+            }
             _ => None,
         });
         ids.collect()

@@ -152,7 +152,7 @@ impl IdempotencyKeys {
         let response = response(&outcome);
         let record = IdempotencyRecord { fingerprint: keyed.fingerprint.meaning, at: now, outcome };
         if !Sabotage::ForgottenKeys.is_on() {
-            group.write(Write::Remember((*keyed.key).clone(), record));
+            group.write(Write::put(&*keyed.key, &record));
         }
         if let Some(response) = response {
             group.after_open(Release::Key(keyed.key.clone(), Ok(response)));
@@ -162,7 +162,7 @@ impl IdempotencyKeys {
     /// Has the open group forget a key that was stored with its row, and whose operation failed.
     pub(super) fn forget_stored(keyed: Option<&Keyed>, error: &Error, group: &mut OpenGroup) {
         let Some(keyed) = keyed else { return };
-        group.write(Write::Forget((*keyed.key).clone()));
+        group.write(Write::delete::<IdempotencyRecord>(&keyed.key));
         group.after_open(Release::Key(keyed.key.clone(), Err(error.clone())));
     }
 

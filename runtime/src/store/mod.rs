@@ -43,9 +43,8 @@ pub use rocks::RocksStore;
 pub(crate) use rows::PAGE_BYTES_MAX;
 pub use rows::{EachRow, Limit, Rows};
 use tables::{
-    Table,
+    Record, Table,
     dead_letters::{Cause, DeadLetter, DeadLetterId},
-    idempotency::{IdempotencyKey, IdempotencyRecord},
     inbox::{InboxKey, InboxRecord},
     meta::Settings,
     reminders::{ReminderRecord, Slot},
@@ -95,20 +94,25 @@ pub enum Write {
     Remind(u16, EntityId, Slot, ReminderRecord),
     /// A reminder that was due at this time; the row of a delayed signal must be there.
     CancelReminder(u16, EntityId, Slot, Timestamp),
-    /// An idempotency key.
-    Remember(IdempotencyKey, IdempotencyRecord),
-    /// The end of an idempotency key whose operation left nothing.
-    Forget(IdempotencyKey),
-    /// A dead letter.
-    PutDeadLetter(DeadLetterId, DeadLetter),
-    /// The end of a dead letter.
-    DeleteDeadLetter(DeadLetterId),
-    /// The layout of a version of an entity type.
-    PutLayout(String, u32, String),
-    /// The names of the operations that an entity type has, or had.
-    PutOperations(String, Vec<String>),
+    /// A row that stands for itself; see [`Write::put`].
+    Put(Table, Vec<u8>, Vec<u8>),
+    /// The end of such a row, if it is there.
+    Delete(Table, Vec<u8>),
     /// The end of the ownership of a partition, which must be the writer's; shared stores only.
-    Release(u16),
+    FreePartition(u16),
+}
+
+impl Write {
+    /// Writes a row that stands for itself. States, signals and reminders have writes of their own, which
+    /// check what was there, or keep an order beside the row.
+    pub fn put<R: Record>(key: &R::Key, record: &R) -> Self {
+        Self::Put(R::TABLE, R::key(key), record::encode(record))
+    }
+
+    /// Ends such a row, if it is there.
+    pub fn delete<R: Record>(key: &R::Key) -> Self {
+        Self::Delete(R::TABLE, R::key(key))
+    }
 }
 
 /// How a commit ended.

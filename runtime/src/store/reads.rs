@@ -56,7 +56,7 @@ pub trait TypedReads: Store {
 
     /// The state of an entity.
     fn load(&self, id: EntityId) -> BoxFuture<'static, ReadResult<Option<StateRecord>>> {
-        self.read(Haste::Short, move |rows| rows::load(rows, &id))
+        self.read(Haste::Short, move |rows| rows::get(rows, &id))
     }
 
     /// Up to `limit` inbox rows of a receiver after `after`; fewer where they are large.
@@ -98,7 +98,7 @@ pub trait TypedReads: Store {
         id: EntityId,
         slot: Slot,
     ) -> BoxFuture<'static, ReadResult<Option<ReminderRecord>>> {
-        self.read(Haste::Short, move |rows| rows::reminder(rows, partition, &id, &slot))
+        self.read(Haste::Short, move |rows| rows::get(rows, &(partition, id, slot)))
     }
 
     /// Up to `limit` reminders and delayed signals of an entity behind `after`, reminders first;
@@ -133,7 +133,7 @@ pub trait TypedReads: Store {
         &self,
         key: IdempotencyKey,
     ) -> BoxFuture<'static, ReadResult<Option<IdempotencyRecord>>> {
-        self.read(Haste::Short, move |rows| rows::remembered(rows, &key))
+        self.read(Haste::Short, move |rows| rows::get(rows, &key))
     }
 
     /// Up to `limit` entities of a type whose keys begin with `prefix`, after the key `after`.
@@ -172,7 +172,7 @@ pub trait TypedReads: Store {
 
     /// One dead letter.
     fn dead_letter(&self, id: DeadLetterId) -> BoxFuture<'static, ReadResult<Option<DeadLetter>>> {
-        self.read(Haste::Short, move |rows| rows::dead_letter(rows, id))
+        self.read(Haste::Short, move |rows| rows::get(rows, &id))
     }
 
     /// The stored layouts of an entity type, by version.

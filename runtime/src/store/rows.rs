@@ -9,13 +9,11 @@ use super::{
     Write,
     record::{self, Damaged},
     tables::{
-        self, Table,
+        self, Record, Table,
         dead_letters::{DeadLetter, DeadLetterId},
-        idempotency::{IdempotencyKey, IdempotencyRecord},
         inbox::{InboxKey, InboxRecord},
         meta::LaneRecord,
         reminders::{ReminderRecord, Slot},
-        states::StateRecord,
     },
 };
 
@@ -175,23 +173,14 @@ impl<E, C: FnMut(RowChange<'_>) -> Result<(), E>> Changes<'_, C> {
                 (self.change)(RowChange { table: Table::Reminders, key, value: None, must_exist })?;
                 self.delete(Table::Due, &tables::due::key(*partition, *due, id, slot))
             }
-            Write::Remember(key, what) => {
-                self.put(Table::Idempotency, &tables::idempotency::key(key), what)
-            }
-            Write::Forget(key) => self.delete(Table::Idempotency, &tables::idempotency::key(key)),
-            Write::PutDeadLetter(id, letter) => {
-                self.put(Table::DeadLetters, &tables::dead_letters::key(*id), letter)
-            }
-            Write::DeleteDeadLetter(id) => {
-                self.delete(Table::DeadLetters, &tables::dead_letters::key(*id))
-            }
-            Write::PutLayout(entity_type, version, text) => {
-                self.put(Table::Meta, &tables::meta::layout(entity_type, *version), text)
-            }
-            Write::PutOperations(entity_type, names) => {
-                self.put(Table::Meta, &tables::meta::operations(entity_type), names)
-            }
-            Write::Release(_) => Ok(()),
+            Write::Put(table, key, value) => (self.change)(RowChange {
+                table: *table,
+                key,
+                value: Some(value),
+                must_exist: false,
+            }),
+            Write::Delete(table, key) => self.delete(*table, key),
+            Write::FreePartition(_) => Ok(()),
         }
     }
 
@@ -211,8 +200,9 @@ pub(super) fn decoded<T: DeserializeOwned>(bytes: Option<Vec<u8>>) -> ReadResult
     Ok(bytes.map(|bytes| record::decode(&bytes)).transpose()?)
 }
 
-pub(super) fn load(rows: &dyn Rows, id: &EntityId) -> ReadResult<Option<StateRecord>> {
-    rows.get(Table::States, tables::states::key(id)).and_then(decoded)
+/// The record of a key.
+pub(super) fn get<R: Record>(rows: &dyn Rows, key: &R::Key) -> ReadResult<Option<R>> {
+    rows.get(R::TABLE, &R::key(key)).and_then(decoded)
 }
 
 pub(super) fn inbox(
@@ -304,20 +294,13 @@ pub(super) fn due(
 
 fn one_due(rows: &dyn Rows, partition: u16, key: &[u8]) -> ReadResult<Reminder> {
     let (due, id, slot) = tables::due::read_key(key)?;
-    let reminder = reminder(rows, partition, &id, &slot)?;
+    let key = (partition, id, slot);
+    let reminder = get(rows, &key)?;
+    let (_, id, slot) = key;
     let reminder = reminder.ok_or_else(|| {
         Damaged(format!("the reminder of {id} that is due at {due} is not there"))
     })?;
     Ok((id, slot, reminder))
-}
-
-pub(super) fn reminder(
-    rows: &dyn Rows,
-    partition: u16,
-    id: &EntityId,
-    slot: &Slot,
-) -> ReadResult<Option<ReminderRecord>> {
-    rows.get(Table::Reminders, &tables::reminders::key(partition, id, slot)).and_then(decoded)
 }
 
 pub(super) fn reminders(
@@ -375,13 +358,6 @@ pub(super) fn waiting(
         },
     )?;
     Ok([signals.0.rows, reminders.0.rows].concat())
-}
-
-pub(super) fn remembered(
-    rows: &dyn Rows,
-    key: &IdempotencyKey,
-) -> ReadResult<Option<IdempotencyRecord>> {
-    rows.get(Table::Idempotency, &tables::idempotency::key(key)).and_then(decoded)
 }
 
 pub(super) fn list(
@@ -444,10 +420,6 @@ pub(super) fn dead_letter_heads(
         Ok(Some(DeadLetterHead { id, at: letter.dead_lettered_at, bytes: value.len() }))
     };
     Ok(take(rows, table, (&from, &to), Limit::page(limit), read)?.0)
-}
-
-pub(super) fn dead_letter(rows: &dyn Rows, id: DeadLetterId) -> ReadResult<Option<DeadLetter>> {
-    rows.get(Table::DeadLetters, &tables::dead_letters::key(id)).and_then(decoded)
 }
 
 pub(super) fn layouts(rows: &dyn Rows, entity_type: &str) -> ReadResult<Vec<(u32, String)>> {

@@ -8,6 +8,7 @@ use stead::{
     store::{
         Store as _, Write,
         rocks::{OpenError, RocksSettings},
+        tables::meta::LayoutText,
     },
 };
 
@@ -25,7 +26,8 @@ async fn run(path: &Path, batches: u64, bytes: usize) {
     let first = store.opened().last_batch + 1;
     for number in first..first + batches {
         let text = "x".repeat(bytes);
-        commit(&store, number, vec![Write::PutLayout("t".into(), number as u32, text)]).await;
+        commit(&store, number, vec![Write::put(&("t".into(), number as u32), &LayoutText(text))])
+            .await;
     }
     store.close().await;
 }

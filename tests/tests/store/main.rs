@@ -14,7 +14,10 @@ use stead::{
         Batch, CommitOutcome, Fence, Store, Write, conformance,
         memory::MemoryDisk,
         rocks::{OpenError, RocksSettings},
-        tables::dead_letters::{Cause, DeadLetter, DeadLetterId},
+        tables::{
+            dead_letters::{Cause, DeadLetter, DeadLetterId},
+            meta::LayoutText,
+        },
     },
 };
 
@@ -125,7 +128,8 @@ async fn a_log_with_a_hole_is_refused() {
     let first = store.opened().last_batch + 1;
     for number in first..first + 60 {
         let text = format!("{number} ").repeat(1_000);
-        commit(&store, number, vec![Write::PutLayout("t".into(), number as u32, text)]).await;
+        commit(&store, number, vec![Write::put(&("t".into(), number as u32), &LayoutText(text))])
+            .await;
     }
     store.close().await;
     drop(store);
@@ -170,7 +174,7 @@ async fn write_some(store: &RocksStore, batches: u64) -> bool {
         let writes = (0..10).map(|row| {
             let id =
                 DeadLetterId { partition: 0, is_rejection: false, number: number * 7 % 97 + row };
-            Write::PutDeadLetter(id, letter(number))
+            Write::put(&id, &letter(number))
         });
         let batch = Batch {
             fence,

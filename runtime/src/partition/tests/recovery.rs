@@ -140,7 +140,7 @@ fn what_ran_whenever_the_process_ended_is_counted_and_retired() {
 fn consumes(group: &WriteGroup) -> bool {
     let has = |is_it: fn(&Write) -> bool| group.writes.iter().any(is_it);
     has(|row| matches!(row, Write::PutState(..)))
-        && !has(|row| matches!(row, Write::PutDeadLetter(..)))
+        && !has(|row| matches!(row, Write::Put(Table::DeadLetters, ..)))
 }
 
 /// A new incarnation, up to the first operation that awaits.

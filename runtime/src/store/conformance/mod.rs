@@ -15,6 +15,7 @@ use super::{
         dead_letters::{Cause, DeadLetter, DeadLetterId},
         idempotency::{IdempotencyKey, IdempotencyRecord, Remembered},
         inbox::{InboxKey, InboxRecord},
+        meta::{LayoutText, OperationNames},
         reminders::{ReminderRecord, Slot},
         states::StateRecord,
     },
@@ -127,9 +128,9 @@ async fn a_batch_is_read_back_after_opening_again(open: &impl AsyncFn() -> Arc<d
         let first = writer.store.opened().incarnation;
         let writes = vec![
             Write::PutState(id("a"), state(1)),
-            Write::Remember(key.clone(), kept.clone()),
-            Write::PutDeadLetter(letter_id, letter.clone()),
-            Write::PutLayout("suite".into(), 1, "state: unit\n".into()),
+            Write::put(&key, &kept),
+            Write::put(&letter_id, &letter),
+            Write::put(&("suite".into(), 1), &LayoutText("state: unit\n".into())),
         ];
         writer.write(writes).await;
         writer.store.close().await;
@@ -276,7 +277,7 @@ async fn letters_are_filtered_and_what_waits_is_found(open: &impl AsyncFn() -> A
     let at = |number| DeadLetterId { partition: 5, is_rejection: false, number };
     let letters = (1..=6).map(|number| {
         let cause = if number % 2 == 0 { Cause::Failure } else { Cause::Undecodable };
-        Write::PutDeadLetter(at(number), letter(&number.to_string(), cause))
+        Write::put(&at(number), &letter(&number.to_string(), cause))
     });
     writer.write(letters.collect()).await;
     let mut filter = DeadLetterFilter {
@@ -303,7 +304,7 @@ async fn letters_are_filtered_and_what_waits_is_found(open: &impl AsyncFn() -> A
     assert_eq!((numbers, heads.is_end), (vec![4, 5, 6], true), "of one partition, behind one");
     assert!(heads.rows.iter().all(|head| head.at.as_micros() == 9 && head.bytes > 0));
     let names = vec!["add".to_owned(), "set".to_owned()];
-    writer.write(vec![Write::PutOperations("filtered".into(), names.clone())]).await;
+    writer.write(vec![Write::put(&"filtered".to_owned(), &OperationNames(names.clone()))]).await;
     let known = store.operations().await.expect("readable");
     assert!(known.contains(&("filtered".into(), names)), "operations are read back");
     let waiting = store.waiting(3, "suite".into(), vec!["add".into()], 9).await.expect("readable");

@@ -156,13 +156,16 @@ async fn a_partition_is_given_up_by_its_owner_only(store: &Arc<dyn SharedStore>)
     let (owner, other) = (join(store, "owner").await, join(store, "other").await);
     store.acquire(owner, vec![5]).await.expect("a member");
     let taken = owned(store, 5).await;
-    let foreign = vec![Write::PutState(id("foreign"), state(1)), Write::Release(5)];
+    let foreign = vec![Write::PutState(id("foreign"), state(1)), Write::FreePartition(5)];
     let outcome = commit(store, other, 1, foreign).await;
     assert!(matches!(outcome, CommitOutcome::Unavailable(_)), "not its own: {outcome:?}");
     let loaded = store.load(id("foreign")).await.expect("readable");
     assert_eq!(loaded, None, "a refused batch writes nothing");
     assert_eq!(owned(store, 5).await, taken);
-    assert_eq!(commit(store, owner, 1, vec![Write::Release(5)]).await, CommitOutcome::Committed);
+    assert_eq!(
+        commit(store, owner, 1, vec![Write::FreePartition(5)]).await,
+        CommitOutcome::Committed
+    );
     let given = owned(store, 5).await;
     assert_eq!((given.owner, given.was_unclean), (None, false), "it was given up in order");
     assert!(given.epoch > taken.epoch);

@@ -198,7 +198,7 @@ impl Disk {
                         return Err(format!("{id} does not follow what is stored"));
                     }
                 }
-                Write::Release(partition) => {
+                Write::FreePartition(partition) => {
                     let owned = self.cluster.partitions.get(usize::from(*partition));
                     if owned.is_none_or(|owned| owned.owner != Some(incarnation)) {
                         return Err(format!("partition {partition} is not the writer's"));
@@ -208,7 +208,7 @@ impl Disk {
             }
         }
         for write in &batch.writes {
-            if let Write::Release(partition) = write
+            if let Write::FreePartition(partition) = write
                 && let Some(owned) = self.cluster.partitions.get_mut(usize::from(*partition))
             {
                 *owned = Ownership { owner: None, epoch: owned.epoch + 1, was_unclean: false };

@@ -119,7 +119,7 @@ struct Rows {
 /// The partitions that a batch gives up.
 fn release(batch: &Batch) -> Option<Statement> {
     let released = batch.writes.iter().filter_map(|write| match write {
-        Write::Release(partition) => Some(i32::from(*partition)),
+        Write::FreePartition(partition) => Some(i32::from(*partition)),
         _ => None,
     });
     let released: Vec<_> = released.collect();
@@ -195,7 +195,10 @@ mod tests {
     use super::*;
     use crate::store::{
         Fence,
-        tables::{dead_letters::DeadLetterId, reminders::Slot},
+        tables::{
+            dead_letters::{DeadLetter, DeadLetterId},
+            reminders::Slot,
+        },
     };
 
     #[test]
@@ -204,7 +207,11 @@ mod tests {
         let writes = vec![
             Write::DeleteState(id.clone()),
             Write::CancelReminder(1, id, Slot::Delayed(7), Timestamp::default()),
-            Write::DeleteDeadLetter(DeadLetterId { partition: 1, is_rejection: false, number: 9 }),
+            Write::delete::<DeadLetter>(&DeadLetterId {
+                partition: 1,
+                is_rejection: false,
+                number: 9,
+            }),
         ];
         let fence = Fence { incarnation: 1, lane: 0, number: 1 };
         let kept = Settings { partitions: 16, seed: (7, 11) };

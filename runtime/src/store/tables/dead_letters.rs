@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 use stead_entities::{Error, ErrorKind, Timestamp};
 
-use super::{Description, Lifetime, key::Reader};
+use super::{Description, Lifetime, Record, Table, key::Reader};
 use crate::store::record::Damaged;
 
 pub(super) const TABLE: Description =
@@ -105,4 +105,12 @@ pub fn read_key(key: &[u8]) -> Result<DeadLetterId, Damaged> {
     let [class] = rest.take()?;
     let number = u64::from_be_bytes(rest.take()?);
     Ok(DeadLetterId { partition, is_rejection: class == 1, number })
+}
+
+impl Record for DeadLetter {
+    const TABLE: Table = Table::DeadLetters;
+    type Key = DeadLetterId;
+    fn key(of: &Self::Key) -> Vec<u8> {
+        key(*of)
+    }
 }

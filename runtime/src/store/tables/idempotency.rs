@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use stead_entities::{EntityId, Timestamp};
 
-use super::{Description, Lifetime, key::of_entity};
+use super::{Description, Lifetime, Record, Table, key::of_entity};
 use crate::store::record;
 
 pub(super) const TABLE: Description =
@@ -61,4 +61,12 @@ pub fn key(of: &IdempotencyKey) -> Vec<u8> {
     key.push(0);
     key.extend(of.key.as_bytes());
     key
+}
+
+impl Record for IdempotencyRecord {
+    const TABLE: Table = Table::Idempotency;
+    type Key = IdempotencyKey;
+    fn key(of: &Self::Key) -> Vec<u8> {
+        key(of)
+    }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use stead_entities::{EntityId, Timestamp};
 
 use super::{
-    Description, Lifetime,
+    Description, Lifetime, Record, Table,
     key::{Reader, of_entity},
 };
 use crate::store::record::Damaged;
@@ -78,4 +78,12 @@ pub fn read_key(key: &[u8]) -> Result<InboxKey, Damaged> {
     let revision = u64::from_be_bytes(rest.take()?);
     let index = u32::from_be_bytes(rest.take()?);
     Ok(InboxKey { partition, receiver, sender: sender.into(), generation, revision, index })
+}
+
+impl Record for InboxRecord {
+    const TABLE: Table = Table::Inbox;
+    type Key = InboxKey;
+    fn key(of: &Self::Key) -> Vec<u8> {
+        key(of)
+    }
 }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use stead_entities::Timestamp;
 
-use super::{Description, Lifetime};
+use super::{Description, Lifetime, Record, Table};
 
 pub(super) const TABLE: Description =
     Description { name: "meta", lifetime: Lifetime::Settled, written_at: None };
@@ -59,4 +59,29 @@ pub struct Settings {
     pub partitions: u16,
     /// The key of the hash from id to partition.
     pub seed: (u64, u64),
+}
+
+/// The layout of a version of an entity type, as text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayoutText(pub String);
+
+impl Record for LayoutText {
+    const TABLE: Table = Table::Meta;
+    type Key = (String, u32);
+    fn key(of: &Self::Key) -> Vec<u8> {
+        let (entity_type, version) = of;
+        layout(entity_type, *version)
+    }
+}
+
+/// The names of the operations that an entity type has, or had.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperationNames(pub Vec<String>);
+
+impl Record for OperationNames {
+    const TABLE: Table = Table::Meta;
+    type Key = String;
+    fn key(of: &Self::Key) -> Vec<u8> {
+        operations(of)
+    }
 }

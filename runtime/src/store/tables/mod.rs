@@ -10,7 +10,18 @@ pub mod meta;
 pub mod reminders;
 pub mod states;
 
+use serde::{Serialize, de::DeserializeOwned};
 use stead_entities::Timestamp;
+
+/// What is stored as one row of a table.
+pub trait Record: Serialize + DeserializeOwned + Send + 'static {
+    /// The table.
+    const TABLE: Table;
+    /// What tells a row from the others.
+    type Key: Send + 'static;
+    /// The bytes of a key.
+    fn key(of: &Self::Key) -> Vec<u8>;
+}
 
 /// What a back-end has to know of a table.
 #[derive(Debug)]

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use stead_entities::{EntityId, ReminderId, Timeout, Timestamp, effect::Schedule};
 
 use super::{
-    Description, Lifetime,
+    Description, Lifetime, Record, Table,
     key::{Reader, of_entity},
 };
 use crate::store::record::Damaged;
@@ -133,5 +133,14 @@ pub(super) fn read_slot(rest: &mut Reader<'_>) -> Result<Slot, Damaged> {
         }
         [2] => Ok(Slot::Delayed(u64::from_be_bytes(rest.take()?))),
         _ => Err(Damaged("an unknown kind of reminder".into())),
+    }
+}
+
+impl Record for ReminderRecord {
+    const TABLE: Table = Table::Reminders;
+    type Key = (u16, EntityId, Slot);
+    fn key(of: &Self::Key) -> Vec<u8> {
+        let (partition, id, slot) = of;
+        key(*partition, id, slot)
     }
 }

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use stead_entities::{EntityId, Timestamp};
 
-use super::{Description, Lifetime};
+use super::{Description, Lifetime, Record, Table};
 use crate::store::record::{self, Damaged};
 
 pub(super) const TABLE: Description =
@@ -72,4 +72,12 @@ pub struct ReminderHead {
 /// Where the format is unknown or the bytes are no such beginning.
 pub fn read_head(bytes: &[u8]) -> Result<StateHead, Damaged> {
     record::decode_beginning(bytes)
+}
+
+impl Record for StateRecord {
+    const TABLE: Table = Table::States;
+    type Key = EntityId;
+    fn key(of: &Self::Key) -> Vec<u8> {
+        key(of).to_vec()
+    }
 }
