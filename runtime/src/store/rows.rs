@@ -333,31 +333,23 @@ pub(super) fn waiting(
     from.extend(entity_type.as_bytes());
     from.push(b'/');
     let to = tables::key::after(&from);
-    let signals = take(
-        rows,
-        (Table::Inbox, "an inbox row"),
-        (&from, &to),
-        Limit::page(limit),
-        |key, value| {
-            let (id, record) = (tables::inbox::read_key(key)?.receiver, record::decode(value)?);
-            let InboxRecord { operation, .. } = record;
-            let is_meant = !except.contains(&operation);
-            Ok(is_meant.then_some(Waiting { id, operation, is_reminder: false }))
-        },
-    )?;
-    let reminders = take(
-        rows,
-        (Table::Reminders, "a reminder"),
-        (&from, &to),
-        Limit::page(limit),
-        |key, value| {
+    let (range, limit) = ((&from[..], &to[..]), Limit::page(limit));
+    let meant = |id, operation, is_reminder| {
+        let is_meant = !except.contains(&operation);
+        Ok(is_meant.then_some(Waiting { id, operation, is_reminder }))
+    };
+    let (signals, _) = take(rows, (Table::Inbox, "an inbox row"), range, limit, |key, value| {
+        let (key, record) = (tables::inbox::read_key(key)?, record::decode(value)?);
+        let InboxRecord { operation, .. } = record;
+        meant(key.receiver, operation, false)
+    })?;
+    let (reminders, _) =
+        take(rows, (Table::Reminders, "a reminder"), range, limit, |key, value| {
             let ((id, _), record) = (tables::reminders::read_key(key)?, record::decode(value)?);
             let ReminderRecord { operation, .. } = record;
-            let is_meant = !except.contains(&operation);
-            Ok(is_meant.then_some(Waiting { id, operation, is_reminder: true }))
-        },
-    )?;
-    Ok([signals.0.rows, reminders.0.rows].concat())
+            meant(id, operation, true)
+        })?;
+    Ok([signals.rows, reminders.rows].concat())
 }
 
 pub(super) fn list(
@@ -375,9 +367,7 @@ pub(super) fn list(
     };
     let limit = Limit { heads_only: true, ..Limit::page(limit) };
     let read = |key: &[u8], value: &[u8]| {
-        let path = str::from_utf8(key).map_err(|_| Damaged("an id is not UTF-8".into()))?;
-        let id = EntityId::parse(path).map_err(|error| Damaged(error.to_string()))?;
-        Ok(Some((id, tables::states::read_head(value)?)))
+        Ok(Some((tables::states::read_key(key)?, tables::states::read_head(value)?)))
     };
     Ok(take(rows, (Table::States, "a state"), (&from, &to), limit, read)?.0)
 }
@@ -422,44 +412,37 @@ pub(super) fn dead_letter_heads(
     Ok(take(rows, table, (&from, &to), Limit::page(limit), read)?.0)
 }
 
+/// Hands out the rows of the table [`Table::Meta`] whose keys begin with `prefix`, by the rest of their keys.
+fn each_meta(rows: &dyn Rows, prefix: &[u8], each: &mut EachRow<'_>) -> ReadResult<()> {
+    let to = tables::key::after(prefix);
+    rows.scan(Table::Meta, prefix, &to, Limit::rows(64), &mut |key, value| {
+        each(&key[prefix.len()..], value)
+    })
+}
+
 pub(super) fn layouts(rows: &dyn Rows, entity_type: &str) -> ReadResult<Vec<(u32, String)>> {
-    let from = tables::meta::layouts(entity_type);
     let mut found = Vec::new();
-    rows.scan(
-        Table::Meta,
-        &from,
-        &tables::key::after(&from),
-        Limit::rows(64),
-        &mut |key, value| {
-            let (_, version) =
-                key.split_last_chunk::<4>().ok_or(Damaged("a layout's key".into()))?;
-            found.push((u32::from_be_bytes(*version), record::decode(value)?));
-            Ok(true)
-        },
-    )?;
+    each_meta(rows, &tables::meta::layouts(entity_type), &mut |version, value| {
+        let (_, version) =
+            version.split_last_chunk::<4>().ok_or(Damaged("a layout's key".into()))?;
+        found.push((u32::from_be_bytes(*version), record::decode(value)?));
+        Ok(true)
+    })?;
     Ok(found)
 }
 
 pub(super) fn operations(rows: &dyn Rows) -> ReadResult<OperationsByType> {
-    let from = tables::meta::operations("");
     let mut found = Vec::new();
-    rows.scan(
-        Table::Meta,
-        &from,
-        &tables::key::after(&from),
-        Limit::rows(64),
-        &mut |key, value| {
-            let name =
-                str::from_utf8(&key[from.len()..]).map_err(|_| Damaged("not UTF-8".into()))?;
-            found.push((name.to_owned(), record::decode(value)?));
-            Ok(true)
-        },
-    )?;
+    each_meta(rows, &tables::meta::operations(""), &mut |name, value| {
+        let name = str::from_utf8(name).map_err(|_| Damaged("not UTF-8".into()))?;
+        found.push((name.to_owned(), record::decode(value)?));
+        Ok(true)
+    })?;
     // Programs that stored no operations stored layouts.
-    let from =
-        tables::meta::layouts("").split_last().map_or_else(Vec::new, |(_, start)| start.to_vec());
-    rows.scan(Table::Meta, &from, &tables::key::after(&from), Limit::rows(64), &mut |key, _| {
-        let name = key[from.len()..].split(|byte| *byte == b'/').next().unwrap_or_default();
+    let layouts = tables::meta::layouts("");
+    let prefix = layouts.split_last().map_or(&[][..], |(_, start)| start);
+    each_meta(rows, prefix, &mut |rest, _| {
+        let name = rest.split(|byte| *byte == b'/').next().unwrap_or_default();
         let name = String::from_utf8_lossy(name).into_owned();
         if !found.iter().any(|(known, _)| *known == name) {
             found.push((name, Vec::new()));

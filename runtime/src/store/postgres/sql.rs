@@ -181,9 +181,6 @@ pub(super) const CONSUME_DELAYED: &str = "with gone as (\
 pub(super) const CONSUME_LOOSELY: &str =
     "delete from stead_inbox where key = any($1::bytea[]) and $2 >= 0";
 
-pub(super) const PUT_IDEMPOTENCY: &str = "insert into stead_idempotency (key, record, at_micros) \
-    select * from unnest($1::bytea[], $2::bytea[], $3::bigint[]) \
-    on conflict (key) do update set record = excluded.record, at_micros = excluded.at_micros";
 /// Keys that nobody may use any more, some at a time.
 pub(super) const FORGET: &str = "delete from stead_idempotency where key in (\
     select key from stead_idempotency where at_micros < $1 limit 5000)";
@@ -195,6 +192,7 @@ pub(super) const FORGET_OWN: &str = "delete from stead_idempotency where key in 
 
 /// The statements of a table of plain rows.
 pub(super) struct Plain {
+    /// Keys and records, and the times of the rows where the table has them.
     pub(super) put: String,
     pub(super) delete: String,
     pub(super) get: String,
@@ -213,10 +211,18 @@ impl Plain {
             )
         };
         Self {
-            put: format!(
-                "insert into {name} (key, record) select * from unnest($1::bytea[], $2::bytea[]) \
-                on conflict (key) do update set record = excluded.record"
-            ),
+            put: match table.description().written_at {
+                Some(_) => format!(
+                    "insert into {name} (key, record, at_micros) \
+                    select * from unnest($1::bytea[], $2::bytea[], $3::bigint[]) on conflict (key) \
+                    do update set record = excluded.record, at_micros = excluded.at_micros"
+                ),
+                None => format!(
+                    "insert into {name} (key, record) \
+                    select * from unnest($1::bytea[], $2::bytea[]) on conflict (key) \
+                    do update set record = excluded.record"
+                ),
+            },
             delete: format!("delete from {name} where key = any($1::bytea[])"),
             get: format!("select record from {name} where key = $1"),
             scan: scan("record"),

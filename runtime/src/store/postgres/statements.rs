@@ -98,8 +98,9 @@ pub(super) fn statements(batch: &Batch, attempt: i64, kept: &Settings) -> Vec<St
                 values.iter().map(|value| written_at(value).unwrap_or_default().as_micros());
             times.collect::<Vec<_>>()
         });
-        let put = Statement::new(times.as_ref().map_or(&*plain.put, |_| sql::PUT_IDEMPOTENCY));
-        let put = put.value(keys, Type::BYTEA_ARRAY).value(values, Type::BYTEA_ARRAY);
+        let put = Statement::new(&plain.put)
+            .value(keys, Type::BYTEA_ARRAY)
+            .value(values, Type::BYTEA_ARRAY);
         statements.push(match times {
             Some(times) => put.value(times, Type::INT8_ARRAY),
             None => put,

@@ -14,6 +14,15 @@ pub fn key(id: &EntityId) -> &[u8] {
     id.as_str().as_bytes()
 }
 
+/// Reads [`key`].
+///
+/// # Errors
+/// Where the bytes are not such a key.
+pub fn read_key(key: &[u8]) -> Result<EntityId, Damaged> {
+    let path = str::from_utf8(key).map_err(|_| Damaged("an id is not UTF-8".into()))?;
+    EntityId::parse(path).map_err(|error| Damaged(error.to_string()))
+}
+
 /// The present state of one entity.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateRecord {
