@@ -1,9 +1,9 @@
 //! What an operation sees of the world, and where it leaves its wishes.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use crate::{
-    EntityId, Error, ErrorKind, Operation, Timestamp,
+    EntityId, Error, ErrorKind, Operation, Origin, Timestamp, TraceContext,
     effect::{Effect, INTERVAL_MIN, Reminder, Schedule, Signal},
 };
 
@@ -41,6 +41,8 @@ pub struct Turn {
     pub seed: u64,
     /// The same on every attempt of one operation.
     pub token: u128,
+    /// Where the operation comes from, where that is known.
+    pub origin: Option<Arc<Origin>>,
 }
 
 /// What an operation wants done, once it has returned.
@@ -107,17 +109,31 @@ impl Context {
         format!("{:032x}", self.turn.token)
     }
 
-    /// Sends an operation to an entity. It is stored in the commit of this turn, and applied there
+    /// Who asked for this operation, outside: what came of the request, through however many signals and
+    /// delays, has the same caller. `None` where nobody is known, and in the turn of a reminder.
+    pub fn caller(&self) -> Option<&str> {
+        self.turn.origin.as_ref()?.caller.as_deref()
+    }
+
+    /// The trace that this operation is part of, for what it asks of outside services.
+    pub fn trace(&self) -> Option<&TraceContext> {
+        self.turn.origin.as_ref()?.trace.as_ref()
+    }
+
+    /// Sends an operation to an entity. It has the caller and the trace of this turn. It is stored in the commit of this turn, and applied there
     /// exactly once; two signals to one entity are applied in the order in which they were sent.
     pub fn signal<R>(&mut self, operation: Operation<R>) {
         match operation.into_request() {
             Ok(request)
                 if request.idempotency_key.is_some()
                     || request.deadline.is_some()
-                    || request.condition.is_some() =>
+                    || request.condition.is_some()
+                    || request.caller.is_some()
+                    || request.trace.is_some() =>
             {
                 let rule = "a signal of an entity is applied once, and nobody waits for it: it has \
-                            no idempotency key, deadline or condition";
+                            no idempotency key, deadline or condition, and no caller and trace but \
+                            those of its turn";
                 self.fail(Error::new(ErrorKind::Invalid, rule));
             }
             Ok(request)

@@ -11,6 +11,7 @@ pub mod input;
 pub mod json;
 mod macro_support;
 pub mod operation;
+pub mod origin;
 pub mod state;
 pub mod stock;
 pub mod stored;
@@ -27,6 +28,7 @@ pub use operation::{
     Accepted, BoxFuture, Caller, Condition, Operation, Query, Reference, ReminderId, Request,
     Unbound, Version,
 };
+pub use origin::{Origin, TraceContext};
 pub use schemars::{self, JsonSchema};
 pub use serde::{self, Deserialize, Serialize};
 pub use state::Layout;

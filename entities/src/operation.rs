@@ -10,7 +10,9 @@ use std::{
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{CallError, Delay, EntityId, Error, ErrorKind, Rejection, Timeout, Timestamp};
+use crate::{
+    CallError, Delay, EntityId, Error, ErrorKind, Rejection, Timeout, Timestamp, TraceContext,
+};
 
 /// A boxed future, as [`Caller`] returns it.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -33,10 +35,16 @@ pub struct Request {
     pub deadline: Option<Timeout>,
     /// What must be true of the entity when the operation's turn comes.
     pub condition: Option<Condition>,
+    /// Who asks: an identity of 1 to 256 bytes that whoever makes the request has established. A node
+    /// takes it as it is, and idempotency keys are the caller's own. It is not sent to a URL, whose server
+    /// finds out itself who calls.
+    pub caller: Option<String>,
+    /// The trace that the request is part of.
+    pub trace: Option<TraceContext>,
 }
 
 impl Request {
-    /// A request without a delay, an idempotency key, a deadline or a condition.
+    /// A request without a delay, an idempotency key, a deadline, a condition, a caller or a trace.
     pub fn new(id: EntityId, operation: impl Into<Cow<'static, str>>, input: Vec<u8>) -> Self {
         let operation = operation.into();
         Self {
@@ -47,6 +55,8 @@ impl Request {
             idempotency_key: None,
             deadline: None,
             condition: None,
+            caller: None,
+            trace: None,
         }
     }
 }
@@ -301,6 +311,17 @@ impl<R, B> Operation<R, B> {
         self.change(|request| request.condition = Some(Condition::OneOf(vec![version])))
     }
 
+    /// Says who asks; see [`Request::caller`].
+    pub fn caller(self, caller: impl Into<String>) -> Self {
+        let caller = caller.into();
+        self.change(|request| request.caller = Some(caller))
+    }
+
+    /// Makes the operation a part of a trace.
+    pub fn trace(self, trace: TraceContext) -> Self {
+        self.change(|request| request.trace = Some(trace))
+    }
+
     /// Limits how long the answer is waited for.
     pub fn deadline(self, length: impl Into<Timeout>) -> Self {
         let length = length.into();
@@ -335,12 +356,30 @@ impl<R, B: Caller> Operation<R, B> {
 }
 
 impl<R, B> Query<R, B> {
+    /// Says who asks; see [`Request::caller`].
+    pub fn caller(self, caller: impl Into<String>) -> Self {
+        let caller = caller.into();
+        self.change(|request| request.caller = Some(caller))
+    }
+
+    /// Makes the query a part of a trace.
+    pub fn trace(self, trace: TraceContext) -> Self {
+        self.change(|request| request.trace = Some(trace))
+    }
+
     /// The request inside.
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`] where the key or an argument broke a rule.
     pub fn into_request(self) -> Result<Request, Error> {
         self.request
+    }
+
+    fn change(mut self, change: impl FnOnce(&mut Request)) -> Self {
+        if let Ok(request) = &mut self.request {
+            change(request);
+        }
+        self
     }
 }
 

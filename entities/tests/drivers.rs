@@ -9,7 +9,8 @@ use std::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use stead_entities::{
-    After, At, Context, Delay, ErrorKind, Every, Layout, Operation, Reference, Rejection, entity,
+    After, At, CallError, Context, Delay, ErrorKind, Every, Layout, Operation, Reference,
+    Rejection, TraceContext, entity,
     testing::{Driver, Drivers, SIGNALS_PER_CALL_MAX},
 };
 
@@ -76,9 +77,21 @@ impl Log {
         ctx.delete();
     }
 
+    pub fn add_caller(&mut self, ctx: &mut Context) {
+        self.lines.push(origin(ctx));
+    }
+
+    pub fn caller(&self, ctx: &Context) -> String {
+        origin(ctx)
+    }
+
     pub fn lines(&self) -> Vec<String> {
         self.lines.clone()
     }
+}
+
+fn origin(ctx: &Context) -> String {
+    format!("{:?} in {:?}", ctx.caller(), ctx.trace().map(TraceContext::trace_id))
 }
 
 /// Sends, and sets reminders.
@@ -103,6 +116,20 @@ impl Clerk {
 
     pub fn delay(&mut self, ctx: &mut Context, to: String, line: String, seconds: u64) {
         ctx.signal(Log::of(to).add(line).after(Duration::from_secs(seconds)));
+    }
+
+    pub fn pass_on(&mut self, ctx: &mut Context, to: String) {
+        ctx.signal(Log::of(&to).add_caller());
+        ctx.signal(Log::of(&to).add_caller().after(SECOND));
+        ctx.remind("later", After(SECOND), Clerk::of(ctx.key()).pass_on_as_itself(to));
+    }
+
+    pub fn pass_on_as_itself(&mut self, ctx: &mut Context, to: String) {
+        ctx.signal(Log::of(&to).add_caller());
+    }
+
+    pub fn impersonate(&mut self, ctx: &mut Context, to: String) {
+        ctx.signal(Log::of(&to).add_caller().caller("somebody else"));
     }
 
     pub fn delay_into_the_past(&mut self, ctx: &mut Context, to: String) {
@@ -387,4 +414,25 @@ fn drivers_may_move_to_another_thread() {
     wait(sendable(office.advance_async(SECOND))).expect("nothing is due");
     let mut driver = Driver::<Clerk>::new("a");
     wait(sendable(driver.advance_async(SECOND))).expect("nothing is due");
+}
+
+#[test]
+fn who_asked_goes_along_with_signals_and_delays_but_not_with_reminders() {
+    let mut both = Drivers::new().entity::<Log>().entity::<Clerk>();
+    let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let trace = TraceContext::new(parent, None).expect("valid");
+    let pass_on = || Clerk::of("c").pass_on("l".into());
+    both.apply(pass_on().caller("alice").trace(trace.clone())).expect("applied");
+    both.advance(SECOND).expect("applied");
+    let known = "Some(\"alice\") in Some(\"4bf92f3577b34da6a3ce929d0e0e4736\")";
+    assert_eq!(both.state::<Log>("l").lines, [known, known, "None in None"]);
+    let asked = both.query(Log::of("l").caller().caller("bob"));
+    assert_eq!(asked.expect("answered"), "Some(\"bob\") in None");
+    both.signal(Log::of("m").add_caller().caller("alice").after(SECOND)).expect("sent");
+    both.advance(SECOND).expect("applied");
+    assert_eq!(both.state::<Log>("m").lines, ["Some(\"alice\") in None"]);
+    let refused = both.apply(Clerk::of("c").impersonate("l".into())).expect_err("refused");
+    assert!(matches!(refused, CallError::Failed(error) if error.message().contains("its turn")));
+    let nameless = both.apply(pass_on().caller("")).expect_err("refused");
+    assert!(matches!(nameless, CallError::Failed(error) if error.kind() == ErrorKind::Invalid));
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{
     Method, StatusCode, Url,
-    header::{CONTENT_TYPE, HeaderMap, HeaderValue, IF_MATCH},
+    header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, IF_MATCH},
 };
 use stead_entities::{
     Accepted, BoxFuture, Caller, Condition, Delay, EntityId, Error, ErrorKind, Reference,
@@ -180,6 +180,11 @@ impl Client {
             let value = value.map_err(|_| Error::new(ErrorKind::Invalid, "a condition"))?;
             headers.insert(IF_MATCH, value);
         }
+        if let Some(trace) = &request.trace {
+            let value = |text: &str| HeaderValue::from_str(text).ok();
+            headers.extend(value(trace.parent()).map(|it| (TRACE_PARENT, it)));
+            headers.extend(trace.state().and_then(value).map(|it| (TRACE_STATE, it)));
+        }
         let (method, body) = match is_query {
             true => (Method::GET, Vec::new()),
             false => (Method::POST, request.input.clone()),
@@ -274,6 +279,8 @@ struct Scheduled {
     reminder: String,
 }
 
+const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACE_STATE: HeaderName = HeaderName::from_static("tracestate");
 const QUERIES: &str = "queries";
 const SIGNALS: &str = "signals";
 const JSON: &str = "application/json";

@@ -26,6 +26,7 @@ mod sabotage;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod store;
+pub mod telemetry;
 mod threads;
 pub mod transport;
 mod types;
@@ -35,12 +36,12 @@ pub use client::Client;
 pub use commit::Fatal;
 pub use config::Config;
 #[cfg(feature = "http")]
-pub use http::{Server, ServerSettings};
+pub use http::{CallerIdentity, Server, ServerSettings};
 #[cfg(feature = "http")]
 pub use listen::{Listen, ListenError};
 pub use node::{
-    BulkView, DeadLetterView, EntityView, Listed, Node, NodeBuilder, ReminderView, StartError,
-    UnservedView,
+    BulkView, DeadLetterView, Deletion, EntityView, Listed, Node, NodeBuilder, ReminderView,
+    StartError, UnservedView,
 };
 pub use partition::reply::StateView;
 #[cfg(feature = "postgres")]
@@ -51,9 +52,9 @@ pub use store::RocksStore;
 pub use stead_entities::{
     Accepted, After, At, BoxFuture, CallError, Caller, Condition, Context, Delay, Deserialize,
     Entity, EntityId, Error, ErrorKind, Every, Json, JsonSchema, Layout, Operation, OperationType,
-    Query, Reference, Rejection, ReminderId, Request, Serialize, Timeout, Timestamp,
-    TypedReference, Unbound, Version, context, effect, entity, error, id, input, json, operation,
-    schemars, serde, state, stock, stored, testing, time,
+    Origin, Query, Reference, Rejection, ReminderId, Request, Serialize, Timeout, Timestamp,
+    TraceContext, TypedReference, Unbound, Version, context, effect, entity, error, id, input,
+    json, operation, schemars, serde, state, stock, stored, testing, time,
 };
 pub use store::DeadLetterFilter;
 pub use store::tables::dead_letters::{Cause, DeadLetterId};

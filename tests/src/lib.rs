@@ -165,8 +165,20 @@ impl Server {
     ///
     /// # Errors
     /// Where it exits instead; its exit code is in the text.
-    pub async fn run(mut command: Command, address: SocketAddr) -> Result<Self> {
-        let child = command.stderr(Stdio::null()).spawn()?;
+    pub async fn run(command: Command, address: SocketAddr) -> Result<Self> {
+        Self::run_with_log(command, address, Stdio::null()).await
+    }
+
+    /// The same, with its log written somewhere.
+    ///
+    /// # Errors
+    /// Where it exits instead; its exit code is in the text.
+    pub async fn run_with_log(
+        mut command: Command,
+        address: SocketAddr,
+        log: impl Into<Stdio>,
+    ) -> Result<Self> {
+        let child = command.stderr(log).spawn()?;
         let client = Client::builder().timeout(Duration::from_secs(20)).build()?;
         let mut server = Self { child, address, client };
         server.wait_alive().await?;

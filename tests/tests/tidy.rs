@@ -120,7 +120,16 @@ fn offered(text: &str) -> impl Iterator<Item = &str> {
 /// another, but for the smallest parts in the first line.
 const LAYERS: [&[&str]; 11] = [
     &[
-        "clock", "config", "entropy", "errors", "lease", "listen", "map", "rules", "sabotage",
+        "clock",
+        "config",
+        "entropy",
+        "errors",
+        "lease",
+        "listen",
+        "map",
+        "rules",
+        "sabotage",
+        "telemetry",
         "threads",
     ],
     &["admission", "client"],
@@ -185,6 +194,7 @@ fn no_layer_uses_one_above_it() {
         ("Config", "config"),
         ("Fatal", "commit"),
         ("Listen", "listen"),
+        ("Deletion", "node"),
         ("Node", "node"),
         ("NodeBuilder", "node"),
         ("PostgresStore", "store"),

@@ -4,14 +4,15 @@ use std::{
     any::Any,
     collections::{BTreeMap, VecDeque},
     fmt,
+    sync::Arc,
     time::Duration,
 };
 
 use serde::de::DeserializeOwned;
 
-use super::{Driver, START, at_once, driven::Driven, result};
+use super::{Driver, START, at_once, driven::Driven, origin_of, result};
 use crate::{
-    CallError, Entity, EntityId, Error, ErrorKind, Operation, Query, Request, Timestamp,
+    CallError, Entity, EntityId, Error, ErrorKind, Operation, Origin, Query, Request, Timestamp,
     effect::Signal,
 };
 
@@ -106,6 +107,7 @@ impl Default for Clock {
 struct Sent {
     sender: Option<EntityId>,
     signal: Signal,
+    origin: Option<Arc<Origin>>,
 }
 
 /// A signal or a reminder's operation that was not applied, and will not be.
@@ -162,9 +164,9 @@ impl Drivers {
             let rule = "a delayed operation is sent with signal; a call is not delayed";
             return Err(Error::new(ErrorKind::Invalid, rule).into());
         }
-        let id = request.id.clone();
+        let (id, origin) = (request.id.clone(), origin_of(&request)?);
         let json = self.driver_mut(&id)?.run(&request).await;
-        self.collect(&id, json.is_ok());
+        self.collect(&id, json.is_ok(), origin.as_ref());
         let json = json?;
         self.deliver().await?;
         result(&json)
@@ -184,8 +186,11 @@ impl Drivers {
     /// # Errors
     /// As [`Drivers::signal`].
     pub async fn signal_async<R>(&mut self, operation: Operation<R>) -> Result<(), CallError> {
-        let Request { id: target, operation, input, delay, .. } = operation.into_request()?;
-        self.accept(None, Signal { target, operation, input, delay });
+        let request = operation.into_request()?;
+        let origin = origin_of(&request)?;
+        let Request { id: target, operation, input, delay, .. } = request;
+        let signal = Signal { target, operation, input, delay };
+        self.accept(Sent { sender: None, signal, origin });
         self.deliver().await
     }
 
@@ -283,7 +288,7 @@ impl Drivers {
     }
 
     /// Accepts what a turn sent. A deletion takes along what was delayed before it.
-    fn collect(&mut self, id: &EntityId, is_committed: bool) {
+    fn collect(&mut self, id: &EntityId, is_committed: bool, origin: Option<&Arc<Origin>>) {
         let Some(driver) = self.entities.get_mut(id) else {
             return;
         };
@@ -293,28 +298,28 @@ impl Drivers {
             let (dead, alive): (BTreeMap<_, _>, BTreeMap<_, _>) =
                 delayed.into_iter().partition(|(_, sent)| sent.signal.target == *id);
             self.delayed = alive;
-            for Sent { sender, signal } in dead.into_values() {
+            for Sent { sender, signal, .. } in dead.into_values() {
                 let reason = "the entity was deleted while this was delayed";
                 let error = Error::new(ErrorKind::NotFound, reason).into();
                 self.dead_letters.push(DeadLetter { sender, signal, error });
             }
         }
         for signal in signals {
-            self.accept(Some(id.clone()), signal);
+            self.accept(Sent { sender: Some(id.clone()), signal, origin: origin.cloned() });
         }
     }
 
-    fn accept(&mut self, sender: Option<EntityId>, signal: Signal) {
-        if !self.types.contains_key(signal.target.entity_type()) {
-            return self.signals.push(signal);
+    fn accept(&mut self, sent: Sent) {
+        if !self.types.contains_key(sent.signal.target.entity_type()) {
+            return self.signals.push(sent.signal);
         }
         let now = self.clock.now;
-        match signal.delay.map(|delay| delay.due(now)).filter(|due| *due > now) {
+        match sent.signal.delay.map(|delay| delay.due(now)).filter(|due| *due > now) {
             Some(due) => {
                 self.clock.delayed += 1;
-                self.delayed.insert((due, self.clock.delayed), Sent { sender, signal });
+                self.delayed.insert((due, self.clock.delayed), sent);
             }
-            None => self.due.push_back(Sent { sender, signal }),
+            None => self.due.push_back(sent),
         }
     }
 
@@ -322,7 +327,7 @@ impl Drivers {
     /// this future is dropped before, the next call begins with it.
     async fn deliver(&mut self) -> Result<(), CallError> {
         let mut delivered = 0;
-        while let Some(Sent { sender, signal }) = self.due.front().cloned() {
+        while let Some(Sent { sender, signal, origin }) = self.due.front().cloned() {
             delivered += 1;
             if delivered > SIGNALS_PER_CALL_MAX {
                 let limit = format!(
@@ -332,10 +337,14 @@ impl Drivers {
                 return Err(Error::new(ErrorKind::Overloaded, limit).into());
             }
             let id = signal.target.clone();
-            let request = Request::new(id.clone(), signal.operation.clone(), signal.input.clone());
+            let mut request =
+                Request::new(id.clone(), signal.operation.clone(), signal.input.clone());
+            if let Some(origin) = &origin {
+                (request.caller, request.trace) = (origin.caller.clone(), origin.trace.clone());
+            }
             let result = self.driver_mut(&id)?.run(&request).await;
             self.due.pop_front();
-            self.collect(&id, result.is_ok());
+            self.collect(&id, result.is_ok(), origin.as_ref());
             if let Err(error) = result {
                 self.dead_letters.push(DeadLetter { sender, signal, error });
             }
@@ -368,7 +377,7 @@ impl Drivers {
         };
         let signal = driver.reminder(name);
         let result = driver.fire(name).await;
-        self.collect(id, result.is_ok());
+        self.collect(id, result.is_ok(), None);
         if let (Err(error), Some(signal)) = (result, signal) {
             self.dead_letters.push(DeadLetter { sender: Some(id.clone()), signal, error });
         }

@@ -9,15 +9,15 @@ mod driven;
 mod drivers;
 mod poll;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::de::DeserializeOwned;
 
 use self::poll::at_once;
 
 use crate::{
-    CallError, Context, Entity, EntityId, Error, ErrorKind, Operation, Query, Request, Timestamp,
-    Version,
+    CallError, Context, Entity, EntityId, Error, ErrorKind, Operation, Origin, Query, Request,
+    Timestamp, Version,
     context::Turn,
     effect::{self, Effect, Reminder, Signal},
     entity::{Argument, Body, OperationKind, Outcome},
@@ -195,12 +195,12 @@ impl<E: Entity> Driver<E> {
         self.settle(attempt?)
     }
 
-    fn turn(&self) -> Result<Turn, Error> {
+    fn turn(&self, origin: Option<Arc<Origin>>) -> Result<Turn, Error> {
         let id =
             self.id.clone().ok_or_else(|| Error::new(ErrorKind::Invalid, "the key is invalid"))?;
         let (revision, seed) = (self.revision, self.turns ^ (self.number << 32));
         let token = u128::from(self.turns) | (u128::from(self.number) << 64);
-        Ok(Turn { id, now: self.now, revision, seed, token })
+        Ok(Turn { id, now: self.now, revision, seed, token, origin })
     }
 
     fn find<'t>(
@@ -225,7 +225,8 @@ impl<E: Entity> Driver<E> {
     fn read(&self, request: &Request) -> Result<Vec<u8>, CallError> {
         match self.find(&E::operations(), request)? {
             (Body::Query(body), argument) => {
-                json_of(body(&self.state, &Context::new(self.turn()?), argument))
+                let ctx = Context::new(self.turn(origin_of(request)?)?);
+                json_of(body(&self.state, &ctx, argument))
             }
             _ => Err(Error::new(ErrorKind::Invalid, "this is not a query").into()),
         }
@@ -244,7 +245,8 @@ impl<E: Entity> Driver<E> {
 
     /// Runs an operation on a copy of the state.
     async fn attempt(&self, request: &Request) -> Result<Attempt<E>, CallError> {
-        let (mut state, mut ctx) = (self.state.clone(), Context::new(self.turn()?));
+        let mut ctx = Context::new(self.turn(origin_of(request)?)?);
+        let mut state = self.state.clone();
         let running = match self.find(&E::operations(), request)? {
             (Body::Operation(body), argument) => {
                 let outcome = body(&mut state, &mut ctx, argument);
@@ -286,6 +288,10 @@ impl<E: Entity> Driver<E> {
         }
         Ok(json)
     }
+}
+
+fn origin_of(request: &Request) -> Result<Option<Arc<Origin>>, Error> {
+    Origin::new(request.caller.clone(), request.trace.clone())
 }
 
 /// A turn fails where its state could not be read back, from the store or from JSON.

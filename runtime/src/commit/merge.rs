@@ -80,7 +80,7 @@ impl Merge {
                     Write::Remind(partition, id, slot, record)
                 }
                 Write::Consume(key) if self.is_removed(&RowKey::Inbox(key.clone())) => continue,
-                Write::CancelReminder(_, id, Slot::Delayed(number), _)
+                Write::CancelReminder { id, slot: Slot::Delayed(number), .. }
                     if self.is_removed(&RowKey::Delayed(id.clone(), number)) =>
                 {
                     continue;
@@ -200,7 +200,7 @@ mod tests {
             accepted_at: Timestamp::default(),
             deadline: None,
             idempotency: None,
-            trace: None,
+            origin: None,
         }
     }
 

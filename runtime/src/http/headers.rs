@@ -4,7 +4,7 @@
 //! than what was asked. So such a header is never passed over in silence.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use stead_entities::{Condition, Version};
+use stead_entities::{Condition, TraceContext, Version};
 
 use super::problem::Problem;
 
@@ -56,6 +56,19 @@ pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Pro
     let key = key.map_err(|_| Problem::invalid("Idempotency-Key is not UTF-8"))?;
     let bare = key.strip_prefix('"').and_then(|key| key.strip_suffix('"'));
     Ok(Some(bare.unwrap_or(key).to_owned()))
+}
+
+/// The trace that the request is part of. Headers that break the rules of W3C Trace Context are ignored, as
+/// it demands.
+pub(super) fn trace(headers: &HeaderMap) -> Option<TraceContext> {
+    let mut given = headers.get_all("traceparent").iter();
+    let parent = given.next()?.to_str().ok()?;
+    if given.next().is_some() {
+        return None;
+    }
+    let states = headers.get_all("tracestate").iter().map(HeaderValue::to_str);
+    let states: Result<Vec<_>, _> = states.collect();
+    TraceContext::new(parent, Some(&states.unwrap_or_default().join(",")))
 }
 
 /// The condition of `If-Match`, by a strong comparison, as RFC 9110 has it: tags that this server never

@@ -23,6 +23,12 @@ use axum::{
 
 use crate::Node;
 
+/// Who calls, as the application in front of the routes has established: it puts this into the extensions
+/// of a request, and the turn sees it as [`Context::caller`](stead_entities::Context::caller). The server
+/// of `stead serve` knows no callers yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CallerIdentity(pub String);
+
 impl Node {
     /// The HTTP surface of this node, for any axum application: nest it where it suits.
     pub fn router<S: Clone + Send + Sync + 'static>(&self) -> Router<S> {

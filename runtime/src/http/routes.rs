@@ -5,7 +5,7 @@ use std::{collections::HashMap, str::FromStr};
 use axum::{
     body::Body,
     extract::{Request as HttpRequest, State},
-    http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
+    http::{Extensions, HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
 use serde_json::{Value, json, value::RawValue};
@@ -14,13 +14,13 @@ use stead_entities::{
 };
 
 use super::{
-    body,
+    CallerIdentity, body,
     headers::{self, IDEMPOTENCY_KEY, IF_MATCH, IF_NONE_MATCH},
     path,
     problem::Problem,
 };
 use crate::{
-    Node, StateView,
+    Deletion, Node, StateView,
     node::PAGE_ROWS_MAX,
     store::{DeadLetterFilter, tables::dead_letters::DeadLetterId},
 };
@@ -34,10 +34,11 @@ pub(super) async fn signal(
     State(node): State<Node>,
     uri: Uri,
     headers: HeaderMap,
+    extensions: Extensions,
     http_body: Body,
 ) -> Answer {
     let parameters = parameters(&uri, &["delay", "at"])?;
-    let mut request = request(&node, &uri, &headers, http_body).await?;
+    let mut request = request(&node, &uri, &headers, &extensions, http_body).await?;
     request.delay = delay(&parameters)?;
     let Some(reminder) = node.signal(request).await?.reminder else {
         return Ok(StatusCode::ACCEPTED.into_response());
@@ -51,26 +52,35 @@ pub(super) async fn call(
     State(node): State<Node>,
     uri: Uri,
     headers: HeaderMap,
+    extensions: Extensions,
     http_body: Body,
 ) -> Answer {
     parameters(&uri, &[])?;
-    let request = request(&node, &uri, &headers, http_body).await?;
+    let request = request(&node, &uri, &headers, &extensions, http_body).await?;
     result(node.call(request).await?)
 }
 
-pub(super) async fn query(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
+pub(super) async fn query(
+    State(node): State<Node>,
+    uri: Uri,
+    headers: HeaderMap,
+    extensions: Extensions,
+) -> Answer {
     headers::check(&headers, &[])?;
     let mut parameters = parameters(&uri, &["input"])?;
     let (id, rest) = path::entity(&node, &uri)?;
     let input = parameters.remove("input").unwrap_or_default().into_bytes();
     let operation = rest.into_iter().nth(1).unwrap_or_default();
-    result(node.query(Request::new(id, operation, input)).await?)
+    let mut request = Request::new(id, operation, input);
+    (request.caller, request.trace) = (caller_of(&extensions), headers::trace(&headers));
+    result(node.query(request).await?)
 }
 
 async fn request(
     node: &Node,
     uri: &Uri,
     headers: &HeaderMap,
+    extensions: &Extensions,
     http_body: Body,
 ) -> Result<Request, Problem> {
     headers::check(headers, &[IF_MATCH, IDEMPOTENCY_KEY])?;
@@ -89,7 +99,12 @@ async fn request(
     drop(room);
     let mut request = Request::new(id, operation, input);
     (request.idempotency_key, request.condition) = (idempotency_key, condition);
+    (request.caller, request.trace) = (caller_of(extensions), headers::trace(headers));
     Ok(request)
+}
+
+fn caller_of(extensions: &Extensions) -> Option<String> {
+    extensions.get::<CallerIdentity>().map(|caller| caller.0.clone())
 }
 
 fn result(reply: Reply) -> Answer {
@@ -161,12 +176,20 @@ fn unreadable(error: serde_json::Error) -> Problem {
     Error::new(ErrorKind::Internal, message).into()
 }
 
-pub(super) async fn delete(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
+pub(super) async fn delete(
+    State(node): State<Node>,
+    uri: Uri,
+    headers: HeaderMap,
+    extensions: Extensions,
+) -> Answer {
     parameters(&uri, &[])?;
     headers::check(&headers, &[IF_MATCH, IDEMPOTENCY_KEY])?;
     let (id, _) = path::entity(&node, &uri)?;
     let (key, condition) = (headers::idempotency_key(&headers)?, headers::if_match(&headers)?);
-    node.delete_if(&id, key, condition).await?;
+    let mut deletion = Deletion::new(id);
+    (deletion.idempotency_key, deletion.condition) = (key, condition);
+    deletion.caller = caller_of(&extensions);
+    node.delete_with(deletion).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

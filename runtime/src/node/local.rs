@@ -10,7 +10,7 @@ use std::{
 };
 
 use stead_entities::{
-    Condition, Delay, EntityId, Error, ErrorKind, ReminderId, Request, Timestamp,
+    Condition, Delay, EntityId, Error, ErrorKind, Origin, ReminderId, Request, Timestamp,
     entity::{Argument, OperationKind},
     input::canonical,
 };
@@ -98,7 +98,7 @@ impl Local {
         let argument = self.argument(known, found, &stored.input)?;
         let invocation = invocation(found, stored.input, argument);
         let action = Action::Replay { invocation, letter, token: stored.token };
-        self.send_within(&id, action, None, None, timeout)?.await
+        self.send_within(&id, action, Terms::default(), timeout)?.await
     }
 
     fn drop_letter(&self, letter: DeadLetterId, timeout: Duration) -> Result<ReplyReceiver, Error> {
@@ -112,16 +112,18 @@ impl Local {
 
     fn show(&self, id: &EntityId, timeout: Duration) -> Result<ReplyReceiver, Error> {
         self.known_type(id.entity_type())?;
-        self.send_within(id, Action::State, None, None, timeout)
+        self.send_within(id, Action::State, Terms::default(), timeout)
     }
 
     fn delete(&self, deletion: Deletion, timeout: Duration) -> Result<ReplyReceiver, Error> {
-        let Deletion { id, idempotency_key, condition } = deletion;
+        let Deletion { id, idempotency_key, condition, caller } = deletion;
         self.known_type(id.entity_type())?;
         self.check_room()?;
-        let key =
-            idempotency_key.map(|key| self.keyed(&id, &key, &[b"delete"], None)).transpose()?;
-        self.send_within(&id, Action::Delete, key, condition, timeout)
+        let origin = Origin::new(caller, None)?;
+        let key = idempotency_key
+            .map(|key| self.keyed(&id, origin.as_deref(), &key, &[b"delete"], None))
+            .transpose()?;
+        self.send_within(&id, Action::Delete, Terms { key, condition, origin }, timeout)
     }
 
     fn cancel(
@@ -132,7 +134,7 @@ impl Local {
     ) -> Result<ReplyReceiver, Error> {
         self.known_type(id.entity_type())?;
         self.check_room()?;
-        self.send_within(id, Action::Cancel(reminder.into()), None, None, timeout)
+        self.send_within(id, Action::Cancel(reminder.into()), Terms::default(), timeout)
     }
 
     /// Checks a request and hands it to its partition; what is returned only waits.
@@ -153,9 +155,11 @@ impl Local {
         if due.is_some() && used != Use::Signal {
             return Err(Error::new(ErrorKind::Invalid, "only a signal can be delayed"));
         }
+        let origin = origin_of(&request)?;
         let key = match &request.idempotency_key {
             Some(key) if used != Use::Query => {
-                Some(self.keyed_use(&request, key, used, found.takes_nothing)?)
+                let caller = origin.as_deref();
+                Some(self.keyed_use(&request, caller, key, used, found.takes_nothing)?)
             }
             _ => None,
         };
@@ -167,7 +171,7 @@ impl Local {
         };
         let timeout = deadline.map(|deadline| deadline.as_duration());
         let timeout = timeout.unwrap_or(self.host.config().call_deadline);
-        self.send_within(&id, action, key, condition, timeout)
+        self.send_within(&id, action, Terms { key, condition, origin }, timeout)
     }
 
     /// The argument of an operation or query: it is decoded here, and never again unless the operation
@@ -201,6 +205,7 @@ impl Local {
     fn keyed_use(
         &self,
         request: &Request,
+        origin: Option<&Origin>,
         key: &str,
         used: Use,
         takes_nothing: bool,
@@ -218,13 +223,14 @@ impl Local {
         let operation = request.operation.as_bytes();
         let parts = |input| [kind, operation, input, delay.as_bytes()];
         let (means, is) = (parts(meaning.as_slice()), parts(request.input.as_slice()));
-        self.keyed(&request.id, key, &means, Some(&is))
+        self.keyed(&request.id, origin, key, &means, Some(&is))
     }
 
     /// An idempotency key that stands for `meaning`, or for `bytes` as earlier programs took it.
     fn keyed(
         &self,
         id: &EntityId,
+        origin: Option<&Origin>,
         key: &str,
         meaning: &[&[u8]],
         bytes: Option<&[&[u8]]>,
@@ -256,7 +262,7 @@ impl Local {
         let key = IdempotencyKey {
             partition: settings.partition_of(id),
             id: id.clone(),
-            caller: "".into(),
+            caller: origin.and_then(|it| it.caller.as_deref()).unwrap_or_default().into(),
             key: key.into(),
         };
         Ok(Keyed { key: Arc::new(key), fingerprint })
@@ -267,8 +273,7 @@ impl Local {
         &self,
         id: &EntityId,
         action: Action,
-        key: Option<Keyed>,
-        condition: Option<Condition>,
+        terms: Terms,
         timeout: Duration,
     ) -> Result<ReplyReceiver, Error> {
         let permit = self.admit(action.bytes())?;
@@ -276,7 +281,8 @@ impl Local {
         let (reply_to, answered) = ReplySender::new(timeout, Some(permit));
         let asked = partition.submit(&reply_to, |reply_to| {
             let id = id.clone();
-            Input::Arrival(Box::new(Arrival { id, reply_to, action, key, condition }))
+            let Terms { key, condition, origin } = terms;
+            Input::Arrival(Box::new(Arrival { id, reply_to, action, key, condition, origin }))
         });
         asked.map_err(moved)?;
         Ok(answered)
@@ -331,6 +337,19 @@ impl Local {
         let message = "the node holds all it can: back off";
         room.ok_or_else(|| Error::new(ErrorKind::Overloaded, message))
     }
+}
+
+/// What goes along with something that is asked of an entity.
+#[derive(Default)]
+struct Terms {
+    key: Option<Keyed>,
+    condition: Option<Condition>,
+    origin: Option<Arc<Origin>>,
+}
+
+/// Where a request comes from.
+pub(super) fn origin_of(request: &Request) -> Result<Option<Arc<Origin>>, Error> {
+    Origin::new(request.caller.clone(), request.trace.clone())
 }
 
 fn moved(_closed: Closed) -> Error {

@@ -27,13 +27,13 @@ use std::{
 };
 
 use stead_entities::{
-    Accepted, BoxFuture, Caller, Condition, EntityId, Error, ErrorKind, Reference, ReminderId,
-    Request, Timestamp, TypedReference, entity::EntityDescription, operation::Reply,
+    Accepted, BoxFuture, Caller, EntityId, Error, ErrorKind, Reference, ReminderId, Request,
+    Timestamp, TypedReference, entity::EntityDescription, operation::Reply,
 };
 
 use self::{
     local::{Local, Use},
-    router::{Command, Deletion, Router},
+    router::{Command, Router},
 };
 use crate::{
     commit::Fatal,
@@ -47,6 +47,7 @@ pub use build::{NodeBuilder, StartError};
 #[cfg(feature = "http")]
 pub(crate) use lists::PAGE_ROWS_MAX;
 pub use lists::{BulkView, DeadLetterView, EntityView, Listed, ReminderView, UnservedView};
+pub use router::Deletion;
 
 /// How long a fresh look at the cluster is waited for.
 const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
@@ -126,7 +127,7 @@ impl Node {
     /// # Errors
     /// As [`Node::state`].
     pub async fn delete(&self, id: &EntityId) -> Result<(), Error> {
-        self.delete_if(id, None, None).await
+        self.delete_with(Deletion::new(id.clone())).await
     }
 
     /// The same, once under an idempotency key, and only under a condition.
@@ -134,13 +135,7 @@ impl Node {
     /// # Errors
     /// As [`Node::state`]; [`ErrorKind::Precondition`] where the condition does not hold, and
     /// [`ErrorKind::Conflict`] where the key was used for something else.
-    pub async fn delete_if(
-        &self,
-        id: &EntityId,
-        idempotency_key: Option<String>,
-        condition: Option<Condition>,
-    ) -> Result<(), Error> {
-        let deletion = Deletion { id: id.clone(), idempotency_key, condition };
+    pub async fn delete_with(&self, deletion: Deletion) -> Result<(), Error> {
         self.perform(Command::Delete(deletion)).await.map(drop)
     }
 

@@ -6,16 +6,22 @@
 
 use std::{sync::Arc, time::Duration};
 
-use stead_entities::{BoxFuture, Condition, EntityId, Error, ErrorKind, ReminderId, Request};
+use stead_entities::{
+    BoxFuture, Condition, EntityId, Error, ErrorKind, Origin, ReminderId, Request,
+};
 
-use super::local::{Local, Use};
+use super::local::{Local, Use, origin_of};
 use crate::{
     clock::{deadline_after, monotonic},
     errors::in_doubt,
     host::Host,
     partition::reply::CallResult,
     placement::cluster::Cluster,
-    store::{record, shared::Member, tables::dead_letters::DeadLetterId},
+    store::{
+        record,
+        shared::Member,
+        tables::{dead_letters::DeadLetterId, origins::StoredOrigin},
+    },
     transport::{
         SendError,
         wire::{Asked, Forwarded, PeerRequest, PeerResponse, Task},
@@ -40,10 +46,24 @@ pub(crate) enum Command {
 
 /// The deletion of an entity, as a caller asks for it.
 #[derive(Debug, Clone)]
-pub(crate) struct Deletion {
-    pub(crate) id: EntityId,
-    pub(crate) idempotency_key: Option<String>,
-    pub(crate) condition: Option<Condition>,
+#[non_exhaustive]
+pub struct Deletion {
+    /// The entity.
+    pub id: EntityId,
+    /// The caller's name for this deletion, so that repeating it within the retention deletes nothing that
+    /// came later.
+    pub idempotency_key: Option<String>,
+    /// What must be true of the entity when the deletion's turn comes.
+    pub condition: Option<Condition>,
+    /// Who asks; see [`Request::caller`].
+    pub caller: Option<String>,
+}
+
+impl Deletion {
+    /// A deletion without an idempotency key, a condition or a caller.
+    pub fn new(id: EntityId) -> Self {
+        Self { id, idempotency_key: None, condition: None, caller: None }
+    }
 }
 
 impl Command {
@@ -70,6 +90,18 @@ impl Command {
                 }
                 _ => return Err(Error::new(ErrorKind::Invalid, "it cannot have a condition")),
             },
+            Task::From(StoredOrigin(origin), task) => {
+                let Origin { caller, trace, .. } = Arc::unwrap_or_clone(origin);
+                match Self::from_wire(*task, timeout)? {
+                    Self::Use(request, used) => {
+                        let mut request = request;
+                        (request.caller, request.trace) = (caller, trace);
+                        Self::Use(request, used)
+                    }
+                    Self::Delete(deletion) => Self::Delete(Deletion { caller, ..deletion }),
+                    _ => return Err(Error::new(ErrorKind::Invalid, "it cannot have an origin")),
+                }
+            }
             Task::Replay(partition, class, number) => {
                 Self::Replay(letter(partition, class, number))
             }
@@ -79,10 +111,24 @@ impl Command {
 
     fn delete(id: &str, idempotency_key: Option<String>) -> Result<Self, Error> {
         let id = EntityId::parse(id)?;
-        Ok(Self::Delete(Deletion { id, idempotency_key, condition: None }))
+        Ok(Self::Delete(Deletion { idempotency_key, ..Deletion::new(id) }))
     }
 
-    fn to_wire(&self) -> Task {
+    /// With its origin, where that is known.
+    fn to_wire(&self) -> Result<Task, Error> {
+        let origin = match self {
+            Self::Use(request, _) => origin_of(request)?,
+            Self::Delete(deletion) => Origin::new(deletion.caller.clone(), None)?,
+            _ => None,
+        };
+        let task = self.to_wire_without_origin();
+        Ok(match origin {
+            Some(origin) => Task::From(StoredOrigin(origin), Box::new(task)),
+            None => task,
+        })
+    }
+
+    fn to_wire_without_origin(&self) -> Task {
         let condition = match self {
             Self::Use(request, _) => &request.condition,
             Self::Delete(deletion) => &deletion.condition,
@@ -244,17 +290,24 @@ fn no_owner(partition: u16) -> Error {
     Error::new(ErrorKind::Fenced, message)
 }
 
-/// One hop to the owner. An owner of an earlier program cannot read a delayed signal that wants to know
-/// its id, has then applied nothing, and is sent a plain one.
+/// One hop to the owner. An owner of an earlier program cannot read where something comes from, or a delayed
+/// signal that wants to know its id; it has then applied nothing, and is sent what it can read.
 async fn forward(
     cluster: &Cluster,
     owner: Member,
     command: &Command,
     left: Duration,
 ) -> CallResult {
-    let told = forward_task(cluster, &owner, command.to_wire(), left).await;
-    if told.as_ref().is_err_and(|error| error.kind() == ErrorKind::Invalid)
-        && let Task::Delayed(asked) = command.to_wire()
+    let is_unread =
+        |told: &CallResult| told.as_ref().is_err_and(|error| error.kind() == ErrorKind::Invalid);
+    let task = command.to_wire()?;
+    let has_origin = matches!(task, Task::From(..));
+    let mut told = forward_task(cluster, &owner, task, left).await;
+    if has_origin && is_unread(&told) {
+        told = forward_task(cluster, &owner, command.to_wire_without_origin(), left).await;
+    }
+    if is_unread(&told)
+        && let Task::Delayed(asked) = command.to_wire_without_origin()
     {
         return forward_task(cluster, &owner, Task::Signal(asked), left).await;
     }

@@ -18,6 +18,8 @@ use tokio::{
     task::AbortHandle,
 };
 
+use tracing::Instrument as _;
+
 use super::{
     INBOX_PAGE, Partition, REMINDERS_PAGE,
     handle::{Assignment, Handle, Hosting},
@@ -340,7 +342,7 @@ impl Hosted {
 
     /// Runs an operation that awaits in a task of its own, at most until its deadline.
     fn start(&mut self, term: u64, start: Start) {
-        let Start { id, run, index, state, ctx, argument, row, reply_to } = start;
+        let Start { id, run, index, state, ctx, argument, row, reply_to, span } = start;
         let (handle, deadline) = (self.shell.handle.clone(), self.shell.config.turn_deadline);
         let known = self.shell.types.get(id.entity_type()).cloned();
         let known = known.expect("an operation of a type that is served");
@@ -352,6 +354,7 @@ impl Hosted {
             let seen = || watch.begin(&watched_id, name, reply_to.as_ref(), &row);
             task::Polled { running, seen, watch: &watch }.await
         };
+        let work = work.instrument(span);
         self.runs.retain(|run| !run.is_finished());
         let run_task = spawn(async move {
             let result = task::within(deadline, work).await;

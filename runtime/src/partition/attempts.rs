@@ -129,7 +129,7 @@ mod tests {
         let (receiver, sender) = (id(), "".into());
         let revision = token as u64;
         let key = InboxKey { partition: 0, receiver, sender, generation: 0, revision, index: 0 };
-        let stored = Stored { input: Vec::new(), token, accepted_at, attempts: 0 };
+        let stored = Stored { input: Vec::new(), token, origin: None, accepted_at, attempts: 0 };
         Operation::stored(0, false, Row::Inbox(key), stored)
     }
 

@@ -117,7 +117,7 @@ impl Partition {
             accepted_at,
             deadline: None,
             idempotency: None,
-            trace: None,
+            origin: None,
         };
         self.inbox.take_in(row.clone(), 0);
         self.group.write(Write::Accept(row.clone(), record));
@@ -153,7 +153,7 @@ impl Partition {
             self.group.write(Write::DeleteState(id.clone()));
         }
         for head in heads {
-            self.remove_reminder(id, &Slot::Named(head.name.into()), head.due);
+            self.remove_reminder(id, &Slot::Named(head.name.into()), head.due, false);
         }
         self.dead_letter_delayed(id, delayed);
         for operation in retries {
@@ -243,7 +243,7 @@ impl Partition {
             Ok(_) if self.cancel_waiting(id, slot) => self.end_cancel(id, cancel, true),
             Ok(Some(record)) if !self.reminders.has_fired(id, slot, record.number) => {
                 self.reminders.withdraw(id, slot, &record);
-                self.remove_reminder(id, slot, record.due);
+                self.remove_reminder(id, slot, record.due, record.origin.is_some());
                 let occurrence = Occurrence::new(slot.clone(), &record);
                 self.group.after_open(Release::Fired(id.clone(), occurrence));
                 self.end_cancel(id, cancel, true);

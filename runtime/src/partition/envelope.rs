@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use stead_entities::{Condition, EntityId, Timestamp, entity::Argument};
+use stead_entities::{Condition, EntityId, Origin, Timestamp, entity::Argument};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{message::Keyed, reply::ReplySender};
@@ -38,7 +38,7 @@ pub(super) struct Read {
 
 pub(super) enum ReadKind {
     State,
-    Query { index: usize, argument: Argument },
+    Query { index: usize, argument: Argument, origin: Option<Arc<Origin>> },
 }
 
 /// An operation of an entity.
@@ -52,6 +52,8 @@ pub(super) struct Operation {
     pub(super) argument: Option<Argument>,
     /// The same on every attempt.
     pub(super) token: u128,
+    /// Where it comes from.
+    pub(super) origin: Option<Arc<Origin>>,
     pub(super) accepted_at: Timestamp,
     /// When its caller stops waiting.
     pub(super) deadline: Option<Timestamp>,
@@ -194,13 +196,14 @@ impl Row {
 impl Operation {
     /// An operation that nobody waits for, as it was stored.
     pub(super) fn stored(index: usize, awaits: bool, row: Row, stored: Stored) -> Self {
-        let Stored { input, token, accepted_at, attempts } = stored;
+        let Stored { input, token, origin, accepted_at, attempts } = stored;
         Self {
             index,
             awaits,
             input,
             argument: None,
             token,
+            origin,
             accepted_at,
             deadline: None,
             row,
@@ -290,6 +293,7 @@ impl Operation {
 pub(super) struct Stored {
     pub(super) input: Vec<u8>,
     pub(super) token: u128,
+    pub(super) origin: Option<Arc<Origin>>,
     pub(super) accepted_at: Timestamp,
     pub(super) attempts: u32,
 }

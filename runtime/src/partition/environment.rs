@@ -2,9 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use stead_entities::{EntityId, Timestamp};
+use stead_entities::{EntityId, Timestamp, entity::OperationKind};
 
-use super::{message::Work, watch::Watch};
+use super::watch::Watch;
 use crate::{
     config::Config,
     entropy::Entropy,
@@ -117,9 +117,10 @@ impl Environment {
     pub(super) fn operation(&self, id: &EntityId, name: &str) -> Result<(usize, bool), String> {
         let known = self.type_of(id).ok_or("the entity type is not served")?;
         let found = known.find(name).ok_or_else(|| format!("no operation {name}"))?;
-        match Work::of(found) {
-            Work::Operation { index, awaits } => Ok((index, awaits)),
-            Work::Query { .. } => Err(format!("{name} is a query")),
+        match found.kind {
+            OperationKind::Operation => Ok((found.index, false)),
+            OperationKind::Async => Ok((found.index, true)),
+            OperationKind::Query => Err(format!("{name} is a query")),
         }
     }
 

@@ -221,7 +221,7 @@ mod tests {
             accepted_at: Timestamp::default(),
             deadline: None,
             idempotency: None,
-            trace: None,
+            origin: None,
         };
         (key, record)
     }

@@ -30,6 +30,7 @@ use crate::{
             dead_letters::Cause,
             idempotency::{IdempotencyKey, IdempotencyRecord},
             inbox::{InboxKey, InboxRecord},
+            origins::StoredOrigin,
             reminders::{ReminderRecord, Slot},
             states::StateRecord,
         },
@@ -92,12 +93,13 @@ impl Partition {
     }
 
     fn envelope(&mut self, arrival: Arrival) -> Envelope {
-        let Arrival { reply_to, action, key, condition, .. } = arrival;
+        let Arrival { reply_to, action, key, condition, origin, .. } = arrival;
         let (now, token) = (self.moment.now, self.environment.token());
         let deadline = Some(now + reply_to.timeout());
         let operation = |invocation, caller, token| {
             let Invocation { index, awaits, input, argument } = invocation;
-            let stored = Stored { input, token, accepted_at: now, attempts: 0 };
+            let origin = origin.clone();
+            let stored = Stored { input, token, origin, accepted_at: now, attempts: 0 };
             let new = Operation::stored(index, awaits, Row::None, stored);
             let argument = Some(argument);
             Envelope::Operation(Box::new(Operation {
@@ -114,7 +116,7 @@ impl Partition {
                 Envelope::Read(Box::new(Read { what: ReadKind::State, condition, reply_to }))
             }
             Action::Query { index, argument } => {
-                let what = ReadKind::Query { index, argument };
+                let what = ReadKind::Query { index, argument, origin };
                 Envelope::Read(Box::new(Read { what, condition, reply_to }))
             }
             Action::Call(invocation) => operation(invocation, Caller::Call(Some(reply_to)), token),
@@ -410,6 +412,7 @@ impl Partition {
         let stored = Stored {
             input: record.input,
             token: record.token,
+            origin: record.origin.map(|StoredOrigin(origin)| origin),
             accepted_at: record.accepted_at,
             attempts: record.attempts,
         };
@@ -463,7 +466,7 @@ impl Partition {
             return self.environment.note_unserved(&id);
         }
         if Sabotage::ReminderRemovedWhenFired.is_on() {
-            self.remove_reminder(&id, &slot, record.due);
+            self.remove_reminder(&id, &slot, record.due, record.origin.is_some());
         }
         self.reminders.fire(&id, &slot, record.clone());
         let envelope = self.due_envelope(&id, slot, record);
@@ -489,6 +492,7 @@ impl Partition {
                 let stored = Stored {
                     input: record.input,
                     token: record.token,
+                    origin: record.origin,
                     accepted_at: record.accepted_at,
                     attempts: record.attempts,
                 };

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use stead_entities::{
-    Condition, Context, EntityId, Error, Timestamp,
-    entity::{Argument, OperationKind, Outcome},
+    Condition, Context, EntityId, Error, Origin, Timestamp,
+    entity::{Argument, Outcome},
 };
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tracing::Span;
 
 use super::{
     envelope::Row,
@@ -23,7 +24,7 @@ use crate::{
             states::StateRecord,
         },
     },
-    types::{Found, State},
+    types::State,
 };
 
 /// An idempotency key, and what it stands for.
@@ -49,27 +50,6 @@ impl Fingerprint {
     }
 }
 
-/// Something that an entity's type lists.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Work {
-    /// The operation of this index, and whether it awaits outside services.
-    Operation { index: usize, awaits: bool },
-    /// The query of this index.
-    Query { index: usize },
-}
-
-impl Work {
-    /// The work that was found under a name.
-    pub(crate) fn of(found: Found) -> Self {
-        let index = found.index;
-        match found.kind {
-            OperationKind::Operation => Self::Operation { index, awaits: false },
-            OperationKind::Async => Self::Operation { index, awaits: true },
-            OperationKind::Query => Self::Query { index },
-        }
-    }
-}
-
 /// What a caller outside asks of an entity.
 pub(crate) struct Arrival {
     pub(crate) id: EntityId,
@@ -78,6 +58,8 @@ pub(crate) struct Arrival {
     pub(crate) key: Option<Keyed>,
     /// What must be true of the entity when its turn comes.
     pub(crate) condition: Option<Condition>,
+    /// Where it comes from.
+    pub(crate) origin: Option<Arc<Origin>>,
 }
 
 /// What is asked of an entity from outside.
@@ -269,6 +251,8 @@ pub(crate) struct Start {
     /// For the watchdog.
     pub(crate) row: Row,
     pub(crate) reply_to: Option<ReplySender>,
+    /// What its events are logged in.
+    pub(crate) span: Span,
 }
 
 /// What is sent to the committer.

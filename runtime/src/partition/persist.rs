@@ -24,6 +24,7 @@ use crate::{
             dead_letters::{Cause, DeadLetterId},
             idempotency::Remembered,
             inbox::{InboxKey, InboxRecord},
+            origins::StoredOrigin,
             reminders::{ReminderRecord, Slot},
             states::ReminderHead,
         },
@@ -144,7 +145,7 @@ impl Partition {
                 let of = &keyed.key;
                 (of.caller.to_string(), of.key.to_string(), keyed.fingerprint.meaning)
             }),
-            trace: None,
+            origin: operation.origin.clone().map(StoredOrigin),
         }
     }
 
@@ -182,6 +183,7 @@ impl Partition {
             attempts: 0,
             accepted_at: signal.accepted_at,
             sender: String::new(),
+            origin: signal.origin.take(),
         };
         IdempotencyKeys::remember(
             signal.key.as_ref(),
@@ -248,7 +250,7 @@ impl Partition {
     fn consume_reminder(&mut self, id: &EntityId, occurrence: &Occurrence) {
         let Occurrence { slot, due, number, .. } = occurrence;
         let record = self.reminders.consume(id, occurrence);
-        self.remove_reminder(id, slot, *due);
+        self.remove_reminder(id, slot, *due, record.origin.is_some());
         self.group.after_open(Release::Fired(id.clone(), occurrence.clone()));
         let Slot::Named(name) = slot else { return };
         let live = self.activations.get(id).and_then(|entry| entry.live());
@@ -270,9 +272,16 @@ impl Partition {
     }
 
     /// Takes a reminder or delayed signal off the disk.
-    pub(super) fn remove_reminder(&mut self, id: &EntityId, slot: &Slot, due: Timestamp) {
+    pub(super) fn remove_reminder(
+        &mut self,
+        id: &EntityId,
+        slot: &Slot,
+        due: Timestamp,
+        has_origin: bool,
+    ) {
         let partition = self.environment.number();
-        self.group.write(Write::CancelReminder(partition, id.clone(), slot.clone(), due));
+        let (id, slot) = (id.clone(), slot.clone());
+        self.group.write(Write::CancelReminder { partition, id, slot, due, has_origin });
     }
 
     /// Sets or removes what an entity remembers of a reminder of this name; it is written with its
@@ -297,7 +306,7 @@ impl Partition {
         let Some(due) = heads.iter().find(|head| head.name == name).map(|head| head.due) else {
             return false;
         };
-        self.remove_reminder(id, &Slot::Named(name.into()), due);
+        self.remove_reminder(id, &Slot::Named(name.into()), due, false);
         self.replace_reminder(id, name, None);
         true
     }

@@ -449,6 +449,7 @@ mod tests {
             attempts: 0,
             accepted_at: at(0),
             sender: String::new(),
+            origin: None,
         }
     }
 

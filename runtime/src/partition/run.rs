@@ -1,9 +1,13 @@
 //! Running: the head of each ready mailbox, a bounded number of turns at a time, and what comes back
 //! of operations that await and of reads that a turn waits for.
 
+use std::sync::Arc;
+
 use stead_entities::{
-    Condition, Context, EntityId, Error, ErrorKind, Version, context::Turn, entity::Argument,
+    Condition, Context, EntityId, Error, ErrorKind, Origin, Version, context::Turn,
+    entity::Argument,
 };
+use tracing::Span;
 
 use super::{
     Partition,
@@ -25,6 +29,7 @@ use crate::{
             reminders::{ReminderRecord, Slot},
         },
     },
+    telemetry,
 };
 
 /// The most turns of one entity in one step, so that its neighbours get theirs.
@@ -182,11 +187,11 @@ impl Partition {
         Some(Error::new(ErrorKind::Precondition, message))
     }
 
-    fn new_context(&mut self, id: &EntityId, token: u128) -> Context {
+    fn new_context(&mut self, id: &EntityId, token: u128, origin: Option<Arc<Origin>>) -> Context {
         let seed = self.environment.seed();
         let live = self.activations.of(id).live_mut();
         let (revision, now) = (live.revision(), self.moment.now.max(live.committed_at()));
-        Context::new(Turn { id: id.clone(), now, revision, seed, token })
+        Context::new(Turn { id: id.clone(), now, revision, seed, token, origin })
     }
 
     /// Shows the state, or answers a query.
@@ -200,7 +205,9 @@ impl Partition {
         }
         let result = match what {
             ReadKind::State => self.show_state(id),
-            ReadKind::Query { index, argument } => self.query(id, index, argument, &reply_to),
+            ReadKind::Query { index, argument, origin } => {
+                self.query(id, (index, argument), origin, &reply_to)
+            }
         };
         self.answer(id, reply_to, result);
     }
@@ -219,16 +226,17 @@ impl Partition {
     fn query(
         &mut self,
         id: &EntityId,
-        index: usize,
-        argument: Argument,
+        (index, argument): (usize, Argument),
+        origin: Option<Arc<Origin>>,
         reply_to: &super::reply::ReplySender,
     ) -> Result<Response, Error> {
         let known = self.environment.served(id);
         let token = self.environment.token();
-        let ctx = self.new_context(id, token);
+        let span = telemetry::turn(id, known.name_of(index), origin.as_deref());
+        let ctx = self.new_context(id, token, origin);
         self.environment.watch().begin(id, known.name_of(index), Some(reply_to), &Row::None);
         let state = self.activations.of(id).live_mut().state();
-        let result = turn::query(&*known, index, state, &ctx, argument);
+        let result = span.in_scope(|| turn::query(&*known, index, state, &ctx, argument));
         self.environment.watch().end();
         Ok(match result? {
             Ok(json) => Response::Replied(json),
@@ -372,8 +380,10 @@ impl Partition {
             }
         };
         let known = self.environment.served(id);
-        let ctx = self.new_context(id, operation.token);
         let name = known.name_of(operation.index);
+        let span = self.turn_span(id, &operation);
+        let _entered = span.enter();
+        let ctx = self.new_context(id, operation.token, operation.origin.clone());
         self.environment.watch().begin(id, name, operation.reply_to(), &operation.row);
         let mark = Some(operation.token).filter(|_| operation.is_marked);
         mark.iter().for_each(|token| self.attempts.mark(Some(*token)));
@@ -510,14 +520,19 @@ impl Partition {
                 return Next::Goes;
             }
         };
-        let ctx = self.new_context(id, operation.token);
+        let span = self.turn_span(id, &operation);
+        let ctx = self.new_context(id, operation.token, operation.origin.clone());
         let (run, index) = (self.lifecycle.next_run(), operation.index);
         let (row, reply_to) = (operation.row.clone(), operation.reply_to().cloned());
-        let start = Start { id: id.clone(), run, index, state, ctx, argument, row, reply_to };
         self.activations.of(id).await_on(run, operation);
+        let start = Start { id: id.clone(), run, index, state, ctx, argument, row, reply_to, span };
         self.outputs.push(Output::Start(Box::new(start)));
         self.accept_waiting(id);
         Next::Waits
+    }
+
+    fn turn_span(&self, id: &EntityId, operation: &Operation) -> Span {
+        telemetry::turn(id, self.name_of(id, operation), operation.origin.as_deref())
     }
 
     /// An operation that awaited is back; what it did becomes a turn, or nothing.
@@ -534,6 +549,8 @@ impl Partition {
             }
             Err(error) => Turned::Failed(error),
         };
+        let span = self.turn_span(&id, &operation);
+        let _entered = span.enter();
         // The next entry follows when the entity runs again.
         let _next = self.settle_turn(&id, operation, turned);
         self.activations.make_ready(&id);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use stead_entities::{
-    EntityId, Error, ErrorKind, Rejection, Timestamp, Version,
+    EntityId, Error, ErrorKind, Origin, Rejection, Timestamp, Version,
     context::Effects,
     effect::{Effect, Reminder, Signal, check_reminders},
 };
@@ -26,6 +26,7 @@ use crate::{
             dead_letters::Cause,
             idempotency::Remembered,
             inbox::{InboxKey, InboxRecord},
+            origins::StoredOrigin,
             reminders::{ReminderRecord, Slot, StoredSchedule},
             states::ReminderHead,
         },
@@ -96,7 +97,9 @@ impl Partition {
         let ended = delayed.map(|it| self.begin_deletion(id, operation.accepted_at, it));
         for (index, effect) in (0_u32..).zip(effects.list) {
             match effect {
-                Effect::Signal(signal) => self.send(id, version, index, signal),
+                Effect::Signal(signal) => {
+                    self.send(id, version, index, signal, operation.origin.clone());
+                }
                 Effect::Remind(reminder) => self.remind(id, reminder),
                 Effect::CancelReminder(name) => drop(self.cancel_named(id, &name)),
             }
@@ -124,7 +127,14 @@ impl Partition {
         }
     }
 
-    fn send(&mut self, from: &EntityId, version: Version, index: u32, signal: Signal) {
+    fn send(
+        &mut self,
+        from: &EntityId,
+        version: Version,
+        index: u32,
+        signal: Signal,
+        origin: Option<Arc<Origin>>,
+    ) {
         let partition = self.environment.partition_of(&signal.target);
         let (now, token) = (self.moment.now, self.environment.token());
         let operation = signal.operation.into_owned();
@@ -140,6 +150,7 @@ impl Partition {
                 attempts: 0,
                 accepted_at: now,
                 sender: from.to_string(),
+                origin,
             };
             let slot = Slot::Delayed(number);
             let row = Write::Remind(partition, signal.target.clone(), slot.clone(), record.clone());
@@ -163,7 +174,7 @@ impl Partition {
             accepted_at: now,
             deadline: None,
             idempotency: None,
-            trace: None,
+            origin: origin.map(StoredOrigin),
         };
         if !Sabotage::SignalsWithoutRows.is_on() {
             self.group.write(Write::Accept(key.clone(), record.clone()));
@@ -189,6 +200,7 @@ impl Partition {
             attempts: 0,
             accepted_at: now,
             sender: String::new(),
+            origin: None,
         };
         self.replace_reminder(id, &reminder.name, Some(head));
         self.set_reminder(id, Slot::Named(reminder.name.into()), record);

@@ -92,8 +92,19 @@ pub enum Write {
     Consume(InboxKey),
     /// A reminder, or one whose attempts changed.
     Remind(u16, EntityId, Slot, ReminderRecord),
-    /// A reminder that was due at this time; the row of a delayed signal must be there.
-    CancelReminder(u16, EntityId, Slot, Timestamp),
+    /// The end of a reminder; the row of a delayed signal must be there.
+    CancelReminder {
+        /// The entity's partition.
+        partition: u16,
+        /// The entity.
+        id: EntityId,
+        /// Which of its reminders.
+        slot: Slot,
+        /// When it was due.
+        due: Timestamp,
+        /// Whether it was written with an origin.
+        has_origin: bool,
+    },
     /// A row that stands for itself; see [`Write::put`].
     Put(Table, Vec<u8>, Vec<u8>),
     /// The end of such a row, if it is there.

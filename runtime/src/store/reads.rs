@@ -98,7 +98,7 @@ pub trait TypedReads: Store {
         id: EntityId,
         slot: Slot,
     ) -> BoxFuture<'static, ReadResult<Option<ReminderRecord>>> {
-        self.read(Haste::Short, move |rows| rows::get(rows, &(partition, id, slot)))
+        self.read(Haste::Short, move |rows| rows::reminder(rows, &(partition, id, slot)))
     }
 
     /// Up to `limit` reminders and delayed signals of an entity behind `after`, reminders first;

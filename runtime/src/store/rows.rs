@@ -13,6 +13,7 @@ use super::{
         dead_letters::{DeadLetter, DeadLetterId},
         inbox::{InboxKey, InboxRecord},
         meta::LaneRecord,
+        origins::StoredOrigin,
         reminders::{ReminderRecord, Slot},
     },
 };
@@ -48,7 +49,7 @@ impl Limit {
         Self { rows, bytes, heads_only: false }
     }
 
-    const fn page(rows: usize) -> Self {
+    pub(super) const fn page(rows: usize) -> Self {
         Self::bytes(rows, PAGE_BYTES_MAX)
     }
 }
@@ -162,12 +163,21 @@ impl<E, C: FnMut(RowChange<'_>) -> Result<(), E>> Changes<'_, C> {
             Write::Remind(partition, id, slot, reminder) => {
                 let key = tables::reminders::key(*partition, id, slot);
                 self.put(Table::Reminders, &key, reminder)?;
+                if let Some(origin) = &reminder.origin {
+                    self.put(Table::Origins, &key, &StoredOrigin(origin.clone()))?;
+                }
                 let key = &tables::due::key(*partition, reminder.due, id, slot);
-                let value = Some(&[][..]);
+                let value = Some(match reminder.origin {
+                    None => tables::due::PLAIN,
+                    Some(_) => tables::due::HAS_ORIGIN,
+                });
                 (self.change)(RowChange { table: Table::Due, key, value, must_exist: false })
             }
-            Write::CancelReminder(partition, id, slot, due) => {
+            Write::CancelReminder { partition, id, slot, due, has_origin } => {
                 let key = &tables::reminders::key(*partition, id, slot);
+                if *has_origin {
+                    self.delete(Table::Origins, key)?;
+                }
                 // A delayed signal is applied once: whoever finds it gone was told of it too late.
                 let must_exist = matches!(slot, Slot::Delayed(_));
                 (self.change)(RowChange { table: Table::Reminders, key, value: None, must_exist })?;
@@ -272,12 +282,12 @@ pub(super) fn due(
     let to = Timestamp::from_micros(until.as_micros().saturating_add(1));
     let to = tables::due::first_key(partition, to);
     let (mut page, mut bytes) = (Page { rows: Vec::new(), is_end: true }, 0);
-    rows.scan(Table::Due, &from, &to, Limit::rows(limit), &mut |key, _| {
+    rows.scan(Table::Due, &from, &to, Limit::rows(limit), &mut |key, value| {
         if page.rows.len() >= limit || bytes >= WORK_BYTES_MAX {
             page.is_end = false;
             return Ok(false);
         }
-        match one_due(rows, partition, key) {
+        match one_due(rows, partition, key, value == tables::due::HAS_ORIGIN) {
             Ok(reminder) => {
                 bytes += key.len() + reminder.2.input.len();
                 page.rows.push(reminder);
@@ -292,15 +302,30 @@ pub(super) fn due(
     Ok(page)
 }
 
-fn one_due(rows: &dyn Rows, partition: u16, key: &[u8]) -> ReadResult<Reminder> {
+fn one_due(rows: &dyn Rows, partition: u16, key: &[u8], has_origin: bool) -> ReadResult<Reminder> {
     let (due, id, slot) = tables::due::read_key(key)?;
     let key = (partition, id, slot);
-    let reminder = get(rows, &key)?;
-    let (_, id, slot) = key;
-    let reminder = reminder.ok_or_else(|| {
-        Damaged(format!("the reminder of {id} that is due at {due} is not there"))
+    let reminder: Option<ReminderRecord> = get(rows, &key)?;
+    let mut reminder = reminder.ok_or_else(|| {
+        Damaged(format!("the reminder of {} that is due at {due} is not there", key.1))
     })?;
+    if has_origin {
+        reminder.origin = get(rows, &key)?.map(|StoredOrigin(origin)| origin);
+    }
+    let (_, id, slot) = key;
     Ok((id, slot, reminder))
+}
+
+/// One reminder or delayed signal, with its origin.
+pub(super) fn reminder(
+    rows: &dyn Rows,
+    key: &(u16, EntityId, Slot),
+) -> ReadResult<Option<ReminderRecord>> {
+    let mut reminder: Option<ReminderRecord> = get(rows, key)?;
+    if let (Some(record), (.., Slot::Delayed(_))) = (&mut reminder, key) {
+        record.origin = get(rows, key)?.map(|StoredOrigin(origin)| origin);
+    }
+    Ok(reminder)
 }
 
 pub(super) fn reminders(
@@ -319,7 +344,33 @@ pub(super) fn reminders(
         let (id, slot) = tables::reminders::read_key(key)?;
         Ok(Some((id, slot, record::decode(value)?)))
     };
-    Ok(take(rows, table, (&from, &to), Limit::page(limit), read)?.0)
+    let mut page = take(rows, table, (&from, &to), Limit::page(limit), read)?.0;
+    if page.rows.iter().any(|(_, slot, _)| matches!(slot, Slot::Delayed(_))) {
+        add_origins(rows, (&from, &to), &mut page)?;
+    }
+    Ok(page)
+}
+
+/// Adds the origins of the delayed signals of a page, whose keys are in a range.
+fn add_origins(
+    rows: &dyn Rows,
+    (from, to): (&[u8], &[u8]),
+    page: &mut ReminderPage,
+) -> ReadResult<()> {
+    let last = page.rows.last().map(|(_, slot, _)| slot.clone());
+    let table = (Table::Origins, "an origin");
+    let read = |key: &[u8], value: &[u8]| {
+        let (_, slot) = tables::reminders::read_key(key)?;
+        let StoredOrigin(origin) = record::decode(value)?;
+        Ok(Some((slot, origin)).filter(|(slot, _)| Some(slot) <= last.as_ref()))
+    };
+    let (found, _) = take(rows, table, (from, to), Limit::page(page.rows.len()), read)?;
+    let mut found = found.rows.into_iter().peekable();
+    for (_, slot, record) in &mut page.rows {
+        while found.next_if(|(other, _)| other < slot).is_some() {}
+        record.origin = found.next_if(|(other, _)| other == slot).map(|(_, origin)| origin);
+    }
+    Ok(())
 }
 
 pub(super) fn waiting(

@@ -15,7 +15,13 @@ use crate::{
     },
     store::{
         record::{self, Damaged},
-        tables::{self, dead_letters::DeadLetterId, inbox::InboxKey, reminders::Slot},
+        tables::{
+            self,
+            dead_letters::DeadLetterId,
+            inbox::InboxKey,
+            origins::StoredOrigin,
+            reminders::{ReminderRecord, Slot},
+        },
     },
 };
 
@@ -47,7 +53,8 @@ pub(crate) struct Wake {
     pub(crate) row: Option<Row>,
 }
 
-/// A row of the store: whether it is a delayed signal, its key, its record.
+/// A row of the store: whether it is a delayed signal, its key, its record. Behind the record of a delayed
+/// signal follows its origin, where it has one; programs that do not know that read it from the store.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Row {
     is_delayed: bool,
@@ -65,7 +72,11 @@ impl Row {
             },
             Delivery::Delayed(id, slot, row) => {
                 let key = tables::reminders::key(partition, id, slot);
-                Self { is_delayed: true, key, record: record::encode(row) }
+                let record = match row.origin.clone().map(StoredOrigin) {
+                    Some(origin) => record::encode(&(row, origin)),
+                    None => record::encode(row),
+                };
+                Self { is_delayed: true, key, record }
             }
         }
     }
@@ -80,7 +91,14 @@ impl Row {
             if !matches!(slot, Slot::Delayed(_)) {
                 return Err(Damaged("a named reminder is nobody else's".into()));
             }
-            return Ok(Delivery::Delayed(id, slot, record::decode(&self.record)?));
+            let record = record::decode(&self.record).or_else(|_| {
+                let read: Result<(ReminderRecord, _), _> = record::decode(&self.record);
+                read.map(|(record, StoredOrigin(origin))| ReminderRecord {
+                    origin: Some(origin),
+                    ..record
+                })
+            });
+            return Ok(Delivery::Delayed(id, slot, record?));
         }
         let key: InboxKey = tables::inbox::read_key(&self.key)?;
         Ok(Delivery::Signal(key, record::decode(&self.record)?))
@@ -115,6 +133,8 @@ pub(crate) enum Task {
     DeleteOnce(String, Option<String>),
     /// Cancel a reminder of an entity, as its id spells it.
     Cancel(String, String),
+    /// An operation, query or deletion, and where it comes from.
+    From(StoredOrigin, Box<Task>),
 }
 
 /// An operation or query of an entity.

@@ -251,3 +251,31 @@ async fn idempotency_keys_are_text_and_given_once() -> Result<()> {
     assert_eq!(problem(encoded.send().await?).await?.0, 415);
     Ok(())
 }
+
+#[tokio::test]
+async fn the_log_of_a_turn_says_who_asked_and_in_which_trace() -> Result<()> {
+    let data = tempfile::tempdir()?;
+    let (address, log) = (free_address()?, data.path().join("log"));
+    let command = command_of("unruly", &data.path().join("data"), address, &["--log", "json"])?;
+    let server = Server::run_with_log(command, address, std::fs::File::create(&log)?).await?;
+    let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let traced = server.post("/v1/entities/unruly/traced/calls/explode", "");
+    assert_eq!(traced.header("traceparent", parent).send().await?.status(), 500);
+    let plain = server.post("/v1/entities/unruly/plain/calls/explode", "").send().await?;
+    assert_eq!(plain.status(), 500);
+    server.terminate().await?;
+    let log = std::fs::read_to_string(log)?;
+    let lines: Vec<serde_json::Value> =
+        log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let failed = |entity: &str| {
+        let is_meant = |line: &&serde_json::Value| {
+            line["fields"]["message"] == "a turn failed" && line["fields"]["entity"] == entity
+        };
+        lines.iter().find(is_meant).cloned().unwrap_or_default()
+    };
+    let span = &failed("unruly/traced")["span"];
+    assert_eq!((&span["name"], &span["operation"]), (&"turn".into(), &"explode".into()), "{log}");
+    assert_eq!(span["trace_id"], "4bf92f3577b34da6a3ce929d0e0e4736");
+    assert!(failed("unruly/plain")["span"].is_null(), "it costs nothing where it says nothing");
+    Ok(())
+}

@@ -4,6 +4,10 @@ use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
+use stead::{
+    RocksStore,
+    store::{Store as _, conformance::check_rows, tables::Table},
+};
 use stead_tests::Server;
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
@@ -30,6 +34,15 @@ async fn a_directory_of_an_earlier_format_opens() -> Result<()> {
         }
         let data = tempfile::tempdir()?;
         copy(&fixture, &data.path().join("data"))?;
+        let store = RocksStore::open(data.path().join("data"))?;
+        let rows = check_rows(&store).await;
+        store.close().await;
+        drop(store);
+        let is_older = fixture.ends_with("format-1");
+        for (table, count) in rows {
+            let is_empty = table == Table::Inbox || (is_older && table == Table::Origins);
+            assert_eq!(count == 0, is_empty, "{table:?} of {}", fixture.display());
+        }
         let server = Server::start(&data.path().join("data"), &[]).await?;
         let json =
             async |path: &str| anyhow::Ok(server.get(path).send().await?.json::<Value>().await?);

@@ -3,6 +3,7 @@
 mod bounds;
 mod keys;
 mod limits;
+mod origins;
 mod reminders;
 mod signals;
 mod turns;

@@ -15,7 +15,7 @@ use std::{
 
 use stead_entities::{
     After, Condition, Context, EntityId, Error, ErrorKind, Every, JsonSchema, Layout, Timestamp,
-    entity,
+    entity, entity::OperationKind,
 };
 
 use tokio::sync::Semaphore;
@@ -25,7 +25,7 @@ use super::{
     activations::FAILURES_MAX,
     message::{
         Action, Arrival, Delivery, Fingerprint, Input, Invocation, Keyed, Link, Output, Returned,
-        Start, Work, WriteGroup,
+        Start, WriteGroup,
     },
     reply::{CallResult, ReplyReceiver, ReplySender, Response},
     watch::Watches,
@@ -45,7 +45,7 @@ use crate::{
             meta::Settings,
         },
     },
-    types::{EntityTypes, entity_type},
+    types::{EntityTypes, Found, entity_type},
 };
 
 /// A list of what was applied.
@@ -452,19 +452,20 @@ fn arrival(key: &str, sent: Sent, reply_to: ReplySender) -> Input {
     let known = types()["log"].clone();
     let found = known.find(&operation).expect("an operation");
     let argument = || known.decode_argument(found.index, &input).expect("an argument");
-    let action = action.unwrap_or_else(|| match (Work::of(found), replays) {
-        (Work::Query { index }, _) => Action::Query { index, argument: argument() },
-        (Work::Operation { index, awaits }, replays) => {
-            let argument = argument();
-            let invocation = Invocation { index, awaits, input: input.clone(), argument };
-            match replays {
-                Some(letter) => Action::Replay { invocation, letter, token: 5 },
-                None if is_call => Action::Call(invocation),
-                None => Action::Signal { invocation, due },
-            }
+    let action = action.unwrap_or_else(|| {
+        let Found { index, kind, .. } = found;
+        if kind == OperationKind::Query {
+            return Action::Query { index, argument: argument() };
+        }
+        let (awaits, argument) = (kind == OperationKind::Async, argument());
+        let invocation = Invocation { index, awaits, input: input.clone(), argument };
+        match replays {
+            Some(letter) => Action::Replay { invocation, letter, token: 5 },
+            None if is_call => Action::Call(invocation),
+            None => Action::Signal { invocation, due },
         }
     });
-    let arrival = Arrival { id: id(key), reply_to, action, key: keyed, condition };
+    let arrival = Arrival { id: id(key), reply_to, action, key: keyed, condition, origin: None };
     Input::Arrival(Box::new(arrival))
 }
 

@@ -139,7 +139,7 @@ fn a_row_that_was_delivered_twice_is_applied_once() {
         accepted_at: bench.now,
         deadline: None,
         idempotency: None,
-        trace: None,
+        origin: None,
     };
     // As the sender's commit wrote it.
     bench.groups.push_back(WriteGroup {

@@ -234,7 +234,7 @@ fn a_signal_for_a_type_that_is_not_served_waits_in_the_store() {
             accepted_at: bench.now,
             deadline: None,
             idempotency: None,
-            trace: None,
+            origin: None,
         };
         let delivery = Some(Box::new(Delivery::Signal(key, record)));
         bench.step([Input::Deliver(delivery, Link { place: revision, ..LINK })]);

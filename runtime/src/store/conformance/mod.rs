@@ -4,6 +4,7 @@
 //! under a new incarnation on the same data.
 
 mod shared;
+mod tables;
 
 use std::sync::Arc;
 
@@ -22,6 +23,7 @@ use super::{
 };
 
 pub use shared::shared_suite;
+pub use tables::check_rows;
 
 /// Runs every check.
 ///
@@ -29,6 +31,7 @@ pub use shared::shared_suite;
 /// With the first obligation that is broken.
 pub async fn suite<S: Store>(open: impl AsyncFn() -> S) {
     let open = async || Arc::new(open().await) as Arc<dyn Store>;
+    tables::every_table_keeps_its_rows(&open).await;
     a_batch_is_read_back_after_opening_again(&open).await;
     a_wrong_fence_writes_nothing(&open).await;
     a_missing_row_refuses_the_whole_batch(&open).await;
@@ -98,7 +101,7 @@ fn row(sender: &str, revision: u64) -> (InboxKey, InboxRecord) {
         accepted_at: Timestamp::from_micros(1),
         deadline: None,
         idempotency: None,
-        trace: None,
+        origin: None,
     };
     (key, record)
 }
@@ -223,11 +226,18 @@ async fn reminders_are_found_by_due_time(open: &impl AsyncFn() -> Arc<dyn Store>
         attempts: 0,
         accepted_at: Timestamp::default(),
         sender: String::new(),
+        origin: None,
     };
     let slot = |name: &str| Slot::Named(name.into());
     let set = |name: &str, due| Write::Remind(4, id("r"), slot(name), reminder(due));
     writer.write(vec![set("late", 300), set("early", 100), set("cancelled", 200)]).await;
-    let cancel = Write::CancelReminder(4, id("r"), slot("cancelled"), Timestamp::from_micros(200));
+    let cancel = Write::CancelReminder {
+        partition: 4,
+        id: id("r"),
+        slot: slot("cancelled"),
+        due: Timestamp::from_micros(200),
+        has_origin: false,
+    };
     writer.write(vec![cancel]).await;
     let store = &writer.store;
     let due = async |after, until, limit| {

@@ -11,7 +11,7 @@ use std::{sync::LazyLock, time::Duration};
 use crate::store::tables::{Table, states::HEAD_BYTES_MAX};
 
 /// The version of the tables that this build reads and writes.
-pub(super) const SCHEMA: i32 = 2;
+pub(super) const SCHEMA: i32 = 3;
 
 /// What makes the tables of each version from those of the one before.
 pub(super) const MIGRATIONS: [&str; SCHEMA as usize] = [
@@ -75,6 +75,9 @@ create table stead_partitions (
     epoch bigint not null,
     was_unclean boolean not null
 );
+",
+    "
+create table stead_origins (key bytea primary key, record bytea not null);
 ",
 ];
 
@@ -235,4 +238,23 @@ impl Plain {
 pub(super) fn plain(table: Table) -> &'static Plain {
     static ALL: LazyLock<[Plain; Table::COUNT]> = LazyLock::new(|| Table::ALL.map(Plain::of));
     &ALL[table as usize]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_table_is_made_by_its_migration() {
+        for table in Table::ALL {
+            let (name, since) = (table.description().name, table.description().since);
+            let made = format!("create table stead_{name} (");
+            let migrations = (1..).zip(MIGRATIONS);
+            let found: Vec<u32> = migrations
+                .filter(|(_, migration)| migration.contains(&made))
+                .map(|(version, _)| version)
+                .collect();
+            assert_eq!(found, [since], "{table:?}");
+        }
+    }
 }

@@ -207,7 +207,13 @@ mod tests {
         let id = EntityId::new("counter", "a").expect("valid");
         let writes = vec![
             Write::DeleteState(id.clone()),
-            Write::CancelReminder(1, id, Slot::Delayed(7), Timestamp::default()),
+            Write::CancelReminder {
+                partition: 1,
+                id,
+                slot: Slot::Delayed(7),
+                due: Timestamp::default(),
+                has_origin: true,
+            },
             Write::delete::<DeadLetter>(&DeadLetterId {
                 partition: 1,
                 is_rejection: false,
@@ -222,7 +228,7 @@ mod tests {
             let texts: Vec<_> = statements(&batch, 0, &kept).iter().map(|it| it.text).collect();
             assert_eq!(texts[0], sql::MOVE_LANE);
             assert_eq!(texts.iter().filter(|text| **text == sql::MOVE_LANE).count(), 1);
-            assert_eq!(texts.len(), 1 + 4 * usize::from(!batch.writes.is_empty()), "{texts:?}");
+            assert_eq!(texts.len(), 1 + 5 * usize::from(!batch.writes.is_empty()), "{texts:?}");
         }
     }
 }

@@ -32,7 +32,7 @@ pub(super) fn open(
     let mut whole = Options::default();
     // What was committed to must be there: a database that lost its head is not made anew.
     whole.create_if_missing(directory.is_new());
-    whole.create_missing_column_families(directory.is_new());
+    whole.create_missing_column_families(directory.is_new() || has_first_tables(directory));
     // A torn tail of the log was never acknowledged and is dropped; damage before it is refused.
     // What was cut off behind our back is noticed by the commit horizon.
     whole.set_wal_recovery_mode(if Sabotage::DamagedLogSkipped.is_on() {
@@ -65,6 +65,14 @@ pub(super) fn open(
             OpenError::Unreadable(text)
         }
     })
+}
+
+/// Whether every table that the first programs had is there: then those that are missing came later, and
+/// are made.
+fn has_first_tables(directory: &Directory) -> bool {
+    let known = DB::list_cf(&Options::default(), directory.database()).unwrap_or_default();
+    let mut first = Table::ALL.into_iter().filter(|table| table.description().since == 1);
+    first.all(|table| known.iter().any(|name| name == table.column_family()))
 }
 
 fn table_options(

@@ -5,11 +5,47 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 use stead_entities::{Error, ErrorKind, Timestamp};
 
+#[cfg(any(test, feature = "testing"))]
+use super::Sample;
 use super::{Description, Lifetime, Record, Table, key::Reader};
-use crate::store::record::Damaged;
+#[cfg(any(test, feature = "testing"))]
+use crate::store::Write;
+use crate::store::record::{self, Damaged};
 
-pub(super) const TABLE: Description =
-    Description { name: "dead_letters", lifetime: Lifetime::Settled, written_at: None };
+pub(super) const TABLE: Description = Description {
+    name: "dead_letters",
+    since: 1,
+    lifetime: Lifetime::Settled,
+    written_at: None,
+    check: |key, value| {
+        read_key(key)?;
+        record::decode::<DeadLetter>(value).map(drop)
+    },
+    #[cfg(any(test, feature = "testing"))]
+    samples,
+};
+
+#[cfg(any(test, feature = "testing"))]
+fn samples() -> Vec<Sample> {
+    let sample = |is_rejection| {
+        let key = DeadLetterId { partition: 3, is_rejection, number: 7 };
+        let letter = |attempts| DeadLetter {
+            entity: "sample/a".into(),
+            sender: "reminder r".into(),
+            operation: "add".into(),
+            input: b"1".to_vec(),
+            token: 1,
+            cause: Cause::Undecodable,
+            reason: "why".into(),
+            attempts,
+            accepted_at: Timestamp::default(),
+            dead_lettered_at: Timestamp::from_micros(1),
+        };
+        let put = |attempts| Write::put(&key, &letter(attempts));
+        Sample { put: put(1), put_again: put(2), end: Write::delete::<DeadLetter>(&key) }
+    };
+    vec![sample(false), sample(true)]
+}
 
 /// Where a dead letter lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -1,4 +1,5 @@
-//! Reminders and delayed signals by due time. The values are empty.
+//! Reminders and delayed signals by due time. A value says whether the table of [`super::origins`] has
+//! something of it, so that what is due is read without looking there in vain.
 
 use stead_entities::{EntityId, Timestamp};
 
@@ -9,8 +10,20 @@ use super::{
 };
 use crate::store::record::Damaged;
 
-pub(super) const TABLE: Description =
-    Description { name: "due", lifetime: Lifetime::Short, written_at: None };
+pub(super) const TABLE: Description = Description {
+    name: "due",
+    since: 1,
+    lifetime: Lifetime::Short,
+    written_at: None,
+    check: |key, _value| read_key(key).map(drop),
+    #[cfg(any(test, feature = "testing"))]
+    samples: super::reminders::samples,
+};
+
+/// The value of a row without an origin.
+pub const PLAIN: &[u8] = &[];
+/// The value of a row with one.
+pub const HAS_ORIGIN: &[u8] = &[1];
 
 /// The key of a row.
 pub fn key(partition: u16, due: Timestamp, id: &EntityId, slot: &Slot) -> Vec<u8> {

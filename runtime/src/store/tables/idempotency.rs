@@ -5,11 +5,44 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use stead_entities::{EntityId, Timestamp};
 
-use super::{Description, Lifetime, Record, Table, key::of_entity};
-use crate::store::record;
+#[cfg(any(test, feature = "testing"))]
+use super::Sample;
+use super::{
+    Description, Lifetime, Record, Table,
+    key::{Reader, of_entity},
+};
+#[cfg(any(test, feature = "testing"))]
+use crate::store::Write;
+use crate::store::record::{self, Damaged};
 
-pub(super) const TABLE: Description =
-    Description { name: "idempotency", lifetime: Lifetime::Large, written_at: Some(written_at) };
+pub(super) const TABLE: Description = Description {
+    name: "idempotency",
+    since: 1,
+    lifetime: Lifetime::Large,
+    written_at: Some(written_at),
+    check: |key, value| {
+        read_key(key)?;
+        record::decode::<IdempotencyRecord>(value).map(drop)
+    },
+    #[cfg(any(test, feature = "testing"))]
+    samples,
+};
+
+#[cfg(any(test, feature = "testing"))]
+fn samples() -> Vec<Sample> {
+    let sample = |caller: &str| {
+        let id = EntityId::new("sample", "a").expect("valid");
+        let key = IdempotencyKey { partition: 3, id, caller: caller.into(), key: "k".into() };
+        let put = |outcome| {
+            let at = Timestamp::from_micros(5);
+            Write::put(&key, &IdempotencyRecord { fingerprint: 9, at, outcome })
+        };
+        let (pending, replied) = (Remembered::Pending, Remembered::Replied(b"5".to_vec()));
+        let end = Write::delete::<IdempotencyRecord>(&key);
+        Sample { put: put(pending), put_again: put(replied), end }
+    };
+    vec![sample(""), sample("alice")]
+}
 
 fn written_at(value: &[u8]) -> Option<Timestamp> {
     record::decode::<IdempotencyRecord>(value).ok().map(|record| record.at)
@@ -61,6 +94,18 @@ pub fn key(of: &IdempotencyKey) -> Vec<u8> {
     key.push(0);
     key.extend(of.key.as_bytes());
     key
+}
+
+/// Reads [`key`].
+///
+/// # Errors
+/// Where the bytes are not such a key.
+pub fn read_key(key: &[u8]) -> Result<IdempotencyKey, Damaged> {
+    let mut rest = Reader(key);
+    let partition = u16::from_be_bytes(rest.take()?);
+    let (id, caller) = (rest.id()?, rest.text()?);
+    let key = str::from_utf8(rest.0).map_err(|_| Damaged("not UTF-8".into()))?;
+    Ok(IdempotencyKey { partition, id, caller: caller.into(), key: key.into() })
 }
 
 impl Record for IdempotencyRecord {

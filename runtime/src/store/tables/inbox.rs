@@ -5,14 +5,55 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use stead_entities::{EntityId, Timestamp};
 
+#[cfg(any(test, feature = "testing"))]
+use super::Sample;
 use super::{
     Description, Lifetime, Record, Table,
     key::{Reader, of_entity},
+    origins::StoredOrigin,
 };
-use crate::store::record::Damaged;
+#[cfg(any(test, feature = "testing"))]
+use crate::store::Write;
+use crate::store::record::{self, Damaged};
 
-pub(super) const TABLE: Description =
-    Description { name: "inbox", lifetime: Lifetime::Short, written_at: None };
+pub(super) const TABLE: Description = Description {
+    name: "inbox",
+    since: 1,
+    lifetime: Lifetime::Short,
+    written_at: None,
+    check: |key, value| {
+        read_key(key)?;
+        record::decode::<InboxRecord>(value).map(drop)
+    },
+    #[cfg(any(test, feature = "testing"))]
+    samples,
+};
+
+#[cfg(any(test, feature = "testing"))]
+fn samples() -> Vec<Sample> {
+    use stead_entities::Origin;
+    let sample = |sender: &str, revision| {
+        let receiver = EntityId::new("sample", "a").expect("valid");
+        let sender = sender.into();
+        let key = InboxKey { partition: 3, receiver, sender, generation: 1, revision, index: 0 };
+        let origin = Origin::new(Some("alice".into()), None).expect("valid");
+        let record = InboxRecord {
+            token: 1,
+            operation: "add".into(),
+            input: b"1".to_vec(),
+            is_call: true,
+            attempts: 0,
+            accepted_at: Timestamp::from_micros(1),
+            deadline: Some(Timestamp::from_micros(2)),
+            idempotency: Some(("alice".into(), "k".into(), 7)),
+            origin: origin.map(StoredOrigin),
+        };
+        let again = InboxRecord { attempts: 1, ..record.clone() };
+        let (put, end) = (Write::Accept(key.clone(), record), Write::Consume(key.clone()));
+        Sample { put, put_again: Write::Retry(key, again), end }
+    };
+    vec![sample("", 300), sample("sample/b", 3), sample("sample/b", 256)]
+}
 
 /// The identity of an accepted signal: who sent it to whom, and its place in the sender's order.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,8 +91,8 @@ pub struct InboxRecord {
     pub deadline: Option<Timestamp>,
     /// Caller, idempotency key, and the fingerprint of what the key stands for.
     pub idempotency: Option<(String, String, u128)>,
-    /// The trace that it belongs to.
-    pub trace: Option<String>,
+    /// Where it comes from.
+    pub origin: Option<StoredOrigin>,
 }
 
 /// The key of a row.

@@ -1,12 +1,48 @@
 //! What the store knows of itself, and of each entity type: settings, the lane, layouts, operations.
 
 use serde::{Deserialize, Serialize};
-use stead_entities::Timestamp;
+use stead_entities::{Timeout, Timestamp};
 
+#[cfg(any(test, feature = "testing"))]
+use super::Sample;
 use super::{Description, Lifetime, Record, Table};
+#[cfg(any(test, feature = "testing"))]
+use crate::store::Write;
+use crate::store::record::{self, Damaged};
 
-pub(super) const TABLE: Description =
-    Description { name: "meta", lifetime: Lifetime::Settled, written_at: None };
+pub(super) const TABLE: Description = Description {
+    name: "meta",
+    since: 1,
+    lifetime: Lifetime::Settled,
+    written_at: None,
+    check,
+    #[cfg(any(test, feature = "testing"))]
+    samples,
+};
+
+fn check(key: &[u8], value: &[u8]) -> Result<(), Damaged> {
+    match key {
+        SETTINGS => record::decode::<Settings>(value).map(drop),
+        LANE => record::decode::<LaneRecord>(value).map(drop),
+        NUMBERS_AHEAD => record::decode::<Timeout>(value).map(drop),
+        // The chain is read, and judged, when RocksDB is opened.
+        HISTORY => Ok(()),
+        _ if key.starts_with(LAYOUT) => record::decode::<LayoutText>(value).map(drop),
+        _ if key.starts_with(&operations("")) => record::decode::<OperationNames>(value).map(drop),
+        _ => Err(Damaged("an unknown key".into())),
+    }
+}
+
+#[cfg(any(test, feature = "testing"))]
+fn samples() -> Vec<Sample> {
+    let sample = |version| {
+        let key = ("sample".to_owned(), version);
+        let layout = |text: &str| Write::put(&key, &LayoutText(text.into()));
+        let (put, put_again) = (layout("state: unit\n"), layout("state: text\n"));
+        Sample { put, put_again, end: Write::delete::<LayoutText>(&key) }
+    };
+    vec![sample(1), sample(2)]
+}
 
 /// The key of the store's settings.
 pub const SETTINGS: &[u8] = b"settings";
@@ -18,9 +54,12 @@ pub const HISTORY: &[u8] = b"history";
 /// The key of how far minted numbers are ahead of the clock, where that was set back.
 pub const NUMBERS_AHEAD: &[u8] = b"numbers_ahead";
 
+/// What the keys of all layouts begin with.
+pub const LAYOUT: &[u8] = b"layout/";
+
 /// What the keys of the layouts of an entity type begin with.
 pub fn layouts(entity_type: &str) -> Vec<u8> {
-    format!("layout/{entity_type}/").into_bytes()
+    [LAYOUT, entity_type.as_bytes(), b"/"].concat()
 }
 
 /// The key of a layout.

@@ -1,5 +1,6 @@
-//! Every table of the store. Each is one file, which declares its keys and its records, and one line of
-//! the list below; what back-ends have to know of a table is in its [`Description`].
+//! Every table of the store. Each is one file, which declares its keys, its records, how a row is checked
+//! and samples for the conformance suite, and one line of the list below; what back-ends and the suite
+//! have to know of a table is in its [`Description`].
 
 pub mod dead_letters;
 pub mod due;
@@ -7,11 +8,16 @@ pub mod idempotency;
 pub mod inbox;
 pub mod key;
 pub mod meta;
+pub mod origins;
 pub mod reminders;
 pub mod states;
 
 use serde::{Serialize, de::DeserializeOwned};
 use stead_entities::Timestamp;
+
+#[cfg(any(test, feature = "testing"))]
+use crate::store::Write;
+use crate::store::record::Damaged;
 
 /// What is stored as one row of a table.
 pub trait Record: Serialize + DeserializeOwned + Send + 'static {
@@ -28,12 +34,37 @@ pub trait Record: Serialize + DeserializeOwned + Send + 'static {
 pub struct Description {
     /// Its name. A column family has it, and a table of PostgreSQL with `stead_` before it.
     pub name: &'static str,
+    /// The version of the tables that has it first: 1, or the one of its migration in PostgreSQL.
+    pub since: u32,
     /// How its rows live.
     pub lifetime: Lifetime,
     /// When a row was written that is forgotten after the retention of idempotency keys; `None` for tables
     /// whose rows stay until they are deleted.
     pub written_at: Option<ReadTime>,
+    /// Reads key and value of a row.
+    pub check: CheckRow,
+    /// Rows for the conformance suite, in the order of their keys.
+    #[cfg(any(test, feature = "testing"))]
+    pub samples: fn() -> Vec<Sample>,
 }
+
+/// The life of a row of a table.
+#[cfg(any(test, feature = "testing"))]
+#[derive(Debug, Clone)]
+pub struct Sample {
+    /// Writes it.
+    pub put: Write,
+    /// Writes it once more.
+    pub put_again: Write,
+    /// Ends it.
+    pub end: Write,
+}
+
+/// Reads key and value of a row.
+///
+/// # Errors
+/// Where one of them cannot be understood.
+pub type CheckRow = fn(&[u8], &[u8]) -> Result<(), Damaged>;
 
 /// Reads the time at which a row was written from its value; `None` where that cannot be understood.
 pub type ReadTime = fn(&[u8]) -> Option<Timestamp>;
@@ -82,12 +113,14 @@ tables! {
     Inbox in inbox,
     /// Reminders and delayed signals by entity.
     Reminders in reminders,
-    /// The same by due time; the values are empty.
+    /// The same by due time.
     Due in due,
     /// Idempotency keys.
     Idempotency in idempotency,
     /// Dead letters.
     DeadLetters in dead_letters,
+    /// Callers and traces of delayed signals.
+    Origins in origins,
 }
 
 impl Table {

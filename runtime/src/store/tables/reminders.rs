@@ -3,16 +3,61 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use stead_entities::{EntityId, ReminderId, Timeout, Timestamp, effect::Schedule};
+use stead_entities::{EntityId, Origin, ReminderId, Timeout, Timestamp, effect::Schedule};
 
+#[cfg(any(test, feature = "testing"))]
+use super::Sample;
 use super::{
     Description, Lifetime, Record, Table,
     key::{Reader, of_entity},
 };
-use crate::store::record::Damaged;
+#[cfg(any(test, feature = "testing"))]
+use crate::store::Write;
+use crate::store::record::{self, Damaged};
 
-pub(super) const TABLE: Description =
-    Description { name: "reminders", lifetime: Lifetime::Short, written_at: None };
+pub(super) const TABLE: Description = Description {
+    name: "reminders",
+    since: 1,
+    lifetime: Lifetime::Short,
+    written_at: None,
+    check: |key, value| {
+        read_key(key)?;
+        record::decode::<ReminderRecord>(value).map(drop)
+    },
+    #[cfg(any(test, feature = "testing"))]
+    samples,
+};
+
+/// Delayed signals with an origin: each write of one changes the three tables that keep parts of it.
+#[cfg(any(test, feature = "testing"))]
+pub(super) fn samples() -> Vec<Sample> {
+    let sample = |number| {
+        let (id, slot) = (EntityId::new("sample", "a").expect("valid"), Slot::Delayed(number));
+        let due = Timestamp::from_micros(number as i64);
+        let record = |attempts| ReminderRecord {
+            due,
+            number,
+            schedule: None,
+            operation: "ring".into(),
+            input: b"1".to_vec(),
+            token: 2,
+            attempts,
+            accepted_at: Timestamp::from_micros(-1),
+            sender: "sample/b".into(),
+            origin: Origin::new(Some(format!("caller {attempts}")), None).expect("valid"),
+        };
+        let put = |attempts| Write::Remind(3, id.clone(), slot.clone(), record(attempts));
+        let end = Write::CancelReminder {
+            partition: 3,
+            id: id.clone(),
+            slot: slot.clone(),
+            due,
+            has_origin: true,
+        };
+        Sample { put: put(0), put_again: put(1), end }
+    };
+    vec![sample(3), sample(300)]
+}
 
 /// Which durable wake-up of an entity this is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -62,6 +107,9 @@ pub struct ReminderRecord {
     pub accepted_at: Timestamp,
     /// Who sent a delayed signal: an entity's id, or empty for callers outside.
     pub sender: String,
+    /// Where a delayed signal comes from. It is kept beside this, in the table of [`super::origins`].
+    #[serde(skip)]
+    pub origin: Option<Arc<Origin>>,
 }
 
 /// A [`Schedule`] as it is stored.

@@ -3,11 +3,46 @@
 use serde::{Deserialize, Serialize};
 use stead_entities::{EntityId, Timestamp};
 
+#[cfg(any(test, feature = "testing"))]
+use super::Sample;
 use super::{Description, Lifetime, Record, Table};
+#[cfg(any(test, feature = "testing"))]
+use crate::store::Write;
 use crate::store::record::{self, Damaged};
 
-pub(super) const TABLE: Description =
-    Description { name: "states", lifetime: Lifetime::Large, written_at: None };
+pub(super) const TABLE: Description = Description {
+    name: "states",
+    since: 1,
+    lifetime: Lifetime::Large,
+    written_at: None,
+    check: |key, value| {
+        read_key(key)?;
+        read_head(value)?;
+        record::decode::<StateRecord>(value).map(drop)
+    },
+    #[cfg(any(test, feature = "testing"))]
+    samples,
+};
+
+#[cfg(any(test, feature = "testing"))]
+fn samples() -> Vec<Sample> {
+    let state = |revision| StateRecord {
+        version: 1,
+        generation: 9,
+        revision,
+        follows: revision - 1,
+        incarnation: 1,
+        committed_at: Timestamp::from_micros(7),
+        reminders: vec![ReminderHead { name: "r".into(), due: Timestamp::default(), number: 1 }],
+        state: vec![1, 2, 3],
+    };
+    let sample = |key| {
+        let id = EntityId::new("sample", key).expect("valid");
+        let put = |revision| Write::PutState(id.clone(), state(revision));
+        Sample { put: put(1), put_again: put(2), end: Write::DeleteState(id.clone()) }
+    };
+    vec![sample("a"), sample("b/c")]
+}
 
 /// The key of an entity's state.
 pub fn key(id: &EntityId) -> &[u8] {
