@@ -52,9 +52,9 @@ impl Origin {
 /// The place of a request in a distributed trace, as W3C Trace Context (level 1, 2020) has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TraceContext {
-    parent: String,
+    parent: Box<str>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    state: Option<String>,
+    state: Option<Box<str>>,
 }
 
 impl TraceContext {
@@ -78,8 +78,8 @@ impl TraceContext {
             (1..=TRACE_STATE_BYTES_MAX).contains(&state.len())
                 && state.bytes().all(|byte| (b' '..=b'~').contains(&byte))
         });
-        let parent = format!("00-{trace}-{span}-{flags}");
-        Some(Self { parent, state: state.map(str::to_owned) })
+        let parent = format!("00-{trace}-{span}-{flags}").into();
+        Some(Self { parent, state: state.map(Box::from) })
     }
 
     /// The header `traceparent`, for requests that belong to the same trace.

@@ -368,6 +368,9 @@ fn plain_parameters(
 
 /// The query parameters, each known and given once.
 fn parameters(uri: &Uri, known: &[&str]) -> Result<HashMap<String, String>, Problem> {
+    if uri.query().is_none() {
+        return Ok(HashMap::new());
+    }
     let pairs = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(uri);
     let pairs = pairs.map_err(|error| Problem::invalid(error.body_text()))?.0;
     let mut found = HashMap::new();

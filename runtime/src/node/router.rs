@@ -4,7 +4,12 @@
 //! idempotency key or reads only. A node that is not the owner says so before it does anything, and a
 //! request that arrives while its partition moves waits, within its own deadline.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use stead_entities::{
     BoxFuture, Condition, EntityId, Error, ErrorKind, Origin, ReminderId, Request,
@@ -15,7 +20,7 @@ use crate::{
     clock::{deadline_after, monotonic},
     errors::in_doubt,
     host::Host,
-    partition::reply::CallResult,
+    partition::reply::{CallResult, ReplyReceiver},
     placement::cluster::Cluster,
     store::{
         record,
@@ -207,17 +212,17 @@ impl Router {
 
     /// Uses an operation. It begins at once where the node shares nothing, so that what is sent first
     /// comes first though nobody awaits it yet.
-    pub(super) fn use_operation(
-        self: &Arc<Self>,
-        request: Request,
-        used: Use,
-    ) -> BoxFuture<'static, CallResult> {
+    pub(super) fn use_operation(self: &Arc<Self>, request: Request, used: Use) -> Asking {
         if self.local.cluster.is_some() {
             let router = self.clone();
-            return Box::pin(async move { router.perform(Command::Use(request, used)).await });
+            return Asking::Routed(Box::pin(async move {
+                router.perform(Command::Use(request, used)).await
+            }));
         }
-        let submitted = self.local.submit(request, used);
-        Box::pin(async move { submitted?.await })
+        match self.local.submit(request, used) {
+            Ok(answered) => Asking::Here(answered),
+            Err(error) => Asking::Refused(error),
+        }
     }
 
     /// Carries out a command, here or at the owner. Dropping it cancels nothing that was accepted.
@@ -270,6 +275,25 @@ impl Router {
                 return Err(settled(error, is_in_doubt));
             }
             cluster.look(LOOK_PAUSE).await;
+        }
+    }
+}
+
+/// An operation that was asked for. Most are asked for where nothing is shared: they need no box.
+pub(super) enum Asking {
+    Here(ReplyReceiver),
+    Refused(Error),
+    Routed(BoxFuture<'static, CallResult>),
+}
+
+impl Future for Asking {
+    type Output = CallResult;
+
+    fn poll(self: Pin<&mut Self>, ctx: &mut Context<'_>) -> Poll<CallResult> {
+        match self.get_mut() {
+            Self::Here(answered) => Pin::new(answered).poll(ctx),
+            Self::Refused(error) => Poll::Ready(Err(error.clone())),
+            Self::Routed(routed) => routed.as_mut().poll(ctx),
         }
     }
 }

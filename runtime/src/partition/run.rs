@@ -1,7 +1,7 @@
 //! Running: the head of each ready mailbox, a bounded number of turns at a time, and what comes back
 //! of operations that await and of reads that a turn waits for.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use stead_entities::{
     Condition, Context, EntityId, Error, ErrorKind, Origin, Version, context::Turn,
@@ -20,6 +20,7 @@ use super::{
     turn::{self, Turned, guarded},
 };
 use crate::{
+    clock::{monotonic, since},
     rules::Rule,
     sabotage::Sabotage,
     store::{
@@ -32,12 +33,14 @@ use crate::{
     telemetry,
 };
 
-/// The most turns of one entity in one step, so that its neighbours get theirs.
+/// The most turns of one entity before its neighbours get theirs.
 const TURNS_PER_ENTITY_MAX: usize = 64;
 /// The most turns of one step.
 const TURNS_PER_STEP_MAX: usize = 1_024;
+/// How long a step may take before busy entities leave their next turns to another one.
+const STEP_LENGTH: Duration = Duration::from_millis(2);
 /// The wait before what writes is tried again on a disk that is nearly full.
-const ROOM_PAUSE: std::time::Duration = std::time::Duration::from_millis(500);
+const ROOM_PAUSE: Duration = Duration::from_millis(500);
 
 /// The reason of an operation that was running each time the process ended.
 const ENDED_THE_PROCESS: &str = "the process ended during every attempt: the operation blocks its \
@@ -53,8 +56,7 @@ impl Partition {
     /// Runs what can run, each entity for its share.
     pub(super) fn run_ready(&mut self) {
         Rule::PartitionServes.check(self.lifecycle.is_serving());
-        let mut turns = TURNS_PER_STEP_MAX;
-        let mut later = Vec::new();
+        let (mut turns, began) = (TURNS_PER_STEP_MAX, monotonic());
         while turns > 0
             && !self.group.is_full()
             && let Some(id) = self.activations.begin_running()
@@ -66,12 +68,15 @@ impl Partition {
             let used = self.run_entity(&id, share);
             turns -= used;
             if used == share {
-                // The rest goes behind the neighbours.
-                later.push(id);
+                // The rest goes behind the neighbours, in this step unless it has become long: answers
+                // wait for its end.
+                self.activations.make_ready(&id);
+                if since(began) >= STEP_LENGTH {
+                    break;
+                }
             }
         }
         self.activations.end_running();
-        later.iter().for_each(|id| self.activations.make_ready(id));
     }
 
     fn run_entity(&mut self, id: &EntityId, turns: usize) -> usize {
@@ -176,8 +181,9 @@ impl Partition {
 
     /// What is said where a condition does not hold; `None` where it does.
     fn objection(&mut self, id: &EntityId, condition: Option<&Condition>) -> Option<Error> {
+        let condition = condition?;
         let version = self.version_of(id);
-        if condition?.holds(version) {
+        if condition.holds(version) {
             return None;
         }
         let message = match version {
@@ -381,7 +387,7 @@ impl Partition {
         };
         let known = self.environment.served(id);
         let name = known.name_of(operation.index);
-        let span = self.turn_span(id, &operation);
+        let span = telemetry::turn(id, name, operation.origin.as_deref());
         let _entered = span.enter();
         let ctx = self.new_context(id, operation.token, operation.origin.clone());
         self.environment.watch().begin(id, name, operation.reply_to(), &operation.row);

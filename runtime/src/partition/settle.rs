@@ -49,6 +49,9 @@ impl Partition {
     /// # Errors
     /// [`ErrorKind::Invalid`].
     fn check_effects(&mut self, id: &EntityId, effects: &Effects) -> Result<(), Error> {
+        if effects.list.is_empty() {
+            return Ok(());
+        }
         check_reminders(&effects.list, |operation, input| {
             let (index, _) = self.environment.operation(id, operation)?;
             let known = self.environment.served(id);

@@ -6,6 +6,7 @@
 //! ever.
 
 mod activation;
+mod table;
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -16,6 +17,7 @@ use std::{
 use stead_entities::{EntityId, Error, ErrorKind, Timestamp};
 
 pub(super) use self::activation::{Activation, Live, Stage, WaitsForReminders, corrupt};
+use self::table::Table;
 use super::{
     READ_PAUSE,
     envelope::{Envelope, Retry},
@@ -38,8 +40,7 @@ const CROWDED_IDLE: Duration = Duration::from_secs(1);
 
 /// The entities in memory.
 pub(super) struct Activations {
-    /// Boxed, because tables are half empty.
-    table: Map<EntityId, Box<Activation>>,
+    table: Table,
     /// Those that have something to run, each once.
     ready: VecDeque<EntityId>,
     retries: BTreeSet<Retry>,
@@ -52,7 +53,7 @@ pub(super) struct Activations {
 impl Activations {
     pub(super) fn new(now: Timestamp) -> Self {
         Self {
-            table: Map::default(),
+            table: Table::default(),
             ready: VecDeque::new(),
             retries: BTreeSet::new(),
             running: None,
@@ -62,11 +63,11 @@ impl Activations {
     }
 
     pub(super) fn get(&self, id: &EntityId) -> Option<&Activation> {
-        self.table.get(id).map(|entry| &**entry)
+        self.table.get(id)
     }
 
     pub(super) fn get_mut(&mut self, id: &EntityId) -> Option<&mut Activation> {
-        self.table.get_mut(id).map(|entry| &mut **entry)
+        self.table.get_mut(id)
     }
 
     /// An entity that work is done for, so that it is in memory.
@@ -80,15 +81,15 @@ impl Activations {
     /// Makes sure that an entity is in memory, and says whether its state is to be read because it
     /// was not.
     pub(super) fn activate(&mut self, id: &EntityId, now: Timestamp) -> (&mut Activation, bool) {
-        let is_new = !self.table.contains_key(id);
+        let is_new = self.table.get_mut(id).is_none();
         if is_new {
-            self.table.insert(id.clone(), Box::new(Activation::loading(now)));
+            self.table.insert(id.clone(), Activation::loading(now));
         }
         (self.of(id), is_new)
     }
 
     pub(super) fn contains(&self, id: &EntityId) -> bool {
-        self.table.contains_key(id)
+        self.table.get(id).is_some()
     }
 
     /// Lets an entity run when its turn among its neighbours comes, if it is in memory.
@@ -144,7 +145,7 @@ impl Activations {
     /// When something is to be done by itself: a retry, or forgetting who is idle.
     pub(super) fn next_wake(&self, idle: Duration) -> [Option<Timestamp>; 2] {
         let retry = self.retries.first().map(|(at, _)| *at);
-        let sweep = (!self.table.is_empty()).then(|| self.swept_at + self.idle(idle) / 4);
+        let sweep = (self.table.len() > 0).then(|| self.swept_at + self.idle(idle) / 4);
         [retry, sweep]
     }
 
@@ -170,9 +171,6 @@ impl Activations {
         let idle = i64::try_from(idle.as_micros()).unwrap_or(i64::MAX / 2);
         let since = Timestamp::from_micros(now.as_micros() - idle);
         self.table.retain(|id, entry| !entry.is_idle(released, since) || keeps(id));
-        if self.table.capacity() > 4 * self.table.len().max(64) {
-            self.table.shrink_to_fit();
-        }
         true
     }
 
@@ -266,8 +264,7 @@ impl Activations {
     /// Ends the term: forgets every entity. Returns what waited for them, in the order of their ids,
     /// which does not depend on how tables hash.
     pub(super) fn clear(&mut self) -> impl Iterator<Item = Envelope> + use<> {
-        let mut table: Vec<_> = std::mem::take(&mut self.table).into_iter().collect();
-        table.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        let table = std::mem::take(&mut self.table).into_sorted();
         self.ready.clear();
         self.retries.clear();
         table.into_iter().flat_map(|(_, activation)| activation.end())
