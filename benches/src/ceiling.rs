@@ -1,4 +1,4 @@
-//! What bounds everything that is durable: RocksDB itself, flushed, with the same bytes.
+//! The ceiling of everything that is durable: RocksDB itself, flushed, with the same bytes.
 
 use std::{
     path::Path,
@@ -9,7 +9,10 @@ use anyhow::Result;
 use rocksdb::{DB, Options, WriteBatch, WriteOptions};
 use stead::{
     EntityId, Timestamp,
-    store::{record, tables::states::StateRecord},
+    store::{
+        record,
+        tables::states::{StateHead, StateRecord},
+    },
 };
 
 const PUTS_PER_BATCH: usize = 1_000;
@@ -85,12 +88,14 @@ pub fn key(number: usize) -> String {
 pub fn row(number: usize) -> (Vec<u8>, Vec<u8>) {
     let id = EntityId::new("counter", &key(number)).expect("a valid id");
     let record = StateRecord {
-        version: 1,
-        generation: 1 << 42 | 1 << 12,
-        revision: 1_000,
-        follows: 999,
-        incarnation: 1,
-        committed_at: Timestamp::from_micros(1_790_000_000_000_000),
+        head: StateHead {
+            version: 1,
+            generation: 1 << 42 | 1 << 12,
+            revision: 1_000,
+            follows: 999,
+            incarnation: 1,
+            committed_at: Timestamp::from_micros(1_790_000_000_000_000),
+        },
         reminders: Vec::new(),
         state: stead::stored::encode(&1_000_i64).expect("a number can be stored"),
     };

@@ -1,4 +1,4 @@
-//! What a process has used of the processors.
+//! The time of processors that a process has used.
 
 use std::fs;
 

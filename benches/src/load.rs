@@ -69,9 +69,17 @@ pub fn request(number: usize) -> Vec<u8> {
     .into_bytes()
 }
 
+/// A query of the `number`-th counter.
+pub fn query(number: usize) -> Vec<u8> {
+    let key = key(number);
+    format!("GET /v1/entities/counter/{key}/queries/value HTTP/1.1\r\nhost: bench\r\n\r\n")
+        .into_bytes()
+}
+
 /// Answers a second over `connections` kept connections, spread over `entities` counters.
 pub async fn answers_per_second(
     address: SocketAddr,
+    request: fn(usize) -> Vec<u8>,
     connections: usize,
     entities: usize,
     length: Duration,

@@ -32,7 +32,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 struct Command {
     #[command(subcommand)]
     verb: Option<Verb>,
-    /// Only these figures: spread, hot, http, latency, activation, recovery, due,
+    /// Only these figures: spread, hot, http, query, latency, activation, recovery, due,
     /// placement, postgres, cluster.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
@@ -78,6 +78,9 @@ async fn measure(only: &[String], rounds: usize) -> Result<()> {
     }
     if wanted("http") {
         http::throughput(&mut table, rounds).await?;
+    }
+    if wanted("query") {
+        http::queries(&mut table, rounds).await?;
     }
     if wanted("latency") {
         http::latency(&mut table, rounds).await?;

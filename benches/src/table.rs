@@ -1,12 +1,12 @@
 //! The table of figures, and the arithmetic of medians.
 
-/// What was measured, with what it is to reach.
+/// A measured figure, with the one that it is to reach.
 #[derive(Debug)]
 pub struct Figure {
     pub name: &'static str,
     /// The figure, in words.
     pub figure: String,
-    /// What bounds it, in words.
+    /// Its ceiling, in words.
     pub ceiling: String,
     pub ratio: String,
     pub demanded: &'static str,

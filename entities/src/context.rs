@@ -1,4 +1,4 @@
-//! What an operation sees of the world, and where it leaves its wishes.
+//! The context of a turn: what an operation sees of the world, and the effects that it wants.
 
 use std::{fmt, sync::Arc};
 
@@ -14,7 +14,7 @@ pub const EFFECT_BYTES_PER_TURN_MAX: usize = 4 << 20;
 /// The longest name of a reminder, in bytes.
 pub const REMINDER_NAME_BYTES_MAX: usize = 128;
 
-/// What one turn sees and does, handed to an operation that asks for `ctx: &mut Context`, or to a
+/// The view and the effects of one turn, handed to an operation that asks for `ctx: &mut Context`, or to a
 /// query that asks for `ctx: &Context`.
 ///
 /// Effects are kept here and become real in the turn's commit, or not at all. A wish that breaks a
@@ -28,7 +28,7 @@ pub struct Context {
     fault: Option<Error>,
 }
 
-/// What a runtime or a test driver knows of a turn before it runs.
+/// A turn before it runs, as a runtime or a test driver describes it.
 #[derive(Debug, Clone)]
 pub struct Turn {
     /// The entity.
@@ -41,11 +41,11 @@ pub struct Turn {
     pub seed: u64,
     /// The same on every attempt of one operation.
     pub token: u128,
-    /// Where the operation comes from, where that is known.
+    /// The origin of the operation, where that is known.
     pub origin: Option<Arc<Origin>>,
 }
 
-/// What an operation wants done, once it has returned.
+/// The effects of an operation that has returned.
 #[derive(Debug, Default)]
 pub struct Effects {
     /// In the order in which they were uttered.
@@ -109,8 +109,9 @@ impl Context {
         format!("{:032x}", self.turn.token)
     }
 
-    /// Who asked for this operation, outside: what came of the request, through however many signals and
-    /// delays, has the same caller. `None` where nobody is known, and in the turn of a reminder.
+    /// The caller outside who asked for this operation: what came of the request, through however many
+    /// signals and delays, has the same caller. `None` where nobody is known, and in the turn of a
+    /// reminder.
     pub fn caller(&self) -> Option<&str> {
         self.turn.origin.as_ref()?.caller.as_deref()
     }
@@ -120,8 +121,9 @@ impl Context {
         self.turn.origin.as_ref()?.trace.as_ref()
     }
 
-    /// Sends an operation to an entity. It has the caller and the trace of this turn. It is stored in the commit of this turn, and applied there
-    /// exactly once; two signals to one entity are applied in the order in which they were sent.
+    /// Sends an operation to an entity. It has the caller and the trace of this turn. It is stored in
+    /// the commit of this turn, and applied there exactly once; two signals to one entity are applied
+    /// in the order in which they were sent.
     pub fn signal<R>(&mut self, operation: Operation<R>) {
         match operation.into_request() {
             Ok(request)

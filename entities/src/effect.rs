@@ -1,4 +1,4 @@
-//! What a turn wants done outside its own state. Effects are values: they become real only in the
+//! Effects: what a turn wants done outside its own state. They are values, and become real only in the
 //! commit of the turn that produced them.
 
 use std::{borrow::Cow, time::Duration};

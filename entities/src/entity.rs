@@ -49,7 +49,7 @@ pub trait Entity:
     const NAME: &'static str;
     /// The version of the state's layout. It grows whenever the layout changes.
     const VERSION: u32 = 1;
-    /// What the type is, in words.
+    /// The documentation of the type.
     const DESCRIPTION: &'static str = "";
 
     /// The operations and queries.
@@ -95,7 +95,7 @@ pub trait TypedReference: Entity {
     }
 }
 
-/// Who may use an operation.
+/// The callers that may use an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Visibility {
@@ -105,7 +105,7 @@ pub enum Visibility {
     Internal,
 }
 
-/// What kind of thing an [`OperationType`] is.
+/// The kind of an [`OperationType`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OperationKind {
@@ -128,7 +128,7 @@ pub enum Outcome {
     Unencodable(String),
 }
 
-/// What an operation may return: a value, or a value or a [`Rejection`]. `Kind` tells the two apart
+/// A result of an operation: a value, or a value or a [`Rejection`]. `Kind` tells the two apart
 /// and is always inferred.
 pub trait OperationResult<Kind> {
     /// The value as JSON, or the rejection.
@@ -298,7 +298,7 @@ impl<E: Entity> OperationType<E> {
         self.name
     }
 
-    /// Who may use it.
+    /// The callers that may use it.
     pub fn visibility(&self) -> Visibility {
         self.visibility
     }
@@ -308,7 +308,7 @@ impl<E: Entity> OperationType<E> {
         self.takes_nothing
     }
 
-    /// What kind it is.
+    /// Its kind.
     pub fn kind(&self) -> OperationKind {
         match self.body {
             Body::Operation(_) => OperationKind::Operation,
@@ -354,7 +354,7 @@ pub struct EntityDescription {
     pub name: &'static str,
     /// The version of its state's layout.
     pub version: u32,
-    /// What it is.
+    /// Its documentation.
     pub description: &'static str,
     /// How safe an answer is: always `durable`, that is flushed before it leaves.
     pub durability: &'static str,
@@ -369,9 +369,9 @@ pub struct EntityDescription {
 pub struct OperationDescription {
     /// The name.
     pub name: &'static str,
-    /// What it does.
+    /// Its documentation.
     pub description: &'static str,
-    /// What kind it is.
+    /// Its kind.
     pub kind: OperationKind,
     /// JSON Schema (2020-12) of the argument; `null` where there is none.
     pub input: Schema,

@@ -2,7 +2,7 @@
 
 use std::{error::Error as StdError, fmt};
 
-/// What a caller should do about an [`Error`].
+/// The kind of an [`Error`]: what a caller should do about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -73,12 +73,12 @@ impl Error {
         self
     }
 
-    /// What the caller should do.
+    /// The kind: what the caller should do.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 
-    /// What happened, in words.
+    /// The message: what happened, in words.
     pub fn message(&self) -> &str {
         &self.message
     }

@@ -20,7 +20,7 @@ pub const JSON_DEPTH_MAX: usize = 64;
 pub struct InputError {
     /// The place, as in `$.request.timeout`; `$` is the whole argument.
     pub path: String,
-    /// What was found and what was expected.
+    /// The expectation, and the value that was found.
     pub message: String,
     /// Whether the bytes are not JSON at all, or JSON of another shape.
     pub malformed: bool,
@@ -69,7 +69,7 @@ pub fn decode<A: DeserializeOwned + 'static>(input: &[u8]) -> Result<A, InputErr
     }
 }
 
-/// What a JSON argument means, in one spelling: no white space, the fields of objects in order, the
+/// A JSON argument in one spelling: no white space, the fields of objects in order, the
 /// last of equal ones, texts and numbers written in one way each. Numbers keep every digit. What is
 /// not JSON stands for itself.
 ///

@@ -1,4 +1,4 @@
-//! What `#[entity]` asks the compiler, because it sees names and not types.
+//! Questions that `#[entity]` asks the compiler, because it sees names and not types.
 //!
 //! The name of an answer may be an alias of `Result<T, Rejection>`. A trait cannot tell the two
 //! apart, since it would be implemented for every type and for results once more. A constant can:
@@ -9,7 +9,7 @@ use std::{fmt, marker::PhantomData};
 
 use crate::{Context, Rejection};
 
-/// What an answer is, seen through type aliases. For `#[entity]`.
+/// The kind of a result, seen through type aliases. For `#[entity]`.
 ///
 /// The constant of a `Result` with a [`Rejection`] belongs to the type itself and is found before
 /// that of [`PlainResult`], which every other answer has.
@@ -24,7 +24,7 @@ impl<T, E> ResultKind<Result<T, E>> {
     pub const IS_RESULT: bool = true;
 }
 
-/// What an [`ResultKind`] says of an answer that is not a `Result`.
+/// The [`ResultKind`] of a result that is not a `Result`.
 pub trait PlainResult {
     /// No rejection.
     const IS_REJECTABLE: bool = false;

@@ -33,9 +33,9 @@ pub struct Request {
     pub idempotency_key: Option<String>,
     /// How long the caller waits for the answer; as long as its [`Caller`] does if `None`.
     pub deadline: Option<Timeout>,
-    /// What must be true of the entity when the operation's turn comes.
+    /// The condition on the entity's state at the operation's turn.
     pub condition: Option<Condition>,
-    /// Who asks: an identity of 1 to 256 bytes that whoever makes the request has established. A node
+    /// The caller: an identity of 1 to 256 bytes that whoever makes the request has established. A node
     /// takes it as it is, and idempotency keys are the caller's own. It is not sent to a URL, whose server
     /// finds out itself who calls.
     pub caller: Option<String>,
@@ -89,7 +89,7 @@ impl FromStr for Version {
     }
 }
 
-/// What must be true of an entity when an operation's turn comes; else nothing of it is applied and
+/// A condition on an entity's state at an operation's turn; where it does not hold, nothing is applied and
 /// the caller is told [`ErrorKind::Precondition`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Condition {
@@ -110,7 +110,7 @@ impl Condition {
     }
 }
 
-/// That a signal is durable.
+/// The acceptance of a signal: it is durable.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Accepted {

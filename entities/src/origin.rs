@@ -1,4 +1,4 @@
-//! Where an operation comes from: who asked for it, and the trace that it is part of.
+//! The origin of an operation: who asked for it, and the trace that it is part of.
 
 use std::{fmt, sync::Arc};
 
@@ -11,13 +11,13 @@ pub const CALLER_BYTES_MAX: usize = 256;
 /// The longest `tracestate`, in bytes; a longer one is left out, as the standard allows.
 const TRACE_STATE_BYTES_MAX: usize = 512;
 
-/// Where an operation comes from. It goes along with what the operation sends, and with what that sends,
+/// The origin of an operation. It goes along with what the operation sends, and with what that sends,
 /// also where that is delayed; a reminder is the entity's own and has no origin.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 #[non_exhaustive]
 pub struct Origin {
-    /// Who asked for it: the identity that a server or an embedder has established.
+    /// The caller: the identity that a server or an embedder has established.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub caller: Option<String>,
     /// The trace that it is part of.

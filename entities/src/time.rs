@@ -144,7 +144,7 @@ impl fmt::Display for Timeout {
     }
 }
 
-/// What is longer, or later, than this in microseconds is looked at more closely: the year 2112.
+/// The bound in microseconds, the year 2112, above which times and lengths are looked at more closely.
 const COMMON_MAX: i128 = 1 << 52;
 
 macro_rules! text_in_json_number_in_store {

@@ -53,7 +53,7 @@ pub async fn drive(kills: u32, seed: u64, store: Option<String>) -> Result<()> {
     outcome
 }
 
-/// Where a server listens, and what it keeps its data in.
+/// The address of a server, and the place of its data.
 struct Place {
     name: String,
     listen: SocketAddr,

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use stead::{Context, Layout, entity};
 
-/// What happened to one application, in order.
+/// The history of one application, in order.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema, Layout)]
 pub struct Permit {
     pub events: Vec<Event>,

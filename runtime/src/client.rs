@@ -39,7 +39,7 @@ const RETRY_LONGEST: Duration = Duration::from_secs(2);
 const URL_BYTES_MAX: usize = 8 << 10;
 /// The longest answer, in bytes.
 const ANSWER_BYTES_MAX: usize = 17 << 20;
-/// What stands for itself in a segment of a path or a value of a query.
+/// The characters that are not escaped in a segment of a path or a value of a query.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 /// The entities behind a URL, such as `http://127.0.0.1:8080`. Cheap to clone; clones share their
@@ -95,7 +95,7 @@ impl Client {
         E::reference(Reference::new(E::NAME, key.as_ref()).bind(self.clone()))
     }
 
-    /// What the server shows under a path.
+    /// Reads the JSON that the server shows under a path.
     ///
     /// # Errors
     /// [`ErrorKind::Unavailable`] where it cannot be reached, and what it answers instead.
@@ -293,14 +293,14 @@ struct Prepared {
     url: Url,
     headers: HeaderMap,
     body: Vec<u8>,
-    /// What is answered where all went well.
+    /// The status of success.
     success: StatusCode,
 }
 
-/// What decides on another try.
+/// The state of repeated tries.
 struct Timeout {
     deadline: Instant,
-    /// Whether what may have been applied can be sent again.
+    /// Whether a request that may have been applied can be sent again.
     is_safe: bool,
     pause: Duration,
     is_unknown: bool,
@@ -337,7 +337,7 @@ fn wrong_url(url: &str, why: &str) -> Error {
     Error::new(ErrorKind::Invalid, format!("{url:?} is not the URL of a server: {why}"))
 }
 
-/// What it means that no answer came.
+/// The kind of error where no answer came.
 fn doubt(is_query: bool) -> ErrorKind {
     if is_query { ErrorKind::Unavailable } else { ErrorKind::Unknown }
 }

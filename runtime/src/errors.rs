@@ -1,8 +1,8 @@
-//! What is said of a failed try, by the routing among nodes and by the client of a URL alike.
+//! The errors of failed tries, for the routing among nodes and for the client of a URL alike.
 
 use stead_entities::{Error, ErrorKind};
 
-/// What is said where an earlier try may have been applied, whatever the last one says of itself; but
+/// The error where an earlier try may have been applied, whatever the last one says of itself; but
 /// some things are said by who knows the idempotency key.
 pub(crate) fn in_doubt(error: Error) -> Error {
     let (kind, message) = (error.kind(), error.message());

@@ -1,4 +1,4 @@
-//! Where a process listens: what an operator writes, the addresses behind it, and their sockets.
+//! Listening: the address as an operator writes it, the addresses behind that, and their sockets.
 //!
 //! The sockets wait with a backlog that takes a write group of connections: what finds no room in it is
 //! dropped by the operating system and tried again by its client after 1, 3 and 7 s.
@@ -22,7 +22,7 @@ const NAME_BYTES_MAX: usize = 253;
 /// The name that always means this machine itself (RFC 6761, section 6.3).
 const LOCALHOST: &str = "localhost";
 
-/// Where to listen.
+/// An address to listen on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listen {
     /// One address: `127.0.0.1:8080`, `[::1]:8080`, `0.0.0.0:8080`.
@@ -33,7 +33,7 @@ pub enum Listen {
     Everywhere(u16),
 }
 
-/// What is written is no place to listen.
+/// The text is not an address to listen on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("expected ADDRESS:PORT, NAME:PORT or :PORT")]
 pub struct ListenError;

@@ -12,7 +12,7 @@ use std::{
 
 static BROKEN: AtomicU64 = AtomicU64::new(0);
 
-/// What must hold.
+/// A safety rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rule {
     /// An entity that work is done for is in the table of its partition.

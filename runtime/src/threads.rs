@@ -1,4 +1,4 @@
-//! Where the parts of a node run that must not wait for one another.
+//! The threads of a node for the parts that must not wait for one another.
 
 use std::io;
 

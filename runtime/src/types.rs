@@ -52,7 +52,7 @@ pub(crate) struct Found {
     pub(crate) takes_nothing: bool,
 }
 
-/// What a node knows of an entity type.
+/// An entity type as a node uses it.
 pub(crate) trait EntityType: Send + Sync {
     fn name(&self) -> &'static str;
     fn description(&self) -> EntityDescription;

@@ -429,3 +429,29 @@ fn the_readme_is_short() {
     let readme = fs::read_to_string(root.join("README.md")).expect("readable");
     assert!(readme.lines().count() <= 150);
 }
+
+#[test]
+fn doc_comments_begin_with_what_an_item_is_or_does() {
+    let riddles = ["What ", "Who ", "Whose ", "That ", "Where "];
+    let mut found = Vec::new();
+    for (path, text) in sources() {
+        // Help texts speak to an operator; tests tell of what happens.
+        let is_test =
+            path.components().any(|it| it.as_os_str() == "tests") || path.ends_with("tests.rs");
+        if is_test || path.ends_with("server/flags/mod.rs") {
+            continue;
+        }
+        let mut before = "";
+        for (number, line) in (1..).zip(text.lines().map(str::trim)) {
+            let doc = line.strip_prefix("/// ").or_else(|| line.strip_prefix("//! "));
+            let is_first = !before.starts_with("///") && !before.starts_with("//!");
+            if let Some(doc) = doc.filter(|_| is_first)
+                && riddles.iter().any(|word| doc.starts_with(word))
+            {
+                found.push(format!("{}:{number} {doc}", path.display()));
+            }
+            before = line;
+        }
+    }
+    assert!(found.is_empty(), "begin with a noun or a verb: {found:#?}");
+}

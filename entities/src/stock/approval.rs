@@ -20,7 +20,7 @@ pub struct Approval {
     reason: Option<String>,
 }
 
-/// Where an approval stands.
+/// The status of an approval.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Layout,
 )]
@@ -41,14 +41,14 @@ pub enum Status {
     Escalated,
 }
 
-/// What is asked of whom.
+/// A request for an approval.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, Layout)]
 pub struct Request {
-    /// Who is to decide.
+    /// The person who is to decide.
     pub approver: String,
     /// How long the approver has, as an ISO 8601 duration such as `PT24H`.
     pub timeout: Timeout,
-    /// Who hears of it when the time is over.
+    /// The entity that hears of it when the time is over.
     #[serde(default)]
     pub escalate_to: Option<Target>,
 }
@@ -117,7 +117,7 @@ impl Approval {
         Ok(())
     }
 
-    /// Where the approval stands.
+    /// The status of the approval.
     pub fn status(&self) -> Status {
         self.status
     }

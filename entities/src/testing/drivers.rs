@@ -80,9 +80,9 @@ pub struct Drivers {
     clock: Clock,
     types: BTreeMap<&'static str, Make>,
     entities: BTreeMap<EntityId, Box<dyn Driven>>,
-    /// What is due, in the order in which it was sent.
+    /// The signals that are due, in the order in which they were sent.
     due: VecDeque<Sent>,
-    /// What waits for its time. The number keeps the order of what is due at one moment.
+    /// The delayed signals. The number keeps the order of those that are due at one moment.
     delayed: BTreeMap<(Timestamp, u64), Sent>,
     signals: Vec<Signal>,
     dead_letters: Vec<DeadLetter>,
@@ -113,15 +113,15 @@ struct Sent {
 /// A signal or a reminder's operation that was not applied, and will not be.
 #[derive(Debug, Clone)]
 pub struct DeadLetter {
-    /// Who sent it: an entity, itself for a reminder, or `None` for the test.
+    /// The sender: an entity, itself for a reminder, or `None` for the test.
     pub sender: Option<EntityId>,
-    /// What was sent.
+    /// The signal.
     pub signal: Signal,
     /// Why it was not applied.
     pub error: CallError,
 }
 
-/// What happens next as the clock moves.
+/// The next event as the clock moves.
 enum Next {
     Signal(u64),
     Reminder(EntityId, String),
@@ -240,7 +240,7 @@ impl Drivers {
         self.driver::<E>(key).map_or_else(E::default, |driver| driver.state().clone())
     }
 
-    /// What drives one entity, for its revision and reminders; `None` before its first operation.
+    /// The driver of one entity, for its revision and reminders; `None` before its first operation.
     pub fn driver<E: Entity>(&self, key: &str) -> Option<&Driver<E>> {
         let driver: &dyn Any = &**self.entities.get(&EntityId::new(E::NAME, key).ok()?)?;
         driver.downcast_ref()
@@ -256,7 +256,7 @@ impl Drivers {
         std::mem::take(&mut self.signals)
     }
 
-    /// What was not applied since the last time, in order: signals and reminders that were rejected
+    /// The dead letters since the last time, in order: signals and reminders that were rejected
     /// or failed, and delayed signals whose receiver was deleted.
     pub fn take_dead_letters(&mut self) -> Vec<DeadLetter> {
         std::mem::take(&mut self.dead_letters)

@@ -14,16 +14,16 @@ use crate::{
     },
 };
 
-/// Where entities stand after a batch.
+/// The last version of each entity of a batch.
 pub(super) type Chains = Map<EntityId, Chain>;
 
-/// Where one entity stands.
+/// The last version of one entity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Chain {
     generation: u64,
     revision: u64,
     is_deleted: bool,
-    /// What the store has while the batch is under way.
+    /// The revision that the store has while the batch is under way.
     follows: u64,
     /// The place of the write in its batch.
     place: usize,
@@ -32,9 +32,9 @@ pub(super) struct Chain {
 impl Chain {
     fn goes_on_with(self, next: &StateRecord) -> bool {
         if self.is_deleted {
-            return next.generation > self.generation && next.follows == 0;
+            return next.head.generation > self.generation && next.head.follows == 0;
         }
-        next.generation == self.generation && next.follows == self.revision
+        next.head.generation == self.generation && next.head.follows == self.revision
     }
 }
 
@@ -116,20 +116,20 @@ impl Merge {
         {
             return Err(format!(
                 "{id} follows revision {}, but stands at {known:?}",
-                record.follows
+                record.head.follows
             ));
         }
         if let Some(known) = here {
             self.writes[known.place] = None;
             if !known.is_deleted {
-                record.follows = known.follows;
+                record.head.follows = known.follows;
             }
         }
         let next = Chain {
-            generation: record.generation,
-            revision: record.revision,
+            generation: record.head.generation,
+            revision: record.head.revision,
             is_deleted: false,
-            follows: record.follows,
+            follows: record.head.follows,
             place: self.writes.len(),
         };
         self.chains.insert(id.clone(), next);
@@ -179,7 +179,7 @@ mod tests {
     use stead_entities::Timestamp;
 
     use super::*;
-    use crate::store::tables::inbox::InboxRecord;
+    use crate::store::tables::{inbox::InboxRecord, states::StateHead};
 
     fn id() -> EntityId {
         EntityId::new("counter", "a").expect("valid")
@@ -206,12 +206,14 @@ mod tests {
 
     fn state(generation: u64, follows: u64, revision: u64) -> Write {
         let record = StateRecord {
-            version: 1,
-            generation,
-            revision,
-            follows,
-            incarnation: 1,
-            committed_at: Timestamp::default(),
+            head: StateHead {
+                version: 1,
+                generation,
+                revision,
+                follows,
+                incarnation: 1,
+                committed_at: Timestamp::default(),
+            },
             reminders: Vec::new(),
             state: Vec::new(),
         };
@@ -224,7 +226,7 @@ mod tests {
             merge.add(&Chains::default(), writes).expect("a chain");
         }
         let shorten = |write: &Write| match write {
-            Write::PutState(_, it) => format!("put {} after {}", it.revision, it.follows),
+            Write::PutState(_, it) => format!("put {} after {}", it.head.revision, it.head.follows),
             Write::DeleteState(_) => "delete".into(),
             Write::Accept(key, record) => format!("accept {} {}", key.revision, record.attempts),
             Write::Retry(key, record) => format!("retry {} {}", key.revision, record.attempts),

@@ -58,8 +58,8 @@ pub(crate) struct Committer {
     terms: Vec<u64>,
     /// The last term of each partition that began, and that was given up.
     begun: Vec<u64>,
-    released: Vec<u64>,
-    /// Where the entities of the last batch stand.
+    freed: Vec<u64>,
+    /// The last version of each entity of the last batch.
     last: Chains,
     fatal: watch::Sender<Option<Fatal>>,
     has_failed: bool,
@@ -94,7 +94,7 @@ impl Committer {
             partitions,
             number,
             begun: terms.clone(),
-            released: terms.clone(),
+            freed: terms.clone(),
             terms,
             last,
             fatal,
@@ -127,16 +127,14 @@ impl Committer {
         let mut gathered = Vec::new();
         while queue.recv_many(&mut gathered, GROUPS_PER_BATCH_MAX).await > 0 {
             let mut groups = Vec::with_capacity(gathered.len());
-            let mut released = Vec::new();
+            let mut freed = Vec::new();
             for work in gathered.drain(..) {
                 match work {
                     CommitRequest::Group(group) => groups.push(group),
-                    CommitRequest::FreePartition(partition, done) => {
-                        released.push((partition, done))
-                    }
+                    CommitRequest::FreePartition(partition, done) => freed.push((partition, done)),
                     CommitRequest::Barrier(partition, term) => {
                         self.commit(std::mem::take(&mut groups)).await;
-                        self.release(std::mem::take(&mut released)).await;
+                        self.free(std::mem::take(&mut freed)).await;
                         let index = usize::from(partition);
                         self.begun[index] = self.begun[index].max(term);
                         self.terms[index] = self.terms[index].max(term);
@@ -153,25 +151,24 @@ impl Committer {
                 }
             }
             self.commit(groups).await;
-            self.release(released).await;
+            self.free(freed).await;
         }
     }
 
     /// Gives up partitions. Whatever their turns still bring is dropped, also where the store did not
     /// take it.
-    async fn release(&mut self, released: Vec<(u16, oneshot::Sender<CommitOutcome>)>) {
-        if released.is_empty() {
+    async fn free(&mut self, freed: Vec<(u16, oneshot::Sender<CommitOutcome>)>) {
+        if freed.is_empty() {
             return;
         }
-        for (partition, _) in &released {
+        for (partition, _) in &freed {
             let index = usize::from(*partition);
-            self.released[index] = self.begun[index];
+            self.freed[index] = self.begun[index];
             if !Sabotage::MovedPartitionCommits.is_on() {
                 self.terms[index] = self.terms[index].max(self.begun[index] + 1);
             }
         }
-        let writes =
-            released.iter().map(|(partition, _)| Write::FreePartition(*partition)).collect();
+        let writes = freed.iter().map(|(partition, _)| Write::FreePartition(*partition)).collect();
         let outcome = match self.has_failed {
             true => CommitOutcome::Fenced,
             false => self.store.commit(self.batch(writes, false)).await,
@@ -186,7 +183,7 @@ impl Committer {
             CommitOutcome::Unknown(why) => self.give_up(Fatal::Poisoned(why.clone())),
             CommitOutcome::Unavailable(_) | CommitOutcome::Full(_) => {}
         }
-        for (_, done) in released {
+        for (_, done) in freed {
             let _nobody_waits = done.send(outcome.clone());
         }
     }
@@ -268,7 +265,7 @@ impl Committer {
             if group.term < self.terms[usize::from(group.partition)]
                 && !Sabotage::GroupOnFailedOne.is_on()
             {
-                let why = match group.term <= self.released[usize::from(group.partition)] {
+                let why = match group.term <= self.freed[usize::from(group.partition)] {
                     true => Error::new(ErrorKind::Fenced, "the partition has moved"),
                     false => Error::new(ErrorKind::Unavailable, "an earlier commit failed"),
                 };

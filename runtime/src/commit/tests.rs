@@ -13,19 +13,24 @@ use crate::{
     store::{
         memory::{Fault, MemoryDisk, MemoryStore},
         shared::{Registration, SharedStore},
-        tables::{Table, states::StateRecord},
+        tables::{
+            Table,
+            states::{StateHead, StateRecord},
+        },
     },
 };
 
 fn group(term: u64, number: u64, follows: u64) -> (WriteGroup, ReplyReceiver) {
     let id = EntityId::new("counter", "a").expect("valid");
     let record = StateRecord {
-        version: 1,
-        generation: 1,
-        revision: follows + 1,
-        follows,
-        incarnation: 1,
-        committed_at: Timestamp::default(),
+        head: StateHead {
+            version: 1,
+            generation: 1,
+            revision: follows + 1,
+            follows,
+            incarnation: 1,
+            committed_at: Timestamp::default(),
+        },
         reminders: Vec::new(),
         state: vec![number as u8],
     };
@@ -92,9 +97,9 @@ async fn what_a_partition_does_after_it_was_given_up_is_never_committed() {
     store.acquire(joined.incarnation, vec![0]).await.expect("it is free");
     let mut committer = committer(store, joined.incarnation, 0);
     committer.begun[0] = 1;
-    let (done, released) = oneshot::channel();
-    committer.release(vec![(0, done)]).await;
-    assert_eq!(released.await, Ok(CommitOutcome::Committed));
+    let (done, freed) = oneshot::channel();
+    committer.free(vec![(0, done)]).await;
+    assert_eq!(freed.await, Ok(CommitOutcome::Committed));
     let (late, refused) = group(1, 1, 0);
     committer.commit(vec![late]).await;
     assert_eq!(refused.await.expect_err("refused").kind(), ErrorKind::Fenced);

@@ -1,4 +1,4 @@
-//! What a node hosts: its partitions, and the session in which it commits for them.
+//! The partitions that a node hosts, and the session in which it commits for them.
 //!
 //! A *session* is what belongs to one incarnation of a node: its way to the committer, its lease and
 //! its links. Losing the lease ends the session, and a node among others begins another one. Which
@@ -33,7 +33,7 @@ use crate::{
     types::EntityTypes,
 };
 
-/// What a host is made of.
+/// The parts of a host.
 pub(crate) struct Parts {
     pub(crate) name: Arc<str>,
     pub(crate) store: Arc<dyn Store>,
@@ -61,7 +61,7 @@ pub(crate) struct Host {
     unserved: Arc<SharedSet<String>>,
 }
 
-/// What belongs to one incarnation of a node.
+/// The session of one incarnation of a node.
 pub(crate) struct Session {
     pub(crate) incarnation: Arc<Incarnation>,
     pub(crate) committer: CommitSender,

@@ -56,7 +56,7 @@ const UNREAD_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a client may be silent that was answered, and is to close the connection.
 const SILENCE_DEADLINE: Duration = Duration::from_secs(5);
 
-/// What a connection waits for.
+/// The thing that a connection waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wait {
     /// The first byte of the next request, until then.

@@ -93,7 +93,7 @@ pub(super) fn if_match(headers: &HeaderMap) -> Result<Option<Condition>, Problem
     Ok(Some(Condition::OneOf(versions)))
 }
 
-/// What stands between the quotes of strong tags.
+/// The texts between the quotes of strong tags.
 fn tags<'h>(given: &[&'h HeaderValue]) -> Result<Vec<&'h str>, Problem> {
     let wrong = || Problem::invalid("If-Match is * or a list of tags in quotes");
     let mut found = Vec::new();

@@ -6,7 +6,7 @@ use axum::http::{HeaderMap, Version, header};
 
 use super::problem::Problem;
 
-/// What stands for itself in the name of a host, beside letters and digits (RFC 3986, section 3.2.2).
+/// The characters of a host's name beside letters and digits (RFC 3986, section 3.2.2).
 const MARKS: &[u8] = b"-._~!$&'()*+,;=";
 
 /// Refuses a request whose `Host` is missing, given more than once, or names no host.

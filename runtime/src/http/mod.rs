@@ -23,9 +23,10 @@ use axum::{
 
 use crate::Node;
 
-/// Who calls, as the application in front of the routes has established: it puts this into the extensions
-/// of a request, and the turn sees it as [`Context::caller`](stead_entities::Context::caller). The server
-/// of `stead serve` knows no callers yet.
+/// The caller's identity, as the application in front of the routes established it: it puts this into
+/// the extensions of a request, and the turn sees it as
+/// [`Context::caller`](stead_entities::Context::caller). The server of `stead serve` knows no callers
+/// yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CallerIdentity(pub String);
 

@@ -7,7 +7,7 @@ use axum::{
 use serde_json::json;
 use stead_entities::{Error, ErrorKind, Rejection};
 
-/// What a client is told instead of a result.
+/// A problem document: the answer in place of a result.
 #[derive(Debug)]
 pub(crate) struct Problem {
     status: StatusCode,

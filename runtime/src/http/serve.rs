@@ -80,7 +80,7 @@ impl Server {
         Ok(Self { listeners: listen::bind(listen).await?, settings })
     }
 
-    /// Where it listens; the first address, where there are several.
+    /// The address on which it listens; the first, where there are several.
     ///
     /// # Errors
     /// What the operating system says.

@@ -1,4 +1,4 @@
-//! What an operator should know though the node serves: looked for every five minutes, said once in the log,
+//! The warnings for an operator of a node that serves: looked for every five minutes, said once in the log,
 //! and shown beside readiness.
 
 use std::{
@@ -21,17 +21,17 @@ use crate::{
 /// How often it is looked for.
 const INTERVAL: Duration = Duration::from_secs(300);
 
-/// What was found last.
+/// The findings of the last look.
 #[derive(Debug, Default)]
 pub(super) struct Audit {
-    /// What waits for types and operations that nobody serves.
+    /// The types and operations that something waits for and nobody serves.
     unserved: Mutex<Vec<String>>,
     /// Whether the log was told that the clock is ahead.
     is_ahead: AtomicBool,
 }
 
 impl Inner {
-    /// What an operator should know though the node serves.
+    /// The warnings for an operator of a node that serves.
     pub(super) fn notes(&self) -> Vec<String> {
         let mut notes: Vec<_> = self.clock_note().into_iter().collect();
         let broken = rules::broken();

@@ -108,12 +108,12 @@ impl NodeBuilder {
         }
     }
 
-    /// Where the node keeps its data.
+    /// Sets the store of the node.
     pub fn store(self, store: impl Store) -> Self {
         self.shared_store(Arc::new(store))
     }
 
-    /// Where the node keeps its data, shared with somebody who watches the store.
+    /// Sets the store of the node, shared with somebody who watches it.
     pub fn shared_store(mut self, store: Arc<dyn Store>) -> Self {
         self.store = Some(store);
         self

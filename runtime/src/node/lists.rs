@@ -1,4 +1,4 @@
-//! What a node shows of its store, page by page: entities, reminders, dead letters, and what waits for
+//! The lists that a node shows of its store, page by page: entities, reminders, dead letters, and rows for
 //! types and operations that nobody serves.
 //!
 //! Lists read the store whichever node is asked, show what is durable, and are admitted like other
@@ -39,7 +39,7 @@ const UNSERVED_ROWS_MAX: usize = 1_000;
 pub struct Listed<R> {
     /// The rows, in the order of the list.
     pub rows: Vec<R>,
-    /// What to give as `after` for the next page; none behind the last one.
+    /// The value of `after` for the next page; none behind the last one.
     pub next: Option<String>,
 }
 
@@ -62,7 +62,7 @@ pub struct EntityView {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct ReminderView {
-    /// What names it, also to cancel it.
+    /// Its name in paths, also for cancelling it.
     #[serde(serialize_with = "as_text")]
     pub id: ReminderId,
     /// The name of a reminder; none for a delayed signal.
@@ -110,11 +110,11 @@ impl From<Reminder> for ReminderView {
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct DeadLetterView {
-    /// What names it.
+    /// Its name in paths.
     pub id: String,
     /// The entity that it was for, as `type/key`.
     pub entity: String,
-    /// Who sent it: an entity's id, `reminder NAME`, or nothing for a caller outside.
+    /// The sender: an entity's id, `reminder NAME`, or nothing for a caller outside.
     pub sender: String,
     /// The operation.
     pub operation: String,
@@ -153,7 +153,7 @@ impl DeadLetterView {
     }
 }
 
-/// What came of replaying or dropping dead letters by a filter.
+/// The outcome of replaying or dropping dead letters by a filter.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct BulkView {

@@ -1,4 +1,4 @@
-//! What a node does by itself for callers outside: checks where they come in, room, deadlines, and the
+//! The entrance of a node for callers outside: checks of their requests, room, deadlines, and the
 //! way to the partition.
 
 use std::{
@@ -339,7 +339,7 @@ impl Local {
     }
 }
 
-/// What goes along with something that is asked of an entity.
+/// The parts of a request that are the same for every action.
 #[derive(Default)]
 struct Terms {
     key: Option<Keyed>,
@@ -347,7 +347,7 @@ struct Terms {
     origin: Option<Arc<Origin>>,
 }
 
-/// Where a request comes from.
+/// The origin of a request.
 pub(super) fn origin_of(request: &Request) -> Result<Option<Arc<Origin>>, Error> {
     Origin::new(request.caller.clone(), request.trace.clone())
 }

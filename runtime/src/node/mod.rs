@@ -248,7 +248,7 @@ impl Node {
         }
     }
 
-    /// Who is there and who owns what, as a fresh look shows it where the store answers in time.
+    /// The members and the owners of partitions, by a fresh look where the store answers in time.
     pub async fn cluster_view(&self) -> ClusterView {
         let host = &self.0.host;
         match self.0.cluster() {
@@ -272,7 +272,7 @@ impl Node {
         self.0.ready().await
     }
 
-    /// What an operator should know though the node serves, in words: a clock far ahead of the wall
+    /// The warnings for an operator of a node that serves, in words: a clock far ahead of the wall
     /// clock, safety rules of the runtime that were broken, signals and reminders that nobody can
     /// apply. Readiness shows it too.
     pub fn notes(&self) -> Vec<String> {

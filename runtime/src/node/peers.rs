@@ -1,4 +1,4 @@
-//! What a node answers its peers.
+//! The answers of a node to its peers.
 
 use std::sync::{Arc, Weak};
 

@@ -5,6 +5,7 @@
 //! request that arrives while its partition moves waits, within its own deadline.
 
 use std::{
+    future::{Ready, ready},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -38,7 +39,7 @@ const LOOK_PAUSE: Duration = Duration::from_millis(50);
 /// How much longer than the caller a node waits for the owner, whose own answer says more.
 const GRACE: Duration = Duration::from_millis(500);
 
-/// What a caller asks of an entity or a partition.
+/// A request of a caller to an entity or a partition.
 #[derive(Debug, Clone)]
 pub(crate) enum Command {
     Use(Request, Use),
@@ -58,9 +59,9 @@ pub struct Deletion {
     /// The caller's name for this deletion, so that repeating it within the retention deletes nothing that
     /// came later.
     pub idempotency_key: Option<String>,
-    /// What must be true of the entity when the deletion's turn comes.
+    /// The condition on the entity's state at the deletion's turn.
     pub condition: Option<Condition>,
-    /// Who asks; see [`Request::caller`].
+    /// The identity of the caller; see [`Request::caller`].
     pub caller: Option<String>,
 }
 
@@ -221,7 +222,7 @@ impl Router {
         }
         match self.local.submit(request, used) {
             Ok(answered) => Asking::Here(answered),
-            Err(error) => Asking::Refused(error),
+            Err(error) => Asking::Refused(ready(Err(error))),
         }
     }
 
@@ -282,7 +283,7 @@ impl Router {
 /// An operation that was asked for. Most are asked for where nothing is shared: they need no box.
 pub(super) enum Asking {
     Here(ReplyReceiver),
-    Refused(Error),
+    Refused(Ready<CallResult>),
     Routed(BoxFuture<'static, CallResult>),
 }
 
@@ -292,13 +293,14 @@ impl Future for Asking {
     fn poll(self: Pin<&mut Self>, ctx: &mut Context<'_>) -> Poll<CallResult> {
         match self.get_mut() {
             Self::Here(answered) => Pin::new(answered).poll(ctx),
-            Self::Refused(error) => Poll::Ready(Err(error.clone())),
+            Self::Refused(refused) => Pin::new(refused).poll(ctx),
             Self::Routed(routed) => routed.as_mut().poll(ctx),
         }
     }
 }
 
-/// What a caller is told of the last try; `is_in_doubt` where an earlier one may have been applied.
+/// The error that a caller gets after the last try; `is_in_doubt` where an earlier one may have been
+/// applied.
 fn settled(error: Error, is_in_doubt: bool) -> Error {
     match error.kind() {
         _ if is_in_doubt => in_doubt(error),
@@ -314,8 +316,8 @@ fn no_owner(partition: u16) -> Error {
     Error::new(ErrorKind::Fenced, message)
 }
 
-/// One hop to the owner. An owner of an earlier program cannot read where something comes from, or a delayed
-/// signal that wants to know its id; it has then applied nothing, and is sent what it can read.
+/// One hop to the owner. An owner of an earlier program cannot read where something comes from, or a
+/// delayed signal that wants to know its id; it has then applied nothing, and is sent what it can read.
 async fn forward(
     cluster: &Cluster,
     owner: Member,

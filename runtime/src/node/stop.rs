@@ -15,7 +15,7 @@ use crate::{
 
 /// How long the last commit, and closing the store, may take.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(1);
-/// What a stop says that was not in order.
+/// The error of a stop that was not in order.
 const LATE: &str = "not everything ended within the drain deadline; what was accepted is kept";
 
 impl Inner {

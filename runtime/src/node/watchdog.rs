@@ -1,8 +1,8 @@
 //! The watchdog: a thread of its own that an operation which blocks its thread cannot stop.
 //!
 //! It tells the caller of a turn that takes too long, turns readiness false while one does, and past
-//! the hard limit retires the operation and ends the node: what blocks its thread is marked in the store as tried
-//! for the last time, so that after the restart it is a dead letter.
+//! the hard limit retires the operation and ends the node: what blocks its thread is marked in the
+//! store as tried for the last time, so that after the restart it is a dead letter.
 
 use std::{
     sync::{Arc, PoisonError},

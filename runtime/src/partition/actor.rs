@@ -53,7 +53,7 @@ async fn acquire(permits: Arc<Semaphore>, count: usize) -> OwnedSemaphorePermit 
 #[derive(Debug)]
 pub(crate) struct Wake;
 
-/// What wakes an actor, and ends it.
+/// Wakes an actor, and ends it.
 #[derive(Debug)]
 pub(super) struct Wakes(ActorRef<Wake>);
 
@@ -72,7 +72,7 @@ impl Wakes {
     }
 }
 
-/// What the shell of a partition works with.
+/// The services that the shell of a partition uses.
 pub(crate) struct Shell {
     pub(crate) handle: Handle,
     pub(crate) store: Arc<dyn Store>,

@@ -1,4 +1,4 @@
-//! What an unclean stop left behind, and whether running it again has to be counted first.
+//! The attempts of operations that an unclean stop left behind: which have to be counted before they run.
 //!
 //! An operation that was left behind may be what ended the process, so its attempt is counted,
 //! durably, before it runs again. Where the store keeps marks of what runs, only what ran when the
@@ -11,13 +11,13 @@ use stead_entities::{EntityId, Timestamp};
 use super::envelope::{AttemptCount, Operation, Row};
 use crate::{map::Map, sabotage::Sabotage, store::RunningMarks};
 
-/// What the owner of a partition before this one left.
+/// The state in which the previous owner of a partition left it.
 pub(crate) struct Predecessor {
     /// Whether it stopped without draining.
     pub(crate) was_unclean: bool,
     /// The tokens of the marked operations that ran when it ended.
     pub(crate) ran: Arc<[u128]>,
-    /// Where operations that were left behind are marked while they run.
+    /// Marks the operations that were left behind while they run.
     pub(crate) marks: Option<Arc<dyn RunningMarks>>,
 }
 
@@ -25,7 +25,7 @@ pub(crate) struct Predecessor {
 pub(super) struct Attempts {
     predecessor: Predecessor,
     partition: u16,
-    /// What was accepted before this was left behind.
+    /// The time before which everything accepted was left behind.
     began_at: Timestamp,
     /// Left-behind rows whose attempts were counted by this owner, with the counts.
     counted: Map<(EntityId, Row), u32>,

@@ -28,7 +28,7 @@ use crate::{
 
 /// The most letters that one step drops, so that a store with very many of them is not held up.
 const DROPPED_PER_STEP_MAX: usize = 256;
-/// What a letter takes beside its texts.
+/// The bytes of a letter beside its texts.
 const OVERHEAD_BYTES: usize = 100;
 /// How often new letters are written to the log, at most.
 const SAY_EVERY: Duration = Duration::from_secs(1);
@@ -56,7 +56,7 @@ struct Class {
     bytes: usize,
 }
 
-/// What the log is told of letters, and how often.
+/// Limits how often the log is told of dropped letters.
 struct Log {
     /// When it was told last, and of how many it was not told since.
     said_at: Option<Timestamp>,

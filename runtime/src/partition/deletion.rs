@@ -61,7 +61,7 @@ impl Partition {
         });
     }
 
-    /// What a page of reminders shows of what is delayed for a generation that ends now.
+    /// Picks the delayed signals of a generation that ends now from a page of reminders.
     pub(super) fn delayed(
         &self,
         id: &EntityId,
@@ -264,7 +264,7 @@ impl Partition {
     }
 }
 
-/// What those hear who wait for reminders that cannot be read.
+/// The error where reminders cannot be read.
 pub(super) fn unreadable(error: &crate::store::ReadError) -> Error {
     Error::new(ErrorKind::Unavailable, format!("reminders cannot be read: {error}"))
 }

@@ -1,4 +1,4 @@
-//! What waits in a mailbox: one request, signal or reminder for one entity, with exactly what is
+//! The entries of a mailbox: one request, signal or reminder for one entity, with exactly what is
 //! needed to carry it out, to answer it and to take it off the disk.
 
 use std::sync::Arc;
@@ -52,7 +52,7 @@ pub(super) struct Operation {
     pub(super) argument: Option<Argument>,
     /// The same on every attempt.
     pub(super) token: u128,
-    /// Where it comes from.
+    /// Its caller and its trace, where they are known.
     pub(super) origin: Option<Arc<Origin>>,
     pub(super) accepted_at: Timestamp,
     /// When its caller stops waiting.
@@ -60,7 +60,7 @@ pub(super) struct Operation {
     pub(super) row: Row,
     pub(super) caller: Caller,
     pub(super) key: Option<Keyed>,
-    /// What must be true of the entity when the turn begins. Judged again each time it is put back.
+    /// The condition on the entity's state at the turn. Judged again each time it is put back.
     pub(super) condition: Option<Condition>,
     /// How often it was tried in vain.
     pub(super) attempts: u32,
@@ -71,7 +71,7 @@ pub(super) struct Operation {
     pub(super) permit: Option<OwnedSemaphorePermit>,
 }
 
-/// Who hears of an operation, and of what.
+/// The one who hears of an operation, and of which of its stages.
 pub(super) enum Caller {
     /// Hears the result. `None` where the process that was asked has ended.
     Call(Option<ReplySender>),
@@ -128,7 +128,7 @@ pub(super) struct Undeliverable {
     pub(super) permit: Option<OwnedSemaphorePermit>,
 }
 
-/// What a dead letter says of an operation.
+/// The parts of a dead letter that tell of an operation.
 pub(super) struct Letter {
     pub(super) sender: String,
     pub(super) operation: String,
@@ -140,7 +140,7 @@ pub(super) struct Letter {
     pub(super) accepted_at: Timestamp,
 }
 
-/// Where an operation is kept on disk.
+/// The row that keeps an operation on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Row {
     /// Nowhere: it waits in memory, and is written where it has to wait for long.
@@ -166,7 +166,7 @@ impl Occurrence {
     }
 }
 
-/// Whose order an operation keeps while it waits for its retry.
+/// The sender whose order an operation keeps while it waits for its retry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Sender {
     Outside,
@@ -184,7 +184,7 @@ impl Row {
         }
     }
 
-    /// Who sent it, as a dead letter names it.
+    /// The sender, as a dead letter names it.
     pub(super) fn sender_text(&self) -> String {
         if let Self::Reminder(Occurrence { slot: Slot::Named(name), .. }) = self {
             return format!("reminder {name}");
@@ -221,8 +221,8 @@ impl Operation {
         matches!(self.caller, Caller::Call(_))
     }
 
-    /// Whose order it keeps while it waits for its retry; calls, and signals under a condition, wait
-    /// for nobody's.
+    /// The sender whose order it keeps while it waits for its retry; calls, and signals under a
+    /// condition, wait for nobody's.
     pub(super) fn sender(&self) -> Option<Sender> {
         if self.is_call() || self.condition.is_some() {
             return None;
@@ -274,7 +274,7 @@ impl Operation {
         }
     }
 
-    /// What a dead letter says of it.
+    /// The parts of a dead letter that tell of it.
     pub(super) fn letter(&self, operation: String, cause: Cause, reason: &str) -> Letter {
         Letter {
             sender: self.row.sender_text(),
@@ -289,7 +289,7 @@ impl Operation {
     }
 }
 
-/// What the store has of an operation, whichever row it is in.
+/// The stored parts of an operation, whichever row they are in.
 pub(super) struct Stored {
     pub(super) input: Vec<u8>,
     pub(super) token: u128,
@@ -299,7 +299,7 @@ pub(super) struct Stored {
 }
 
 impl Letter {
-    /// What a dead letter says of a reminder or delayed signal.
+    /// The parts of a dead letter that tell of a reminder or delayed signal.
     pub(super) fn of_reminder(
         slot: Slot,
         record: ReminderRecord,

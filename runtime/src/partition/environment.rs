@@ -1,4 +1,4 @@
-//! What a partition is told once, and its only sources of numbers and randomness.
+//! The settings of a partition, and its only sources of numbers and randomness.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,7 +23,7 @@ pub(super) fn number_of_partition(number: u64) -> u16 {
     (number & ((1 << PARTITION_BITS) - 1)) as u16
 }
 
-/// What a partition is told once.
+/// The settings of a partition that do not change.
 pub(crate) struct Identity {
     pub(crate) number: u16,
     /// The incarnation of the node.
@@ -38,7 +38,7 @@ pub(crate) struct Identity {
     pub(crate) unserved: Arc<SharedSet<String>>,
 }
 
-/// What surrounds a partition, and what it draws from there.
+/// The settings of a partition, and its sources of numbers and randomness.
 pub(super) struct Environment {
     identity: Identity,
     entropy: Entropy,

@@ -35,7 +35,7 @@ struct Pending {
     waiters: Vec<ReplySender>,
 }
 
-/// What the store's answer means for the operation that asked.
+/// The meaning of the store's answer for the operation that asked.
 pub(super) enum LookUp {
     /// The key is new: the operation goes on.
     IsNew,
@@ -179,7 +179,7 @@ impl IdempotencyKeys {
     }
 }
 
-/// What a caller is told who asks again; `None` while the operation is under way.
+/// The answer to a repeated request; `None` while the operation is under way.
 fn response(outcome: &Remembered) -> Option<Response> {
     match outcome {
         Remembered::Pending => None,

@@ -264,7 +264,7 @@ impl Partition {
         }
     }
 
-    /// Who has inbox rows; where that could not be read, it is read again.
+    /// The entities that have inbox rows; where those could not be read, they are read again.
     pub(super) fn readable(
         &mut self,
         receivers: ReadResult<Vec<EntityId>>,
@@ -512,7 +512,8 @@ impl Partition {
         }
     }
 
-    /// What was delayed for a deleted generation, and is due before it was removed, does not run.
+    /// Turns a delayed signal of a deleted generation, which came due before it was removed, into a
+    /// dead letter.
     fn retire_if_purged(&self, id: &EntityId, envelope: Envelope) -> Envelope {
         let partition = self.environment.number();
         let is_purged = |occurrence: &Occurrence, accepted_at| {

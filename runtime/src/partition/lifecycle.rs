@@ -1,4 +1,4 @@
-//! Where a partition stands between its start and its end.
+//! The phases of a partition between its start and its end.
 //!
 //! A partition begins a *term* each time it starts over: it passes a barrier in the committer, reads
 //! what is on disk, and serves. A write group that is not committed ends the term, because everything
@@ -8,15 +8,15 @@ use std::collections::VecDeque;
 
 use super::{message::Input, reply::ReplySender};
 
-/// Where a partition stands.
+/// The phase of a partition.
 pub(super) struct Lifecycle {
     phase: Phase,
     term: u64,
     /// How many operations that await were started.
     runs: u64,
-    /// What arrived before this term could begin.
+    /// The inputs that arrived before this term could begin.
     early: VecDeque<Input>,
-    /// Who is told when everything that was taken is durable.
+    /// The caller to tell when everything that was taken is durable.
     draining: Option<ReplySender>,
     is_stopping: bool,
 }

@@ -1,4 +1,5 @@
-//! What other nodes send may be lost, doubled or late; the store knows better.
+//! The links from other nodes. A delivery may be lost, doubled or late; the store is read where one may
+//! be missing.
 //!
 //! A delivery is taken as it is only where nothing before it can be missing. Else the partition first
 //! reads which entities have inbox rows, and until it knows, whatever arrives is left on disk and read

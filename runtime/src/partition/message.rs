@@ -34,7 +34,7 @@ pub(crate) struct Keyed {
     pub(crate) fingerprint: Fingerprint,
 }
 
-/// What an idempotency key stands for: the keyed hash of an operation.
+/// The keyed hash of the operation that an idempotency key stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Fingerprint {
     /// Of what the argument means, however it is written.
@@ -50,19 +50,19 @@ impl Fingerprint {
     }
 }
 
-/// What a caller outside asks of an entity.
+/// A request of a caller outside to an entity.
 pub(crate) struct Arrival {
     pub(crate) id: EntityId,
     pub(crate) reply_to: ReplySender,
     pub(crate) action: Action,
     pub(crate) key: Option<Keyed>,
-    /// What must be true of the entity when its turn comes.
+    /// The condition on the entity's state at its turn.
     pub(crate) condition: Option<Condition>,
-    /// Where it comes from.
+    /// Its caller and its trace, where they are known.
     pub(crate) origin: Option<Arc<Origin>>,
 }
 
-/// What is asked of an entity from outside.
+/// The action that a request asks for.
 pub(crate) enum Action {
     /// Show the committed state.
     State,
@@ -100,7 +100,7 @@ pub(crate) struct Invocation {
     pub(crate) argument: Argument,
 }
 
-/// What another partition's commit made durable for this one.
+/// A row that another partition's commit made durable for this one.
 #[derive(Debug)]
 pub(crate) enum Delivery {
     /// An inbox row.
@@ -109,7 +109,7 @@ pub(crate) enum Delivery {
     Delayed(EntityId, Slot, ReminderRecord),
 }
 
-/// Where a delivery stands among those of its node.
+/// The place of a delivery among those of its node.
 ///
 /// Deliveries of one link reach a partition in the order of the commits that made them. Wherever one
 /// may be missing, a link of a higher number begins, and the partition reads the store before it goes
@@ -123,18 +123,18 @@ pub(crate) struct Link {
     pub(crate) place: u64,
 }
 
-/// What an operation that awaited brings back.
+/// The result of an operation that awaited.
 pub(crate) struct Returned {
     pub(crate) id: EntityId,
     pub(crate) run: u64,
     pub(crate) result: Result<(State, Context, Outcome), Error>,
 }
 
-/// What wakes a partition.
+/// An input of a partition: everything that can wake it.
 pub(crate) enum Input {
-    /// What a caller outside asks of an entity.
+    /// A request of a caller outside to an entity.
     Arrival(Box<Arrival>),
-    /// What another partition's commit made durable; without a body where that was lost.
+    /// A row that another partition's commit made durable; without a body where that was lost.
     Deliver(Option<Box<Delivery>>, Link),
     /// Something may have been missed: read the inbox and the reminders again.
     Rescan,
@@ -146,7 +146,7 @@ pub(crate) enum Input {
     Failed(u64, Error),
     /// The committer has settled everything that was sent before this term.
     Barrier(u64),
-    /// What a new term begins with.
+    /// The entities that have inbox rows when a term begins.
     Recovered(u64, ReadResult<Vec<EntityId>>),
     Loaded(u64, EntityId, Box<ReadResult<Option<StateRecord>>>),
     /// A page of the inbox, with a permit for each of its rows.
@@ -198,7 +198,7 @@ impl Input {
         }
     }
 
-    /// Who waits for an answer to it.
+    /// The caller that waits for an answer to it.
     pub(crate) fn into_reply_to(self) -> Option<ReplySender> {
         match self {
             Self::Arrival(arrival) => Some(arrival.reply_to),
@@ -210,7 +210,7 @@ impl Input {
     }
 }
 
-/// What a partition asks for.
+/// An output of a partition: everything that it can ask for.
 pub(crate) enum Output {
     Reply(ReplySender, CallResult),
     /// Have this committed.
@@ -251,11 +251,11 @@ pub(crate) struct Start {
     /// For the watchdog.
     pub(crate) row: Row,
     pub(crate) reply_to: Option<ReplySender>,
-    /// What its events are logged in.
+    /// The span of its log lines.
     pub(crate) span: Span,
 }
 
-/// What is sent to the committer.
+/// A request to the committer.
 #[derive(Debug)]
 pub(crate) enum CommitRequest {
     /// Commit this.

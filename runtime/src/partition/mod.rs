@@ -93,7 +93,7 @@ const REMINDERS_PAGE: usize = 512;
 /// The wait before the store is read again after it could not be.
 const READ_PAUSE: Duration = Duration::from_millis(200);
 
-/// What a partition begins with.
+/// The beginning of a partition at a node.
 pub(crate) struct Beginning {
     pub(crate) identity: Identity,
     pub(crate) predecessor: Predecessor,
@@ -120,7 +120,7 @@ pub(crate) struct Partition {
     outputs: Vec<Output>,
 }
 
-/// What a step knows of the world.
+/// The time and the room for writes during one step.
 #[derive(Debug, Clone, Copy)]
 struct Moment {
     now: Timestamp,

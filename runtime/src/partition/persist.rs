@@ -1,4 +1,4 @@
-//! What becomes of an operation on disk, and for whoever waits for it: rows written and removed, keys
+//! The writes and answers of operations: rows written and removed, keys
 //! remembered and forgotten, dead letters, answers. All of it goes into the open write group.
 //!
 //! This is the lowest layer of what a partition does with its parts; everything above uses it.
@@ -396,7 +396,7 @@ impl Partition {
     }
 }
 
-/// What those hear whose operation was given up before it began.
+/// The error of an operation that was given up before it began.
 pub(super) fn withdrawn() -> Error {
     Error::new(ErrorKind::Unavailable, "the caller gave up before the operation began")
 }

@@ -71,7 +71,7 @@ pub(super) struct Reminders {
     /// Permits for what fires next.
     permits: Option<OwnedSemaphorePermit>,
     has_asked: bool,
-    /// What was delayed for generations that were deleted, and is not yet removed.
+    /// The deleted generations whose delayed signals are not yet removed.
     purges: Map<EntityId, Purged>,
 }
 

@@ -19,7 +19,7 @@ use stead_entities::{Error, ErrorKind, Rejection, Timestamp, Version};
 
 use crate::{admission::Permit, clock::deadline_after, sabotage::Sabotage};
 
-/// What a caller is told.
+/// The answer to a caller.
 pub(crate) type CallResult = Result<Response, Error>;
 
 /// A good answer.

@@ -166,7 +166,7 @@ impl Partition {
         }
     }
 
-    /// What has to be written waits in its place while the disk is nearly full.
+    /// Puts work that writes back into its place while the disk is nearly full.
     fn wait_for_room(&mut self, id: &EntityId, mut envelope: Envelope) -> Next {
         envelope.drop_permit();
         self.activations.of(id).put_back(envelope);
@@ -179,7 +179,7 @@ impl Partition {
         self.activations.of(id).live_mut().version()
     }
 
-    /// What is said where a condition does not hold; `None` where it does.
+    /// The error where a condition does not hold; `None` where it does.
     fn objection(&mut self, id: &EntityId, condition: Option<&Condition>) -> Option<Error> {
         let condition = condition?;
         let version = self.version_of(id);
@@ -315,7 +315,7 @@ impl Partition {
         }
     }
 
-    /// What would write waits while the disk is nearly full; who waits for it is refused.
+    /// Has a stored operation wait while the disk is nearly full, and refuses one that a caller waits for.
     fn run_without_room(&mut self, id: &EntityId, operation: Box<Operation>) -> Next {
         if operation.row == Row::None {
             self.refuse_operation(*operation, &full());

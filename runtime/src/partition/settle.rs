@@ -1,4 +1,4 @@
-//! What a turn leaves behind: its state and effects in the open write group, or nothing but an attempt.
+//! The end of a turn: its state and effects join the open write group, or nothing remains but an attempt.
 
 use std::sync::Arc;
 

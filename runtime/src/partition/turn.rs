@@ -20,7 +20,7 @@ pub(super) enum Turned {
     Failed(Error),
 }
 
-/// What a turn leaves behind.
+/// The result of a turn that succeeded.
 pub(super) struct Applied {
     pub(super) state: State,
     pub(super) effects: Effects,

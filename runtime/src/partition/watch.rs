@@ -1,4 +1,4 @@
-//! What runs at present: the partition says so, the watchdog looks.
+//! The turn that runs at present: the partition notes it, the watchdog looks.
 
 use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
@@ -10,7 +10,7 @@ use stead_entities::{EntityId, Error, ErrorKind};
 use super::{envelope::Row, reply::ReplySender};
 use crate::clock::{monotonic, since};
 
-/// What runs at present in one partition, for the watchdog.
+/// The turn that runs at present in one partition, for the watchdog.
 #[derive(Debug, Default)]
 pub(crate) struct Watch(Mutex<Option<Running>>);
 
@@ -44,7 +44,7 @@ impl Watch {
         running.is_some_and(|running| running.is_late)
     }
 
-    /// What runs, if it has run for longer than `deadline`; the turn is then discarded when it ends.
+    /// The turn that runs, if it has run for longer than `deadline`; it is then discarded when it ends.
     pub(crate) fn check(&self, deadline: Duration) -> Option<Late> {
         let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let running = running.as_mut()?;

@@ -1,4 +1,4 @@
-//! What a node shares with the parts of it that know of other nodes.
+//! The state that the parts of a node share which know of other nodes.
 
 use std::{
     sync::{
@@ -75,7 +75,7 @@ impl Cluster {
         }
     }
 
-    /// What was seen last.
+    /// The last view of the cluster.
     pub(crate) fn seen(&self) -> Arc<Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -85,7 +85,7 @@ impl Cluster {
         self.news.notify_waiters();
     }
 
-    /// Who owns a partition, as far as it was seen.
+    /// The owner of a partition in the last view.
     pub(crate) fn owner(&self, partition: u16) -> Option<Member> {
         self.seen().owner(partition).cloned()
     }

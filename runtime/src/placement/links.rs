@@ -1,4 +1,4 @@
-//! What a node tells others of rows that its commits wrote for them.
+//! The links to other nodes, by which a node tells them of rows that its commits wrote for them.
 //!
 //! The rows are durable before this hears of them, so nothing here has to be kept: what is lost is
 //! found in the store. What must never happen is that a loss goes unnoticed. Deliveries to one

@@ -1,9 +1,9 @@
 //! Membership: joining, renewing the lease, and starting over under a new incarnation when it is
 //! lost.
 //!
-//! It runs on a thread of its own, so that an operation which blocks its thread does not cost the lease. What
-//! must never happen: a renewal that came late extends the lease; anything of an incarnation goes on
-//! after it was lost.
+//! It runs on a thread of its own, so that an operation which blocks its thread does not cost the
+//! lease. What must never happen: a renewal that came late extends the lease; anything of an
+//! incarnation goes on after it was lost.
 
 use std::{
     sync::{Arc, Weak},

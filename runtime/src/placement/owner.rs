@@ -44,8 +44,8 @@ const UNSEEN_PAUSE: Duration = Duration::from_millis(500);
 const QUIET_LEASES: u32 = 10;
 /// How long a look may take.
 const LOOK_DEADLINE: Duration = Duration::from_secs(5);
-/// The wait before a release that was refused is tried again.
-const RELEASE_PAUSE: Duration = Duration::from_millis(50);
+/// The wait before a partition that the store did not free is given up again.
+const FREE_PAUSE: Duration = Duration::from_millis(50);
 
 pub(super) struct Owner {
     cluster: Arc<Cluster>,
@@ -214,7 +214,7 @@ impl Owner {
     }
 }
 
-/// What comes next.
+/// The next step of the loop.
 enum Next {
     Again,
     Wait(Duration),
@@ -228,7 +228,7 @@ fn expired(view: &ClusterState, number: u64) -> Option<u64> {
     others.find(|member| member.lease_left.is_zero()).map(|member| member.incarnation)
 }
 
-/// What a member that is gone wrote last, it may have told nobody.
+/// Has partitions read their rows again after a member is gone: it may have written some and told nobody.
 fn rescan_after(host: &Host, before: &ClusterState, after: &ClusterState) {
     let is_gone = |incarnation| after.member(incarnation).is_none();
     if before.members.iter().any(|member| is_gone(member.incarnation)) {
@@ -253,13 +253,13 @@ async fn hand_over(
     }
     handle.dismiss(Error::new(ErrorKind::Fenced, "the partition has moved"));
     loop {
-        let (done, released) = oneshot::channel();
+        let (done, freed) = oneshot::channel();
         if committer.send(CommitRequest::FreePartition(partition, done)).await.is_err() {
             return partition;
         }
-        match released.await {
+        match freed.await {
             Ok(CommitOutcome::Unavailable(_) | CommitOutcome::Full(_)) => {
-                clock::sleep(RELEASE_PAUSE).await;
+                clock::sleep(FREE_PAUSE).await;
             }
             Ok(CommitOutcome::Committed | CommitOutcome::Fenced | CommitOutcome::Unknown(_))
             | Err(_) => return partition,

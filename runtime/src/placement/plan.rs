@@ -1,4 +1,4 @@
-//! What a node sees of the cluster, and what it should do about it: plain code on one view.
+//! The plan of a node: which partitions to take and to give up, as plain code on one view of the cluster.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ pub(crate) struct Seen {
     ring: Option<Arc<Ring>>,
 }
 
-/// What an incarnation should do.
+/// The steps that an incarnation should take.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Plan {
     /// Free partitions that are due to it.
@@ -24,7 +24,7 @@ pub(crate) struct Plan {
 }
 
 impl Seen {
-    /// What follows from `view`. The ring is a function of the version of the membership alone, so
+    /// Plans for a view. The ring is a function of the version of the membership alone, so
     /// the one of an earlier view of the same version is kept.
     pub(crate) fn new(view: ClusterState, seed: (u64, u64), before: &Self) -> Self {
         if view.membership == before.view.membership && before.ring.is_some() {
@@ -39,13 +39,13 @@ impl Seen {
         Self { view, ring }
     }
 
-    /// Who owns a partition.
+    /// The owner of a partition.
     pub(crate) fn owner(&self, partition: u16) -> Option<&Member> {
         let owner = self.view.partitions.get(usize::from(partition))?.owner?;
         self.view.member(owner)
     }
 
-    /// Who should own a partition.
+    /// The member that should own a partition.
     pub(crate) fn preferred(&self, partition: u16) -> Option<&Member> {
         let preferred = &self.ring.as_ref()?.owner(partition)?.name;
         let place = self.view.members.binary_search_by(|member| member.name.cmp(preferred));
@@ -59,7 +59,7 @@ impl Seen {
             || self.view.members.iter().all(|member| member.is_leaving)
     }
 
-    /// What `incarnation` should do.
+    /// The steps that `incarnation` should take.
     pub(crate) fn plan(&self, incarnation: u64) -> Plan {
         let mut plan = Plan::default();
         for (partition, owned) in (0_u16..).zip(&self.view.partitions) {

@@ -4,7 +4,8 @@
 //! Each member has points on a ring of 64-bit hashes, 128 for each unit of its weight. A partition
 //! belongs to the member of the first point at or behind its own place that has room. Room is 1.25
 //! times a member's fair share, rounded up, and no more than its share, rounded up, or its share and
-//! a tenth of all partitions, whichever is more: so a member that joins cannot take much more than what is due to it.
+//! a tenth of all partitions, whichever is more: so a member that joins cannot take much more than what
+//! is due to it.
 //!
 //! What must never happen: two nodes that know the same members disagree. So this is plain code on
 //! integers; the order in which members are listed, the machine and the build make no difference,
@@ -68,7 +69,7 @@ impl Ring {
         Self { members, owners }
     }
 
-    /// Who should own a partition; `None` where there is no such partition, or nobody.
+    /// The member that should own a partition; `None` where there is no such partition, or nobody.
     pub fn owner(&self, partition: u16) -> Option<&Member> {
         let owner = self.owners.get(usize::from(partition))?;
         self.members.get(*owner as usize)

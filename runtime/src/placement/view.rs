@@ -1,4 +1,5 @@
-//! What is shown of the cluster, or of a node that shares nothing: a cluster of its own.
+//! The views of the cluster that HTTP and embedders get; a node that shares nothing is a cluster of its
+//! own.
 
 use serde::Serialize;
 use stead_entities::EntityId;
@@ -6,7 +7,7 @@ use stead_entities::EntityId;
 use super::plan::Seen;
 use crate::store::Opened;
 
-/// Where an entity is.
+/// The place of an entity: its partition and the owner of that.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Placement {
@@ -27,7 +28,7 @@ pub struct Placement {
     pub preferred: Option<String>,
 }
 
-/// Who is there, and who owns what.
+/// The members of a cluster, and the owners of its partitions.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct ClusterView {
@@ -53,7 +54,7 @@ pub struct MemberView {
     pub name: String,
     /// Its incarnation: it grows with each join of any node.
     pub incarnation: u64,
-    /// Where its peers reach it.
+    /// The address at which its peers reach it.
     pub address: String,
     /// Its share, beside the others'.
     pub weight: u32,
@@ -127,7 +128,7 @@ impl Placement {
 }
 
 impl ClusterView {
-    /// Who is there and who owns what, as `node` has seen it.
+    /// The members and the owners of partitions, as `node` has seen them.
     pub(crate) fn seen(node: &str, seen: &Seen) -> Self {
         let owns = |incarnation| {
             seen.view.partitions.iter().filter(|it| it.owner == Some(incarnation)).count()

@@ -169,7 +169,7 @@ fn places(server: &Server) -> String {
     urls.join(", ")
 }
 
-/// What somebody can type who has just started the server.
+/// A first command to type, for somebody who has just started the server.
 fn hint(node: &Node, server: &Server) -> String {
     let Ok(mut address) = server.address() else { return String::new() };
     match address.ip() {

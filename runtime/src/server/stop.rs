@@ -18,7 +18,7 @@ use signal_hook::{
     low_level::{emulate_default_handler, pipe},
 };
 
-/// What a stop is waited for with.
+/// The signals that stop a server.
 #[derive(Debug)]
 pub(super) struct Stop {
     /// Bytes arrive here with each signal.

@@ -1,4 +1,4 @@
-//! What a node keeps, behind one trait: a commit that is atomic, flushed and fenced, and reads of
+//! The durable data of a node, behind one trait: a commit that is atomic, flushed and fenced, and reads of
 //! what was committed.
 //!
 //! Only `commit` calls [`Store::commit`]. A store answers how a commit ended and never guesses:
@@ -73,7 +73,7 @@ pub struct Batch {
     pub time: Timestamp,
     /// Whether this is the last batch of a node that drained.
     pub is_clean: bool,
-    /// What to write, in order.
+    /// The writes, in order.
     pub writes: Vec<Write>,
 }
 
@@ -200,14 +200,14 @@ pub type DeadLetterHeads = Page<DeadLetterHead>;
 pub struct DeadLetterPage {
     /// The letters that fit the filter.
     pub rows: Vec<(DeadLetterId, DeadLetter)>,
-    /// Where the next page begins; `None` behind the last one.
+    /// The id behind which the next page begins; `None` behind the last one.
     pub next: Option<DeadLetterId>,
 }
 
-/// What is known of a dead letter without its content.
+/// A dead letter without its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeadLetterHead {
-    /// Where it lies.
+    /// Its key.
     pub id: DeadLetterId,
     /// When it was made.
     pub at: Timestamp,
@@ -263,7 +263,7 @@ pub enum Haste {
 /// A read of one view.
 pub type Read = Box<dyn FnOnce(&dyn Rows) + Send>;
 
-/// What a store knows of itself when it is opened.
+/// The state of a store when it is opened.
 ///
 /// A shared store that was only connected to has incarnation 0 and no lane: its nodes join it.
 #[derive(Debug, Clone)]
@@ -285,7 +285,7 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// What a shared store that was only connected to says of itself.
+    /// The state of a shared store that was only connected to.
     pub(crate) const fn connected(settings: Settings, time: Timestamp) -> Self {
         Self {
             settings,
@@ -315,7 +315,7 @@ pub trait RunningMarks: Send + Sync + fmt::Debug {
 /// The conformance suite checks the fence, the atomicity of what is read back, and the reads; each
 /// store has tests of its own for flushes, crashes and poison.
 pub trait Store: Send + Sync + fmt::Debug + 'static {
-    /// What the store knew when it was opened.
+    /// The state of the store when it was opened.
     fn opened(&self) -> &Opened;
     /// Writes a batch. Not cancel safe: the caller waits for the answer. It may block the thread on
     /// which it is polled: the committer has one of its own.

@@ -1,4 +1,4 @@
-//! What is read of the tables, once for every back-end.
+//! The typed reads of the tables, once for every back-end.
 
 use stead_entities::{BoxFuture, EntityId, Timestamp};
 use tokio::sync::oneshot;
@@ -45,7 +45,8 @@ pub trait TypedReads: Store {
         Some(found.and_then(rows::decoded))
     }
 
-    /// What is remembered, if that is at hand without waiting for a disk; `None` if it is not.
+    /// The record under an idempotency key if it is at hand without waiting for a disk; `None` if it is
+    /// not.
     fn remembered_cached(
         &self,
         key: &IdempotencyKey,
@@ -128,7 +129,7 @@ pub trait TypedReads: Store {
         })
     }
 
-    /// What is remembered under a key.
+    /// The record under an idempotency key.
     fn remembered(
         &self,
         key: IdempotencyKey,
@@ -160,7 +161,7 @@ pub trait TypedReads: Store {
         self.read(Haste::Long, move |rows| rows::dead_letters(rows, &filter, after, limit))
     }
 
-    /// What is known of up to `limit` dead letters of a partition behind `after`.
+    /// The heads of up to `limit` dead letters of a partition behind `after`.
     fn dead_letter_heads(
         &self,
         partition: u16,

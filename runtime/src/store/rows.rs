@@ -463,7 +463,8 @@ pub(super) fn dead_letter_heads(
     Ok(take(rows, table, (&from, &to), Limit::page(limit), read)?.0)
 }
 
-/// Hands out the rows of the table [`Table::Meta`] whose keys begin with `prefix`, by the rest of their keys.
+/// Hands out the rows of the table [`Table::Meta`] whose keys begin with `prefix`, by the rest of their
+/// keys.
 fn each_meta(rows: &dyn Rows, prefix: &[u8], each: &mut EachRow<'_>) -> ReadResult<()> {
     let to = tables::key::after(prefix);
     rows.scan(Table::Meta, prefix, &to, Limit::rows(64), &mut |key, value| {

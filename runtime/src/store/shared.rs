@@ -1,4 +1,4 @@
-//! What a store offers that many nodes share: membership, leases and ownership, beside the data.
+//! The trait of a store that many nodes share: membership, leases and ownership, beside the data.
 //!
 //! Everything here is judged by the store's own clock and changed by compare-and-set, so that it
 //! does not matter how late or how often a node asks. A node is known by its incarnation; whatever an
@@ -20,7 +20,7 @@ use super::{ReadResult, Store};
 pub struct Registration {
     /// Its name; one node at a time holds it.
     pub name: Arc<str>,
-    /// Where its peers reach it.
+    /// The address at which its peers reach it.
     pub address: Arc<str>,
     /// Its share of the partitions, beside the others': 1 to 64.
     pub weight: u32,
@@ -28,11 +28,11 @@ pub struct Registration {
     pub types: Vec<String>,
     /// How long its lease lasts without being renewed.
     pub lease: Duration,
-    /// What tells whether it knows the secret of the others, and does not tell the secret.
+    /// A code by which nodes compare their secrets without telling them.
     pub secret: Vec<u8>,
 }
 
-/// What joining brings.
+/// The result of joining.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Joined {
     /// The incarnation of the node; it grows with each join. Its lane begins behind batch 0.
@@ -41,7 +41,7 @@ pub struct Joined {
     pub time: Timestamp,
 }
 
-/// What renewing a lease brings.
+/// The result of renewing a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Renewed {
     /// The version of the membership: it grows with each join, leave and eviction.
@@ -54,7 +54,7 @@ pub struct Renewed {
     pub time: Timestamp,
 }
 
-/// Who is there and who owns what, as one moment shows it.
+/// The members and the owners of partitions at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ClusterState {
     /// The version of the membership.
@@ -72,7 +72,7 @@ pub struct Member {
     pub name: Arc<str>,
     /// Its incarnation.
     pub incarnation: u64,
-    /// Where its peers reach it.
+    /// The address at which its peers reach it.
     pub address: Arc<str>,
     /// Its share of the partitions, beside the others'.
     pub weight: u32,
@@ -84,7 +84,7 @@ pub struct Member {
     pub lease_left: Duration,
 }
 
-/// Who owns a partition.
+/// The owner of a partition.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Ownership {
     /// The incarnation of the owner; `None` where it has been given up.
@@ -115,7 +115,7 @@ pub enum MemberError {
     Held {
         /// The incarnation that holds it.
         incarnation: u64,
-        /// What is left of its lease.
+        /// The time left of its lease.
         left: Duration,
     },
     /// A member that is alive has another secret.

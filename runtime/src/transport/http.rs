@@ -55,7 +55,7 @@ const READING_MAX: usize = 256 << 10;
 const BODY_DEADLINE: Duration = Duration::from_secs(10);
 const CODE: &str = "x-stead-code";
 
-/// What all nodes of a cluster know, and nobody else.
+/// The secret that all nodes of a cluster know, and nobody else.
 #[derive(Clone)]
 pub struct Secret(Hmac<Sha256>);
 
@@ -232,7 +232,7 @@ fn told(error: &reqwest::Error) -> String {
     cause.to_string()
 }
 
-/// Where peers come in.
+/// The service that peers connect to.
 struct PeerService {
     node: Arc<dyn PeerHandler>,
     address: Arc<str>,

@@ -12,7 +12,7 @@ use stead_entities::BoxFuture;
 use super::{PeerHandler, SendError, Transport};
 use crate::{clock, entropy::Entropy};
 
-/// What a [`Network`] does to messages.
+/// The faults of a [`Network`].
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Faults {
     /// The longest that a message takes.

@@ -1,4 +1,4 @@
-//! What nodes say to one another: messages and answers as bytes, from one address to another.
+//! The transport between nodes: messages and answers as bytes, from one address to another.
 //!
 //! A transport knows neither entities nor partitions. What it must tell apart is whether a message
 //! that brought no answer was never sent, so that it can be asked elsewhere, or may have arrived.
@@ -32,7 +32,7 @@ pub enum SendError {
     Refused(String),
 }
 
-/// What answers the messages of peers.
+/// Answers the messages of peers.
 pub trait PeerHandler: Send + Sync + 'static {
     /// Answers a message. Dropping the answer, because the asker went away, cancels nothing that was
     /// accepted.
@@ -41,7 +41,7 @@ pub trait PeerHandler: Send + Sync + 'static {
 
 /// A way to the peers of a node.
 pub trait Transport: Send + Sync + fmt::Debug + 'static {
-    /// What tells whether two nodes know one secret, and does not tell the secret; empty where there is
+    /// A code by which nodes compare their secrets without telling them; empty where there is
     /// none.
     fn secret(&self) -> Vec<u8> {
         Vec::new()

@@ -25,7 +25,7 @@ use crate::{
     },
 };
 
-/// What a node asks of another one.
+/// A request of one node to another.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) enum PeerRequest {
     /// Do this, if the entity is yours.
@@ -34,7 +34,7 @@ pub(crate) enum PeerRequest {
     Wake(Wakes),
 }
 
-/// What one node tells another of rows that it wrote.
+/// The rows that one node tells another of, after it wrote them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Wakes {
     /// The incarnation of the sender.
@@ -105,15 +105,15 @@ impl Row {
     }
 }
 
-/// What a caller asks for, on its one hop to the owner.
+/// A caller's request on its one hop to the owner.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Forwarded {
     pub(crate) task: Task,
-    /// What is left of the caller's timeout, in microseconds.
+    /// The rest of the caller's timeout, in microseconds.
     pub(crate) timeout: u64,
 }
 
-/// What can be asked of an entity, or of a partition.
+/// A request to an entity, or to a partition.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Task {
     Call(Asked),
@@ -188,7 +188,7 @@ impl Task {
     }
 }
 
-/// What the owner answers.
+/// The answer of the owner.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) enum PeerResponse {
     Done,
@@ -270,7 +270,7 @@ impl From<CallResult> for PeerResponse {
 }
 
 impl PeerResponse {
-    /// What the caller is told, if this is an answer to a caller.
+    /// The answer to the caller, if this is one.
     pub(crate) fn into_response(self) -> Option<CallResult> {
         Some(match self {
             Self::Done => Ok(Response::Done),

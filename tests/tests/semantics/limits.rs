@@ -57,7 +57,8 @@ impl Drop for LetGo {
     }
 }
 
-/// One test for everything about blocked threads, because what blocks its thread holds a thread until it is let go.
+/// One test for everything about blocked threads, because what blocks its thread holds a thread until
+/// it is let go.
 #[tokio::test(flavor = "multi_thread", worker_threads = 6)]
 async fn an_operation_that_blocks_its_thread_is_named_and_retired() {
     let _let_go = LetGo;

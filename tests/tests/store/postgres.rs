@@ -10,7 +10,7 @@ use stead::{
         Batch, CommitOutcome, Fence, Store, TypedReads as _, Write, conformance,
         postgres::{ConnectError, PostgresSettings},
         shared::{Registration, SharedStore as _},
-        tables::states::StateRecord,
+        tables::states::{StateHead, StateRecord},
     },
 };
 use stead_tests::{
@@ -27,12 +27,14 @@ fn batch(store: &PostgresStore, number: u64, writes: Vec<Write>) -> Batch {
 fn state(key: &str, generation: u64, revision: u64, follows: u64) -> Write {
     let id = EntityId::new("counter", key).expect("valid");
     let record = StateRecord {
-        version: 1,
-        generation,
-        revision,
-        follows,
-        incarnation: 1,
-        committed_at: Timestamp::default(),
+        head: StateHead {
+            version: 1,
+            generation,
+            revision,
+            follows,
+            incarnation: 1,
+            committed_at: Timestamp::default(),
+        },
         reminders: Vec::new(),
         state: vec![2],
     };

@@ -18,7 +18,7 @@ const CONDITIONAL_ARGUMENTS_MAX: usize = 4;
 /// One method that callers, reminders or entities can name.
 pub(super) struct Method {
     pub(super) name: Ident,
-    /// What the typed reference repeats: its documentation, and whether it is deprecated.
+    /// The attributes that the typed reference repeats: documentation, and deprecation.
     pub(super) attributes: Vec<TokenStream>,
     pub(super) description: String,
     /// When it exists at all: the predicates of its `cfg` attributes.
@@ -32,7 +32,7 @@ pub(super) struct Method {
 }
 
 pub(super) enum Argument {
-    /// What a caller gives.
+    /// An argument that a caller gives.
     Input(Ident, Type),
     /// The context, under the name that the author has for its type.
     Context(Type),

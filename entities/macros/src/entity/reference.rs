@@ -9,7 +9,7 @@ use super::{
 };
 
 impl Generator<'_> {
-    /// What an author calls on it.
+    /// The methods that an author calls on it.
     pub(super) fn reference_methods(&self) -> TokenStream {
         let (model, entity, reference) = (&self.model, self.entity, &self.reference);
         let methods = self.methods.iter().map(|row| self.reference_method(row));
@@ -71,7 +71,7 @@ impl Generator<'_> {
         }
     }
 
-    /// What an author names: the typed reference, and the function that makes it.
+    /// The items that an author names: the typed reference, and the function that makes it.
     pub(super) fn reference(&self) -> TokenStream {
         let (model, entity, reference) = (&self.model, self.entity, &self.reference);
         let (conditions, name) = (&self.conditions, self.name.unraw());

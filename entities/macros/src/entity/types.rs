@@ -16,7 +16,7 @@ pub(super) struct Returns {
     pub(super) value: Option<Type>,
     /// Whether the result is written `Result<T, Rejection>`.
     pub(super) is_rejectable: bool,
-    /// Where a mistake is shown.
+    /// The place at which a mistake is shown.
     pub(super) place: Type,
 }
 

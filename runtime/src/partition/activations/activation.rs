@@ -15,7 +15,7 @@ use crate::{
     rules::Rule,
     store::tables::{
         reminders::Slot,
-        states::{ReminderHead, StateRecord},
+        states::{ReminderHead, StateHead, StateRecord},
     },
     types::{State, Trust},
 };
@@ -26,11 +26,11 @@ const COUNTED_MAX: usize = 64;
 /// One entity in memory.
 pub(in crate::partition) struct Activation {
     stage: Stage,
-    /// What is to run, in order.
+    /// The entries that are to run, in order.
     mailbox: VecDeque<Envelope>,
     /// Signals that wait for the first of their sender to be tried again.
     retries: Vec<RetryQueue>,
-    /// What waits in memory behind what waits on disk.
+    /// The entries that wait in memory behind those on disk.
     behind: VecDeque<Envelope>,
     /// The last write group with something of this entity that must be durable before it is heard of.
     unreleased: u64,
@@ -40,7 +40,7 @@ pub(in crate::partition) struct Activation {
     pub(super) used_at: Timestamp,
 }
 
-/// What an entity can do at present.
+/// The stage of an activation.
 pub(in crate::partition) enum Stage {
     /// Its state is being read.
     Loading,
@@ -58,7 +58,7 @@ pub(in crate::partition) enum Stage {
     Unreadable(Timestamp),
 }
 
-/// What waits for a read of an entity's reminders.
+/// Work that waits for a read of an entity's reminders.
 pub(in crate::partition) enum WaitsForReminders {
     Delete(Box<Delete>),
     /// A turn that deletes its entity.
@@ -107,10 +107,10 @@ impl Live {
         };
         let Some(record) = record else { return initial };
         Self {
-            generation: record.generation,
-            revision: record.revision,
-            sent_revision: record.revision,
-            committed_at: record.committed_at,
+            generation: record.head.generation,
+            revision: record.head.revision,
+            sent_revision: record.head.revision,
+            committed_at: record.head.committed_at,
             reminders: record.reminders,
             ..initial
         }
@@ -190,16 +190,15 @@ impl Live {
         Rule::StatesFollow.check(self.generation > 0 && self.revision >= self.sent_revision);
         let follows = std::mem::replace(&mut self.sent_revision, self.revision);
         self.is_unwritten = false;
-        StateRecord {
+        let head = StateHead {
             version,
             generation: self.generation,
             revision: self.revision,
             follows,
             incarnation,
             committed_at: self.committed_at,
-            reminders: self.reminders.clone(),
-            state,
-        }
+        };
+        StateRecord { head, reminders: self.reminders.clone(), state }
     }
 
     /// Whether the open group is to write it.
@@ -302,7 +301,8 @@ impl Activation {
         self.stage = Stage::Reading { live, waits, is_asked: false };
     }
 
-    /// What waits for a read of its reminders that was not asked for yet, and is now.
+    /// Takes note that the reminders are asked for, and returns the work that waits for them, the first
+    /// time.
     pub(in crate::partition) fn ask_for_reminders(&mut self) -> Option<&WaitsForReminders> {
         match &mut self.stage {
             Stage::Reading { waits, is_asked, .. } if !*is_asked => {
@@ -551,7 +551,7 @@ impl Activation {
 }
 
 impl WaitsForReminders {
-    /// What waits, without what it has done so far.
+    /// The envelope of the work that waits, without its effects so far.
     pub(in crate::partition) fn into_envelope(self) -> Envelope {
         match self {
             Self::Delete(delete) => Envelope::Delete(delete),

@@ -225,18 +225,18 @@ impl Activations {
             Ok(None) => return initial(None),
             Ok(Some(record)) => record,
         };
-        if !known.knows(record.version) {
-            let (stored, present) = (record.version, known.version());
+        if !known.knows(record.head.version) {
+            let (stored, present) = (record.head.version, known.version());
             let message = format!(
                 "{id} is stored in version {stored} of its type, and this node knows version \
                  {present}: run a newer program; the entity is left as it is"
             );
             return Err(Error::new(ErrorKind::Unavailable, message));
         }
-        if record.generation == 0 || record.follows > record.revision {
+        if record.head.generation == 0 || record.head.follows > record.head.revision {
             return Err(corrupt(&"its revision does not follow the one before it"));
         }
-        let decoded = guarded(|| known.decode_state(record.version, &record.state));
+        let decoded = guarded(|| known.decode_state(record.head.version, &record.state));
         let decoded: Result<State, _> = decoded.map_err(|error| corrupt(&error))?;
         match decoded {
             Ok(state) => Ok(Live::new(state, Some(record))),

@@ -86,7 +86,7 @@ impl Table {
         self.entries.iter_mut().map(|(_, entry)| &mut **entry)
     }
 
-    /// What is in it, in the order of the ids.
+    /// The entries in the order of their ids.
     pub(super) fn into_sorted(mut self) -> Vec<(EntityId, Box<Activation>)> {
         let mut places: Vec<_> = self.places.into_iter().collect();
         places.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));

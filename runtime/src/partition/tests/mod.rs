@@ -129,7 +129,7 @@ struct Bench {
     dropped: Arc<AtomicU64>,
 }
 
-/// What arrives by it is never lost.
+/// A link that loses nothing.
 const LINK: Link = Link { source: 1, number: 0, place: 0 };
 
 fn types() -> Arc<EntityTypes> {
@@ -263,7 +263,7 @@ impl Bench {
         Some(Input::Permits(self.partition.term(), permits))
     }
 
-    /// What the store answers now to everything that was asked.
+    /// The store's answers to everything that was asked so far.
     fn read(&mut self) -> Vec<Input> {
         let term = self.partition.term();
         let store = &self.store;
@@ -420,7 +420,7 @@ impl Bench {
     }
 }
 
-/// What a caller outside sends.
+/// A request of a caller outside.
 struct Sent {
     operation: String,
     input: Vec<u8>,
@@ -429,7 +429,7 @@ struct Sent {
     condition: Option<Condition>,
     key: Option<Keyed>,
     replays: Option<DeadLetterId>,
-    /// What is asked for instead of an operation.
+    /// The action, where it is not an operation.
     action: Option<Action>,
 }
 
@@ -469,7 +469,7 @@ fn arrival(key: &str, sent: Sent, reply_to: ReplySender) -> Input {
     Input::Arrival(Box::new(arrival))
 }
 
-/// What a caller was told so far.
+/// The answer that a caller has so far.
 fn told(waiting: ReplyReceiver) -> Option<CallResult> {
     match pin!(waiting).poll(&mut TaskContext::from_waker(Waker::noop())) {
         Poll::Ready(response) => Some(response),

@@ -196,7 +196,7 @@ fn some_seconds(text: &str) -> Result<Duration, String> {
 }
 
 impl Command {
-    /// What the command line says, and the environment where that says nothing.
+    /// Reads the command line, and the environment for what that leaves out.
     ///
     /// # Errors
     /// What cannot be used, in words for whoever wrote it; also what `--help` shows.
@@ -292,7 +292,7 @@ fn trimmed(value: OsString) -> Option<OsString> {
     }
 }
 
-/// What switches on; what switches off is as if it were not there.
+/// A variable that switches something on; one that switches off counts as not set.
 fn switch(value: OsString) -> Option<OsString> {
     let text = value.to_str().unwrap_or_default().to_ascii_lowercase();
     match text.as_str() {

@@ -18,7 +18,7 @@ use super::{
         inbox::{InboxKey, InboxRecord},
         meta::{LayoutText, OperationNames},
         reminders::{ReminderRecord, Slot},
-        states::StateRecord,
+        states::{StateHead, StateRecord},
     },
 };
 
@@ -72,12 +72,14 @@ fn id(key: &str) -> EntityId {
 
 fn state(revision: u64) -> StateRecord {
     StateRecord {
-        version: 1,
-        generation: 9,
-        revision,
-        follows: revision - 1,
-        incarnation: 1,
-        committed_at: Timestamp::from_micros(7),
+        head: StateHead {
+            version: 1,
+            generation: 9,
+            revision,
+            follows: revision - 1,
+            incarnation: 1,
+            committed_at: Timestamp::from_micros(7),
+        },
         reminders: Vec::new(),
         state: vec![1, 2, 3],
     }

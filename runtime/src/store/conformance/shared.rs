@@ -149,7 +149,7 @@ async fn who_was_evicted_can_do_nothing_more(store: &Arc<dyn SharedStore>) {
     assert_eq!(store.acquire(member, vec![4]).await, Err(MemberError::Lost));
     assert_eq!(owned(store, 4).await, free, "nothing was taken");
     let kept = store.load(id("evicted")).await.expect("readable").expect("committed before");
-    assert_eq!(kept.revision, 1);
+    assert_eq!(kept.head.revision, 1);
 }
 
 async fn a_partition_is_given_up_by_its_owner_only(store: &Arc<dyn SharedStore>) {

@@ -1,4 +1,4 @@
-//! What every table owes, by its own samples.
+//! The obligations of every table, checked by its own samples.
 
 use std::{collections::BTreeMap, convert::Infallible, sync::Arc};
 

@@ -34,7 +34,7 @@ use crate::sabotage::Sabotage;
 type Key = (Table, Vec<u8>);
 type Image = BTreeMap<Key, Vec<u8>>;
 
-/// What the next commit is to do instead of succeeding.
+/// The fault of the next commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(
     not(any(test, feature = "testing")),
@@ -78,7 +78,7 @@ pub struct MemoryStore {
     way: Arc<Way>,
 }
 
-/// What is minted with every disk.
+/// The settings of every disk.
 const SETTINGS: Settings = Settings { partitions: 16, seed: (7, 11) };
 
 impl MemoryDisk {

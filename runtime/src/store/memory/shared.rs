@@ -31,7 +31,7 @@ use crate::{
     },
 };
 
-/// Where the disk's clock begins: the first of November 2023.
+/// The beginning of the disk's clock: the first of November 2023.
 const BEGINNING: i64 = 1_698_796_800_000_000;
 
 /// How a node reaches the disk.
@@ -44,9 +44,9 @@ const BEGINNING: i64 = 1_698_796_800_000_000;
 pub enum Reach {
     /// Both ways.
     Open,
-    /// What it asks does not arrive.
+    /// Requests are lost.
     RequestsLost,
-    /// What it asks is done, but the answer does not arrive.
+    /// Requests are carried out, but their answers are lost.
     ResponsesLost,
 }
 
@@ -105,7 +105,7 @@ pub(super) struct Cluster {
     started: Option<Instant>,
     membership: u64,
     nodes: Vec<Node>,
-    /// Who was removed last.
+    /// The nodes that were removed last.
     #[cfg(feature = "sabotage")]
     gone: Vec<Node>,
     partitions: Vec<Ownership>,
@@ -188,11 +188,14 @@ impl Disk {
                     let stored: Option<StateRecord> =
                         stored.transpose().map_err(|e| e.to_string())?;
                     let follows = match &stored {
-                        Some(stored) if stored.generation == state.generation => {
-                            state.follows == stored.revision
+                        Some(stored) if stored.head.generation == state.head.generation => {
+                            state.head.follows == stored.head.revision
                         }
-                        Some(stored) => state.generation > stored.generation && state.follows == 0,
-                        None => state.follows == 0,
+                        Some(stored) => {
+                            state.head.generation > stored.head.generation
+                                && state.head.follows == 0
+                        }
+                        None => state.head.follows == 0,
                     };
                     if !follows && !Sabotage::AdvisoryFence.is_on() {
                         return Err(format!("{id} does not follow what is stored"));

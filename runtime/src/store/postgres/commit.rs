@@ -37,9 +37,9 @@ pub(super) struct Writer {
     forget_before: Arc<AtomicI64>,
     /// Whether others write to the store too.
     is_shared: bool,
-    /// What was forgotten last.
+    /// The time up to which keys were forgotten last.
     forgotten: i64,
-    /// What was minted with the store.
+    /// The settings that were minted with the store.
     kept: Settings,
     /// How often the lane was moved, or a batch kept from moving it.
     attempt: i64,
@@ -219,7 +219,7 @@ fn is_unsettled(error: &Error) -> bool {
     ends_connection || *known.code() == SqlState::T_R_STATEMENT_COMPLETION_UNKNOWN
 }
 
-/// What a definite refusal means.
+/// The outcome of a commit that was definitely refused.
 fn refused(text: &str, error: &Error) -> CommitOutcome {
     let is_miscounted = error.code() == Some(&SqlState::DIVISION_BY_ZERO);
     match text {
@@ -227,7 +227,7 @@ fn refused(text: &str, error: &Error) -> CommitOutcome {
         sql::CONSUME | sql::CONSUME_DELAYED if is_miscounted => {
             CommitOutcome::Unavailable("a consumed row is not there".into())
         }
-        sql::RELEASE if is_miscounted => {
+        sql::FREE_PARTITIONS if is_miscounted => {
             CommitOutcome::Unavailable("a partition is not the writer's".into())
         }
         sql::PUT_STATES if is_miscounted => {

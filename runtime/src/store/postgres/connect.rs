@@ -38,7 +38,7 @@ pub enum ConnectError {
          with `unsafe_durability` or --unsafe-durability"
     )]
     Unsafe(String),
-    /// What the database answers makes no sense.
+    /// The answer of the database makes no sense.
     #[error("the database cannot be used: {0}")]
     Unusable(String),
 }
@@ -49,7 +49,7 @@ impl From<tokio_postgres::Error> for ConnectError {
     }
 }
 
-/// What a database says of an error, its own words first.
+/// The text of a database's error, its own words first.
 pub(super) fn said(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
         Some(known) => format!("{} ({})", known.message(), known.code().code()),

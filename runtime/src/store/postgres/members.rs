@@ -19,7 +19,7 @@ pub(super) const BEGIN_VIEW: &str =
 
 pub(super) const NEXT_MEMBERSHIP: &str =
     "update stead_store set membership = membership + 1 where one returning membership";
-/// Who holds a name, and for how much longer.
+/// Selects the member that holds a name, and for how much longer.
 pub(super) const HOLDER: &str = concat!(
     "select incarnation, expires_micros - ",
     now!(),

@@ -170,7 +170,7 @@ impl PostgresStore {
         }
     }
 
-    /// What commits for an incarnation.
+    /// The writer of an incarnation.
     fn writer(&self, incarnation: u64) -> SharedWriter {
         let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
         if !writers.contains_key(&incarnation) && writers.len() >= WRITERS_MAX {
@@ -285,7 +285,7 @@ async fn read_numbers_ahead(client: &Client) -> Result<Duration, ConnectError> {
     Ok(ahead.unwrap_or_default().as_duration())
 }
 
-/// What was minted with the store.
+/// The settings that were minted with the store.
 async fn read_settings(client: &Client) -> Result<Settings, ConnectError> {
     let store = client.query_typed_one(sql::READ_STORE, &[]).await?;
     let seed = |column| {

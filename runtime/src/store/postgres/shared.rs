@@ -36,7 +36,7 @@ pub(super) struct ControlConnections {
     last: std::sync::Mutex<Option<Registration>>,
 }
 
-/// What a change of the membership came to.
+/// The outcome of a change of the membership.
 enum MembershipChange<T> {
     Commit(T),
     Undo(MemberResult<T>),

@@ -13,7 +13,7 @@ use crate::store::tables::{Table, states::HEAD_BYTES_MAX};
 /// The version of the tables that this build reads and writes.
 pub(super) const SCHEMA: i32 = 3;
 
-/// What makes the tables of each version from those of the one before.
+/// The migrations: each makes the tables of its version from those of the one before.
 pub(super) const MIGRATIONS: [&str; SCHEMA as usize] = [
     "
 create table stead_store (
@@ -153,7 +153,7 @@ pub(super) const MOVE_LANE_LOOSELY: &str = "update stead_lanes \
     where incarnation = $1 and lane = $2 and number = $3 - 1 and attempt = $6 and not is_closed";
 
 /// Partitions that their owner gives up.
-pub(super) const RELEASE: &str = "with gone as (update stead_partitions \
+pub(super) const FREE_PARTITIONS: &str = "with gone as (update stead_partitions \
     set owner = null, epoch = epoch + 1, was_unclean = false \
     where partition = any($1::integer[]) and owner = $2 returning 1) \
     select 1 / (case when count(*) = $3 then 1 else 0 end) from gone";

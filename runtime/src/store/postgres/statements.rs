@@ -73,7 +73,7 @@ pub(super) fn statements(batch: &Batch, attempt: i64, kept: &Settings) -> Vec<St
             statements.push(gone.value(count, Type::INT8));
         }
     }
-    statements.extend(release(batch));
+    statements.extend(free_partitions(batch));
     let mut tables: BTreeMap<Table, Rows> = BTreeMap::new();
     for ((table, key), value) in rows {
         let rows = tables.entry(table).or_default();
@@ -109,7 +109,7 @@ pub(super) fn statements(batch: &Batch, attempt: i64, kept: &Settings) -> Vec<St
     statements
 }
 
-/// What a batch does to one table of plain rows.
+/// The changes of a batch to one table of plain rows.
 #[derive(Default)]
 struct Rows {
     gone: Vec<Vec<u8>>,
@@ -118,16 +118,16 @@ struct Rows {
 }
 
 /// The partitions that a batch gives up.
-fn release(batch: &Batch) -> Option<Statement> {
-    let released = batch.writes.iter().filter_map(|write| match write {
+fn free_partitions(batch: &Batch) -> Option<Statement> {
+    let freed = batch.writes.iter().filter_map(|write| match write {
         Write::FreePartition(partition) => Some(i32::from(*partition)),
         _ => None,
     });
-    let released: Vec<_> = released.collect();
-    let count = released.len() as i64;
+    let freed: Vec<_> = freed.collect();
+    let count = freed.len() as i64;
     (count > 0).then(|| {
-        Statement::new(sql::RELEASE)
-            .value(released, Type::INT4_ARRAY)
+        Statement::new(sql::FREE_PARTITIONS)
+            .value(freed, Type::INT4_ARRAY)
             .value(signed(batch.fence.incarnation), Type::INT8)
             .value(count, Type::INT8)
     })
@@ -141,10 +141,10 @@ fn put_states(states: Vec<State<'_>>) -> Option<Statement> {
         return None;
     }
     let count = states.len() as i64;
-    let generations = states.iter().map(|((_, it), _)| it.generation.to_be_bytes().to_vec());
+    let generations = states.iter().map(|((_, it), _)| it.head.generation.to_be_bytes().to_vec());
     let generations: Vec<_> = generations.collect();
-    let revisions: Vec<_> = states.iter().map(|((_, it), _)| signed(it.revision)).collect();
-    let follows: Vec<_> = states.iter().map(|((_, it), _)| signed(it.follows)).collect();
+    let revisions: Vec<_> = states.iter().map(|((_, it), _)| signed(it.head.revision)).collect();
+    let follows: Vec<_> = states.iter().map(|((_, it), _)| signed(it.head.follows)).collect();
     let partitions: Vec<_> = states.iter().map(|((partition, _), _)| *partition).collect();
     let (keys, records): (Vec<_>, Vec<_>) = states.into_iter().map(|(_, row)| row).unzip();
     let put = Statement::new(sql::PUT_STATES)

@@ -73,7 +73,7 @@ pub(super) fn fold(_key: &[u8], known: Option<&[u8]>, links: &MergeOperands) -> 
     fold_all(known.into_iter().chain(links))
 }
 
-/// What cannot be read is an error of the database, which refuses to go on.
+/// Folds links. One that cannot be read is an error of the database, which refuses to go on.
 fn fold_all<'b>(links: impl Iterator<Item = &'b [u8]>) -> Option<Vec<u8>> {
     let mut whole: Option<History> = None;
     for link in links {

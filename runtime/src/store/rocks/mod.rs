@@ -1,8 +1,8 @@
 //! The store of one node on RocksDB. The home of RocksDB.
 //!
 //! Each batch is one `WriteBatch` with a synced write-ahead log, written on the thread that commits.
-//! Any error of a write poisons the store: it takes no more commits, and recovery is by opening it again. Below
-//! a floor of free space batches are refused before they are tried.
+//! Any error of a write poisons the store: it takes no more commits, and recovery is by opening it
+//! again. Below a floor of free space batches are refused before they are tried.
 //!
 //! Beside the database lie `LOCK.stead` (one process per directory), `HORIZON` (the last batch known
 //! durable, so that a log that was shortened is noticed), `RUNNING` (what ran when the process ended)
@@ -68,7 +68,7 @@ struct Database {
     directory: Directory,
     /// A random number that names this process in the chain of batches.
     writer: u64,
-    /// Who wrote the last batch.
+    /// The writer of the last batch.
     follows: AtomicU64,
     history_read_at: Mutex<Instant>,
 }
@@ -190,7 +190,7 @@ fn closed() -> ReadError {
     ReadError::Unavailable("the store is closed".into())
 }
 
-/// Who wrote the last batch, where the database has every batch up to it.
+/// The writer of the last batch, where the database has every batch up to it.
 fn check_history(db: &DB, last_batch: u64) -> Result<u64, OpenError> {
     let found =
         read_meta(db, tables::meta::HISTORY).map_err(|error| OpenError::Gap(error.to_string()))?;
@@ -363,7 +363,7 @@ impl Database {
     }
 }
 
-/// What RocksDB says of a read, without the paths of its files.
+/// An error of RocksDB as a failed read, without the paths of its files.
 fn read_error(error: rocksdb::Error) -> ReadError {
     tracing::error!(%error, "the database cannot read");
     match error.kind() {

@@ -47,7 +47,7 @@ fn samples() -> Vec<Sample> {
     vec![sample(false), sample(true)]
 }
 
-/// Where a dead letter lies.
+/// The key of a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DeadLetterId {
     /// The entity's partition.
@@ -89,7 +89,7 @@ impl FromStr for DeadLetterId {
 pub struct DeadLetter {
     /// The entity's id as text.
     pub entity: String,
-    /// Who sent it: an entity's id, `reminder NAME`, or empty for callers outside.
+    /// The sender: an entity's id, `reminder NAME`, or empty for callers outside.
     pub sender: String,
     /// The name of the operation.
     pub operation: String,

@@ -1,4 +1,4 @@
-//! What was answered, or accepted, under each idempotency key, until it is forgotten.
+//! The answers, or acceptances, under idempotency keys, until they are forgotten.
 
 use std::sync::Arc;
 
@@ -55,13 +55,13 @@ pub struct IdempotencyKey {
     pub partition: u16,
     /// The entity.
     pub id: EntityId,
-    /// Who calls.
+    /// The caller; empty where it is not known.
     pub caller: Arc<str>,
     /// The name.
     pub key: Arc<str>,
 }
 
-/// What is remembered under an [`IdempotencyKey`].
+/// The record under an [`IdempotencyKey`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdempotencyRecord {
     /// Keyed hash of operation, argument and delay.

@@ -91,7 +91,7 @@ pub struct InboxRecord {
     pub deadline: Option<Timestamp>,
     /// Caller, idempotency key, and the fingerprint of what the key stands for.
     pub idempotency: Option<(String, String, u128)>,
-    /// Where it comes from.
+    /// Its caller and its trace, where they are known.
     pub origin: Option<StoredOrigin>,
 }
 

@@ -1,4 +1,4 @@
-//! What keys are made of. Ids hold no control characters, so a zero byte ends one.
+//! The parts of keys. Ids hold no control characters, so a zero byte ends one.
 
 use stead_entities::EntityId;
 

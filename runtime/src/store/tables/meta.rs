@@ -1,4 +1,4 @@
-//! What the store knows of itself, and of each entity type: settings, the lane, layouts, operations.
+//! Facts about the store itself, and about each entity type: settings, the lane, layouts, operations.
 
 use serde::{Deserialize, Serialize};
 use stead_entities::{Timeout, Timestamp};
@@ -54,10 +54,10 @@ pub const HISTORY: &[u8] = b"history";
 /// The key of how far minted numbers are ahead of the clock, where that was set back.
 pub const NUMBERS_AHEAD: &[u8] = b"numbers_ahead";
 
-/// What the keys of all layouts begin with.
+/// The beginning of the keys of all layouts.
 pub const LAYOUT: &[u8] = b"layout/";
 
-/// What the keys of the layouts of an entity type begin with.
+/// The beginning of the keys of the layouts of an entity type.
 pub fn layouts(entity_type: &str) -> Vec<u8> {
     [LAYOUT, entity_type.as_bytes(), b"/"].concat()
 }
@@ -91,7 +91,7 @@ pub struct LaneRecord {
     pub is_clean: bool,
 }
 
-/// What is minted once with a store.
+/// The settings that are minted once with a store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Settings {
     /// How many partitions the store has.

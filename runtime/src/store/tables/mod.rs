@@ -19,17 +19,17 @@ use stead_entities::Timestamp;
 use crate::store::Write;
 use crate::store::record::Damaged;
 
-/// What is stored as one row of a table.
+/// A record: the value of one row of a table.
 pub trait Record: Serialize + DeserializeOwned + Send + 'static {
     /// The table.
     const TABLE: Table;
-    /// What tells a row from the others.
+    /// The parts of a row's key.
     type Key: Send + 'static;
     /// The bytes of a key.
     fn key(of: &Self::Key) -> Vec<u8>;
 }
 
-/// What a back-end has to know of a table.
+/// The properties of a table that back-ends use.
 #[derive(Debug)]
 pub struct Description {
     /// Its name. A column family has it, and a table of PostgreSQL with `stead_` before it.
@@ -94,7 +94,7 @@ macro_rules! tables {
             /// How many there are.
             pub const COUNT: usize = [$(stringify!($table)),*].len();
 
-            /// What back-ends have to know of it.
+            /// The properties of the table that back-ends use.
             pub const fn description(self) -> &'static Description {
                 match self {
                     $(Self::$table => &$file::TABLE,)*

@@ -1,4 +1,4 @@
-//! Where delayed signals come from: the caller and the trace of each that has them. The key of a row is the
+//! The origins of delayed signals: the caller and the trace of each that has them. The key of a row is the
 //! one of its signal among the [`reminders`], and the two come and go together.
 
 use std::sync::Arc;

@@ -105,9 +105,9 @@ pub struct ReminderRecord {
     pub attempts: u32,
     /// When it was set.
     pub accepted_at: Timestamp,
-    /// Who sent a delayed signal: an entity's id, or empty for callers outside.
+    /// The sender of a delayed signal: an entity's id, or empty for callers outside.
     pub sender: String,
-    /// Where a delayed signal comes from. It is kept beside this, in the table of [`super::origins`].
+    /// The origin of a delayed signal. It is kept beside this, in the table of [`super::origins`].
     #[serde(skip)]
     pub origin: Option<Arc<Origin>>,
 }

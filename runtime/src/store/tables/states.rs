@@ -27,12 +27,14 @@ pub(super) const TABLE: Description = Description {
 #[cfg(any(test, feature = "testing"))]
 fn samples() -> Vec<Sample> {
     let state = |revision| StateRecord {
-        version: 1,
-        generation: 9,
-        revision,
-        follows: revision - 1,
-        incarnation: 1,
-        committed_at: Timestamp::from_micros(7),
+        head: StateHead {
+            version: 1,
+            generation: 9,
+            revision,
+            follows: revision - 1,
+            incarnation: 1,
+            committed_at: Timestamp::from_micros(7),
+        },
         reminders: vec![ReminderHead { name: "r".into(), due: Timestamp::default(), number: 1 }],
         state: vec![1, 2, 3],
     };
@@ -61,18 +63,8 @@ pub fn read_key(key: &[u8]) -> Result<EntityId, Damaged> {
 /// The present state of one entity.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateRecord {
-    /// The version of the state's layout.
-    pub version: u32,
-    /// Which generation of the entity this is; it only grows.
-    pub generation: u64,
-    /// How many turns of this generation were committed.
-    pub revision: u64,
-    /// The revision that was stored before this one; 0 if none was.
-    pub follows: u64,
-    /// The incarnation of the node that wrote it.
-    pub incarnation: u64,
-    /// When it was committed.
-    pub committed_at: Timestamp,
+    /// The part that lists show.
+    pub head: StateHead,
     /// The entity's named reminders.
     pub reminders: Vec<ReminderHead>,
     /// The state, as its layout describes it.
@@ -99,7 +91,7 @@ pub struct StateHead {
 /// The most bytes that a [`StateHead`] takes, with its format byte.
 pub const HEAD_BYTES_MAX: usize = 64;
 
-/// What an entity remembers of one of its reminders.
+/// One of an entity's reminders, as its state record lists it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReminderHead {
     /// Its name.
