@@ -110,8 +110,8 @@ impl Context {
     }
 
     /// The caller outside who asked for this operation: what came of the request, through however many
-    /// signals and delays, has the same caller. `None` where nobody is known, and in the turn of a
-    /// reminder.
+    /// signals and delays, has the same caller. `None` where nobody is known, in the turn of a reminder
+    /// and in that of a replayed dead letter: it permits nothing.
     pub fn caller(&self) -> Option<&str> {
         self.turn.origin.as_ref()?.caller.as_deref()
     }
@@ -188,10 +188,12 @@ impl Context {
                     || request.delay.is_some()
                     || request.idempotency_key.is_some()
                     || request.deadline.is_some()
-                    || request.condition.is_some() =>
+                    || request.condition.is_some()
+                    || request.caller.is_some()
+                    || request.trace.is_some() =>
             {
                 let rule = "a reminder applies an operation of its own entity, without a delay, an \
-                            idempotency key, a deadline or a condition";
+                            idempotency key, a deadline, a condition, a caller or a trace";
                 self.fail(Error::new(ErrorKind::Invalid, rule));
             }
             Ok(request) => self.add(Effect::Remind(Reminder {

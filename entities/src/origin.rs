@@ -51,10 +51,27 @@ impl Origin {
 
 /// The place of a request in a distributed trace, as W3C Trace Context (level 1, 2020) has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Headers")]
 pub struct TraceContext {
     parent: Box<str>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     state: Option<Box<str>>,
+}
+
+/// The headers of a [`TraceContext`] before they are checked.
+#[derive(Deserialize)]
+struct Headers {
+    parent: String,
+    #[serde(default)]
+    state: Option<String>,
+}
+
+impl TryFrom<Headers> for TraceContext {
+    type Error = &'static str;
+    fn try_from(headers: Headers) -> Result<Self, Self::Error> {
+        let read = Self::new(&headers.parent, headers.state.as_deref());
+        read.ok_or("a traceparent that breaks the rules")
+    }
 }
 
 impl TraceContext {
@@ -162,5 +179,6 @@ mod tests {
         let origin = Origin::new(Some("alice".into()), trace).expect("valid").expect("known");
         let json = serde_json::to_string(&*origin).expect("written");
         assert_eq!(serde_json::from_str::<Origin>(&json).expect("read"), *origin);
+        assert!(serde_json::from_str::<TraceContext>(r#"{"parent":"00-x"}"#).is_err());
     }
 }

@@ -24,7 +24,7 @@ const PERMITS_AT_ONCE: usize = 64;
 pub struct Line {
     /// Names the event; unique.
     pub instance: String,
-    /// What happened.
+    /// The history.
     pub event: Event,
 }
 

@@ -29,7 +29,7 @@ impl Permit {
     }
 }
 
-/// What one person did, by activity.
+/// The work of one person, by activity.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema, Layout)]
 pub struct Clerk {
     pub handled: BTreeMap<String, u64>,
@@ -43,7 +43,7 @@ impl Clerk {
     }
 }
 
-/// Who did one activity, by person.
+/// The people who did one activity.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema, Layout)]
 pub struct Activity {
     pub done_by: BTreeMap<String, u64>,

@@ -1,6 +1,5 @@
 //! Hash tables in memory, of one owner or shared by many threads. Their hash is keyed at random in each
-//! table, as the standard library's is, and takes a fraction of its time: a turn looks its entity up about
-//! ten times.
+//! table, as the standard library's is, and takes a fraction of its time: a turn looks up several.
 
 use std::collections::{HashMap, HashSet};
 

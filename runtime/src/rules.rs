@@ -17,6 +17,8 @@ static BROKEN: AtomicU64 = AtomicU64::new(0);
 pub(crate) enum Rule {
     /// An entity that work is done for is in the table of its partition.
     EntityIsActive,
+    /// An entity is in the table of its partition once.
+    EntityIsOnce,
     /// An operation runs on a state that was loaded.
     StateIsLoaded,
     /// A state is loaded into an activation that waits for it.
@@ -71,6 +73,7 @@ impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::EntityIsActive => "work is done for an entity that is not in memory",
+            Self::EntityIsOnce => "an entity is in memory twice",
             Self::StateIsLoaded => "an operation runs without a state",
             Self::LoadIsAwaited => "a state was loaded that nobody waits for",
             Self::StatesFollow => "a state does not follow the one before it",

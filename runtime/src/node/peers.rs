@@ -32,9 +32,10 @@ impl PeerHandler for Peer {
                 (Some(node), Ok(PeerRequest::Do(forwarded))) => {
                     node.serve_forwarded(forwarded).await
                 }
-                (Some(node), Ok(PeerRequest::Wake(wakes))) => {
-                    PeerResponse::Woken(node.wake_up(&wakes))
-                }
+                (
+                    Some(node),
+                    Ok(PeerRequest::Wake(wakes) | PeerRequest::WakeWithOrigins(wakes)),
+                ) => PeerResponse::Woken(node.wake_up(&wakes)),
             };
             record::encode(&reply)
         })

@@ -30,7 +30,7 @@ use crate::{
     },
     transport::{
         SendError,
-        wire::{Asked, Forwarded, PeerRequest, PeerResponse, Task},
+        wire::{Asked, Forwarded, PeerRequest, PeerResponse, Task, is_unknown_message},
     },
 };
 
@@ -188,6 +188,17 @@ impl Command {
         }
     }
 
+    /// Whether it has an idempotency key in the name of a caller.
+    fn has_key_of_a_caller(&self) -> bool {
+        match self {
+            Self::Use(request, _) => request.idempotency_key.is_some() && request.caller.is_some(),
+            Self::Delete(deletion) => {
+                deletion.idempotency_key.is_some() && deletion.caller.is_some()
+            }
+            _ => false,
+        }
+    }
+
     fn bytes(&self) -> usize {
         match self {
             Self::Use(request, _) => request.input.len(),
@@ -316,23 +327,27 @@ fn no_owner(partition: u16) -> Error {
     Error::new(ErrorKind::Fenced, message)
 }
 
-/// One hop to the owner. An owner of an earlier program cannot read where something comes from, or a
-/// delayed signal that wants to know its id; it has then applied nothing, and is sent what it can read.
+/// One hop to the owner. An owner of an earlier program does not know where something comes from, or a
+/// delayed signal that wants to know its id; it has then done nothing, and is sent what it knows. But not
+/// where an idempotency key would become another caller's.
 async fn forward(
     cluster: &Cluster,
     owner: Member,
     command: &Command,
     left: Duration,
 ) -> CallResult {
-    let is_unread =
-        |told: &CallResult| told.as_ref().is_err_and(|error| error.kind() == ErrorKind::Invalid);
+    let is_unknown = |told: &CallResult| told.as_ref().is_err_and(is_unknown_message);
     let task = command.to_wire()?;
     let has_origin = matches!(task, Task::From(..));
     let mut told = forward_task(cluster, &owner, task, left).await;
-    if has_origin && is_unread(&told) {
+    if has_origin && is_unknown(&told) {
+        if command.has_key_of_a_caller() {
+            let message = "the owner runs an earlier program, which does not know callers";
+            return Err(Error::new(ErrorKind::Unavailable, message));
+        }
         told = forward_task(cluster, &owner, command.to_wire_without_origin(), left).await;
     }
-    if is_unread(&told)
+    if is_unknown(&told)
         && let Task::Delayed(asked) = command.to_wire_without_origin()
     {
         return forward_task(cluster, &owner, Task::Signal(asked), left).await;

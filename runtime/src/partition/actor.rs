@@ -29,13 +29,16 @@ use super::{
     watch::Watches,
 };
 use crate::{
-    clock::{self, Clock},
+    clock::{self, Clock, monotonic, since},
     config::Config,
     lease::Lease,
     store::{Haste, Store, TypedReads as _},
     types::EntityTypes,
 };
 
+/// How long a step may take before busy entities leave their next turns to another one: answers wait for
+/// its end.
+const STEP_LENGTH: Duration = Duration::from_millis(2);
 /// The pause before a term after a failed one begins.
 const RESTART_PAUSE: Duration = Duration::from_millis(100);
 
@@ -207,14 +210,17 @@ impl Hosted {
         let mut has_more = false;
         loop {
             let (now, room) = (self.shell.clock.now(), self.shell.store.has_room());
-            let step =
-                catch_unwind(AssertUnwindSafe(|| self.partition.step(now, room, inputs.drain(..))));
+            let began = monotonic();
+            let is_long = || since(began) >= STEP_LENGTH;
+            let step = catch_unwind(AssertUnwindSafe(|| {
+                self.partition.step(now, room, inputs.drain(..), is_long)
+            }));
             let outputs = step.unwrap_or_else(|panic| {
                 let error = panicked(&*panic);
                 tracing::error!(partition = self.partition.number(), %error, "a partition failed");
                 let error = Error::new(ErrorKind::Unavailable, "the partition restarts");
                 self.partition.panicked(&error);
-                self.partition.step(now, room, [])
+                self.partition.step(now, room, [], is_long)
             });
             let mut wakes_others = false;
             for output in outputs {

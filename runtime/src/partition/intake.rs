@@ -218,7 +218,7 @@ impl Partition {
                 self.reminders.set(0, id, slot, record, self.group.released());
                 self.outputs.push(Output::WakeAt(due));
             }
-            None => {}
+            None => self.rescan(),
         }
     }
 

@@ -162,12 +162,14 @@ impl Partition {
         self.lifecycle.term()
     }
 
-    /// Takes what has happened, runs what can run, and says what it wants done.
+    /// Takes what has happened, runs what can run, and says what it wants done. Once `is_long` says that the
+    /// step has taken long, busy entities leave their next turns to another one.
     pub(crate) fn step(
         &mut self,
         now: Timestamp,
         has_room: bool,
         inputs: impl IntoIterator<Item = Input>,
+        is_long: impl Fn() -> bool,
     ) -> Vec<Output> {
         self.moment = Moment { now: self.moment.now.max(now), has_room };
         for input in inputs {
@@ -177,7 +179,7 @@ impl Partition {
             if !self.lifecycle.is_stopping() {
                 self.wake_due();
             }
-            self.run_ready();
+            self.run_ready(is_long);
         }
         if !self.lifecycle.is_stopping() {
             self.plan_wake();

@@ -20,7 +20,6 @@ use super::{
     turn::{self, Turned, guarded},
 };
 use crate::{
-    clock::{monotonic, since},
     rules::Rule,
     sabotage::Sabotage,
     store::{
@@ -37,8 +36,6 @@ use crate::{
 const TURNS_PER_ENTITY_MAX: usize = 64;
 /// The most turns of one step.
 const TURNS_PER_STEP_MAX: usize = 1_024;
-/// How long a step may take before busy entities leave their next turns to another one.
-const STEP_LENGTH: Duration = Duration::from_millis(2);
 /// The wait before what writes is tried again on a disk that is nearly full.
 const ROOM_PAUSE: Duration = Duration::from_millis(500);
 
@@ -54,9 +51,9 @@ enum Next {
 
 impl Partition {
     /// Runs what can run, each entity for its share.
-    pub(super) fn run_ready(&mut self) {
+    pub(super) fn run_ready(&mut self, is_long: impl Fn() -> bool) {
         Rule::PartitionServes.check(self.lifecycle.is_serving());
-        let (mut turns, began) = (TURNS_PER_STEP_MAX, monotonic());
+        let mut turns = TURNS_PER_STEP_MAX;
         while turns > 0
             && !self.group.is_full()
             && let Some(id) = self.activations.begin_running()
@@ -71,7 +68,7 @@ impl Partition {
                 // The rest goes behind the neighbours, in this step unless it has become long: answers
                 // wait for its end.
                 self.activations.make_ready(&id);
-                if since(began) >= STEP_LENGTH {
+                if is_long() {
                     break;
                 }
             }

@@ -162,7 +162,7 @@ impl Link {
         let mut lost: BTreeSet<u16> = wakes.iter().map(|wake| wake.partition).collect();
         let wakes =
             Wakes { source: links.incarnation.number, target: self.peer.incarnation, wakes };
-        let message = record::encode(&PeerRequest::Wake(wakes));
+        let message = record::encode(&PeerRequest::wake(wakes));
         let asking = links.cluster.transport.request(self.peer.address.clone(), message, TIMEOUT);
         drop(links);
         let answer =

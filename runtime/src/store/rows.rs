@@ -1,7 +1,9 @@
 //! The tables as ordered rows of bytes: what all stores have in common. Ownership is none of them.
 
+use std::sync::Arc;
+
 use serde::de::DeserializeOwned;
-use stead_entities::{EntityId, Timestamp};
+use stead_entities::{EntityId, Origin, Timestamp};
 
 use super::{
     Batch, DeadLetterFilter, DeadLetterHead, DeadLetterHeads, DeadLetterPage, DueKey, InboxPage,
@@ -310,7 +312,7 @@ fn one_due(rows: &dyn Rows, partition: u16, key: &[u8], has_origin: bool) -> Rea
         Damaged(format!("the reminder of {} that is due at {due} is not there", key.1))
     })?;
     if has_origin {
-        reminder.origin = get(rows, &key)?.map(|StoredOrigin(origin)| origin);
+        reminder.origin = origin(rows, &key)?;
     }
     let (_, id, slot) = key;
     Ok((id, slot, reminder))
@@ -323,9 +325,20 @@ pub(super) fn reminder(
 ) -> ReadResult<Option<ReminderRecord>> {
     let mut reminder: Option<ReminderRecord> = get(rows, key)?;
     if let (Some(record), (.., Slot::Delayed(_))) = (&mut reminder, key) {
-        record.origin = get(rows, key)?.map(|StoredOrigin(origin)| origin);
+        record.origin = origin(rows, key)?;
     }
     Ok(reminder)
+}
+
+/// The origin of a delayed signal. One that is damaged or missing counts as not known.
+fn origin(rows: &dyn Rows, key: &(u16, EntityId, Slot)) -> ReadResult<Option<Arc<Origin>>> {
+    match get(rows, key) {
+        Err(ReadError::Damaged(error)) => {
+            tracing::error!(entity = %key.1, %error, "an origin counts as not known");
+            Ok(Some(Arc::default()))
+        }
+        found => Ok(found?.map(|StoredOrigin(origin)| origin)),
+    }
 }
 
 pub(super) fn reminders(
@@ -345,26 +358,27 @@ pub(super) fn reminders(
         Ok(Some((id, slot, record::decode(value)?)))
     };
     let mut page = take(rows, table, (&from, &to), Limit::page(limit), read)?.0;
-    if page.rows.iter().any(|(_, slot, _)| matches!(slot, Slot::Delayed(_))) {
+    if let Some((_, last @ Slot::Delayed(_), _)) = page.rows.last() {
+        let to = tables::key::behind(&tables::reminders::key(partition, id, last));
         add_origins(rows, (&from, &to), &mut page)?;
     }
     Ok(page)
 }
 
-/// Adds the origins of the delayed signals of a page, whose keys are in a range.
+/// Adds the origins of the delayed signals of a page, whose keys are in a range. There may be more, which
+/// programs left that do not know them.
 fn add_origins(
     rows: &dyn Rows,
     (from, to): (&[u8], &[u8]),
     page: &mut ReminderPage,
 ) -> ReadResult<()> {
-    let last = page.rows.last().map(|(_, slot, _)| slot.clone());
     let table = (Table::Origins, "an origin");
     let read = |key: &[u8], value: &[u8]| {
         let (_, slot) = tables::reminders::read_key(key)?;
         let StoredOrigin(origin) = record::decode(value)?;
-        Ok(Some((slot, origin)).filter(|(slot, _)| Some(slot) <= last.as_ref()))
+        Ok(Some((slot, origin)))
     };
-    let (found, _) = take(rows, table, (from, to), Limit::page(page.rows.len()), read)?;
+    let (found, _) = take(rows, table, (from, to), Limit::rows(usize::MAX), read)?;
     let mut found = found.rows.into_iter().peekable();
     for (_, slot, record) in &mut page.rows {
         while found.next_if(|(other, _)| other < slot).is_some() {}

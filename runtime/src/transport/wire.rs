@@ -32,6 +32,19 @@ pub(crate) enum PeerRequest {
     Do(Forwarded),
     /// These rows are in the store.
     Wake(Wakes),
+    /// The same, where a delayed signal has its origin behind its record. A program that does not know
+    /// that refuses the message, and its partitions are told to read the store.
+    WakeWithOrigins(Wakes),
+}
+
+impl PeerRequest {
+    pub(crate) fn wake(wakes: Wakes) -> Self {
+        let mut rows = wakes.wakes.iter().filter_map(|wake| wake.row.as_ref());
+        match rows.any(|row| row.has_origin) {
+            true => Self::WakeWithOrigins(wakes),
+            false => Self::Wake(wakes),
+        }
+    }
 }
 
 /// The rows that one node tells another of, after it wrote them.
@@ -54,12 +67,15 @@ pub(crate) struct Wake {
 }
 
 /// A row of the store: whether it is a delayed signal, its key, its record. Behind the record of a delayed
-/// signal follows its origin, where it has one; programs that do not know that read it from the store.
+/// signal follows its origin, where it has one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Row {
     is_delayed: bool,
     key: Vec<u8>,
     record: Vec<u8>,
+    /// Whether its origin follows its record; for the sender alone.
+    #[serde(skip)]
+    has_origin: bool,
 }
 
 impl Row {
@@ -69,6 +85,7 @@ impl Row {
                 is_delayed: false,
                 key: tables::inbox::key(key),
                 record: record::encode(row),
+                has_origin: false,
             },
             Delivery::Delayed(id, slot, row) => {
                 let key = tables::reminders::key(partition, id, slot);
@@ -76,7 +93,7 @@ impl Row {
                     Some(origin) => record::encode(&(row, origin)),
                     None => record::encode(row),
                 };
-                Self { is_delayed: true, key, record }
+                Self { is_delayed: true, key, record, has_origin: row.origin.is_some() }
             }
         }
     }
@@ -176,6 +193,13 @@ impl Asked {
         request.deadline = Some(Timeout::from(timeout));
         Ok(request)
     }
+}
+
+/// Whether an answer says that the asked node is of an earlier program, which does not know the message and
+/// has done nothing.
+pub(crate) fn is_unknown_message(error: &Error) -> bool {
+    // The words are those of the decoder, whose version is pinned.
+    error.kind() == ErrorKind::Invalid && error.message().contains("expected variant index")
 }
 
 impl Task {
@@ -305,6 +329,55 @@ mod tests {
         let error = Error::from(Failure::from(&error));
         let source = std::error::Error::source(&error).and_then(|it| it.downcast_ref());
         assert_eq!(source, Some(&input), "which decides between two statuses");
+    }
+
+    #[test]
+    fn an_earlier_program_says_that_it_does_not_know_a_message() {
+        #[derive(Debug, Deserialize)]
+        enum Earlier {
+            _Do,
+            _Wake,
+        }
+        let wakes = Wakes { source: 1, target: 2, wakes: Vec::new() };
+        let message = record::encode(&PeerRequest::WakeWithOrigins(wakes));
+        let refused = record::decode::<Earlier>(&message).expect_err("it is not known");
+        assert!(is_unknown_message(&Error::new(ErrorKind::Invalid, refused.to_string())));
+        assert!(!is_unknown_message(&Error::new(ErrorKind::Invalid, "too many reminders")));
+        assert!(!is_unknown_message(&Error::new(ErrorKind::Unknown, refused.to_string())));
+    }
+
+    #[test]
+    fn the_origin_of_a_delayed_signal_crosses_the_wire() {
+        let id = EntityId::new("counter", "a").expect("valid");
+        let record = |origin| ReminderRecord {
+            due: Timestamp::from_micros(5),
+            number: 7,
+            schedule: None,
+            operation: "add".into(),
+            input: b"1".to_vec(),
+            token: 3,
+            attempts: 0,
+            accepted_at: Timestamp::from_micros(1),
+            sender: "counter/b".into(),
+            origin,
+        };
+        let alice = stead_entities::Origin::new(Some("alice".into()), None).expect("valid");
+        for (origin, has_origin) in [(None, false), (alice, true)] {
+            let delivery = Delivery::Delayed(id.clone(), Slot::Delayed(7), record(origin.clone()));
+            let wake = Wake { partition: 3, link: 1, place: 1, row: Some(Row::new(3, &delivery)) };
+            let wakes = Wakes { source: 1, target: 2, wakes: vec![wake] };
+            let message = record::encode(&PeerRequest::wake(wakes));
+            let (PeerRequest::Wake(read) | PeerRequest::WakeWithOrigins(read)) =
+                record::decode(&message).expect("readable")
+            else {
+                panic!("a wake")
+            };
+            let is_marked = message[1] == 2;
+            assert_eq!(is_marked, has_origin, "earlier programs must not take it for a plain one");
+            let row = read.wakes[0].row.as_ref().expect("a row").read().expect("readable");
+            let Delivery::Delayed(of, slot, read) = row else { panic!("a delayed signal") };
+            assert_eq!((of, slot, read), (id.clone(), Slot::Delayed(7), record(origin)));
+        }
     }
 
     #[test]

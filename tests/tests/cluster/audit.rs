@@ -19,7 +19,8 @@ begin
         raise exception 'a write to % without a lane', tg_table_name;
     end if;
     -- What an entity sends is fenced by the lane of the sender.
-    if tg_op = 'INSERT' and tg_table_name in ('stead_inbox', 'stead_reminders', 'stead_due') then
+    if tg_op = 'INSERT' and tg_table_name in ('stead_inbox', 'stead_reminders', 'stead_due',
+        'stead_origins') then
         return new;
     end if;
     if tg_table_name = 'stead_states' then
@@ -39,7 +40,7 @@ declare
     watched text;
 begin
     foreach watched in array array['stead_states', 'stead_inbox', 'stead_reminders', 'stead_due',
-        'stead_idempotency', 'stead_dead_letters']
+        'stead_idempotency', 'stead_dead_letters', 'stead_origins']
     loop
         execute format('create trigger audit before insert or update or delete on %I
             for each row execute function stead_audit()', watched);

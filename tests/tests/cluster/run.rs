@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Result, bail};
-use stead::{CallError, Client, ErrorKind};
+use stead::{CallError, Client, ErrorKind, TraceContext};
 use stead_tests::{
     database::Database,
     history::{History, Kind, compare},
@@ -161,7 +161,7 @@ impl Run {
             if wrong.is_empty() {
                 wrong = compare(&lock(&self.shared.history), &logs);
             }
-            for table in ["stead_inbox", "stead_due", "stead_dead_letters"] {
+            for table in ["stead_inbox", "stead_due", "stead_dead_letters", "stead_origins"] {
                 let rows = self.database.number(&format!("select count(*) from {table}")).await?;
                 if rows > 0 {
                     wrong.push(format!("{rows} rows are left in {table}"));
@@ -221,15 +221,16 @@ impl Shared {
             let log = clients[random.below(3) as usize].entity::<Log>(key);
             let answered: Result<(), CallError> = match kind {
                 Kind::Append => {
-                    log.append(entry).idempotency_key(&id).deadline(TIMEOUT).await.map(drop)
+                    let append = log.append(entry).trace(trace());
+                    append.idempotency_key(&id).deadline(TIMEOUT).await.map(drop)
                 }
                 Kind::Tell => {
                     let told = log.tell(entry, others.clone());
-                    told.idempotency_key(&id).deadline(TIMEOUT).await
+                    told.trace(trace()).idempotency_key(&id).deadline(TIMEOUT).await
                 }
                 Kind::Remind => {
                     let reminded = log.remind(entry, others[0].clone());
-                    reminded.idempotency_key(&id).deadline(TIMEOUT).await
+                    reminded.trace(trace()).idempotency_key(&id).deadline(TIMEOUT).await
                 }
             };
             match answered {
@@ -269,4 +270,10 @@ impl Shared {
 fn may_be_repeated(kind: ErrorKind) -> bool {
     use ErrorKind::{Closed, Overloaded, Unavailable, Unknown};
     matches!(kind, Unavailable | Unknown | Closed | Overloaded)
+}
+
+/// The trace of every request, so that its origin goes wherever it goes.
+fn trace() -> TraceContext {
+    let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    TraceContext::new(parent, None).expect("valid")
 }

@@ -2,6 +2,8 @@
 
 use stead::{CallerIdentity, Client, ReminderId, TraceContext};
 
+use stead::store::tables::reminders::ReminderRecord;
+
 use super::*;
 
 const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -102,6 +104,15 @@ async fn who_asked_is_known_after_delays_retries_and_a_crash() {
     expect_seen(&node, "b", &[ALICE, ALICE]).await;
     a().remind().caller("alice").await.expect("applied");
     a().fail_until_told().caller("alice").trace(trace()).signal().await.expect("accepted");
+    let fails = node.entity::<Witness>("d").fail_until_told().caller("alice").trace(trace());
+    fails.after(Duration::from_millis(1)).signal().await.expect("accepted");
+    world.advance(1);
+    until_true("a delayed signal was tried", async || {
+        world.disk.rows(Table::Reminders).iter().any(|(_, record)| {
+            stead::store::record::decode::<ReminderRecord>(record).is_ok_and(|it| it.attempts > 0)
+        })
+    })
+    .await;
     let delayed = a().see().caller("alice").trace(trace()).after(Duration::from_secs(30));
     delayed.signal().await.expect("accepted");
     node.abort().await;
@@ -110,6 +121,7 @@ async fn who_asked_is_known_after_delays_retries_and_a_crash() {
     FAILS.store(false, Ordering::SeqCst);
     let node = start(&world).await;
     expect_seen(&node, "a", &[ALICE, ALICE, NOBODY, ALICE]).await;
+    expect_seen(&node, "d", &[ALICE]).await;
     world.advance(90);
     expect_seen(&node, "b", &[ALICE, ALICE, ALICE]).await;
     expect_seen(&node, "a", &[ALICE, ALICE, NOBODY, ALICE, ALICE, NOBODY]).await;

@@ -5,7 +5,7 @@ use slab::Slab;
 use stead_entities::EntityId;
 
 use super::Activation;
-use crate::map::Map;
+use crate::{map::Map, rules::Rule};
 
 /// The entities in memory, each once.
 #[derive(Default)]
@@ -42,7 +42,7 @@ impl Table {
     pub(super) fn insert(&mut self, id: EntityId, activation: Activation) {
         let place = self.entries.insert(Box::new(activation));
         self.last = Some((id.clone(), place));
-        self.places.insert(id, place);
+        Rule::EntityIsOnce.check(self.places.insert(id, place).is_none());
     }
 
     #[cfg(feature = "sabotage")]
@@ -53,7 +53,7 @@ impl Table {
         }
     }
 
-    /// Removes the entities that `keeps` does not say of.
+    /// Removes the entities for which `keeps` is false.
     pub(super) fn retain(&mut self, keeps: impl Fn(&EntityId, &Activation) -> bool) {
         self.last = None;
         let entries = &mut self.entries;

@@ -116,6 +116,8 @@ struct Bench {
     partition: Partition,
     now: Timestamp,
     has_room: bool,
+    /// Whether every step takes long.
+    is_slow: bool,
     batches: u64,
     reads: VecDeque<Output>,
     groups: VecDeque<WriteGroup>,
@@ -209,6 +211,7 @@ impl Bench {
             partition,
             now,
             has_room: true,
+            is_slow: false,
             batches,
             reads,
             groups,
@@ -237,7 +240,8 @@ impl Bench {
     fn step(&mut self, inputs: impl IntoIterator<Item = Input>) {
         self.wake_at = Timestamp::MAX;
         let mut wanted = None;
-        for output in self.partition.step(self.now, self.has_room, inputs) {
+        let is_slow = self.is_slow;
+        for output in self.partition.step(self.now, self.has_room, inputs, || is_slow) {
             match output {
                 Output::Reply(reply_to, response) => reply_to.answer(response),
                 Output::Commit(group) => self.groups.push_back(group),

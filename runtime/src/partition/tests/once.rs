@@ -192,3 +192,51 @@ fn news_of_a_commit_wakes_only_a_partition_that_waits_for_it() {
     bench.settle();
     assert!(!bench.partition.waits_for_commit());
 }
+
+/// The results of the calls of the next write group, in the order of their turns.
+fn results(bench: &mut Bench) -> Vec<u32> {
+    let replies = bench.groups.front().into_iter().flat_map(|group| &group.replies);
+    let results = replies.map(|(_, told)| match told {
+        Ok(Response::Replied(json)) => serde_json::from_slice(json).expect("a number"),
+        other => panic!("{other:?}"),
+    });
+    results.collect()
+}
+
+#[test]
+fn a_busy_entity_shares_a_step_with_its_neighbours_until_the_step_is_long() {
+    for is_slow in [false, true] {
+        let mut bench = Bench::new();
+        for key in ["a", "b"] {
+            bench.call(key, "append", "0");
+            bench.settle();
+        }
+        bench.is_slow = is_slow;
+        let mut receivers = Vec::new();
+        let keys = std::iter::repeat_n("a", 300).chain(["b"]);
+        let arrivals: Vec<_> = keys
+            .map(|key| {
+                let (reply_to, receiver) = ReplySender::new(Duration::from_secs(30), None);
+                receivers.push(receiver);
+                arrival(key, Sent { is_call: true, ..sent("append", "1") }, reply_to)
+            })
+            .collect();
+        bench.step(arrivals);
+        let first: Vec<_> = (2..=65).collect();
+        if is_slow {
+            assert_eq!(results(&mut bench), first, "the rest is for other steps");
+            bench.flush();
+            let second: Vec<_> = [2].into_iter().chain(66..=129).collect();
+            assert_eq!(results(&mut bench), second, "which begin with the neighbour");
+        } else {
+            let all: Vec<_> = first.into_iter().chain([2]).chain(66..=301).collect();
+            assert_eq!(results(&mut bench), all, "the neighbour has its turn between");
+        }
+        for _ in 0..9 {
+            bench.step([]);
+            bench.settle();
+        }
+        let told: Vec<_> = receivers.into_iter().filter_map(told).collect();
+        assert_eq!(told.len(), 301);
+    }
+}

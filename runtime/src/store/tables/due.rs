@@ -15,7 +15,10 @@ pub(super) const TABLE: Description = Description {
     since: 1,
     lifetime: Lifetime::Short,
     written_at: None,
-    check: |key, _value| read_key(key).map(drop),
+    check: |key, value| match value {
+        PLAIN | HAS_ORIGIN => read_key(key).map(drop),
+        _ => Err(Damaged("an unknown value".into())),
+    },
     #[cfg(any(test, feature = "testing"))]
     samples: super::reminders::samples,
 };

@@ -1,16 +1,18 @@
 //! The origins of delayed signals: the caller and the trace of each that has them. The key of a row is the
 //! one of its signal among the [`reminders`], and the two come and go together.
+//!
+//! An origin that cannot be read counts as not known: it never keeps its operation from being applied.
 
 use std::sync::Arc;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use stead_entities::{EntityId, Origin};
 
 use super::{
     Description, Lifetime, Record, Table,
     reminders::{self, Slot},
 };
-use crate::store::record;
+use crate::store::record::{self, Damaged};
 
 pub(super) const TABLE: Description = Description {
     name: "origins",
@@ -19,7 +21,8 @@ pub(super) const TABLE: Description = Description {
     written_at: None,
     check: |key, value| {
         reminders::read_key(key)?;
-        record::decode::<StoredOrigin>(value).map(drop)
+        let json: String = record::decode(value)?;
+        parse(&json).map(drop)
     },
     #[cfg(any(test, feature = "testing"))]
     samples: reminders::samples,
@@ -39,9 +42,16 @@ impl Serialize for StoredOrigin {
 impl<'de> Deserialize<'de> for StoredOrigin {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let json = String::deserialize(deserializer)?;
-        let origin = serde_json::from_str(&json).map_err(D::Error::custom)?;
+        let origin = parse(&json).unwrap_or_else(|error| {
+            tracing::error!(%error, "an origin counts as not known");
+            Origin::default()
+        });
         Ok(Self(Arc::new(origin)))
     }
+}
+
+fn parse(json: &str) -> Result<Origin, Damaged> {
+    serde_json::from_str(json).map_err(|error| Damaged(format!("an origin: {error}")))
 }
 
 impl Record for StoredOrigin {
