@@ -29,7 +29,7 @@ async fn home(State(shop): State<Arc<Shop>>) -> Result<String, StatusCode> {
     Ok(format!("{}, visitor {visitor}\n", shop.greeting))
 }
 
-/// What a load balancer asks: whether this service should get requests.
+/// Tells a load balancer whether this service should get requests.
 async fn ready(State(shop): State<Arc<Shop>>) -> Result<&'static str, (StatusCode, String)> {
     shop.node.ready().await.map_err(|why| (StatusCode::SERVICE_UNAVAILABLE, why))?;
     Ok("ready\n")

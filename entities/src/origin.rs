@@ -95,6 +95,13 @@ impl TraceContext {
             (1..=TRACE_STATE_BYTES_MAX).contains(&state.len())
                 && state.bytes().all(|byte| (b' '..=b'~').contains(&byte))
         });
+        // Of a later version only the flag is known that says whether the trace is sampled.
+        let is_sampled = u8::from_str_radix(flags, 16).is_ok_and(|flags| flags & 1 == 1);
+        let flags = match version {
+            "00" => flags,
+            _ if is_sampled => "01",
+            _ => "00",
+        };
         let parent = format!("00-{trace}-{span}-{flags}").into();
         Some(Self { parent, state: state.map(Box::from) })
     }
@@ -136,6 +143,8 @@ mod tests {
         let later = PARENT.replacen("00", "cc", 1);
         assert_eq!(read(&later).as_deref(), Some(PARENT), "a later version is read as this one");
         assert_eq!(read(&format!("{later}-more")).as_deref(), Some(PARENT));
+        let flagged = later.replace("b7-01", "b7-ff");
+        assert_eq!(read(&flagged).as_deref(), Some(PARENT), "its other flags mean nothing here");
         let wrong = [
             String::new(),
             "00".into(),

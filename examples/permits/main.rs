@@ -47,7 +47,7 @@ enum Verb {
     Send {
         #[arg(long, required = true)]
         server: Vec<SocketAddr>,
-        /// Where it notes what was accepted.
+        /// The file in which it notes what was accepted.
         #[arg(long)]
         progress: PathBuf,
     },

@@ -205,11 +205,14 @@ impl Partition {
 
     /// Takes a delivery in its place.
     pub(super) fn deliver_in_order(&mut self, delivery: Option<Box<Delivery>>, link: Link) {
-        match self.links.place(link) {
+        let is_missing = match self.links.place(link) {
             // It was read from the store since.
             Place::Late => return,
-            Place::Next => {}
-            Place::BehindGap => self.rescan(),
+            Place::Next => delivery.is_none(),
+            Place::BehindGap => true,
+        };
+        if is_missing {
+            self.rescan();
         }
         match delivery.map(|delivery| *delivery) {
             Some(Delivery::Signal(key, record)) => self.deliver_signal(key, record),
@@ -218,7 +221,7 @@ impl Partition {
                 self.reminders.set(0, id, slot, record, self.group.released());
                 self.outputs.push(Output::WakeAt(due));
             }
-            None => self.rescan(),
+            None => {}
         }
     }
 

@@ -242,3 +242,12 @@ fn a_signal_for_a_type_that_is_not_served_waits_in_the_store() {
     }
     assert_eq!(bench.rows(Table::DeadLetters), 0, "somebody else may know the type");
 }
+
+#[test]
+fn a_delivery_that_could_not_be_read_has_the_store_read() {
+    let mut bench = Bench::new();
+    bench.settle();
+    bench.step([Input::Deliver(None, LINK)]);
+    assert!(bench.reads.iter().any(|read| matches!(read, Output::Receivers)), "the inbox");
+    assert!(bench.reads.iter().any(|read| matches!(read, Output::Due(None, ..))), "from the start");
+}
