@@ -5,13 +5,14 @@
 
 use std::{
     borrow::Cow, fmt, future::Future, future::IntoFuture, marker::PhantomData, pin::Pin,
-    str::FromStr,
+    str::FromStr, sync::Arc,
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    CallError, Delay, EntityId, Error, ErrorKind, Rejection, Timeout, Timestamp, TraceContext,
+    CallError, Delay, EntityId, Error, ErrorKind, Origin, Rejection, Timeout, Timestamp,
+    TraceContext,
 };
 
 /// A boxed future, as [`Caller`] returns it.
@@ -58,6 +59,14 @@ impl Request {
             caller: None,
             trace: None,
         }
+    }
+
+    /// The origin of what comes of it: its caller and its trace; `None` where neither is known.
+    ///
+    /// # Errors
+    /// As [`Origin::new`].
+    pub fn origin(&self) -> Result<Option<Arc<Origin>>, Error> {
+        Origin::new(self.caller.clone(), self.trace.clone())
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 
 use serde::de::DeserializeOwned;
 
-use super::{Driver, START, at_once, driven::Driven, origin_of, result};
+use super::{Driver, START, at_once, driven::Driven, result};
 use crate::{
     CallError, Entity, EntityId, Error, ErrorKind, Operation, Origin, Query, Request, Timestamp,
     effect::Signal,
@@ -164,7 +164,7 @@ impl Drivers {
             let rule = "a delayed operation is sent with signal; a call is not delayed";
             return Err(Error::new(ErrorKind::Invalid, rule).into());
         }
-        let (id, origin) = (request.id.clone(), origin_of(&request)?);
+        let (id, origin) = (request.id.clone(), request.origin()?);
         let json = self.driver_mut(&id)?.run(&request).await;
         self.collect(&id, json.is_ok(), origin.as_ref());
         let json = json?;
@@ -187,7 +187,7 @@ impl Drivers {
     /// As [`Drivers::signal`].
     pub async fn signal_async<R>(&mut self, operation: Operation<R>) -> Result<(), CallError> {
         let request = operation.into_request()?;
-        let origin = origin_of(&request)?;
+        let origin = request.origin()?;
         let Request { id: target, operation, input, delay, .. } = request;
         let signal = Signal { target, operation, input, delay };
         self.accept(Sent { sender: None, signal, origin });

@@ -225,7 +225,7 @@ impl<E: Entity> Driver<E> {
     fn read(&self, request: &Request) -> Result<Vec<u8>, CallError> {
         match self.find(&E::operations(), request)? {
             (Body::Query(body), argument) => {
-                let ctx = Context::new(self.turn(origin_of(request)?)?);
+                let ctx = Context::new(self.turn(request.origin()?)?);
                 json_of(body(&self.state, &ctx, argument))
             }
             _ => Err(Error::new(ErrorKind::Invalid, "this is not a query").into()),
@@ -245,7 +245,7 @@ impl<E: Entity> Driver<E> {
 
     /// Runs an operation on a copy of the state.
     async fn attempt(&self, request: &Request) -> Result<Attempt<E>, CallError> {
-        let mut ctx = Context::new(self.turn(origin_of(request)?)?);
+        let mut ctx = Context::new(self.turn(request.origin()?)?);
         let mut state = self.state.clone();
         let running = match self.find(&E::operations(), request)? {
             (Body::Operation(body), argument) => {
@@ -288,10 +288,6 @@ impl<E: Entity> Driver<E> {
         }
         Ok(json)
     }
-}
-
-fn origin_of(request: &Request) -> Result<Option<Arc<Origin>>, Error> {
-    Origin::new(request.caller.clone(), request.trace.clone())
 }
 
 /// A turn fails where its state could not be read back, from the store or from JSON.

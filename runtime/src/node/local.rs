@@ -155,7 +155,7 @@ impl Local {
         if due.is_some() && used != Use::Signal {
             return Err(Error::new(ErrorKind::Invalid, "only a signal can be delayed"));
         }
-        let origin = origin_of(&request)?;
+        let origin = request.origin()?;
         let key = match &request.idempotency_key {
             Some(key) if used != Use::Query => {
                 let caller = origin.as_deref();
@@ -345,11 +345,6 @@ struct Terms {
     key: Option<Keyed>,
     condition: Option<Condition>,
     origin: Option<Arc<Origin>>,
-}
-
-/// The origin of a request.
-pub(super) fn origin_of(request: &Request) -> Result<Option<Arc<Origin>>, Error> {
-    Origin::new(request.caller.clone(), request.trace.clone())
 }
 
 fn moved(_closed: Closed) -> Error {

@@ -16,7 +16,7 @@ use stead_entities::{
     BoxFuture, Condition, EntityId, Error, ErrorKind, Origin, ReminderId, Request,
 };
 
-use super::local::{Local, Use, origin_of};
+use super::local::{Local, Use};
 use crate::{
     clock::{deadline_after, monotonic},
     errors::in_doubt,
@@ -99,8 +99,7 @@ impl Command {
             Task::From(StoredOrigin(origin), task) => {
                 let Origin { caller, trace, .. } = Arc::unwrap_or_clone(origin);
                 match Self::from_wire(*task, timeout)? {
-                    Self::Use(request, used) => {
-                        let mut request = request;
+                    Self::Use(mut request, used) => {
                         (request.caller, request.trace) = (caller, trace);
                         Self::Use(request, used)
                     }
@@ -123,7 +122,7 @@ impl Command {
     /// With its origin, where that is known.
     fn to_wire(&self) -> Result<Task, Error> {
         let origin = match self {
-            Self::Use(request, _) => origin_of(request)?,
+            Self::Use(request, _) => request.origin()?,
             Self::Delete(deletion) => Origin::new(deletion.caller.clone(), None)?,
             _ => None,
         };

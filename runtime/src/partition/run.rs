@@ -209,7 +209,7 @@ impl Partition {
         let result = match what {
             ReadKind::State => self.show_state(id),
             ReadKind::Query { index, argument, origin } => {
-                self.query(id, (index, argument), origin, &reply_to)
+                self.query(id, index, argument, origin, &reply_to)
             }
         };
         self.answer(id, reply_to, result);
@@ -229,7 +229,8 @@ impl Partition {
     fn query(
         &mut self,
         id: &EntityId,
-        (index, argument): (usize, Argument),
+        index: usize,
+        argument: Argument,
         origin: Option<Arc<Origin>>,
         reply_to: &super::reply::ReplySender,
     ) -> Result<Response, Error> {

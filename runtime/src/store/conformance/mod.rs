@@ -18,7 +18,7 @@ use super::{
         inbox::{InboxKey, InboxRecord},
         meta::{LayoutText, OperationNames},
         reminders::{ReminderRecord, Slot},
-        states::{StateHead, StateRecord},
+        states::sample as state,
     },
 };
 
@@ -68,21 +68,6 @@ impl Writer {
 
 fn id(key: &str) -> EntityId {
     EntityId::new("suite", key).expect("a valid id")
-}
-
-fn state(revision: u64) -> StateRecord {
-    StateRecord {
-        head: StateHead {
-            version: 1,
-            generation: 9,
-            revision,
-            follows: revision - 1,
-            incarnation: 1,
-            committed_at: Timestamp::from_micros(7),
-        },
-        reminders: Vec::new(),
-        state: vec![1, 2, 3],
-    }
 }
 
 fn row(sender: &str, revision: u64) -> (InboxKey, InboxRecord) {

@@ -24,9 +24,10 @@ pub(super) const TABLE: Description = Description {
     samples,
 };
 
+/// A state at a revision, for the conformance suite.
 #[cfg(any(test, feature = "testing"))]
-fn samples() -> Vec<Sample> {
-    let state = |revision| StateRecord {
+pub(in crate::store) fn sample(revision: u64) -> StateRecord {
+    StateRecord {
         head: StateHead {
             version: 1,
             generation: 9,
@@ -37,13 +38,17 @@ fn samples() -> Vec<Sample> {
         },
         reminders: vec![ReminderHead { name: "r".into(), due: Timestamp::default(), number: 1 }],
         state: vec![1, 2, 3],
-    };
-    let sample = |key| {
+    }
+}
+
+#[cfg(any(test, feature = "testing"))]
+fn samples() -> Vec<Sample> {
+    let of = |key| {
         let id = EntityId::new("sample", key).expect("valid");
-        let put = |revision| Write::PutState(id.clone(), state(revision));
+        let put = |revision| Write::PutState(id.clone(), sample(revision));
         Sample { put: put(1), put_again: put(2), end: Write::DeleteState(id.clone()) }
     };
-    vec![sample("a"), sample("b/c")]
+    vec![of("a"), of("b/c")]
 }
 
 /// The key of an entity's state.
