@@ -360,13 +360,14 @@ impl Partition {
         }
     }
 
+    /// Has the rows of an entity read again, or, where they are damaged, leaves it alone.
     fn page_failed(&mut self, id: &EntityId, error: ReadError) {
         let now = self.moment.now;
-        let (activation, _) = self.activations.activate(id, now);
-        let is_unwritten = activation.live().is_some_and(|live| live.is_unwritten());
+        let is_unsettled = self.activations.get(id).is_some_and(Activation::is_unsettled);
         match error {
-            ReadError::Damaged(reason) if !is_unwritten => {
-                // Its order would have a hole.
+            ReadError::Damaged(reason) if !is_unsettled => {
+                // Its order would have a hole. Where it is not in memory, its state is not needed.
+                let (activation, _) = self.activations.activate(id, now);
                 let ended = activation.make_unusable(corrupt(id, &reason));
                 let reply_to = ended.and_then(Envelope::into_reply_to);
                 let error = Error::new(ErrorKind::Unknown, "the inbox of the entity is damaged");

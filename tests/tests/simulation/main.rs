@@ -23,7 +23,7 @@ fn a_cluster_without_faults_applies_everything_once_and_in_order() {
 
 #[test]
 fn nothing_is_lost_doubled_or_reordered_whatever_goes_wrong() {
-    for seed in seeds(100..140) {
+    for seed in seeds(100..300) {
         Run::new(seed, Settings::default()).finish();
     }
 }

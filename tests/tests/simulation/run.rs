@@ -163,7 +163,7 @@ impl Run {
             let number = random.below(nodes as u64) as usize;
             let Some(place) = self.place(number) else { continue };
             let pause = LEASE * (1 + random.below(5) as u32) / 2;
-            match if self.settings.only_leaves { 2 } else { random.below(8) } {
+            match if self.settings.only_leaves { 2 } else { random.below(9) } {
                 0 | 1 => {
                     self.note(format!("n{number} dies"));
                     lock(&self.places)[number] = None;
@@ -204,6 +204,12 @@ impl Run {
                 6 => {
                     self.note(format!("the lease of n{number} is stolen"));
                     self.disk.steal_lease(&format!("n{number}"));
+                }
+                7 => {
+                    self.note(format!("every other read of n{number} fails"));
+                    place.store.set_reach(Reach::ReadsLost);
+                    tokio::time::sleep(pause).await;
+                    place.store.set_reach(Reach::Open);
                 }
                 _ => {
                     self.note("the network loses and doubles".into());

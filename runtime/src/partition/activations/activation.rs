@@ -340,6 +340,12 @@ impl Activation {
         }
     }
 
+    /// Whether its state is being read, or is to be written by the open group.
+    pub(in crate::partition) fn is_unsettled(&self) -> bool {
+        let is_unwritten = self.live().is_some_and(Live::is_unwritten);
+        matches!(self.stage, Stage::Loading) || is_unwritten
+    }
+
     /// Whether it can run nothing until something comes back.
     pub(in crate::partition) fn is_busy(&self) -> bool {
         matches!(self.stage, Stage::Awaiting { .. } | Stage::Reading { .. })

@@ -1,7 +1,7 @@
 //! What a restart finds, counts and leaves alone.
 
 use super::*;
-use crate::store::Write;
+use crate::store::{Write, record::Damaged};
 
 #[test]
 fn a_restart_in_process_counts_no_attempt() {
@@ -250,4 +250,62 @@ fn a_delivery_that_could_not_be_read_has_the_store_read() {
     bench.step([Input::Deliver(None, LINK)]);
     assert!(bench.reads.iter().any(|read| matches!(read, Output::Receivers)), "the inbox");
     assert!(bench.reads.iter().any(|read| matches!(read, Output::Due(None, ..))), "from the start");
+}
+
+/// A partition whose entity `a` has rows of an earlier term, at the read of their first page.
+fn at_the_first_page() -> Bench {
+    let mut bench = Bench::new();
+    bench.signal("a", "append", "1");
+    bench.settle();
+    bench.call("a", "fetch", "2");
+    bench.answer();
+    bench.flush();
+    bench.signal("a", "append", "3");
+    bench.flush();
+    let mut bench = bench.crashed_quietly();
+    for _ in 0..2 {
+        bench.answer();
+    }
+    bench
+}
+
+/// Has the read of the first page fail that is under way.
+fn fail_page(bench: &mut Bench, error: ReadError) {
+    let place = bench.reads.iter().position(|read| matches!(read, Output::Inbox(_, None)));
+    bench.reads.remove(place.expect("a page that is read"));
+    let permits = bench.permits.clone().try_acquire_many_owned(INBOX_PAGE as u32);
+    let term = bench.partition.term();
+    bench.step([Input::Inbox(term, id("a"), Err(error), permits.expect("permits"))]);
+}
+
+#[test]
+fn an_entity_whose_inbox_could_not_be_read_is_read_again_with_its_state() {
+    let mut bench = at_the_first_page();
+    fail_page(&mut bench, ReadError::Unavailable("on purpose".into()));
+    bench.settle();
+    let asked = bench.call("a", "entries", "");
+    bench.settle();
+    bench.now = bench.wake_at;
+    bench.step([Input::Tick]);
+    bench.settle();
+    let told = answer(told(asked)).expect("an answer");
+    assert!(matches!(told, Response::Replied(json) if *json == *b"[1,2,3]"));
+}
+
+#[test]
+fn an_entity_whose_inbox_is_damaged_is_left_alone_also_while_its_state_is_read() {
+    for is_loading in [false, true] {
+        let mut bench = at_the_first_page();
+        let damaged = || ReadError::Damaged(Damaged("on purpose".into()));
+        let asked = is_loading.then(|| bench.call("a", "entries", ""));
+        fail_page(&mut bench, damaged());
+        if is_loading {
+            bench.answer();
+            fail_page(&mut bench, damaged());
+        }
+        let asked = asked.unwrap_or_else(|| bench.call("a", "entries", ""));
+        bench.settle();
+        assert_eq!(kind(told(asked)), Some(ErrorKind::Corrupt));
+        assert_eq!(bench.rows(Table::Inbox), 2, "they stay");
+    }
 }

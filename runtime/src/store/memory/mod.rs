@@ -299,7 +299,7 @@ impl Store for MemoryStore {
         }
         let (way, disk) = (self.way.clone(), self.disk.clone());
         Box::pin(async move {
-            way.there().await.map_err(ReadError::Unavailable)?;
+            way.read_there().await.map_err(ReadError::Unavailable)?;
             read(&*disk.lock());
             way.back().await.map_err(ReadError::Unavailable)
         })

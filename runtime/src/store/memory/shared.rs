@@ -48,6 +48,8 @@ pub enum Reach {
     RequestsLost,
     /// Requests are carried out, but their answers are lost.
     ResponsesLost,
+    /// Both ways, but every other read of rows fails, as chance has it.
+    ReadsLost,
 }
 
 /// One node's way to the disk.
@@ -69,18 +71,36 @@ impl Way {
         if self.is_plain() {
             return Ok(());
         }
-        if let Some((longest, entropy)) = &self.slow {
-            let part = entropy.lock().unwrap_or_else(PoisonError::into_inner).next() % 1_000;
+        if let Some((longest, part)) = self.chance(1_000) {
             clock::sleep(longest.mul_f64(part as f64 / 1_000.0)).await;
         }
-        match self.reach.load(Ordering::SeqCst) == shut as u8 {
+        match self.reach() == shut as u8 {
             true => Err("cut off".into()),
             false => Ok(()),
         }
     }
 
+    /// The longest way, and a number below `bound`, where chance decides how long it is.
+    fn chance(&self, bound: u64) -> Option<(Duration, u64)> {
+        let (longest, entropy) = self.slow.as_ref()?;
+        let mut entropy = entropy.lock().unwrap_or_else(PoisonError::into_inner);
+        Some((*longest, entropy.next() % bound))
+    }
+
+    fn reach(&self) -> u8 {
+        self.reach.load(Ordering::SeqCst)
+    }
+
     pub(super) async fn there(&self) -> Result<(), String> {
         self.pass(Reach::RequestsLost).await
+    }
+
+    /// Brings a read there.
+    pub(super) async fn read_there(&self) -> Result<(), String> {
+        self.there().await?;
+        let is_lost = self.reach() == Reach::ReadsLost as u8
+            && self.chance(2).is_none_or(|(_, number)| number == 0);
+        if is_lost { Err("the read was lost".into()) } else { Ok(()) }
     }
 
     pub(super) async fn back(&self) -> Result<(), String> {
@@ -91,7 +111,7 @@ impl Way {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
-            if self.reach.load(Ordering::SeqCst) == Reach::Open as u8 {
+            if ![Reach::RequestsLost as u8, Reach::ResponsesLost as u8].contains(&self.reach()) {
                 return;
             }
             changed.await;
