@@ -7,7 +7,7 @@ use stead::{
     EntityId, Node, PostgresStore, Timestamp,
     stock::Counter,
     store::{
-        Batch, CommitOutcome, Fence, Store, TypedReads as _, Write, conformance,
+        Batch, CommitOutcome, Fence, ReadError, Store, TypedReads as _, Write, conformance,
         postgres::{ConnectError, PostgresSettings},
         shared::{Registration, SharedStore as _},
         tables::states::{StateHead, StateRecord},
@@ -15,7 +15,7 @@ use stead::{
 };
 use stead_tests::{
     database::Database,
-    proxy::{LATER, Loses, Proxy},
+    proxy::{LATER, Loses, Passes, Proxy},
 };
 
 fn batch(store: &PostgresStore, number: u64, writes: Vec<Write>) -> Batch {
@@ -149,6 +149,28 @@ async fn a_commit_whose_answer_is_lost_is_settled_by_what_happened() -> Result<(
         assert!(is_there || matches!(outcome, CommitOutcome::Unavailable(_)), "{outcome:?}");
         assert!(is_there || loses != Loses::TheAnswer, "it was committed");
         next += u64::from(is_there);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_that_the_database_never_answers_fails_and_the_next_one_goes_another_way()
+-> Result<()> {
+    let Some(database) = Database::any().await? else { return Ok(()) };
+    let proxy = Proxy::start(database.address()).await?;
+    let address = database.url_at(proxy.address())?;
+    let settings = PostgresSettings::with(|settings| {
+        settings.statement_timeout = Duration::from_millis(100);
+    });
+    let store = PostgresStore::connect_with(&address, &settings).await?;
+    let id = EntityId::new("counter", "a")?;
+    for held in [Passes::Questions, Passes::Answers] {
+        assert_eq!(store.load(id.clone()).await?, None);
+        // The network takes what is sent, and says nothing.
+        proxy.pass(held);
+        let unread = tokio::time::timeout(Duration::from_secs(30), store.load(id.clone())).await?;
+        assert!(matches!(unread, Err(ReadError::Unavailable(_))), "{held:?}: {unread:?}");
+        proxy.pass(Passes::All);
     }
     Ok(())
 }

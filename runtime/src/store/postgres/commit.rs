@@ -16,7 +16,9 @@ use tokio_postgres::{
 };
 
 use super::{
-    PostgresSettings, Value, connect, sql,
+    PostgresSettings, Value,
+    connect::{self, Connection},
+    sql,
     statements::{Statement, signed, statements},
 };
 use crate::{
@@ -32,7 +34,7 @@ const SETTLE_PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Writer {
     config: Config,
     /// `None` where the last one broke.
-    client: Option<Client>,
+    client: Option<Connection>,
     settings: PostgresSettings,
     forget_before: Arc<AtomicI64>,
     /// Whether others write to the store too.
@@ -129,7 +131,7 @@ impl Writer {
     }
 
     /// The connection, made anew where the last one broke.
-    async fn connected(&mut self) -> Result<Client, String> {
+    async fn connected(&mut self) -> Result<Connection, String> {
         match self.client.take() {
             Some(client) if !client.is_closed() => Ok(client),
             _ => connect::connect(&self.config).await.map_err(|error| error.to_string()),

@@ -1,17 +1,27 @@
 //! Connections, and what is asked of a database before anything is kept in it.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    ops::{Deref, DerefMut},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::AbortHandle,
+};
 use tokio_postgres::{
-    Client, Config, IsolationLevel, NoTls, Transaction, config::Host, types::Type,
+    Client, Config, Error, IsolationLevel, NoTls, Transaction, config::Host, types::Type,
 };
 
 use super::{PostgresSettings, sql};
-use crate::clock;
+use crate::{
+    clock,
+    store::{ReadError, ReadResult},
+};
 
 /// How long a connection may be without an answer from the other machine.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
@@ -84,20 +94,47 @@ pub(super) fn place(config: &Config) -> String {
     format!("database {} at {hosts}", config.get_dbname().unwrap_or("of the user's name"))
 }
 
-/// A new connection; the task that carries it ends with the client.
+/// A connection. It is closed when it is dropped, also where the database owes it an answer.
+#[derive(Debug)]
+pub(super) struct Connection {
+    client: Client,
+    carrier: AbortHandle,
+}
+
+impl Deref for Connection {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl DerefMut for Connection {
+    fn deref_mut(&mut self) -> &mut Client {
+        &mut self.client
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.carrier.abort();
+    }
+}
+
+/// A new connection.
 #[allow(clippy::disallowed_methods, reason = "the one task of a connection")]
-pub(super) async fn connect(config: &Config) -> Result<Client, ConnectError> {
+pub(super) async fn connect(config: &Config) -> Result<Connection, ConnectError> {
     let connecting = clock::within(2 * CONNECT_DEADLINE, config.connect(NoTls));
     let connected =
         connecting.await.ok_or_else(|| ConnectError::Unreachable("it does not answer".into()))?;
     let (client, connection) =
         connected.map_err(|error| ConnectError::Unreachable(said(&error)))?;
-    tokio::spawn(async move {
+    let carrier = tokio::spawn(async move {
         if let Err(error) = connection.await {
             tracing::warn!(error = said(&error), "a connection to the database ended");
         }
     });
-    Ok(client)
+    Ok(Connection { client, carrier: carrier.abort_handle() })
 }
 
 /// Refuses a database that confirms what it may lose. What a database does not know is reported.
@@ -159,41 +196,77 @@ pub(super) async fn migrate(
 #[derive(Debug)]
 pub(super) struct Readers {
     config: Config,
+    statement_timeout: Duration,
     room: Arc<Semaphore>,
-    idle: Mutex<Vec<Client>>,
+    idle: Mutex<Vec<Connection>>,
 }
 
-/// A connection of its own, for one read.
+/// A connection for one read, in one transaction, which shows what was committed when it began.
 pub(super) struct Reader {
-    pub(super) client: Client,
+    connection: Connection,
+    /// How long the database may owe an answer.
+    deadline: Duration,
+    is_silent: AtomicBool,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Readers {
-    pub(super) fn new(config: Config) -> Self {
-        Self { config, room: Arc::new(Semaphore::new(READERS_MAX)), idle: Mutex::default() }
+    pub(super) fn new(config: Config, settings: &PostgresSettings) -> Self {
+        let statement_timeout = settings.statement_timeout;
+        let room = Arc::new(Semaphore::new(READERS_MAX));
+        Self { config, statement_timeout, room, idle: Mutex::default() }
     }
 
-    pub(super) async fn take(&self) -> Result<Reader, ConnectError> {
-        let permit = self.room.clone().acquire_owned().await;
-        let permit = permit.map_err(|error| ConnectError::Unusable(error.to_string()))?;
-        let client = loop {
+    /// Begins a read.
+    pub(super) async fn begin(&self) -> ReadResult<Reader> {
+        let permit = self.room.clone().acquire_owned().await.map_err(unreadable)?;
+        let connection = loop {
             let idle = self.idle().pop();
             match idle {
-                Some(client) if client.is_closed() => {}
-                Some(client) => break client,
-                None => break connect(&self.config).await?,
+                Some(connection) if connection.is_closed() => {}
+                Some(connection) => break connection,
+                None => break connect(&self.config).await.map_err(unreadable)?,
             }
         };
-        Ok(Reader { client, _permit: permit })
+        // The database gives a statement up before that; a connection may be silent for ever.
+        let deadline = 2 * self.statement_timeout;
+        let reader = Reader { connection, deadline, is_silent: false.into(), _permit: permit };
+        let begin = sql::begin_read(self.statement_timeout);
+        reader.ask(async |client| client.batch_execute(&begin).await).await?;
+        Ok(reader)
     }
 
-    /// Only a connection without an open transaction is handed back.
-    pub(super) fn give_back(&self, reader: Reader) {
-        self.idle().push(reader.client);
+    /// Ends a read. Only a connection without an open transaction is used again.
+    pub(super) async fn end(&self, reader: Reader) {
+        let ended = reader.ask(async |client| client.batch_execute("commit").await).await;
+        if ended.is_ok() {
+            self.idle().push(reader.connection);
+        }
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<Client>> {
+    fn idle(&self) -> MutexGuard<'_, Vec<Connection>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl Reader {
+    /// Asks the database, which is not waited for once it has owed an answer for too long.
+    pub(super) async fn ask<T>(
+        &self,
+        question: impl AsyncFnOnce(&Client) -> Result<T, Error>,
+    ) -> ReadResult<T> {
+        let silent = || unreadable("the database does not answer");
+        if self.is_silent.load(Ordering::Relaxed) {
+            return Err(silent());
+        }
+        let Some(answer) = clock::within(self.deadline, question(&self.connection)).await else {
+            self.is_silent.store(true, Ordering::Relaxed);
+            return Err(silent());
+        };
+        answer.map_err(|error| unreadable(said(&error)))
+    }
+}
+
+fn unreadable(why: impl ToString) -> ReadError {
+    ReadError::Unavailable(why.to_string())
 }

@@ -34,9 +34,13 @@ use tokio_postgres::{
     types::{ToSql, Type},
 };
 
-use self::{commit::Writer, connect::Readers, shared::ControlConnections};
+use self::{
+    commit::Writer,
+    connect::{Connection, Reader, Readers},
+    shared::ControlConnections,
+};
 use super::{
-    Batch, CommitOutcome, Haste, Opened, Read, ReadError, ReadResult, Store, on_thread, record,
+    Batch, CommitOutcome, Haste, Opened, Read, ReadResult, Store, on_thread, record,
     rows::{EachRow, Limit, Rows},
     tables::meta::Settings,
     tables::{self, Table},
@@ -68,7 +72,8 @@ pub struct PostgresSettings {
     pub node: Arc<str>,
     /// How many partitions a new store has. 1,024; 1 to 4,096.
     pub partitions: u16,
-    /// How long a statement may take before the database gives it up. 10 s.
+    /// How long a statement may take before the database gives it up. 10 s. An answer is waited for twice
+    /// as long: then the connection is closed.
     pub statement_timeout: Duration,
     /// How long it is asked how a batch ended whose answer did not arrive. 30 s.
     pub settle_deadline: Duration,
@@ -159,7 +164,7 @@ impl PostgresStore {
     fn with(config: Config, opened: Opened, settings: &PostgresSettings) -> Self {
         Self {
             opened,
-            readers: Arc::new(Readers::new(config.clone())),
+            readers: Arc::new(Readers::new(config.clone(), settings)),
             place: connect::place(&config),
             config,
             settings: settings.clone(),
@@ -190,15 +195,11 @@ impl PostgresStore {
     }
 }
 
-fn unreadable(error: impl Into<ConnectError>) -> ReadError {
-    ReadError::Unavailable(error.into().to_string())
-}
-
 /// Connects to a database that keeps its promises and has the tables.
 async fn reach(
     address: &str,
     settings: &PostgresSettings,
-) -> Result<(Config, Client), ConnectError> {
+) -> Result<(Config, Connection), ConnectError> {
     let config = connect::parse(address)?;
     let mut client = connect::connect(&config).await?;
     connect::check_durability(&client, settings).await?;
@@ -300,7 +301,7 @@ async fn read_settings(client: &Client) -> Result<Settings, ConnectError> {
 
 /// The tables as one read sees them.
 struct ReadView<'r> {
-    client: &'r Client,
+    reader: &'r Reader,
     runtime: Handle,
 }
 
@@ -308,8 +309,9 @@ impl Rows for ReadView<'_> {
     fn get(&self, table: Table, key: &[u8]) -> ReadResult<Option<Vec<u8>>> {
         let statement = &sql::plain(table).get;
         let values: [Value<'_>; 1] = [(&key, Type::BYTEA)];
-        let asking = self.client.query_typed_opt(statement, &values);
-        let found = self.runtime.block_on(asking).map_err(unreadable)?;
+        let asking =
+            self.reader.ask(async |client| client.query_typed_opt(statement, &values).await);
+        let found = self.runtime.block_on(asking)?;
         Ok(found.map(|row| row.get(0)))
     }
 
@@ -329,8 +331,9 @@ impl Rows for ReadView<'_> {
             let first = from.as_slice();
             let values: [Value<'_>; 3] =
                 [(&first, Type::BYTEA), (&to, Type::BYTEA), (&part, Type::INT8)];
-            let asking = self.client.query_typed(statement, &values);
-            let found = self.runtime.block_on(asking).map_err(unreadable)?;
+            let asking =
+                self.reader.ask(async |client| client.query_typed(statement, &values).await);
+            let found = self.runtime.block_on(asking)?;
             for row in &found {
                 if !each(row.get(0), row.get(1))? {
                     return Ok(());
@@ -375,17 +378,13 @@ impl Store for PostgresStore {
         let readers = self.readers.clone();
         let runtime = Handle::current();
         Box::pin(async move {
-            let reader = readers.take().await.map_err(unreadable)?;
-            let begun = reader.client.batch_execute(sql::BEGIN_READ);
-            begun.await.map_err(unreadable)?;
+            let reader = readers.begin().await?;
             let reader = on_thread(move || {
-                read(&ReadView { client: &reader.client, runtime });
+                read(&ReadView { reader: &reader, runtime });
                 reader
             })
             .await;
-            if reader.client.batch_execute("commit").await.is_ok() {
-                readers.give_back(reader);
-            }
+            readers.end(reader).await;
             Ok(())
         })
     }

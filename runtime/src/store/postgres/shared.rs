@@ -10,7 +10,12 @@ use stead_entities::{BoxFuture, Timestamp};
 use tokio::sync::Mutex;
 use tokio_postgres::{Client, Row, types::Type};
 
-use super::{LANES_KEPT, PostgresStore, Value, connect, members, sql, statements::signed};
+use super::{
+    LANES_KEPT, PostgresStore, Value,
+    connect::{self, Connection},
+    members, sql,
+    statements::signed,
+};
 use crate::{
     clock,
     sabotage::Sabotage,
@@ -29,8 +34,8 @@ const DEADLINE: Duration = Duration::from_secs(15);
 /// The connections that are kept for members.
 #[derive(Debug, Default)]
 pub(super) struct ControlConnections {
-    renewals: Mutex<Option<Client>>,
-    changes: Mutex<Option<Client>>,
+    renewals: Mutex<Option<Connection>>,
+    changes: Mutex<Option<Connection>>,
     /// The last registration.
     #[cfg(feature = "sabotage")]
     last: std::sync::Mutex<Option<Registration>>,
@@ -60,7 +65,7 @@ impl PostgresStore {
     /// Does something on one of the kept connections, which is dropped with it where it goes wrong.
     async fn on<T>(
         &self,
-        kept: &Mutex<Option<Client>>,
+        kept: &Mutex<Option<Connection>>,
         work: impl AsyncFnOnce(&Client) -> Result<T, MemberError>,
     ) -> MemberResult<T> {
         let working = async {

@@ -130,8 +130,12 @@ pub(super) fn begin(timeout: Duration) -> String {
 }
 
 /// Begins a read of several statements that see the same rows.
-pub(super) const BEGIN_READ: &str =
-    "begin isolation level repeatable read read only; set local statement_timeout = 10000";
+pub(super) fn begin_read(timeout: Duration) -> String {
+    let millis = timeout.as_millis();
+    format!(
+        "begin isolation level repeatable read read only; set local statement_timeout = {millis}"
+    )
+}
 
 /// The first statement of every batch: the fence.
 pub(super) const MOVE_LANE: &str = "with moved as (\
