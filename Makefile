@@ -14,7 +14,7 @@ endif
 setup:
 	@bash examples/setup.sh
 
-# The server alone: most of the first build, some minutes on two cores, is RocksDB.
+# The server alone: most of the first build, a quarter of an hour on two cores, is RocksDB.
 binary: setup
 	$(CARGO) build --release --locked -p stead --features server --bin stead
 

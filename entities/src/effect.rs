@@ -1,5 +1,6 @@
 //! Effects: what a turn wants done outside its own state. They are values, and become real only in the
-//! commit of the turn that produced them.
+//! commit of the turn that produced them: `partition::settle` of the runtime says which rows each one
+//! writes, `testing` what it does without a runtime.
 
 use std::{borrow::Cow, time::Duration};
 

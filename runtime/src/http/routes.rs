@@ -1,4 +1,5 @@
-//! One function a route.
+//! The handlers, one function a route. The list of routes is in `http::mod`; what a handler reads or changes
+//! is a typed method of [`Node`](crate::Node).
 
 use std::{collections::HashMap, str::FromStr};
 

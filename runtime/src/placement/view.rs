@@ -1,5 +1,5 @@
 //! The views of the cluster that HTTP and embedders get; a node that shares nothing is a cluster of its
-//! own.
+//! own. What a view says of a member is stored by `store::postgres::members`.
 
 use serde::Serialize;
 use stead_entities::EntityId;

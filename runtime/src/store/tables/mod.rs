@@ -1,6 +1,6 @@
 //! Every table of the store. Each is one file, which declares its keys, its records, how a row is checked
-//! and samples for the conformance suite, and one line of the list below; what back-ends and the suite
-//! have to know of a table is in its [`Description`].
+//! and samples for the conformance suite, one line of the list below, and one migration in
+//! `store::postgres::sql`; what back-ends and the suite have to know of a table is in its [`Description`].
 
 pub mod dead_letters;
 pub mod due;
