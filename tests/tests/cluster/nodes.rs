@@ -23,6 +23,7 @@ pub struct NodeProcess {
     pub from_peers: Proxy,
     peer_listen: SocketAddr,
     child: Option<Child>,
+    pub lease: Duration,
     /// How far its wall clock is off, as libfaketime writes it.
     skew: Option<String>,
 }
@@ -39,6 +40,7 @@ impl NodeProcess {
             from_peers: Proxy::start(peer_listen).await?,
             peer_listen,
             child: None,
+            lease: LEASE,
             skew,
         })
     }
@@ -50,7 +52,7 @@ impl NodeProcess {
         command.args(["--listen", &self.listen.to_string()]);
         command.args(["--peer-listen", &self.peer_listen.to_string()]);
         command.args(["--peer-address", &self.from_peers.address().to_string()]);
-        command.args(["--lease", &LEASE.as_secs_f64().to_string()]);
+        command.args(["--lease", &self.lease.as_secs_f64().to_string()]);
         command.arg("--cluster-secret-file").arg(secret);
         command.env("STEAD_STORE", &self.store);
         if let Some(skew) = &self.skew {
