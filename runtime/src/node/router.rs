@@ -268,8 +268,10 @@ impl Router {
                     let admitted = self.local.admit(command.bytes());
                     room = Some(admitted.map_err(|error| settled(error, is_in_doubt))?);
                 }
+                // Another node may have this one's name, once this one has left.
+                let own = host.session().map(|session| session.incarnation.number);
                 match cluster.owner(partition) {
-                    Some(owner) if owner.name != cluster.registration.name => {
+                    Some(owner) if Some(owner.incarnation) != own => {
                         forward(cluster, owner, &command, left).await
                     }
                     _ => Err(no_owner(partition)),

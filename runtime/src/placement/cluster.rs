@@ -18,6 +18,9 @@ use crate::{
     transport::Transport,
 };
 
+/// How long a look may take after the node has left.
+const LATE_LOOK_DEADLINE: Duration = Duration::from_secs(1);
+
 /// How a membership is to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stop {
@@ -41,6 +44,8 @@ pub(crate) struct Cluster {
     /// Whoever waits for something new to be seen is woken in turn.
     news: Notify,
     pub(super) look: Notify,
+    /// Held by whoever looks after the node has left.
+    late_look: tokio::sync::Mutex<()>,
     pub(super) has_left: watch::Sender<bool>,
     /// Whether somebody waits for a partition to move.
     pub(super) is_awaited: AtomicBool,
@@ -70,6 +75,7 @@ impl Cluster {
             seen: Mutex::default(),
             news: Notify::new(),
             look: Notify::new(),
+            late_look: tokio::sync::Mutex::default(),
             has_left: watch::Sender::new(false),
             is_awaited: AtomicBool::new(false),
         }
@@ -98,11 +104,28 @@ impl Cluster {
 
     /// Has somebody look, and waits until something new was seen, at most for `timeout`.
     pub(crate) async fn look(&self, timeout: Duration) {
+        if *self.has_left.borrow() {
+            return self.look_after_leaving(timeout).await;
+        }
         let mut news = std::pin::pin!(self.news.notified());
         news.as_mut().enable();
         self.is_awaited.store(true, Ordering::SeqCst);
         self.look.notify_one();
         let _as_before = clock::within(timeout, news).await;
+    }
+
+    /// Looks for requests that are on their way through a node which has left: nobody else does any more.
+    async fn look_after_leaving(&self, pause: Duration) {
+        let before = self.seen();
+        clock::sleep(pause).await;
+        let _one_looks = self.late_look.lock().await;
+        if !Arc::ptr_eq(&before, &self.seen()) {
+            return;
+        }
+        // As before, where the store does not answer.
+        if let Some(Ok(view)) = clock::within(LATE_LOOK_DEADLINE, self.store.view()).await {
+            self.show(Seen::new(view, self.store.opened().settings.seed, &before));
+        }
     }
 
     /// Waits until the membership has ended in order.

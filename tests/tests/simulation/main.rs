@@ -39,7 +39,7 @@ fn no_caller_notices_that_nodes_leave() {
         pause: 30,
         ..Settings::default()
     };
-    for seed in seeds(200..210) {
+    for seed in seeds(200..230) {
         Run::new(seed, settings).finish();
     }
 }
