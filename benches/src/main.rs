@@ -4,6 +4,7 @@
 //! No setting that concerns durability differs from `stead serve`.
 
 mod activation;
+mod asks;
 mod ceiling;
 mod cluster;
 mod cpu;
@@ -32,7 +33,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 struct Command {
     #[command(subcommand)]
     verb: Option<Verb>,
-    /// Only these figures: spread, hot, http, query, latency, activation, recovery, due,
+    /// Only these figures: spread, hot, asks, http, query, latency, activation, recovery, due,
     /// placement, postgres, cluster.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
@@ -75,6 +76,9 @@ async fn measure(only: &[String], rounds: usize) -> Result<()> {
     let mut table = Table::new();
     if wanted("spread") || wanted("hot") {
         in_process::measure(&mut table, rounds, wanted).await?;
+    }
+    if wanted("asks") {
+        asks::measure(&mut table, rounds).await?;
     }
     if wanted("http") {
         http::throughput(&mut table, rounds).await?;

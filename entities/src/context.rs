@@ -3,16 +3,19 @@
 use std::{fmt, sync::Arc};
 
 use crate::{
-    EntityId, Error, ErrorKind, Operation, Origin, Timestamp, TraceContext,
+    Answer, EntityId, Error, ErrorKind, Operation, Origin, Request, Then, Timestamp, TraceContext,
+    ask::{Ask, Continuation},
     effect::{Effect, INTERVAL_MIN, Reminder, Schedule, Signal},
 };
 
-/// The most effects one turn may have.
+/// The most effects one turn may have; each question of an ask is one.
 pub const EFFECTS_PER_TURN_MAX: usize = 1_024;
 /// The most bytes the arguments of one turn's effects may have together.
 pub const EFFECT_BYTES_PER_TURN_MAX: usize = 4 << 20;
 /// The longest name of a reminder, in bytes.
 pub const REMINDER_NAME_BYTES_MAX: usize = 128;
+/// The first character of names of reminders that the runtime sets itself: the timeouts of asks.
+pub const RUNTIME_NAMES: char = '?';
 
 /// The view and the effects of one turn, handed to an operation that asks for `ctx: &mut Context`, or to a
 /// query that asks for `ctx: &Context`.
@@ -23,6 +26,7 @@ pub struct Context {
     turn: Turn,
     draws: u64,
     effects: Vec<Effect>,
+    effect_count: usize,
     effect_bytes: usize,
     deleted: bool,
     fault: Option<Error>,
@@ -57,7 +61,15 @@ pub struct Effects {
 impl Context {
     /// Starts a turn. For runtimes and test drivers.
     pub fn new(turn: Turn) -> Self {
-        Self { turn, draws: 0, effects: Vec::new(), effect_bytes: 0, deleted: false, fault: None }
+        Self {
+            turn,
+            draws: 0,
+            effects: Vec::new(),
+            effect_count: 0,
+            effect_bytes: 0,
+            deleted: false,
+            fault: None,
+        }
     }
 
     /// Ends a turn. For runtimes and test drivers.
@@ -65,8 +77,13 @@ impl Context {
     /// # Errors
     /// The first wish that broke a rule or a limit, as [`ErrorKind::Invalid`].
     pub fn finish(self) -> Result<Effects, Error> {
+        let asks = || self.effects.iter().any(|effect| matches!(effect, Effect::Ask(_)));
         match self.fault {
             Some(fault) => Err(fault),
+            None if self.deleted && asks() => {
+                let rule = "an entity that is deleted in this turn gets no answers: send signals";
+                Err(Error::new(ErrorKind::Invalid, rule))
+            }
             None => Ok(Effects { list: self.effects, deleted: self.deleted }),
         }
     }
@@ -125,35 +142,92 @@ impl Context {
     /// the commit of this turn, and applied there exactly once; two signals to one entity are applied
     /// in the order in which they were sent.
     pub fn signal<R>(&mut self, operation: Operation<R>) {
-        match operation.into_request() {
-            Ok(request)
-                if request.idempotency_key.is_some()
-                    || request.deadline.is_some()
-                    || request.condition.is_some()
-                    || request.caller.is_some()
-                    || request.trace.is_some() =>
-            {
-                let rule = "a signal of an entity is applied once, and nobody waits for it: it has \
-                            no idempotency key, deadline or condition, and no caller and trace but \
-                            those of its turn";
-                self.fail(Error::new(ErrorKind::Invalid, rule));
-            }
-            Ok(request)
-                if request.delay.is_some_and(|delay| delay.due(self.turn.now) > Timestamp::MAX) =>
-            {
-                self.fail(too_late());
-            }
-            Ok(request) => {
-                let effect = Effect::Signal(Signal {
-                    target: request.id,
-                    operation: request.operation,
-                    input: request.input,
-                    delay: request.delay,
-                });
-                self.add(effect);
-            }
+        match self.outgoing(operation) {
+            Ok(signal) => self.add(Effect::Signal(signal)),
             Err(error) => self.fail(error),
         }
+    }
+
+    /// Asks an entity: sends it an operation, as [`Context::signal`] does, and has its result, its
+    /// rejection, its final failure or the timeout come back to this entity, as `then` says.
+    ///
+    /// The answer is written in the commit in which the operation ends, and applied here exactly once.
+    /// Nobody waits: other operations of this entity run meanwhile. It arrives in this generation of
+    /// the entity only: an answer to one that was deleted meanwhile becomes a dead letter.
+    pub fn ask<R>(&mut self, operation: Operation<R>, then: Then<Answer<R>>) {
+        let asked =
+            self.outgoing(operation).and_then(|question| self.asked(vec![question], then, false));
+        match asked {
+            Ok(ask) => self.add(Effect::Ask(ask)),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    /// Asks many, as [`Context::ask`] asks one. What comes of it arrives at once, in the order of
+    /// `operations`, when all have answered or when the timeout of `then` has passed; who did not answer
+    /// by then has [`Failure::TimedOut`](crate::Failure::TimedOut). The entity stays in memory while it
+    /// has a part of the answers.
+    pub fn ask_all<R>(
+        &mut self,
+        operations: impl IntoIterator<Item = Operation<R>>,
+        then: Then<Vec<Answer<R>>>,
+    ) {
+        let questions = operations.into_iter().map(|operation| self.outgoing(operation));
+        let questions = questions.collect::<Result<Vec<_>, _>>();
+        match questions.and_then(|questions| self.asked(questions, then, true)) {
+            Ok(ask) if ask.questions.is_empty() => self.add(Effect::Signal(Signal {
+                target: self.turn.id.clone(),
+                input: ask.then.input([]),
+                operation: ask.then.operation,
+                delay: None,
+            })),
+            Ok(ask) => self.add(Effect::Ask(ask)),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    /// An operation as this turn sends it.
+    fn outgoing<R>(&self, operation: Operation<R>) -> Result<Signal, Error> {
+        let request = operation.into_request()?;
+        if has_options(&request) {
+            let rule = "an operation that an entity sends is applied once, and nobody waits for it: it \
+                        has no idempotency key, deadline or condition, and no caller and trace but \
+                        those of its turn";
+            return Err(Error::new(ErrorKind::Invalid, rule));
+        }
+        if request.delay.is_some_and(|delay| delay.due(self.turn.now) > Timestamp::MAX) {
+            return Err(too_late());
+        }
+        Ok(Signal {
+            target: request.id,
+            operation: request.operation,
+            input: request.input,
+            delay: request.delay,
+        })
+    }
+
+    fn asked<A>(
+        &self,
+        questions: Vec<Signal>,
+        then: Then<A>,
+        takes_list: bool,
+    ) -> Result<Ask, Error> {
+        let invalid = |rule: &str| Err(Error::new(ErrorKind::Invalid, rule));
+        if questions.iter().any(|question| question.delay.is_some()) {
+            return invalid("a question is not delayed: set a reminder, and ask then");
+        }
+        let (request, argument, timeout) = then.into_parts()?;
+        if request.id != self.turn.id {
+            return invalid("an answer returns to the entity that asks: `Self::of(ctx.key())`");
+        }
+        let is_too_late =
+            |length: &crate::Timeout| self.turn.now + length.as_duration() > Timestamp::MAX;
+        if timeout.as_ref().is_some_and(is_too_late) {
+            return Err(too_late());
+        }
+        let (operation, others) = (request.operation, request.input);
+        let then = Continuation { operation, argument, others, takes_list };
+        Ok(Ask { questions, then, timeout })
     }
 
     /// Sets the reminder `name` of this entity, in place of an earlier one of that name. When it
@@ -175,6 +249,11 @@ impl Context {
             let rule = format!("a reminder's name has 1 to {REMINDER_NAME_BYTES_MAX} bytes");
             return self.fail(Error::new(ErrorKind::Invalid, rule));
         }
+        if name.starts_with(RUNTIME_NAMES) {
+            let rule =
+                format!("names of reminders that begin with {RUNTIME_NAMES:?} are the runtime's");
+            return self.fail(Error::new(ErrorKind::Invalid, rule));
+        }
         if matches!(schedule, Schedule::Every(interval) if interval.as_duration() < INTERVAL_MIN) {
             let rule = format!("a reminder's interval is at least {INTERVAL_MIN:?}");
             return self.fail(Error::new(ErrorKind::Invalid, rule));
@@ -186,11 +265,7 @@ impl Context {
             Ok(request)
                 if request.id != self.turn.id
                     || request.delay.is_some()
-                    || request.idempotency_key.is_some()
-                    || request.deadline.is_some()
-                    || request.condition.is_some()
-                    || request.caller.is_some()
-                    || request.trace.is_some() =>
+                    || has_options(&request) =>
             {
                 let rule = "a reminder applies an operation of its own entity, without a delay, an \
                             idempotency key, a deadline, a condition, a caller or a trace";
@@ -208,7 +283,10 @@ impl Context {
 
     /// Cancels the reminder `name`. Once this turn is committed, the reminder causes no turn.
     pub fn cancel_reminder(&mut self, name: impl Into<String>) {
-        self.add(Effect::CancelReminder(name.into()));
+        let name = name.into();
+        if !name.starts_with(RUNTIME_NAMES) {
+            self.add(Effect::CancelReminder(name));
+        }
     }
 
     /// Deletes this entity in this turn's commit: its state and its reminders, also those that this
@@ -219,12 +297,18 @@ impl Context {
     }
 
     fn add(&mut self, effect: Effect) {
-        self.effect_bytes += match &effect {
-            Effect::Signal(signal) => signal.input.len(),
-            Effect::Remind(reminder) => reminder.input.len(),
-            Effect::CancelReminder(name) => name.len(),
+        let (count, bytes) = match &effect {
+            Effect::Signal(signal) => (1, signal.input.len()),
+            Effect::Ask(ask) => {
+                let questions: usize = ask.questions.iter().map(|it| it.input.len()).sum();
+                (ask.questions.len(), questions + ask.then.others.len())
+            }
+            Effect::Remind(reminder) => (1, reminder.input.len()),
+            Effect::CancelReminder(name) => (1, name.len()),
         };
-        if self.effects.len() >= EFFECTS_PER_TURN_MAX {
+        self.effect_count += count;
+        self.effect_bytes += bytes;
+        if self.effect_count > EFFECTS_PER_TURN_MAX {
             let limit = format!("a turn has at most {EFFECTS_PER_TURN_MAX} effects");
             self.fail(Error::new(ErrorKind::Invalid, limit));
         } else if self.effect_bytes > EFFECT_BYTES_PER_TURN_MAX {
@@ -238,6 +322,15 @@ impl Context {
     fn fail(&mut self, error: Error) {
         self.fault.get_or_insert(error);
     }
+}
+
+/// Whether a request has what only a caller outside can ask for.
+fn has_options(request: &Request) -> bool {
+    request.idempotency_key.is_some()
+        || request.deadline.is_some()
+        || request.condition.is_some()
+        || request.caller.is_some()
+        || request.trace.is_some()
 }
 
 fn too_late() -> Error {

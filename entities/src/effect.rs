@@ -4,13 +4,18 @@
 
 use std::{borrow::Cow, time::Duration};
 
-use crate::{EntityId, Error, ErrorKind, Timeout, Timestamp};
+use crate::{
+    EntityId, Error, ErrorKind, Failure, Timeout, Timestamp,
+    ask::{Ask, answer_json},
+};
 
 /// One wish of a turn, in the order in which the operation uttered them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     /// Send an operation to an entity, now or later.
     Signal(Signal),
+    /// Ask entities, and have what comes of it return.
+    Ask(Ask),
     /// Set the reminder of this name, in place of an earlier one of the same name.
     Remind(Reminder),
     /// Cancel the reminder of this name, if there is one.
@@ -134,20 +139,34 @@ impl<L: Into<Timeout>> From<Every<L>> for Schedule {
     }
 }
 
-/// Checks the reminders that a turn sets: `check` says of an operation and its argument why the entity
-/// does not take them.
+/// Checks the operations of its own that an entity is to apply later: those of the reminders that a turn
+/// sets and of the asks that it makes. `check` says of an operation and its argument why the entity does
+/// not take them.
 ///
 /// # Errors
-/// [`ErrorKind::Invalid`], for the first reminder that names what it cannot apply.
-pub fn check_reminders(
+/// [`ErrorKind::Invalid`], for the first that cannot be applied.
+pub fn check_own_operations(
     effects: &[Effect],
     check: impl Fn(&str, &[u8]) -> Result<(), String>,
 ) -> Result<(), Error> {
+    let refused = |what: String, why: String| {
+        Error::new(ErrorKind::Invalid, format!("{what} was refused: {why}"))
+    };
     for effect in effects {
-        let Effect::Remind(Reminder { name, operation, input, .. }) = effect else { continue };
-        check(operation, input).map_err(|why| {
-            Error::new(ErrorKind::Invalid, format!("the reminder {name:?} was refused: {why}"))
-        })?;
+        match effect {
+            Effect::Remind(Reminder { name, operation, input, .. }) => {
+                check(operation, input)
+                    .map_err(|why| refused(format!("the reminder {name:?}"), why))?;
+            }
+            Effect::Ask(Ask { questions, then, .. }) => {
+                let late = answer_json(Err(Failure::TimedOut));
+                let input = then.input(questions.iter().map(|_| &late[..]));
+                check(&then.operation, &input).map_err(|why| {
+                    refused(format!("an ask that {} answers", then.operation), why)
+                })?;
+            }
+            Effect::Signal(_) | Effect::CancelReminder(_) => {}
+        }
     }
     Ok(())
 }

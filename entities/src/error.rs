@@ -2,6 +2,9 @@
 
 use std::{error::Error as StdError, fmt};
 
+use schemars::JsonSchema;
+use serde::Deserialize;
+
 /// The kind of an [`Error`]: what a caller should do about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -109,14 +112,14 @@ impl Clone for Error {
 
 /// A business "no": the operation ran, changed nothing, and says why.
 ///
-/// Returned by an operation as `Err(Rejection)`. A call gets it as its answer, a signal leaves it
-/// in a dead letter. It is not retried.
+/// Returned by an operation as `Err(Rejection)`. A call gets it as its answer, as does an entity that
+/// asked; a signal leaves it in a dead letter. It is not retried.
 ///
 /// ```
 /// # use stead_entities::Rejection;
 /// assert_eq!(Rejection::new("overflow").reason(), "overflow");
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema, thiserror::Error)]
 #[error("{reason}")]
 pub struct Rejection {
     reason: String,

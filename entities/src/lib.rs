@@ -2,6 +2,7 @@
 
 extern crate self as stead_entities;
 
+pub mod ask;
 pub mod context;
 pub mod effect;
 pub mod entity;
@@ -18,6 +19,7 @@ pub mod stored;
 pub mod testing;
 pub mod time;
 
+pub use ask::{Answer, Failure, Then};
 pub use context::Context;
 pub use effect::{After, At, Delay, Every};
 pub use entity::{Entity, OperationType, TypedReference};

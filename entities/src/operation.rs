@@ -11,8 +11,8 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    CallError, Delay, EntityId, Error, ErrorKind, Origin, Rejection, Timeout, Timestamp,
-    TraceContext,
+    CallError, Delay, EntityId, Error, ErrorKind, Origin, Rejection, Then, Timeout, Timestamp,
+    TraceContext, ask,
 };
 
 /// A boxed future, as [`Caller`] returns it.
@@ -233,6 +233,21 @@ impl<B: Clone> Reference<B> {
             bound: self.bound.clone(),
             result: PhantomData,
         }
+    }
+
+    /// What this entity does with an answer: its operation `name`, whose argument `argument` takes the
+    /// answer beside the others; empty where it is the only one.
+    pub fn then<A>(
+        &self,
+        name: impl Into<Cow<'static, str>>,
+        argument: &'static str,
+        others: &[(&str, &dyn Argument)],
+    ) -> Then<A> {
+        let request = self.id.clone().and_then(|id| {
+            let others = ask::others(others)?;
+            Ok(Request::new(id, name, others))
+        });
+        Then::new(request, argument)
     }
 
     fn request(

@@ -9,8 +9,8 @@ use std::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use stead_entities::{
-    After, At, CallError, Context, Delay, ErrorKind, Every, Layout, Operation, Reference,
-    Rejection, TraceContext, entity,
+    After, Answer, At, CallError, Context, Delay, ErrorKind, Every, Failure, Layout, Operation,
+    Reference, Rejection, TraceContext, entity,
     testing::{Driver, Drivers, SIGNALS_PER_CALL_MAX},
 };
 
@@ -435,4 +435,130 @@ fn who_asked_goes_along_with_signals_and_delays_but_not_with_reminders() {
     assert!(matches!(refused, CallError::Failed(error) if error.message().contains("its turn")));
     let nameless = both.apply(pass_on().caller("")).expect_err("refused");
     assert!(matches!(nameless, CallError::Failed(error) if error.kind() == ErrorKind::Invalid));
+}
+
+/// Lends books, and asks others for those that it has not.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema, Layout)]
+struct Library {
+    books: Vec<String>,
+    story: Vec<String>,
+}
+
+#[entity(name = "library")]
+#[allow(unreachable_pub, reason = "an operation is `pub`, and its entity is not")]
+impl Library {
+    pub fn find(&mut self, ctx: &mut Context, book: String, others: Vec<String>) {
+        let questions = others.iter().map(|other| Self::of(other).lend(book.clone()));
+        let then = Self::of(ctx.key()).on_lent(book.clone());
+        ctx.ask_all(questions, then.within(Duration::from_secs(60)));
+    }
+
+    pub fn find_at(&mut self, ctx: &mut Context, book: String, other: String) {
+        ctx.ask(Self::of(other).lend(book), Self::of(ctx.key()).on_one());
+    }
+
+    pub(crate) async fn lend(&mut self, book: String) -> Result<u32, Rejection> {
+        assert!(book != "burnt", "on purpose");
+        let place = self.books.iter().position(|known| *known == book);
+        let place = place.ok_or_else(|| Rejection::new("not here"))?;
+        self.books.remove(place);
+        Ok(self.books.len() as u32)
+    }
+
+    pub(crate) fn on_lent(&mut self, answers: Vec<Answer<u32>>, r#type: String) {
+        let shown = answers.iter().map(|answer| match answer {
+            Ok(left) => format!("lent, {left} left"),
+            Err(failure) => failure.to_string(),
+        });
+        self.story.push(format!("{}: {}", r#type, shown.collect::<Vec<_>>().join("; ")));
+    }
+
+    pub(crate) fn on_one(
+        &mut self,
+        ctx: &mut Context,
+        answer: Answer<u32>,
+    ) -> Result<(), Rejection> {
+        let left = answer.map_err(|failure| Rejection::new(format!("{}: {failure}", ctx.key())))?;
+        self.story.push(format!("lent, {left} left"));
+        Ok(())
+    }
+
+    pub fn buy(&mut self, book: String) {
+        self.books.push(book);
+    }
+}
+
+#[test]
+fn asks_are_answered_among_drivers() {
+    let mut libraries = Drivers::new().entity::<Library>();
+    libraries.apply(Library::of("b").buy("rust".into())).expect("applied");
+    let find = |book: &str| Library::of("a").find(book.into(), vec!["b".into(), "c".into()]);
+    libraries.apply(find("rust")).expect("applied");
+    let expected = ["rust: lent, 0 left; rejected: not here"];
+    assert_eq!(libraries.state::<Library>("a").story, expected);
+    assert!(libraries.take_dead_letters().is_empty(), "a no that came back is no dead letter");
+    libraries.apply(Library::of("a").find_at("rust".into(), "b".into())).expect("applied");
+    let letters = libraries.take_dead_letters();
+    assert_eq!(letters[0].error.rejection().expect("a no").reason(), "a: rejected: not here");
+    libraries.advance(Duration::from_secs(120)).expect("nothing is due");
+    assert_eq!(libraries.state::<Library>("a").story.len(), 1, "the timeout is gone");
+}
+
+#[test]
+fn a_driver_is_given_answers_by_hand() {
+    let mut library = Driver::<Library>::new("a");
+    let ask = Library::of("a").find("rust".into(), vec!["b".into(), "c".into()]);
+    library.apply(ask).expect("applied");
+    let asks = library.take_asks();
+    assert_eq!(asks[0].questions[1].target.key(), "c");
+    assert_eq!(asks[0].timeout, Some(Duration::from_secs(60).into()));
+    let short = library.answer(&asks[0], [Ok(1_u32)]).expect_err("two were asked");
+    assert!(short.to_string().contains("1 answers to 2 questions"), "{short}");
+    let answers = [Ok(1_u32), Err(Failure::TimedOut)];
+    library.answer(&asks[0], answers).expect("applied");
+    assert_eq!(library.state().story, ["rust: lent, 1 left; no answer came in time"]);
+}
+
+#[test]
+fn asks_that_cannot_be_answered_fail_their_turn() {
+    #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
+    struct Asker(u8);
+
+    #[entity(name = "asker")]
+    #[allow(unreachable_pub, reason = "an operation is `pub`, and its entity is not")]
+    impl Asker {
+        pub fn ask(&mut self, ctx: &mut Context, how: String) {
+            let question = Library::of("b").lend("rust".into());
+            let own = Self::of(ctx.key()).on_lent();
+            match how.as_str() {
+                "later" => ctx.ask(question.after(Duration::from_secs(1)), own),
+                "with a deadline" => ctx.ask(question.deadline(Duration::from_secs(1)), own),
+                "for another" => ctx.ask(question, Self::of("other").on_lent()),
+                "and ends" => {
+                    ctx.ask(question, own);
+                    ctx.delete();
+                }
+                "too many" => ctx.ask_all(
+                    (0..2_000).map(|_| Library::of("b").lend("rust".into())),
+                    Self::of(ctx.key()).on_all(),
+                ),
+                _ => ctx.remind("?5", After(Duration::from_secs(1)), Self::of(ctx.key()).tick()),
+            }
+        }
+        pub(crate) fn on_lent(&mut self, answer: Answer<u32>) {
+            self.0 += u8::from(answer.is_ok());
+        }
+        pub(crate) fn on_all(&mut self, answers: Vec<Answer<u32>>) {
+            self.0 += answers.len() as u8;
+        }
+        pub(crate) fn tick(&mut self) {}
+    }
+
+    let wrong = ["later", "with a deadline", "for another", "and ends", "too many", "?"];
+    for how in wrong {
+        let mut asker = Driver::<Asker>::new("a");
+        let refused = asker.apply(Asker::of("a").ask(how.to_owned())).expect_err(how);
+        assert!(matches!(refused, CallError::Failed(_)), "{how}: {refused:?}");
+        assert!(asker.take_asks().is_empty());
+    }
 }

@@ -56,6 +56,8 @@ sabotages! {
     X30 ConsumedRowNotNeeded breaks 8: "A turn is committed though its inbox row is gone."
     X31 LaterSignalsPass breaks 9: "A failed signal lets later ones of its sender pass."
     X32 AttemptsInMemory breaks 23: "Attempts are counted in memory only."
+    X33 AnswerOutsideCommit breaks 61: "The answer to a question is sent, and not part of a commit."
+    X34 LateAnswerApplied breaks 61: "An answer that comes behind its timeout is applied too."
 }
 
 #[cfg(feature = "sabotage")]

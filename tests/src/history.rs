@@ -13,6 +13,8 @@ pub struct History {
     pub acknowledged: BTreeSet<(String, u64)>,
     /// The delayed signals, with their receivers.
     pub delayed: BTreeMap<u64, String>,
+    /// Who was asked, for each id.
+    pub asked: BTreeMap<u64, Vec<String>>,
     /// What was read of an entity, and how much of it was acknowledged before.
     pub reads: Vec<(String, Vec<u64>, BTreeSet<u64>)>,
     /// Answers that nobody should get.
@@ -25,6 +27,7 @@ pub enum Kind {
     Append,
     Tell,
     Remind,
+    Ask,
 }
 
 /// Compares what is stored in the end with what clients know. Returns what is wrong.
@@ -41,6 +44,8 @@ pub fn compare(history: &History, logs: &BTreeMap<String, Log>) -> Vec<String> {
             }
         }
         wrong.extend(heard(key, log, logs));
+        wrong.extend(answered(history, key, log));
+        wrong.extend(judged(history, key, log, logs));
         let reminded =
             |entry: &&u64| history.sent.get(&(key.clone(), **entry)) == Some(&Kind::Remind);
         let due: BTreeSet<u64> = log.entries.iter().filter(reminded).copied().collect();
@@ -76,6 +81,53 @@ pub fn compare(history: &History, logs: &BTreeMap<String, Log>) -> Vec<String> {
         }
     }
     wrong
+}
+
+/// Each ask has one list of answers, as those who were asked give them; one with a timeout may lack some.
+fn answered(history: &History, key: &str, log: &Log) -> Vec<String> {
+    let of = |entry: &&u64| history.sent.get(&(key.to_owned(), **entry)) == Some(&Kind::Ask);
+    let mut wrong = Vec::new();
+    for entry in log.entries.iter().filter(of) {
+        let asked = history.asked.get(entry).map_or(0, Vec::len);
+        let lists = log.answers.iter().filter(|(of, _)| of == entry);
+        let lists: Vec<_> = lists.map(|(_, answers)| answers).collect();
+        let right = match entry % 3 {
+            0 => "refused".to_owned(),
+            _ => entry.to_string(),
+        };
+        let is_right = |answer: &String| {
+            *answer == right || entry.is_multiple_of(2) && answer == "no answer came in time"
+        };
+        if lists.len() != 1 || lists[0].len() != asked || !lists[0].iter().all(is_right) {
+            wrong.push(format!("{key} was answered {lists:?} for {entry}, asked of {asked}"));
+        }
+    }
+    if log.answers.iter().any(|(entry, _)| !of(&entry)) {
+        wrong.push(format!("{key} was answered without asking: {:?}", log.answers));
+    }
+    wrong
+}
+
+/// Each question was judged as often as it was asked.
+fn judged(history: &History, key: &str, log: &Log, logs: &BTreeMap<String, Log>) -> Vec<String> {
+    let mut due = Vec::new();
+    for (asker, of) in logs {
+        let asks = |entry: &&u64| {
+            history.sent.get(&(asker.clone(), **entry)) == Some(&Kind::Ask)
+                && !entry.is_multiple_of(3)
+        };
+        for entry in of.entries.iter().filter(asks) {
+            let others = history.asked.get(entry).into_iter().flatten();
+            due.extend(others.filter(|other| *other == key).map(|_| *entry));
+        }
+    }
+    let mut judged = log.judged.clone();
+    judged.sort_unstable();
+    due.sort_unstable();
+    match judged == due {
+        true => Vec::new(),
+        false => vec![format!("{key} judged {judged:?}, and was asked {due:?}")],
+    }
 }
 
 /// Each receiver has heard each sender's numbers, all of them, in order.

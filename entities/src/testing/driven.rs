@@ -3,7 +3,10 @@
 use std::any::Any;
 
 use super::Driver;
-use crate::{BoxFuture, CallError, Entity, Request, Timestamp, effect::Signal};
+use crate::{
+    BoxFuture, CallError, Entity, Request, Timestamp,
+    effect::{Effect, Signal},
+};
 
 /// A [`Driver`] of any type.
 pub(super) trait Driven: Any + Send + Sync {
@@ -14,7 +17,8 @@ pub(super) trait Driven: Any + Send + Sync {
     /// The operation of a reminder, as a signal of the entity to itself.
     fn reminder(&self, name: &str) -> Option<Signal>;
     fn revision(&self) -> u64;
-    fn take_signals(&mut self) -> Vec<Signal>;
+    /// The signals and asks since the last time, in order.
+    fn take_sent(&mut self) -> Vec<Effect>;
     fn set_clock(&mut self, now: Timestamp);
     fn set_number(&mut self, number: u64);
 }
@@ -40,8 +44,8 @@ impl<E: Entity> Driven for Driver<E> {
     fn revision(&self) -> u64 {
         self.revision
     }
-    fn take_signals(&mut self) -> Vec<Signal> {
-        self.take_signals()
+    fn take_sent(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.sent)
     }
     fn set_clock(&mut self, now: Timestamp) {
         self.now = now;

@@ -12,8 +12,10 @@ use serde::de::DeserializeOwned;
 
 use super::{Driver, START, at_once, driven::Driven, result};
 use crate::{
-    CallError, Entity, EntityId, Error, ErrorKind, Operation, Origin, Query, Request, Timestamp,
-    effect::Signal,
+    Answer, CallError, Entity, EntityId, Error, ErrorKind, Failure, Operation, Origin, Query,
+    Request, Timestamp,
+    ask::{Ask, answer_json},
+    effect::{Effect, Signal},
 };
 
 /// The most signals that one call delivers. Entities that signal each other for ever reach it.
@@ -73,6 +75,8 @@ pub const SIGNALS_PER_CALL_MAX: usize = 10_000;
 ///   applied in the order in which they were sent; do not rely on more than the former.
 /// - Nothing is tried again. A signal that fails is a dead letter at once, as only a rejected one is
 ///   on a node, and a panic reaches the test.
+/// - An answer to an entity that was deleted meanwhile vanishes; on a node it is a dead letter. A question
+///   to an entity of a type that is not registered ends with its timeout, if it has one.
 /// - States are proven readable, but not stored. Idempotency keys and deadlines mean nothing, and the
 ///   limits of a node do not apply.
 #[derive(Default)]
@@ -84,6 +88,9 @@ pub struct Drivers {
     due: VecDeque<Sent>,
     /// The delayed signals. The number keeps the order of those that are due at one moment.
     delayed: BTreeMap<(Timestamp, u64), Sent>,
+    /// The asks of which answers are missing, and the number of the last one.
+    asks: BTreeMap<u64, OpenAsk>,
+    last_ask: u64,
     signals: Vec<Signal>,
     dead_letters: Vec<DeadLetter>,
 }
@@ -108,6 +115,19 @@ struct Sent {
     sender: Option<EntityId>,
     signal: Signal,
     origin: Option<Arc<Origin>>,
+    /// The ask of which it is a question, and which of its questions.
+    asked: Option<(u64, usize)>,
+}
+
+/// An ask of which answers are missing.
+struct OpenAsk {
+    asker: EntityId,
+    ask: Ask,
+    /// The answers as JSON, in the order of the questions.
+    answers: Vec<Option<Vec<u8>>>,
+    /// When it is given up.
+    due: Option<Timestamp>,
+    origin: Option<Arc<Origin>>,
 }
 
 /// A signal or a reminder's operation that was not applied, and will not be.
@@ -124,6 +144,7 @@ pub struct DeadLetter {
 /// The next event as the clock moves.
 enum Next {
     Signal(u64),
+    Timeout(u64),
     Reminder(EntityId, String),
 }
 
@@ -190,7 +211,7 @@ impl Drivers {
         let origin = request.origin()?;
         let Request { id: target, operation, input, delay, .. } = request;
         let signal = Signal { target, operation, input, delay };
-        self.accept(Sent { sender: None, signal, origin });
+        self.accept(Sent { sender: None, signal, origin, asked: None });
         self.deliver().await
     }
 
@@ -227,6 +248,7 @@ impl Drivers {
             self.set_clock(self.clock.now.max(due));
             match next {
                 Next::Signal(number) => self.due.extend(self.delayed.remove(&(due, number))),
+                Next::Timeout(ask) => self.end_ask(ask),
                 Next::Reminder(id, name) => self.fire(&id, &name).await,
             }
             self.deliver().await?;
@@ -292,8 +314,9 @@ impl Drivers {
         let Some(driver) = self.entities.get_mut(id) else {
             return;
         };
-        let signals = driver.take_signals();
+        let effects = driver.take_sent();
         if is_committed && driver.revision() == 0 {
+            self.asks.retain(|_, open| open.asker != *id);
             let delayed = std::mem::take(&mut self.delayed);
             let (dead, alive): (BTreeMap<_, _>, BTreeMap<_, _>) =
                 delayed.into_iter().partition(|(_, sent)| sent.signal.target == *id);
@@ -304,9 +327,49 @@ impl Drivers {
                 self.dead_letters.push(DeadLetter { sender, signal, error });
             }
         }
-        for signal in signals {
-            self.accept(Sent { sender: Some(id.clone()), signal, origin: origin.cloned() });
+        for effect in effects {
+            let (sender, origin) = (Some(id.clone()), origin.cloned());
+            match effect {
+                Effect::Signal(signal) => self.accept(Sent { sender, signal, origin, asked: None }),
+                Effect::Ask(ask) => self.open_ask(id, ask, origin),
+                Effect::Remind(_) | Effect::CancelReminder(_) => {}
+            }
         }
+    }
+
+    /// Sends the questions of an ask.
+    fn open_ask(&mut self, asker: &EntityId, ask: Ask, origin: Option<Arc<Origin>>) {
+        self.last_ask += 1;
+        for (part, question) in ask.questions.iter().enumerate() {
+            let (sender, signal) = (Some(asker.clone()), question.clone());
+            let asked = Some((self.last_ask, part));
+            self.accept(Sent { sender, signal, origin: origin.clone(), asked });
+        }
+        let due = ask.timeout.map(|timeout| self.clock.now + timeout.as_duration());
+        let answers = vec![None; ask.questions.len()];
+        let open = OpenAsk { asker: asker.clone(), ask, answers, due, origin };
+        self.asks.insert(self.last_ask, open);
+    }
+
+    /// Takes the answer to a question, and sends it on where it was the last one.
+    fn answer(&mut self, (number, part): (u64, usize), answer: Answer<&[u8]>) {
+        let Some(open) = self.asks.get_mut(&number) else { return };
+        open.answers[part] = Some(answer_json(answer));
+        if open.answers.iter().all(Option::is_some) {
+            self.end_ask(number);
+        }
+    }
+
+    /// Sends what answers an ask has to its asker.
+    fn end_ask(&mut self, number: u64) {
+        let Some(OpenAsk { asker, ask, answers, origin, .. }) = self.asks.remove(&number) else {
+            return;
+        };
+        let late = answer_json(Err(Failure::TimedOut));
+        let answers = answers.iter().map(|answer| answer.as_deref().unwrap_or(&late));
+        let (input, operation) = (ask.then.input(answers), ask.then.operation);
+        let signal = Signal { target: asker, operation, input, delay: None };
+        self.due.push_back(Sent { sender: None, signal, origin, asked: None });
     }
 
     fn accept(&mut self, sent: Sent) {
@@ -327,7 +390,7 @@ impl Drivers {
     /// this future is dropped before, the next call begins with it.
     async fn deliver(&mut self) -> Result<(), CallError> {
         let mut delivered = 0;
-        while let Some(Sent { sender, signal, origin }) = self.due.front().cloned() {
+        while let Some(Sent { sender, signal, origin, asked }) = self.due.front().cloned() {
             delivered += 1;
             if delivered > SIGNALS_PER_CALL_MAX {
                 let limit = format!(
@@ -345,30 +408,37 @@ impl Drivers {
             let result = self.driver_mut(&id)?.run(&request).await;
             self.due.pop_front();
             self.collect(&id, result.is_ok(), origin.as_ref());
-            if let Err(error) = result {
-                self.dead_letters.push(DeadLetter { sender, signal, error });
+            match (asked, result) {
+                (Some(asked), Ok(json)) => self.answer(asked, Ok(&json)),
+                (Some(asked), Err(CallError::Rejected(no))) => {
+                    self.answer(asked, Err(Failure::Rejected(no)));
+                }
+                (asked, Err(error)) => {
+                    if let Some(asked) = asked {
+                        self.answer(asked, Err(Failure::Failed(error.to_string())));
+                    }
+                    self.dead_letters.push(DeadLetter { sender, signal, error });
+                }
+                (None, Ok(_)) => {}
             }
         }
         Ok(())
     }
 
-    /// The delayed signal or reminder that is due first.
+    /// The delayed signal, timeout or reminder that is due first.
     fn next(&self) -> Option<(Timestamp, Next)> {
         let signal = self.delayed.keys().next().map(|(due, number)| (*due, *number));
         let reminders = self
             .entities
             .iter()
             .filter_map(|(id, driver)| driver.next_reminder().map(|(due, name)| (due, id, name)));
-        match (signal, reminders.min()) {
-            (Some((due, number)), reminder)
-                if reminder.as_ref().is_none_or(|(other, ..)| due <= *other) =>
-            {
-                Some((due, Next::Signal(number)))
-            }
-            (_, reminder) => {
-                reminder.map(|(due, id, name)| (due, Next::Reminder(id.clone(), name)))
-            }
-        }
+        let timeouts = self.asks.iter().filter_map(|(number, open)| Some((open.due?, *number)));
+        let signal = signal.map(|(due, number)| (due, Next::Signal(number)));
+        let timeout = timeouts.min().map(|(due, number)| (due, Next::Timeout(number)));
+        let reminder = reminders.min();
+        let reminder = reminder.map(|(due, id, name)| (due, Next::Reminder(id.clone(), name)));
+        // The first of equals.
+        [signal, timeout, reminder].into_iter().flatten().min_by_key(|(due, _)| *due)
     }
 
     async fn fire(&mut self, id: &EntityId, name: &str) {

@@ -11,16 +11,18 @@ mod poll;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 
 use self::poll::at_once;
 
 use crate::{
-    CallError, Context, Entity, EntityId, Error, ErrorKind, Operation, Origin, Query, Request,
-    Timestamp, Version,
+    Answer, CallError, Context, Entity, EntityId, Error, ErrorKind, Operation, Origin, Query,
+    Request, Timestamp, Version,
+    ask::{Ask, answer_json},
     context::Turn,
     effect::{self, Effect, Reminder, Signal},
     entity::{Argument, Body, OperationKind, Outcome},
+    operation::Argument as _,
     stored::{self, Checks},
 };
 
@@ -71,7 +73,8 @@ pub struct Driver<E> {
     turns: u64,
     /// Tells the tokens and seeds of entities that are driven together apart.
     number: u64,
-    signals: Vec<Signal>,
+    /// The signals and asks, in order.
+    sent: Vec<Effect>,
     reminders: BTreeMap<String, (Timestamp, Reminder)>,
 }
 
@@ -85,7 +88,7 @@ impl<E: Entity> Driver<E> {
             now: START,
             turns: 0,
             number: 0,
-            signals: Vec::new(),
+            sent: Vec::new(),
             reminders: BTreeMap::new(),
         }
     }
@@ -164,7 +167,61 @@ impl<E: Entity> Driver<E> {
 
     /// The signals sent since the last time, in order.
     pub fn take_signals(&mut self) -> Vec<Signal> {
-        std::mem::take(&mut self.signals)
+        let signal = |effect: Effect| match effect {
+            Effect::Signal(signal) => Ok(signal),
+            other => Err(other),
+        };
+        self.take_sent(signal)
+    }
+
+    /// The asks made since the last time, in order.
+    pub fn take_asks(&mut self) -> Vec<Ask> {
+        let ask = |effect: Effect| match effect {
+            Effect::Ask(ask) => Ok(ask),
+            other => Err(other),
+        };
+        self.take_sent(ask)
+    }
+
+    /// Takes what `wanted` takes of what was sent.
+    fn take_sent<T>(&mut self, wanted: impl Fn(Effect) -> Result<T, Effect>) -> Vec<T> {
+        let mut taken = Vec::new();
+        for effect in std::mem::take(&mut self.sent) {
+            match wanted(effect) {
+                Ok(it) => taken.push(it),
+                Err(other) => self.sent.push(other),
+            }
+        }
+        taken
+    }
+
+    /// Gives answers to an ask, and applies its operation: one for each question, in their order.
+    ///
+    /// # Errors
+    /// As [`Driver::apply`], and where there are more or fewer answers than questions.
+    pub fn answer<R: Serialize>(
+        &mut self,
+        ask: &Ask,
+        answers: impl IntoIterator<Item = Answer<R>>,
+    ) -> Result<(), CallError> {
+        let answers = answers.into_iter().map(|answer| {
+            let result = answer.map(|result| result.to_json());
+            match result {
+                Ok(json) => json.map(|json| answer_json(Ok(&json))),
+                Err(failure) => Ok(answer_json(Err(failure))),
+            }
+        });
+        let answers = answers.collect::<Result<Vec<_>, Error>>()?;
+        if answers.len() != ask.questions.len() {
+            let (given, asked) = (answers.len(), ask.questions.len());
+            let rule = format!("{given} answers to {asked} questions");
+            return Err(Error::new(ErrorKind::Invalid, rule).into());
+        }
+        let id = self.id.clone();
+        let id = id.ok_or_else(|| Error::new(ErrorKind::Invalid, "the key is invalid"))?;
+        let input = ask.then.input(answers.iter().map(|answer| &answer[..]));
+        let request = Request::new(id, ask.then.operation.clone(), input);
+        at_once(self.run(&request)).map(drop)
     }
 
     /// The due time of the reminder `name`, if it is set.
@@ -268,12 +325,12 @@ impl<E: Entity> Driver<E> {
         let json = json_of(outcome)?;
         let effects = ctx.finish()?;
         prove(&state)?;
-        check_reminders::<E>(&effects.list)?;
+        check_own_operations::<E>(&effects.list)?;
         self.state = state;
         self.revision += 1;
         for effect in effects.list {
             match effect {
-                Effect::Signal(signal) => self.signals.push(signal),
+                effect @ (Effect::Signal(_) | Effect::Ask(_)) => self.sent.push(effect),
                 Effect::Remind(reminder) => {
                     let due = reminder.schedule.first(self.now);
                     self.reminders.insert(reminder.name.clone(), (due, reminder));
@@ -297,10 +354,10 @@ fn prove<E: Entity>(state: &E) -> Result<(), Error> {
     proven.map_err(|why| Error::new(ErrorKind::Internal, why))
 }
 
-/// A turn fails where it sets a reminder that could not be applied when it is due.
-fn check_reminders<E: Entity>(effects: &[Effect]) -> Result<(), Error> {
+/// A turn fails where it names an operation of its own that could not be applied.
+fn check_own_operations<E: Entity>(effects: &[Effect]) -> Result<(), Error> {
     let table = E::operations();
-    effect::check_reminders(effects, |operation, input| {
+    effect::check_own_operations(effects, |operation, input| {
         match table.iter().find(|row| row.name() == operation) {
             None => Err(format!("no operation {operation}")),
             Some(row) if row.kind() == OperationKind::Query => {

@@ -201,6 +201,7 @@ mod tests {
             deadline: None,
             idempotency: None,
             origin: None,
+            asked: None,
         }
     }
 

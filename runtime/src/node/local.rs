@@ -11,6 +11,7 @@ use std::{
 
 use stead_entities::{
     Condition, Delay, EntityId, Error, ErrorKind, Origin, ReminderId, Request, Timestamp,
+    context::RUNTIME_NAMES,
     entity::{Argument, OperationKind},
     input::canonical,
 };
@@ -133,6 +134,10 @@ impl Local {
         timeout: Duration,
     ) -> Result<ReplyReceiver, Error> {
         self.known_type(id.entity_type())?;
+        if matches!(&reminder, ReminderId::Named(name) if name.starts_with(RUNTIME_NAMES)) {
+            let rule = "this is the timeout of an ask, which ends with its answers";
+            return Err(Error::new(ErrorKind::Invalid, rule));
+        }
         self.check_room()?;
         self.send_within(id, Action::Cancel(reminder.into()), Terms::default(), timeout)
     }

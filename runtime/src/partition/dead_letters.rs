@@ -126,7 +126,8 @@ impl DeadLetters {
     ) {
         // What an entity refused, or took along when it was deleted, is no failure, and pushes none
         // out.
-        let is_rejection = matches!(letter.cause, Cause::Rejection | Cause::Deleted);
+        let is_rejection =
+            matches!(letter.cause, Cause::Rejection | Cause::Deleted | Cause::Orphan);
         let id = DeadLetterId { partition: self.partition, is_rejection, number };
         let letter = DeadLetter {
             entity: entity.to_string(),

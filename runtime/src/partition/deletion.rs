@@ -118,6 +118,7 @@ impl Partition {
             deadline: None,
             idempotency: None,
             origin: None,
+            asked: None,
         };
         self.inbox.take_in(row.clone(), 0);
         self.group.write(Write::Accept(row.clone(), record));
@@ -159,6 +160,8 @@ impl Partition {
         for operation in retries {
             self.dead_letter(id, operation, Cause::Deleted, DELETED);
         }
+        // Answers of which some are missing are the deleted generation's: their turn finds it gone.
+        self.activations.of(id).put_back_gathered();
     }
 
     /// Turns delayed signals into dead letters; those that are in their entity's order already go on.

@@ -9,7 +9,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::{message::Keyed, reply::ReplySender};
 use crate::store::tables::{
     dead_letters::{Cause, DeadLetterId},
-    inbox::InboxKey,
+    inbox::{Asked, InboxKey},
     reminders::{ReminderRecord, Slot},
 };
 
@@ -62,6 +62,10 @@ pub(super) struct Operation {
     pub(super) key: Option<Keyed>,
     /// The condition on the entity's state at the turn. Judged again each time it is put back.
     pub(super) condition: Option<Condition>,
+    /// The ask of which it is a question or an answer.
+    pub(super) asked: Option<Box<Asked>>,
+    /// The answers that it takes beside its own, or, for the timeout of an ask, all that came in time.
+    pub(super) gathered: Vec<Self>,
     /// How often it was tried in vain.
     pub(super) attempts: u32,
     pub(super) count: AttemptCount,
@@ -184,6 +188,13 @@ impl Row {
         }
     }
 
+    pub(super) fn inbox_key(&self) -> Option<&InboxKey> {
+        match self {
+            Self::Inbox(key) => Some(key),
+            Self::None | Self::Reminder(_) => None,
+        }
+    }
+
     /// The sender, as a dead letter names it.
     pub(super) fn sender_text(&self) -> String {
         if let Self::Reminder(Occurrence { slot: Slot::Named(name), .. }) = self {
@@ -210,6 +221,8 @@ impl Operation {
             caller: Caller::Accepted { _room: None },
             key: None,
             condition: None,
+            asked: None,
+            gathered: Vec::new(),
             attempts,
             count: AttemptCount::AfterFailure,
             is_marked: false,
@@ -279,12 +292,28 @@ impl Operation {
         Letter {
             sender: self.row.sender_text(),
             operation,
-            input: self.input.clone(),
+            input: self.argument_json().into_owned(),
             token: self.token,
             cause,
             reason: reason.to_owned(),
             attempts: self.attempts,
             accepted_at: self.accepted_at,
+        }
+    }
+
+    /// The question that it is: its key, and its ask.
+    pub(super) fn question(&self) -> Option<(&InboxKey, &Asked)> {
+        match (&self.row, &self.asked) {
+            (Row::Inbox(key), Some(asked)) if !key.is_answer() => Some((key, asked)),
+            _ => None,
+        }
+    }
+
+    /// The answer that it is: its key, and its ask.
+    pub(super) fn answer(&self) -> Option<(&InboxKey, &Asked)> {
+        match (&self.row, &self.asked) {
+            (Row::Inbox(key), Some(asked)) if key.is_answer() => Some((key, asked)),
+            _ => None,
         }
     }
 }

@@ -2,12 +2,12 @@
 //!
 //! A mailbox is a window on the inbox. The rows of an entity are read page by page, in order, when it
 //! has nothing else to do; while some of them are on disk, what arrives waits behind them. What must
-//! never happen: a row is taken in twice, though a read that began before its commit still shows it;
-//! a row on disk is forgotten; arguments of more than a bounded number of bytes are in memory.
+//! never happen: a row is taken in twice, though a read that began before its commit still shows it, or word
+//! of it arrives after it was read and consumed; a row on disk is forgotten; arguments of more than a bounded number of bytes are in memory.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
 
-use stead_entities::EntityId;
+use stead_entities::{EntityId, Timestamp};
 
 use crate::{
     map::{Map, Set},
@@ -21,14 +21,22 @@ use crate::{
 /// The most bytes of arguments of stored signals in memory; what other entities send beyond it stays
 /// on disk until its entity has nothing else to do.
 const HELD_BYTES_MAX: usize = 1 << 20;
+/// How many rows that were read and consumed are remembered, because word of them may still arrive, and for
+/// how long.
+const LATE_MAX: usize = 256;
+const LATE_AGE: Duration = Duration::from_secs(30);
 /// How many entities with rows of an earlier term are woken at one time.
 const RECOVERING_MAX: usize = 64;
 
 /// The inbox of a partition.
 #[derive(Default)]
 pub(super) struct Inbox {
-    /// Rows in memory, or consumed by a write group that is not yet durable.
+    /// Rows in memory, or consumed by a write group that is not yet durable, or in `late`.
     known: Set<InboxKey>,
+    /// Those of them that were read and not delivered.
+    read: Set<InboxKey>,
+    /// Rows that were read and are consumed, the first ones first: whoever wrote them may yet tell of them.
+    late: VecDeque<(Timestamp, InboxKey)>,
     /// Bytes of arguments of the rows in memory.
     held_bytes: usize,
     /// Entities with rows on disk that are not in memory.
@@ -85,6 +93,7 @@ impl Inbox {
     /// durable.
     pub(super) fn leave_on_disk(&mut self, key: &InboxKey, bytes: usize, group: u64) {
         self.known.remove(key);
+        self.read.remove(key);
         self.give_back(bytes);
         if let Some(backlog) = self.backlogs.get_mut(&key.receiver) {
             backlog.again = true;
@@ -94,6 +103,7 @@ impl Inbox {
 
     /// Notes that a row in memory is left on disk for good, because its entity cannot be used.
     pub(super) fn abandon(&mut self, key: InboxKey, bytes: usize) {
+        self.read.remove(&key);
         self.give_back(bytes);
         self.gone(key);
     }
@@ -101,6 +111,26 @@ impl Inbox {
     fn give_back(&mut self, bytes: usize) {
         Rule::BytesAreCounted.check(bytes <= self.held_bytes);
         self.held_bytes -= bytes;
+    }
+
+    /// Notes that a row was consumed, durably.
+    pub(super) fn consumed(&mut self, key: InboxKey, now: Timestamp) {
+        if self.read.remove(&key) {
+            self.late.push_back((now, key));
+        } else {
+            self.gone(key);
+        }
+        self.forget_late(now);
+    }
+
+    /// Forgets rows of which word would have arrived by now.
+    pub(super) fn forget_late(&mut self, now: Timestamp) {
+        while let Some((since, _)) = self.late.front()
+            && (self.late.len() > LATE_MAX || *since + LATE_AGE <= now)
+            && let Some((_, key)) = self.late.pop_front()
+        {
+            self.gone(key);
+        }
     }
 
     /// Notes that a row is gone from the store; but a page that is being read may still show it.
@@ -179,6 +209,7 @@ impl Inbox {
             self.backlogs.remove(id);
         }
         rows.retain(|(key, _)| !self.known.contains(key));
+        self.read.extend(rows.iter().map(|(key, _)| key.clone()));
         Some(Ok(NewRows { rows, is_end: !self.has_backlog(id), gone }))
     }
 
@@ -222,6 +253,7 @@ mod tests {
             deadline: None,
             idempotency: None,
             origin: None,
+            asked: None,
         };
         (key, record)
     }
@@ -266,6 +298,26 @@ mod tests {
         inbox.gone(row(0).0);
         assert_eq!(take(&mut inbox, page(0..2, true)), [1]);
         assert!(!inbox.knows(&row(0).0) && inbox.knows(&row(1).0));
+    }
+
+    #[test]
+    fn word_of_a_row_that_was_read_and_consumed_does_not_bring_it_back() {
+        let at = |seconds: i64| Timestamp::from_micros(seconds * 1_000_000);
+        let mut inbox = Inbox::default();
+        inbox.recover(id("a"));
+        inbox.begin_page(&id("a"), 0);
+        take(&mut inbox, page(0..1, true));
+        inbox.take_in(row(1).0, 10);
+        for revision in 0..2 {
+            inbox.consume(&row(revision).0, 10);
+            inbox.consumed(row(revision).0, at(0));
+        }
+        assert!(inbox.knows(&row(0).0), "word of it may be on its way");
+        assert!(!inbox.knows(&row(1).0), "this one was told of");
+        inbox.forget_late(at(29));
+        assert!(inbox.knows(&row(0).0));
+        inbox.forget_late(at(30));
+        assert!(!inbox.knows(&row(0).0));
     }
 
     #[test]

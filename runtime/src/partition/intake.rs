@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use stead_entities::{EntityId, Error, ErrorKind, Timestamp};
+use stead_entities::{EntityId, Error, ErrorKind, Failure, Timestamp};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
@@ -428,6 +428,7 @@ impl Partition {
             key: keyed,
             ..Operation::stored(index, awaits, Row::Inbox(key), stored)
         };
+        operation.asked = record.asked;
         operation.count = self.attempts.count_of(&id, &operation);
         let activation = self.activate(&id);
         operation.permit = permit.filter(|_| !activation.is_busy());
@@ -446,6 +447,10 @@ impl Partition {
             let keyed = self.keys.adopt(key.partition, id, keyed);
             let error = Error::new(ErrorKind::Internal, reason.clone());
             IdempotencyKeys::forget_stored(Some(&keyed), &error, &mut self.group);
+        }
+        if let Some(asked) = record.asked.as_deref().filter(|_| !key.is_answer()) {
+            let origin = record.origin.clone();
+            self.send_answer(&key, asked, origin, Err(Failure::Failed(reason.clone())));
         }
         let row = Row::Inbox(key);
         let letter = Letter {

@@ -28,6 +28,7 @@
 
 mod activations;
 mod actor;
+mod asks;
 mod attempts;
 mod dead_letters;
 mod deletion;
@@ -264,6 +265,7 @@ impl Partition {
             let is_there =
                 |id: &EntityId| self.activations.contains(id) || self.inbox.has_backlog(id);
             self.reminders.retain_purges(is_there);
+            self.inbox.forget_late(now);
             self.prune_letters();
         }
         self.outputs.extend(self.reminders.scan_if_wanted(now, released));
@@ -322,7 +324,7 @@ impl Partition {
         self.group.committed(number);
         while let Some(release) = self.group.next_release() {
             match release {
-                Release::Row(key) => self.inbox.gone(key),
+                Release::Row(key) => self.inbox.consumed(key, self.moment.now),
                 Release::Key(key, result) => {
                     for reply_to in self.keys.end(&key) {
                         self.outputs.push(Output::Reply(reply_to, result.clone()));

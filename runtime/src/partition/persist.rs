@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use stead_entities::{EntityId, Error, ErrorKind, Timestamp};
+use stead_entities::{EntityId, Error, ErrorKind, Failure, Timestamp};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
@@ -146,6 +146,7 @@ impl Partition {
                 (of.caller.to_string(), of.key.to_string(), keyed.fingerprint.meaning)
             }),
             origin: operation.origin.clone().map(StoredOrigin),
+            asked: operation.asked.clone(),
         }
     }
 
@@ -221,6 +222,7 @@ impl Partition {
     pub(super) fn consume(&mut self, id: &EntityId, operation: &mut Operation) {
         let (row, permit) = (operation.row.clone(), operation.permit.take());
         self.consume_row(id, &row, operation.input.len(), permit);
+        self.end_ask(id, operation);
     }
 
     pub(super) fn consume_row(
@@ -376,6 +378,7 @@ impl Partition {
             IdempotencyKeys::forget_stored(operation.key.as_ref(), &error, &mut self.group);
         }
         self.remove_replayed(&mut operation);
+        self.answer_question(&operation, Err(Failure::Failed(reason.to_owned())));
         let name = self.name_of(id, &operation).to_owned();
         self.keep_letter(id, operation.letter(name, cause, reason));
     }

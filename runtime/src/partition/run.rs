@@ -249,7 +249,7 @@ impl Partition {
     }
 
     fn run_operation(&mut self, id: &EntityId, operation: Box<Operation>) -> Next {
-        let Some(mut operation) = self.wait_for_retry(id, operation) else { return Next::Goes };
+        let Some(operation) = self.wait_for_retry(id, operation) else { return Next::Goes };
         if !operation.take() {
             self.forget(operation.key.as_ref(), operation.replays(), &withdrawn());
             return Next::Goes;
@@ -264,6 +264,7 @@ impl Partition {
         if !self.moment.has_room {
             return self.run_without_room(id, operation);
         }
+        let Some(mut operation) = self.gather(id, operation) else { return Next::Goes };
         if let Some(due) = operation.due().filter(|due| *due > self.moment.now) {
             self.schedule(id, *operation, due);
             return Next::Goes;
@@ -362,7 +363,7 @@ impl Partition {
             return Ok(argument);
         }
         let known = self.environment.served(id);
-        let decoded = known.decode_argument(operation.index, &operation.input);
+        let decoded = known.decode_argument(operation.index, &operation.argument_json());
         decoded.map_err(|error| error.to_string())
     }
 

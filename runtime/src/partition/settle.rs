@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use stead_entities::{
-    EntityId, Error, ErrorKind, Origin, Rejection, Timestamp, Version,
+    EntityId, Error, ErrorKind, Failure, Origin, Rejection, Timestamp, Version,
     context::Effects,
-    effect::{Effect, Reminder, Signal, check_reminders},
+    effect::{Effect, Reminder, Signal, check_own_operations},
 };
 
 use super::{
@@ -25,7 +25,7 @@ use crate::{
         tables::{
             dead_letters::Cause,
             idempotency::Remembered,
-            inbox::{InboxKey, InboxRecord},
+            inbox::{Asked, InboxKey, InboxRecord},
             origins::StoredOrigin,
             reminders::{ReminderRecord, Slot, StoredSchedule},
             states::ReminderHead,
@@ -52,25 +52,30 @@ impl Partition {
         if effects.list.is_empty() {
             return Ok(());
         }
-        check_reminders(&effects.list, |operation, input| {
+        check_own_operations(&effects.list, |operation, input| {
             let (index, _) = self.environment.operation(id, operation)?;
             let known = self.environment.served(id);
             known.decode_argument(index, input).map(drop).map_err(|error| error.to_string())
         })?;
         let heads = self.activations.of(id).live_mut().reminders();
         let mut names: Set<&str> = Set::default();
+        let mut timeouts = 0;
         for effect in &effects.list {
-            if let Effect::Remind(reminder) = effect
-                && !heads.iter().any(|head| head.name == reminder.name)
-            {
-                names.insert(&reminder.name);
+            match effect {
+                Effect::Remind(reminder)
+                    if !heads.iter().any(|head| head.name == reminder.name) =>
+                {
+                    names.insert(&reminder.name);
+                }
+                Effect::Ask(ask) => timeouts += usize::from(ask.timeout.is_some()),
+                _ => {}
             }
         }
-        let limit = self.environment.config().reminders_max;
-        if names.is_empty() || heads.len() + names.len() <= limit {
+        let (limit, added) = (self.environment.config().reminders_max, names.len() + timeouts);
+        if added == 0 || heads.len() + added <= limit {
             return Ok(());
         }
-        let message = format!("an entity has at most {limit} reminders");
+        let message = format!("an entity has at most {limit} reminders and timeouts of asks");
         Err(Error::new(ErrorKind::Invalid, message))
     }
 
@@ -98,11 +103,15 @@ impl Partition {
         }
         self.consume(id, &mut operation);
         let ended = delayed.map(|it| self.begin_deletion(id, operation.accepted_at, it));
-        for (index, effect) in (0_u32..).zip(effects.list) {
+        let mut index = 0;
+        for effect in effects.list {
+            let origin = &operation.origin;
             match effect {
                 Effect::Signal(signal) => {
-                    self.send(id, version, index, signal, operation.origin.clone());
+                    self.send(id, (version, index), signal, origin.clone(), None);
+                    index += 1;
                 }
+                Effect::Ask(ask) => index = self.ask(id, (version, index), ask, origin.as_ref()),
                 Effect::Remind(reminder) => self.remind(id, reminder),
                 Effect::CancelReminder(name) => drop(self.cancel_named(id, &name)),
             }
@@ -116,6 +125,8 @@ impl Partition {
     /// Tells how an operation came out, once the open write group is durable.
     fn conclude(&mut self, mut operation: Operation, result: Result<Vec<u8>, Rejection>) {
         self.remove_replayed(&mut operation);
+        let answer = result.as_ref().map(|json| &json[..]);
+        self.answer_question(&operation, answer.map_err(|no| Failure::Rejected(no.clone())));
         let (remembered, response) = match result {
             _ if !operation.is_call() => (Remembered::Accepted, Response::Done),
             Ok(json) => (Remembered::Replied(json.clone()), Response::Replied(json)),
@@ -130,13 +141,13 @@ impl Partition {
         }
     }
 
-    fn send(
+    pub(super) fn send(
         &mut self,
         from: &EntityId,
-        version: Version,
-        index: u32,
+        (version, index): (Version, u32),
         signal: Signal,
         origin: Option<Arc<Origin>>,
+        asked: Option<Box<Asked>>,
     ) {
         let partition = self.environment.partition_of(&signal.target);
         let (now, token) = (self.moment.now, self.environment.token());
@@ -178,6 +189,7 @@ impl Partition {
             deadline: None,
             idempotency: None,
             origin: origin.map(StoredOrigin),
+            asked,
         };
         if !Sabotage::SignalsWithoutRows.is_on() {
             self.group.write(Write::Accept(key.clone(), record.clone()));
@@ -185,7 +197,7 @@ impl Partition {
         self.group.deliver(partition, Delivery::Signal(key, record));
     }
 
-    fn remind(&mut self, id: &EntityId, reminder: Reminder) {
+    pub(super) fn remind(&mut self, id: &EntityId, reminder: Reminder) {
         self.cancel_named(id, &reminder.name);
         let now = self.moment.now;
         let head = ReminderHead {
@@ -211,7 +223,7 @@ impl Partition {
 
     /// A rejection: no state, no effects, but the operation is done with.
     fn reject(&mut self, id: &EntityId, mut operation: Operation, rejection: Rejection) {
-        if !operation.is_call() {
+        if !operation.is_call() && operation.question().is_none() {
             self.accept_late(&mut operation);
             return self.dead_letter(id, operation, Cause::Rejection, rejection.reason());
         }

@@ -117,7 +117,7 @@ impl Write {
     /// Writes a row that stands for itself. States, signals and reminders have writes of their own, which
     /// check what was there, or keep an order beside the row.
     pub fn put<R: Record>(key: &R::Key, record: &R) -> Self {
-        Self::Put(R::TABLE, R::key(key), record::encode(record))
+        Self::Put(R::TABLE, R::key(key), record.encode())
     }
 
     /// Ends such a row, if it is there.

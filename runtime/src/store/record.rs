@@ -21,7 +21,12 @@ pub fn encode<T: Serialize>(record: &T) -> Vec<u8> {
 
 /// The same behind what `bytes` holds already.
 pub fn encode_to<T: Serialize>(bytes: &mut Vec<u8>, record: &T) {
-    bytes.push(FORMAT);
+    encode_format_to(bytes, FORMAT, record);
+}
+
+/// The same with another format byte, which programs that do not know it refuse.
+pub(super) fn encode_format_to<T: Serialize>(bytes: &mut Vec<u8>, format: u8, record: &T) {
+    bytes.push(format);
     // Writing to a vector cannot fail, and the records above hold nothing that serde refuses.
     bincode::serde::encode_into_std_write(record, bytes, bincode::config::standard())
         .expect("a record can be encoded");
@@ -53,7 +58,11 @@ fn fields_of(bytes: &[u8]) -> Result<&[u8], Damaged> {
     }
 }
 
-fn decode_fields<T: DeserializeOwned>(fields: &[u8]) -> Result<T, Damaged> {
+/// Reads the fields of a record, behind its format byte.
+///
+/// # Errors
+/// Where the bytes are not exactly one record.
+pub(super) fn decode_fields<T: DeserializeOwned>(fields: &[u8]) -> Result<T, Damaged> {
     stored::decode(fields).map_err(|error| Damaged(error.to_string()))
 }
 

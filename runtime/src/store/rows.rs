@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use serde::de::DeserializeOwned;
 use stead_entities::{EntityId, Origin, Timestamp};
 
 use super::{
@@ -141,7 +140,7 @@ pub(super) fn each_change<E>(
     };
     // One buffer for all values: a batch may have thousands.
     let mut rows = Changes { change: &mut change, value: Vec::new() };
-    rows.put(Table::Meta, tables::meta::LANE, &lane)?;
+    rows.put(tables::meta::LANE, &lane)?;
     batch.writes.iter().try_for_each(|write| rows.of(write))
 }
 
@@ -153,10 +152,10 @@ struct Changes<'c, C> {
 impl<E, C: FnMut(RowChange<'_>) -> Result<(), E>> Changes<'_, C> {
     fn of(&mut self, write: &Write) -> Result<(), E> {
         match write {
-            Write::PutState(id, state) => self.put(Table::States, tables::states::key(id), state),
+            Write::PutState(id, state) => self.put(tables::states::key(id), state),
             Write::DeleteState(id) => self.delete(Table::States, tables::states::key(id)),
             Write::Accept(key, signal) | Write::Retry(key, signal) => {
-                self.put(Table::Inbox, &tables::inbox::key(key), signal)
+                self.put(&tables::inbox::key(key), signal)
             }
             Write::Consume(key) => {
                 let key = &tables::inbox::key(key);
@@ -164,9 +163,9 @@ impl<E, C: FnMut(RowChange<'_>) -> Result<(), E>> Changes<'_, C> {
             }
             Write::Remind(partition, id, slot, reminder) => {
                 let key = tables::reminders::key(*partition, id, slot);
-                self.put(Table::Reminders, &key, reminder)?;
+                self.put(&key, reminder)?;
                 if let Some(origin) = &reminder.origin {
-                    self.put(Table::Origins, &key, &StoredOrigin(origin.clone()))?;
+                    self.put(&key, &StoredOrigin(origin.clone()))?;
                 }
                 let key = &tables::due::key(*partition, reminder.due, id, slot);
                 let value = Some(match reminder.origin {
@@ -196,9 +195,10 @@ impl<E, C: FnMut(RowChange<'_>) -> Result<(), E>> Changes<'_, C> {
         }
     }
 
-    fn put(&mut self, table: Table, key: &[u8], record: &impl serde::Serialize) -> Result<(), E> {
+    fn put<R: Record>(&mut self, key: &[u8], record: &R) -> Result<(), E> {
         self.value.clear();
-        record::encode_to(&mut self.value, record);
+        record.encode_to(&mut self.value);
+        let table = R::TABLE;
         let value = Some(&self.value[..]);
         (self.change)(RowChange { table, key, value, must_exist: false })
     }
@@ -208,8 +208,8 @@ impl<E, C: FnMut(RowChange<'_>) -> Result<(), E>> Changes<'_, C> {
     }
 }
 
-pub(super) fn decoded<T: DeserializeOwned>(bytes: Option<Vec<u8>>) -> ReadResult<Option<T>> {
-    Ok(bytes.map(|bytes| record::decode(&bytes)).transpose()?)
+pub(super) fn decoded<R: Record>(bytes: Option<Vec<u8>>) -> ReadResult<Option<R>> {
+    Ok(bytes.map(|bytes| R::decode(&bytes)).transpose()?)
 }
 
 /// The record of a key.
@@ -230,7 +230,7 @@ pub(super) fn inbox(
     let limit = Limit::bytes(limit, WORK_BYTES_MAX);
     // A damaged row ends its entity, whose order would have a hole.
     let (page, _) = take_whole(rows, Table::Inbox, (&from, &to), limit, |key, value| {
-        Ok(Some((tables::inbox::read_key(key)?, record::decode(value)?)))
+        Ok(Some((tables::inbox::read_key(key)?, InboxRecord::decode(value)?)))
     })?;
     Ok(page)
 }
@@ -404,7 +404,7 @@ pub(super) fn waiting(
         Ok(is_meant.then_some(Waiting { id, operation, is_reminder }))
     };
     let (signals, _) = take(rows, (Table::Inbox, "an inbox row"), range, limit, |key, value| {
-        let (key, record) = (tables::inbox::read_key(key)?, record::decode(value)?);
+        let (key, record) = (tables::inbox::read_key(key)?, InboxRecord::decode(value)?);
         let InboxRecord { operation, .. } = record;
         meant(key.receiver, operation, false)
     })?;

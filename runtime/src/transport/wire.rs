@@ -16,9 +16,9 @@ use crate::{
     store::{
         record::{self, Damaged},
         tables::{
-            self,
+            self, Record as _,
             dead_letters::DeadLetterId,
-            inbox::InboxKey,
+            inbox::{InboxKey, InboxRecord},
             origins::StoredOrigin,
             reminders::{ReminderRecord, Slot},
         },
@@ -84,7 +84,7 @@ impl Row {
             Delivery::Signal(key, row) => Self {
                 is_delayed: false,
                 key: tables::inbox::key(key),
-                record: record::encode(row),
+                record: row.encode(),
                 has_origin: false,
             },
             Delivery::Delayed(id, slot, row) => {
@@ -118,7 +118,7 @@ impl Row {
             return Ok(Delivery::Delayed(id, slot, record?));
         }
         let key: InboxKey = tables::inbox::read_key(&self.key)?;
-        Ok(Delivery::Signal(key, record::decode(&self.record)?))
+        Ok(Delivery::Signal(key, InboxRecord::decode(&self.record)?))
     }
 }
 

@@ -197,6 +197,7 @@ impl Shared {
                 0..3 => self.send(&mut random, &clients, &key, entry, Kind::Append).await,
                 3..6 => self.send(&mut random, &clients, &key, entry, Kind::Tell).await,
                 6 => self.send(&mut random, &clients, &key, entry, Kind::Remind).await,
+                7 => self.send(&mut random, &clients, &key, entry, Kind::Ask).await,
                 _ => self.read(&mut random, &clients, &key).await,
             }
         }
@@ -215,6 +216,9 @@ impl Shared {
         if kind == Kind::Remind {
             lock(&self.history).delayed.insert(entry, others[0].clone());
         }
+        if kind == Kind::Ask {
+            lock(&self.history).asked.insert(entry, others.clone());
+        }
         let id = format!("id-{entry}");
         let began = Instant::now();
         while began.elapsed() < Duration::from_secs(90) {
@@ -227,6 +231,10 @@ impl Shared {
                 Kind::Tell => {
                     let told = log.tell(entry, others.clone());
                     told.trace(trace()).idempotency_key(&id).deadline(TIMEOUT).await
+                }
+                Kind::Ask => {
+                    let asked = log.ask(entry, others.clone());
+                    asked.trace(trace()).idempotency_key(&id).deadline(TIMEOUT).await
                 }
                 Kind::Remind => {
                     let reminded = log.remind(entry, others[0].clone());

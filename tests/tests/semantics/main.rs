@@ -1,5 +1,6 @@
 //! What one node promises, over a store in memory whose flushes can be held, refused or lost.
 
+mod asks;
 mod bounds;
 mod keys;
 mod limits;

@@ -234,6 +234,7 @@ impl Run {
                 0..3 => self.send(&mut random, &key, entry, Kind::Append).await,
                 3..6 => self.send(&mut random, &key, entry, Kind::Tell).await,
                 6 => self.send(&mut random, &key, entry, Kind::Remind).await,
+                7 => self.send(&mut random, &key, entry, Kind::Ask).await,
                 _ => self.read(&mut random, &key).await,
             }
         }
@@ -255,6 +256,9 @@ impl Run {
         if kind == Kind::Remind {
             lock(&self.history).delayed.insert(entry, others[0].clone());
         }
+        if kind == Kind::Ask {
+            lock(&self.history).asked.insert(entry, others.clone());
+        }
         let id = format!("id-{entry}");
         for attempt in 0..2_000 {
             let Some(log) = self.any(random, key) else {
@@ -264,6 +268,7 @@ impl Run {
             let answered: Result<(), CallError> = match kind {
                 Kind::Append => log.append(entry).idempotency_key(&id).await.map(drop),
                 Kind::Tell => log.tell(entry, others.clone()).idempotency_key(&id).await,
+                Kind::Ask => log.ask(entry, others.clone()).idempotency_key(&id).await,
                 Kind::Remind => log.remind(entry, others[0].clone()).idempotency_key(&id).await,
             };
             match answered {

@@ -167,9 +167,11 @@ impl<'m> Generator<'m> {
         let types: Vec<&Type> = row.inputs.iter().map(|input| input.ty).collect();
         let expecting = format!("struct {text}");
         let id = format!("#[entity] {}, arguments of {}", self.name, row.method.text());
+        // An answer is only read.
+        let written = (!row.method.takes_answer).then(|| own!(#model::serde::Serialize,));
         Some(own! {
             #(#[cfg(#conditions)])*
-            #[derive(#model::serde::Serialize, #model::serde::Deserialize)]
+            #[derive(#written #model::serde::Deserialize)]
             #[serde(crate = #serde, expecting = #expecting)]
             struct #bundle { #(#names: #types),* }
 

@@ -9,7 +9,7 @@ use syn::{
 
 use super::{
     attributes::{conditions, doc_text, shared},
-    types::{Returns, argument, bare, may_be_context},
+    types::{Returns, argument, bare, is_answer, may_be_context},
 };
 
 /// The most arguments of one method that have a `cfg`: each of them doubles what is generated.
@@ -26,6 +26,8 @@ pub(super) struct Method {
     pub(super) visibility: Visibility,
     pub(super) is_query: bool,
     pub(super) is_async: bool,
+    /// Whether its first argument is the answer to an ask.
+    pub(super) takes_answer: bool,
     /// In the order of the signature.
     pub(super) arguments: Vec<Argument>,
     pub(super) answer: Returns,
@@ -72,7 +74,8 @@ pub(super) fn read(entity: &Type, item: &ImplItemFn) -> Result<Vec<Method>> {
     let mut methods = Vec::new();
     for (mut needed, inputs) in variants(signature)? {
         let read = inputs.into_iter().map(|input| read_argument(entity, is_query, input));
-        let arguments = read.collect::<Result<_>>()?;
+        let arguments = read.collect::<Result<Vec<_>>>()?;
+        let takes_answer = takes_answer(item, is_query, &arguments)?;
         needed.extend(conditions(&item.attrs));
         methods.push(Method {
             name: signature.ident.clone(),
@@ -82,6 +85,7 @@ pub(super) fn read(entity: &Type, item: &ImplItemFn) -> Result<Vec<Method>> {
             visibility: item.vis.clone(),
             is_query,
             is_async: signature.asyncness.is_some(),
+            takes_answer,
             arguments,
             answer: Returns::read(entity, &result)?,
         });
@@ -147,6 +151,28 @@ fn attributes(input: &FnArg) -> &[Attribute] {
         FnArg::Receiver(receiver) => &receiver.attrs,
         FnArg::Typed(typed) => &typed.attrs,
     }
+}
+
+/// Whether the first argument is the answer to an ask, which only the runtime gives.
+fn takes_answer(item: &ImplItemFn, is_query: bool, arguments: &[Argument]) -> Result<bool> {
+    let types = arguments.iter().filter_map(|argument| match argument {
+        Argument::Input(_, ty) => Some(ty),
+        Argument::Context(_) => None,
+    });
+    let answers: Vec<(usize, &Type)> = types.enumerate().filter(|(_, ty)| is_answer(ty)).collect();
+    let Some((place, ty)) = answers.last() else {
+        return Ok(false);
+    };
+    if *place > 0 {
+        let rule = "the answer to an ask is the first argument, and the only one";
+        return Err(Error::new_spanned(ty, rule));
+    }
+    if is_query || matches!(item.vis, Visibility::Public(_)) {
+        let rule = "answers come from the runtime alone: an operation that takes one is \
+                    `pub(crate)`, with `&mut self`";
+        return Err(Error::new_spanned(ty, rule));
+    }
+    Ok(true)
 }
 
 fn read_argument(entity: &Type, is_query: bool, input: &FnArg) -> Result<Argument> {

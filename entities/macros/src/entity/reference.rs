@@ -36,6 +36,9 @@ impl Generator<'_> {
         // The author's names, as documentation shows them.
         let names: Vec<Ident> = row.inputs.iter().map(|input| respanned(input.name)).collect();
         let types = row.inputs.iter().map(|input| input.ty);
+        if method.takes_answer {
+            return self.then_method(row, &names);
+        }
         let input = match &names[..] {
             [] => own!(::core::option::Option::None),
             [name] => own!(::core::option::Option::Some(&#name)),
@@ -67,6 +70,33 @@ impl Generator<'_> {
             #(#attributes)*
             #visibility fn #name(#receiver, #(#names: #types),*) -> #model::#ty<#value, __Bound> {
                 #model::Reference::#make(&self.0, #text, #input)
+            }
+        }
+    }
+
+    /// The method of an operation that takes an answer: what to do with it, given the other arguments.
+    fn then_method(&self, row: &Row<'_>, names: &[Ident]) -> TokenStream {
+        let (model, method) = (&self.model, row.method);
+        let (name, text) = (respanned(&method.name), method.text());
+        let Method { attributes, conditions, visibility, .. } = method;
+        let answer = row.inputs[0].ty;
+        let others: Vec<&Ident> = names.iter().skip(1).collect();
+        let types = row.inputs.iter().skip(1).map(|input| input.ty);
+        let texts = others.iter().map(|name| name.unraw().to_string());
+        let argument = match &others[..] {
+            [] => String::new(),
+            _ => names[0].unraw().to_string(),
+        };
+        own! {
+            #(#[cfg(#conditions)])*
+            #(#attributes)*
+            #visibility fn #name(&self, #(#others: #types),*) -> #model::Then<#answer> {
+                #model::Reference::then(
+                    &self.0,
+                    #text,
+                    #argument,
+                    &[#((#texts, &#others)),*],
+                )
             }
         }
     }

@@ -87,6 +87,29 @@ fn error_of(ty: &Type) -> Option<&Type> {
     parameter(ty, 1)
 }
 
+/// Whether a type is an answer to an ask, or a list of such, by name: `Answer<R>`, `Vec<Answer<R>>`.
+pub(super) fn is_answer(ty: &Type) -> bool {
+    let Type::Path(path) = bare(ty) else {
+        return false;
+    };
+    let Some(last) = path.path.segments.last() else {
+        return false;
+    };
+    let PathArguments::AngleBracketed(inside) = &last.arguments else {
+        return false;
+    };
+    match inside.args.first() {
+        Some(GenericArgument::Type(inner)) if inside.args.len() == 1 => {
+            last.ident == "Answer" || last.ident == "Vec" && is_one_answer(inner)
+        }
+        _ => false,
+    }
+}
+
+fn is_one_answer(ty: &Type) -> bool {
+    last(ty).is_some_and(|name| name == "Answer") && is_answer(ty)
+}
+
 /// The error that a result can have, for a message.
 pub(super) const ONLY_ERROR: &str = "the only error that an operation returns is `Rejection`: turn \
                                      this one into a rejection, or panic where it is a bug";

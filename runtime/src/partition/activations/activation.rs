@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use stead_entities::{EntityId, Error, ErrorKind, Timestamp, Version};
 
 use crate::{
+    map::Map,
     partition::{
         envelope::{
             AttemptCount, Cancel, Delete, Envelope, Occurrence, Operation, Purge, Row, Sender,
@@ -32,6 +33,8 @@ pub(in crate::partition) struct Activation {
     retries: Vec<RetryQueue>,
     /// The entries that wait in memory behind those on disk.
     behind: VecDeque<Envelope>,
+    /// Answers to asks of which others are missing, by the number of the ask.
+    gathered: Map<u64, Vec<Operation>>,
     /// The last write group with something of this entity that must be durable before it is heard of.
     unreleased: u64,
     /// How many left-behind operations are counted at one time.
@@ -223,6 +226,7 @@ impl Activation {
             mailbox: VecDeque::new(),
             retries: Vec::new(),
             behind: VecDeque::new(),
+            gathered: Map::default(),
             unreleased: 0,
             counted_share: 1,
             is_queued: false,
@@ -419,6 +423,37 @@ impl Activation {
         self.mailbox.len() + retried
     }
 
+    /// Keeps an answer until the others of its ask, `parts` in all, are there; returns it with them when
+    /// it is the last.
+    pub(in crate::partition) fn gather(
+        &mut self,
+        ask: u64,
+        parts: usize,
+        mut answer: Box<Operation>,
+    ) -> Option<Box<Operation>> {
+        let known = self.gathered.entry(ask).or_default();
+        if known.len() + 1 < parts {
+            known.push(*answer);
+            return None;
+        }
+        answer.gathered = self.take_gathered(ask);
+        Some(answer)
+    }
+
+    /// Takes the answers of an ask that are there.
+    pub(in crate::partition) fn take_gathered(&mut self, ask: u64) -> Vec<Operation> {
+        self.gathered.remove(&ask).unwrap_or_default()
+    }
+
+    /// Puts the answers to all asks that are not complete back into its order.
+    pub(in crate::partition) fn put_back_gathered(&mut self) {
+        let gathered = std::mem::take(&mut self.gathered);
+        let mut answers: Vec<_> = gathered.into_values().flatten().collect();
+        // An order that does not depend on how tables hash.
+        answers.sort_by(|one, other| one.row.inbox_key().cmp(&other.row.inbox_key()));
+        self.mailbox.extend(answers.into_iter().map(Box::new).map(Envelope::Operation));
+    }
+
     /// Whether it has nothing to run, and holds fewer operations than `limit`.
     pub(in crate::partition) fn has_room(&self, limit: usize) -> bool {
         self.mailbox.is_empty() && self.held() < limit
@@ -431,7 +466,11 @@ impl Activation {
             Stage::Unusable(_) | Stage::Unreadable(_) => true,
             Stage::Loading | Stage::Awaiting { .. } | Stage::Reading { .. } => false,
         };
-        is_written && self.waiting() == 0 && self.unreleased <= released && self.used_at < since
+        is_written
+            && self.waiting() == 0
+            && self.gathered.is_empty()
+            && self.unreleased <= released
+            && self.used_at < since
     }
 
     /// Whether a caller waits for something in the mailbox.

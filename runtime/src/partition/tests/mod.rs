@@ -1,5 +1,6 @@
 //! The state machine driven by hand: every read, flush and tick happens when a test says so.
 
+mod asks;
 mod once;
 mod recovery;
 mod reminders;
@@ -14,8 +15,8 @@ use std::{
 };
 
 use stead_entities::{
-    After, Condition, Context, EntityId, Error, ErrorKind, Every, JsonSchema, Layout, Timestamp,
-    entity, entity::OperationKind,
+    After, Answer, Condition, Context, EntityId, Error, ErrorKind, Every, Failure, JsonSchema,
+    Layout, Rejection, Timestamp, entity, entity::OperationKind,
 };
 
 use tokio::sync::Semaphore;
@@ -104,8 +105,61 @@ impl Log {
         ctx.signal(Self::of(ctx.key()).append(77).after(Duration::from_secs(30)));
     }
 
+    /// Asks others, whose answers are noted together.
+    pub fn ask_all(&mut self, ctx: &mut Context, others: Vec<String>, seconds: Option<u64>) {
+        let questions = others.iter().map(|other| Self::of(other).judge(7));
+        let then = Self::of(ctx.key()).on_judged(1_000);
+        ctx.ask_all(
+            questions,
+            match seconds {
+                Some(seconds) => then.within(Duration::from_secs(seconds)),
+                None => then,
+            },
+        );
+    }
+
+    /// Asks one, which has as many entries as it likes to have before it gives an answer.
+    pub fn ask(&mut self, ctx: &mut Context, other: String, seconds: Option<u64>) {
+        let then = Self::of(ctx.key()).on_one();
+        ctx.ask(
+            Self::of(&other).judge(7),
+            match seconds {
+                Some(seconds) => then.within(Duration::from_secs(seconds)),
+                None => then,
+            },
+        );
+    }
+
+    /// Adds an entry, and answers how many there are. One named `no` has none.
+    pub(crate) fn judge(&mut self, ctx: &mut Context, entry: u32) -> Result<u32, Rejection> {
+        match ctx.key() {
+            "no" => return Err(Rejection::new("not me")),
+            "bad" => panic!("on purpose"),
+            _ => self.entries.push(entry),
+        }
+        Ok(self.entries.len() as u32)
+    }
+
+    pub(crate) fn on_judged(&mut self, answers: Vec<Answer<u32>>, base: u32) {
+        self.entries.extend(answers.into_iter().map(|answer| base + number_of(answer)));
+    }
+
+    pub(crate) fn on_one(&mut self, answer: Answer<u32>) {
+        self.entries.push(number_of(answer));
+    }
+
     pub fn entries(&self) -> Vec<u32> {
         self.entries.clone()
+    }
+}
+
+/// An answer as one number.
+fn number_of(answer: Answer<u32>) -> u32 {
+    match answer {
+        Ok(number) => number,
+        Err(Failure::Rejected(_)) => 100,
+        Err(Failure::Failed(_)) => 200,
+        Err(_) => 300,
     }
 }
 

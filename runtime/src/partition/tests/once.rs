@@ -140,6 +140,7 @@ fn a_row_that_was_delivered_twice_is_applied_once() {
         deadline: None,
         idempotency: None,
         origin: None,
+        asked: None,
     };
     // As the sender's commit wrote it.
     bench.groups.push_back(WriteGroup {

@@ -235,6 +235,7 @@ fn a_signal_for_a_type_that_is_not_served_waits_in_the_store() {
             deadline: None,
             idempotency: None,
             origin: None,
+            asked: None,
         };
         let delivery = Some(Box::new(Delivery::Signal(key, record)));
         bench.step([Input::Deliver(delivery, Link { place: revision, ..LINK })]);

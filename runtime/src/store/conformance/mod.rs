@@ -89,6 +89,7 @@ fn row(sender: &str, revision: u64) -> (InboxKey, InboxRecord) {
         deadline: None,
         idempotency: None,
         origin: None,
+        asked: None,
     };
     (key, record)
 }

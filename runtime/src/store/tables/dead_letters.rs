@@ -121,6 +121,8 @@ pub enum Cause {
     Undecodable,
     /// The entity was deleted while the operation was delayed or waited for a retry.
     Deleted,
+    /// It is the answer to an ask of an entity that was deleted meanwhile.
+    Orphan,
 }
 
 /// The key of a row.

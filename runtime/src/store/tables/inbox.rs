@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use stead_entities::{EntityId, Timestamp};
+use stead_entities::{EntityId, Timestamp, ask::Continuation};
 
 #[cfg(any(test, feature = "testing"))]
 use super::Sample;
@@ -23,7 +23,7 @@ pub(super) const TABLE: Description = Description {
     written_at: None,
     check: |key, value| {
         read_key(key)?;
-        record::decode::<InboxRecord>(value).map(drop)
+        InboxRecord::decode(value).map(drop)
     },
     #[cfg(any(test, feature = "testing"))]
     samples,
@@ -47,12 +47,32 @@ fn samples() -> Vec<Sample> {
             deadline: Some(Timestamp::from_micros(2)),
             idempotency: Some(("alice".into(), "k".into(), 7)),
             origin: origin.map(StoredOrigin),
+            asked: None,
         };
         let again = InboxRecord { attempts: 1, ..record.clone() };
         let (put, end) = (Write::Accept(key.clone(), record), Write::Consume(key.clone()));
         Sample { put, put_again: Write::Retry(key, again), end }
     };
-    vec![sample("", 300), sample("sample/b", 3), sample("sample/b", 256)]
+    let mut samples = vec![sample("", 300), sample("?sample/b", 7), sample("sample/b", 3)];
+    samples.push(sample("sample/b", 256));
+    for row in samples.iter_mut().skip(1).take(2) {
+        for write in [&mut row.put, &mut row.put_again] {
+            let (Write::Accept(_, record) | Write::Retry(_, record)) = write else { continue };
+            record.asked = Some(Box::new(Asked {
+                number: 9,
+                part: 1,
+                parts: 2,
+                has_timeout: true,
+                then: Continuation {
+                    operation: "on_added".into(),
+                    argument: "answers".into(),
+                    others: b"{\"order\":7}".to_vec(),
+                    takes_list: true,
+                },
+            }));
+        }
+    }
+    samples
 }
 
 /// The identity of an accepted signal: who sent it to whom, and its place in the sender's order.
@@ -62,14 +82,54 @@ pub struct InboxKey {
     pub partition: u16,
     /// The receiver.
     pub receiver: EntityId,
-    /// The sender's id, empty for callers outside.
+    /// The sender's id, empty for callers outside. That of an answer has [`ANSWERS`] before it.
     pub sender: Arc<str>,
-    /// The sender's generation; 0 for callers outside.
+    /// The sender's generation; 0 for callers outside. An answer has this and the rest of the key from
+    /// its question.
     pub generation: u64,
     /// The sender's revision; the acceptance number for callers outside.
     pub revision: u64,
     /// The place among the signals of one turn.
     pub index: u32,
+}
+
+/// The first character of the sender of an answer. No type of entities begins with it.
+pub const ANSWERS: char = '?';
+
+/// The format of a row of an ask: behind the record is what its answer needs.
+const FORMAT_OF_ASKS: u8 = 2;
+
+impl InboxKey {
+    /// Whether the row is an answer.
+    pub fn is_answer(&self) -> bool {
+        self.sender.starts_with(ANSWERS)
+    }
+
+    /// The key of the answer to a question that has this key.
+    ///
+    /// # Errors
+    /// Where the sender is no entity.
+    pub fn of_answer(&self, partition_of: impl Fn(&EntityId) -> u16) -> Result<Self, Damaged> {
+        let asker = EntityId::parse(&self.sender).map_err(|error| Damaged(error.to_string()))?;
+        let sender = format!("{ANSWERS}{}", self.receiver).into();
+        Ok(Self { partition: partition_of(&asker), receiver: asker, sender, ..self.clone() })
+    }
+}
+
+/// The part of a row that tells of an ask, in the question and in its answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asked {
+    /// The number of the ask, which no other of its asker has.
+    pub number: u64,
+    /// Which of its questions this is, or answers.
+    pub part: u32,
+    /// How many questions it has.
+    pub parts: u32,
+    /// Whether a reminder of the asker ends it.
+    pub has_timeout: bool,
+    /// The operation of the asker that takes what comes of it. The first part alone has its other
+    /// arguments.
+    pub then: Continuation,
 }
 
 /// A signal that was accepted and is not yet applied, or a call that awaits outside services.
@@ -93,6 +153,9 @@ pub struct InboxRecord {
     pub idempotency: Option<(String, String, u128)>,
     /// Its caller and its trace, where they are known.
     pub origin: Option<StoredOrigin>,
+    /// The ask that it is a part of. Rows that have one are of a format of their own.
+    #[serde(skip)]
+    pub asked: Option<Box<Asked>>,
 }
 
 /// The key of a row.
@@ -126,5 +189,20 @@ impl Record for InboxRecord {
     type Key = InboxKey;
     fn key(of: &Self::Key) -> Vec<u8> {
         key(of)
+    }
+    fn encode_to(&self, bytes: &mut Vec<u8>) {
+        match &self.asked {
+            None => record::encode_to(bytes, self),
+            Some(asked) => record::encode_format_to(bytes, FORMAT_OF_ASKS, &(self, asked)),
+        }
+    }
+    fn decode(bytes: &[u8]) -> Result<Self, Damaged> {
+        match bytes.split_first() {
+            Some((&FORMAT_OF_ASKS, fields)) => {
+                let (record, asked): (Self, _) = record::decode_fields(fields)?;
+                Ok(Self { asked: Some(asked), ..record })
+            }
+            _ => record::decode(bytes),
+        }
     }
 }

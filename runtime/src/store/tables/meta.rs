@@ -104,6 +104,14 @@ pub struct Settings {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayoutText(pub String);
 
+impl Record for LaneRecord {
+    const TABLE: Table = Table::Meta;
+    type Key = ();
+    fn key((): &Self::Key) -> Vec<u8> {
+        LANE.to_vec()
+    }
+}
+
 impl Record for LayoutText {
     const TABLE: Table = Table::Meta;
     type Key = (String, u32);

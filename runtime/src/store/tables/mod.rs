@@ -17,7 +17,7 @@ use stead_entities::Timestamp;
 
 #[cfg(any(test, feature = "testing"))]
 use crate::store::Write;
-use crate::store::record::Damaged;
+use crate::store::record::{self, Damaged};
 
 /// A record: the value of one row of a table.
 pub trait Record: Serialize + DeserializeOwned + Send + 'static {
@@ -27,6 +27,26 @@ pub trait Record: Serialize + DeserializeOwned + Send + 'static {
     type Key: Send + 'static;
     /// The bytes of a key.
     fn key(of: &Self::Key) -> Vec<u8>;
+
+    /// Writes the record behind what `bytes` holds already.
+    fn encode_to(&self, bytes: &mut Vec<u8>) {
+        record::encode_to(bytes, self);
+    }
+
+    /// The bytes of the record.
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.encode_to(&mut bytes);
+        bytes
+    }
+
+    /// Reads a record.
+    ///
+    /// # Errors
+    /// Where the bytes are not exactly one record of a format that this program knows.
+    fn decode(bytes: &[u8]) -> Result<Self, Damaged> {
+        record::decode(bytes)
+    }
 }
 
 /// The properties of a table that back-ends use.
