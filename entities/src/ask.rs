@@ -20,7 +20,7 @@ use crate::{Error, Rejection, Request, Timeout, effect::Signal, operation::Argum
 pub type Answer<R> = Result<R, Failure>;
 
 /// Why something that was asked for has no result.
-// Not `Serialize`: a result that is one could not be told from a value.
+// Not `Serialize`: a `Result` with it would be taken for a plain value that an operation returns.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema, thiserror::Error)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -38,7 +38,7 @@ pub enum Failure {
     TimedOut,
 }
 
-/// What an entity does with the answer to an ask: one of its operations, with its other arguments.
+/// The operation of an entity that takes the answer to an ask, with its other arguments.
 /// Methods of the typed reference make it: `Self::of(ctx.key()).on_reserved(order)`.
 #[must_use = "it does nothing until it is handed to `Context::ask`"]
 pub struct Then<A> {
@@ -81,7 +81,7 @@ impl<A> fmt::Debug for Then<A> {
 /// A question to one or many entities.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ask {
-    /// What each is asked; none of it is delayed.
+    /// The operations that are asked for, none of them delayed.
     pub questions: Vec<Signal>,
     /// The operation of the asker that is told.
     pub then: Continuation,

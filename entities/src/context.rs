@@ -165,8 +165,8 @@ impl Context {
 
     /// Asks many, as [`Context::ask`] asks one. What comes of it arrives at once, in the order of
     /// `operations`, when all have answered or when the timeout of `then` has passed; who did not answer
-    /// by then has [`Failure::TimedOut`](crate::Failure::TimedOut). The entity stays in memory while it
-    /// has a part of the answers.
+    /// by then has [`Failure::TimedOut`](crate::Failure::TimedOut). Where nobody is asked, an empty list arrives
+    /// at once. The entity stays in memory, with the answers that it has, until the others are there.
     pub fn ask_all<R>(
         &mut self,
         operations: impl IntoIterator<Item = Operation<R>>,
@@ -175,12 +175,6 @@ impl Context {
         let questions = operations.into_iter().map(|operation| self.outgoing(operation));
         let questions = questions.collect::<Result<Vec<_>, _>>();
         match questions.and_then(|questions| self.asked(questions, then, true)) {
-            Ok(ask) if ask.questions.is_empty() => self.add(Effect::Signal(Signal {
-                target: self.turn.id.clone(),
-                input: ask.then.input([]),
-                operation: ask.then.operation,
-                delay: None,
-            })),
             Ok(ask) => self.add(Effect::Ask(ask)),
             Err(error) => self.fail(error),
         }
@@ -250,9 +244,7 @@ impl Context {
             return self.fail(Error::new(ErrorKind::Invalid, rule));
         }
         if name.starts_with(RUNTIME_NAMES) {
-            let rule =
-                format!("names of reminders that begin with {RUNTIME_NAMES:?} are the runtime's");
-            return self.fail(Error::new(ErrorKind::Invalid, rule));
+            return self.fail(is_the_runtimes());
         }
         if matches!(schedule, Schedule::Every(interval) if interval.as_duration() < INTERVAL_MIN) {
             let rule = format!("a reminder's interval is at least {INTERVAL_MIN:?}");
@@ -284,9 +276,10 @@ impl Context {
     /// Cancels the reminder `name`. Once this turn is committed, the reminder causes no turn.
     pub fn cancel_reminder(&mut self, name: impl Into<String>) {
         let name = name.into();
-        if !name.starts_with(RUNTIME_NAMES) {
-            self.add(Effect::CancelReminder(name));
+        if name.starts_with(RUNTIME_NAMES) {
+            return self.fail(is_the_runtimes());
         }
+        self.add(Effect::CancelReminder(name));
     }
 
     /// Deletes this entity in this turn's commit: its state and its reminders, also those that this
@@ -301,7 +294,9 @@ impl Context {
             Effect::Signal(signal) => (1, signal.input.len()),
             Effect::Ask(ask) => {
                 let questions: usize = ask.questions.iter().map(|it| it.input.len()).sum();
-                (ask.questions.len(), questions + ask.then.others.len())
+                // The timeout has the other arguments too.
+                let times = 1 + usize::from(ask.timeout.is_some());
+                (ask.questions.len().max(1), questions + times * ask.then.others.len())
             }
             Effect::Remind(reminder) => (1, reminder.input.len()),
             Effect::CancelReminder(name) => (1, name.len()),
@@ -331,6 +326,11 @@ fn has_options(request: &Request) -> bool {
         || request.condition.is_some()
         || request.caller.is_some()
         || request.trace.is_some()
+}
+
+fn is_the_runtimes() -> Error {
+    let rule = format!("names of reminders that begin with {RUNTIME_NAMES:?} are the runtime's");
+    Error::new(ErrorKind::Invalid, rule)
 }
 
 fn too_late() -> Error {

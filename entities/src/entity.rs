@@ -11,7 +11,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     BoxFuture, Context, Layout, Reference, Rejection, Unbound,
-    input::{InputError, decode},
+    input::{InputError, decode, decode_answers},
 };
 
 pub use crate::macro_support::{IsContext, PlainResult, ResultKind, Returned, is_context};
@@ -209,6 +209,8 @@ pub struct OperationType<E> {
     visibility: Visibility,
     body: Body<E>,
     decode: fn(&[u8]) -> Result<Argument, InputError>,
+    /// Reads what the runtime itself has written around results of other entities.
+    decode_answers: fn(&[u8]) -> Result<Argument, InputError>,
     takes_nothing: bool,
     input_schema: Schemas,
     output_schema: Schemas,
@@ -275,6 +277,7 @@ impl<E: Entity> OperationType<E> {
             visibility: Visibility::Public,
             body,
             decode: |input| decode::<A>(input).map(Argument::of),
+            decode_answers: |input| decode_answers::<A>(input).map(Argument::of),
             takes_nothing: TypeId::of::<A>() == TypeId::of::<()>(),
             input_schema: |generator| generator.subschema_for::<A>(),
             output_schema: R::schema,
@@ -290,6 +293,13 @@ impl<E: Entity> OperationType<E> {
     /// Keeps the operation for reminders and other entities.
     pub fn internal(mut self) -> Self {
         self.visibility = Visibility::Internal;
+        self
+    }
+
+    /// Has the operation take the answers to an ask: results of other entities, as deep as results may be and
+    /// with fields that this program does not know.
+    pub fn taking_answers(mut self) -> Self {
+        self.decode = self.decode_answers;
         self
     }
 

@@ -69,6 +69,15 @@ pub fn decode<A: DeserializeOwned + 'static>(input: &[u8]) -> Result<A, InputErr
     }
 }
 
+/// Reads an argument that the runtime has made of the answers to an ask: fields that are not known are passed
+/// over, as a caller does who reads a result.
+///
+/// # Errors
+/// As [`decode`].
+pub(crate) fn decode_answers<A: DeserializeOwned>(input: &[u8]) -> Result<A, InputError> {
+    serde_json::from_slice(input).map_err(InputError::malformed)
+}
+
 /// A JSON argument in one spelling: no white space, the fields of objects in order, the
 /// last of equal ones, texts and numbers written in one way each. Numbers keep every digit. What is
 /// not JSON stands for itself.

@@ -235,8 +235,8 @@ impl<B: Clone> Reference<B> {
         }
     }
 
-    /// What this entity does with an answer: its operation `name`, whose argument `argument` takes the
-    /// answer beside the others; empty where it is the only one.
+    /// Names the operation of this entity that takes an answer. `argument` is the name of its argument for the
+    /// answer, empty where it has no other; `others` are the values of the others, by name.
     pub fn then<A>(
         &self,
         name: impl Into<Cow<'static, str>>,

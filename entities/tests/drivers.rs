@@ -562,3 +562,31 @@ fn asks_that_cannot_be_answered_fail_their_turn() {
         assert!(asker.take_asks().is_empty());
     }
 }
+
+/// A tree of some depth, and a field that not everybody knows.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema, Layout)]
+struct Tree {
+    below: Vec<stead_entities::Json<serde_json::Value>>,
+}
+
+#[entity(name = "tree")]
+#[allow(unreachable_pub, reason = "an operation is `pub`, and its entity is not")]
+impl Tree {
+    pub fn ask(&mut self, ctx: &mut Context, depth: usize) {
+        ctx.ask(Self::of("other").grow(depth), Self::of(ctx.key()).on_grown());
+    }
+    pub(crate) fn grow(&mut self, depth: usize) -> serde_json::Value {
+        (0..depth).fold(serde_json::json!(1), |below, _| serde_json::json!({ "below": [below] }))
+    }
+    pub(crate) fn on_grown(&mut self, answer: Answer<serde_json::Value>) {
+        self.below.extend(answer.map(stead_entities::Json));
+    }
+}
+
+#[test]
+fn an_answer_may_be_as_deep_as_a_result() {
+    let mut trees = Drivers::new().entity::<Tree>();
+    trees.apply(Tree::of("a").ask(45)).expect("applied");
+    assert!(trees.take_dead_letters().is_empty());
+    assert_eq!(trees.state::<Tree>("a").below.len(), 1);
+}

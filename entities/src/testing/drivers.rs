@@ -75,7 +75,8 @@ pub const SIGNALS_PER_CALL_MAX: usize = 10_000;
 ///   applied in the order in which they were sent; do not rely on more than the former.
 /// - Nothing is tried again. A signal that fails is a dead letter at once, as only a rejected one is
 ///   on a node, and a panic reaches the test.
-/// - An answer to an entity that was deleted meanwhile vanishes; on a node it is a dead letter. A question
+/// - An answer to an entity that was deleted before the last of its ask arrived vanishes; on a node it is a
+///   dead letter. The turn of a timeout has the caller and trace of its ask; on a node it has none. A question
 ///   to an entity of a type that is not registered ends with its timeout, if it has one.
 /// - States are proven readable, but not stored. Idempotency keys and deadlines mean nothing, and the
 ///   limits of a node do not apply.
@@ -348,7 +349,11 @@ impl Drivers {
         let due = ask.timeout.map(|timeout| self.clock.now + timeout.as_duration());
         let answers = vec![None; ask.questions.len()];
         let open = OpenAsk { asker: asker.clone(), ask, answers, due, origin };
+        let is_nobody_asked = open.answers.is_empty();
         self.asks.insert(self.last_ask, open);
+        if is_nobody_asked {
+            self.end_ask(self.last_ask);
+        }
     }
 
     /// Takes the answer to a question, and sends it on where it was the last one.

@@ -13,7 +13,7 @@
 use std::{borrow::Cow, sync::Arc};
 
 use stead_entities::{
-    Answer, EntityId, Failure, Origin, Version,
+    Answer, EntityId, Failure, Origin, Timeout, Version,
     ask::{Ask, Continuation, answer_json},
     context::RUNTIME_NAMES,
     effect::{Reminder, Schedule},
@@ -59,10 +59,10 @@ impl Operation {
         match (self.answer(), &self.gathered[..]) {
             (Some((_, asked)), gathered) => {
                 let answers = std::iter::once(self).chain(gathered);
-                whole(asked, answers, None).into()
+                composed(asked, answers, None).into()
             }
             (None, [first, ..]) => match first.answer() {
-                Some((_, asked)) => whole(asked, self.gathered.iter(), Some(&self.input)).into(),
+                Some((_, asked)) => composed(asked, self.gathered.iter(), Some(&self.input)).into(),
                 None => (&self.input).into(),
             },
             (None, []) => (&self.input).into(),
@@ -70,16 +70,17 @@ impl Operation {
     }
 }
 
-/// The argument of an operation that takes these answers; the rest has timed out. `late` is the argument
-/// that has none of them.
-fn whole<'o>(
+/// The argument of an operation that takes these answers, of which those that are missing have timed out.
+/// `without` is the argument of the timeout, in which all have.
+fn composed<'o>(
     asked: &Asked,
     answers: impl Iterator<Item = &'o Operation>,
-    late: Option<&[u8]>,
+    without: Option<&[u8]>,
 ) -> Vec<u8> {
     let timed_out = answer_json(Err(Failure::TimedOut));
     let mut parts = vec![&timed_out[..]; asked.parts as usize];
-    let mut others = late.map(|late| others_of(asked, &timed_out, late)).unwrap_or_default();
+    let others = without.map(|without| others_of(asked, &timed_out, without));
+    let mut others = others.unwrap_or_default();
     for operation in answers {
         let Some((_, of)) = operation.answer() else { continue };
         if let Some(part) = parts.get_mut(of.part as usize) {
@@ -92,11 +93,11 @@ fn whole<'o>(
     Continuation { others, ..asked.then.clone() }.input(parts)
 }
 
-/// The other arguments in the argument of a timeout: what stands behind the answers in it.
-fn others_of(asked: &Asked, timed_out: &[u8], late: &[u8]) -> Vec<u8> {
-    let without = Continuation { others: Vec::new(), ..asked.then.clone() };
-    let without = without.input(std::iter::repeat_n(timed_out, asked.parts as usize));
-    match late.get(without.len().saturating_sub(1)..) {
+/// The other arguments, as a JSON object, in the argument of a timeout: there they follow the answers.
+fn others_of(asked: &Asked, timed_out: &[u8], argument: &[u8]) -> Vec<u8> {
+    let alone = Continuation { others: Vec::new(), ..asked.then.clone() };
+    let alone = alone.input(std::iter::repeat_n(timed_out, asked.parts as usize));
+    match argument.get(alone.len().saturating_sub(1)..) {
         Some([b',', rest @ ..]) if !asked.then.argument.is_empty() => [b"{", rest].concat(),
         _ => Vec::new(),
     }
@@ -115,6 +116,8 @@ impl Partition {
         let Ask { questions, then, timeout } = ask;
         let number = self.environment.mint(self.moment.now);
         let parts = u32::try_from(questions.len()).expect("effects of a turn are limited");
+        // Where nobody is asked, all have answered at once.
+        let timeout = if parts == 0 { Some(Timeout::default()) } else { timeout };
         if let Some(timeout) = timeout {
             let timed_out = answer_json(Err(Failure::TimedOut));
             self.remind(
@@ -175,8 +178,8 @@ impl Partition {
         self.group.deliver(key.partition, Delivery::Signal(key, record));
     }
 
-    /// Readies an answer, or the timeout of an ask, for its turn. `None` where it has none: it was kept
-    /// until the other answers are there, came too late, or is nobody's any more.
+    /// Readies an answer, or the timeout of an ask, for its turn. `None` where no turn follows: an answer
+    /// was kept until the others are there, came behind the timeout, or its asker was deleted.
     pub(super) fn gather(
         &mut self,
         id: &EntityId,
@@ -184,7 +187,7 @@ impl Partition {
     ) -> Option<Box<Operation>> {
         if let Row::Reminder(occurrence) = &operation.row {
             if let Some(ask) = ask_of(&occurrence.slot) {
-                operation.gathered.extend(self.activations.of(id).take_gathered(ask));
+                operation.gathered.extend(self.activations.of(id).take_answers(ask));
             }
             return Some(operation);
         }
@@ -207,6 +210,7 @@ impl Partition {
         self.activations.of(id).gather(ask, parts, operation)
     }
 
+    /// Whether the timeout of an ask is still to come, or waits for its turn.
     fn has_timeout(&mut self, id: &EntityId, ask: u64) -> bool {
         let name = timeout_name(ask);
         self.activations.of(id).live_mut().reminders().iter().any(|head| head.name == name)

@@ -2,8 +2,8 @@
 //!
 //! A mailbox is a window on the inbox. The rows of an entity are read page by page, in order, when it
 //! has nothing else to do; while some of them are on disk, what arrives waits behind them. What must
-//! never happen: a row is taken in twice, though a read that began before its commit still shows it, or word
-//! of it arrives after it was read and consumed; a row on disk is forgotten; arguments of more than a bounded number of bytes are in memory.
+//! never happen: a row is taken in twice, though a read that began before its commit still shows it; a row on
+//! disk is forgotten; arguments of more than a bounded number of bytes are in memory.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -21,8 +21,8 @@ use crate::{
 /// The most bytes of arguments of stored signals in memory; what other entities send beyond it stays
 /// on disk until its entity has nothing else to do.
 const HELD_BYTES_MAX: usize = 1 << 20;
-/// How many rows that were read and consumed are remembered, because word of them may still arrive, and for
-/// how long.
+/// How many rows that were read and consumed are remembered, and for how long: the node that wrote one may
+/// still deliver it. A delivery that comes later yet fails the commit that consumes the row once more.
 const LATE_MAX: usize = 256;
 const LATE_AGE: Duration = Duration::from_secs(30);
 /// How many entities with rows of an earlier term are woken at one time.
@@ -35,7 +35,7 @@ pub(super) struct Inbox {
     known: Set<InboxKey>,
     /// Those of them that were read and not delivered.
     read: Set<InboxKey>,
-    /// Rows that were read and are consumed, the first ones first: whoever wrote them may yet tell of them.
+    /// Rows that were read and are consumed, and may still be delivered; the first consumed comes first.
     late: VecDeque<(Timestamp, InboxKey)>,
     /// Bytes of arguments of the rows in memory.
     held_bytes: usize,
@@ -70,6 +70,12 @@ impl Inbox {
     /// Whether a row is in memory, or was consumed and is not gone yet.
     pub(super) fn knows(&self, key: &InboxKey) -> bool {
         self.known.contains(key)
+    }
+
+    /// Whether a row that was delivered is known. It will not be delivered once more.
+    pub(super) fn knows_delivered(&mut self, key: &InboxKey) -> bool {
+        self.read.remove(key);
+        self.knows(key)
     }
 
     /// Whether so much is in memory that what other entities send stays on disk.
@@ -115,7 +121,7 @@ impl Inbox {
 
     /// Notes that a row was consumed, durably.
     pub(super) fn consumed(&mut self, key: InboxKey, now: Timestamp) {
-        if self.read.remove(&key) {
+        if self.read.remove(&key) && !key.sender.is_empty() {
             self.late.push_back((now, key));
         } else {
             self.gone(key);
@@ -123,7 +129,7 @@ impl Inbox {
         self.forget_late(now);
     }
 
-    /// Forgets rows of which word would have arrived by now.
+    /// Forgets consumed rows that would have been delivered by now.
     pub(super) fn forget_late(&mut self, now: Timestamp) {
         while let Some((since, _)) = self.late.front()
             && (self.late.len() > LATE_MAX || *since + LATE_AGE <= now)
@@ -301,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn word_of_a_row_that_was_read_and_consumed_does_not_bring_it_back() {
+    fn a_delivery_of_a_row_that_was_read_and_consumed_does_not_bring_it_back() {
         let at = |seconds: i64| Timestamp::from_micros(seconds * 1_000_000);
         let mut inbox = Inbox::default();
         inbox.recover(id("a"));
@@ -312,8 +318,8 @@ mod tests {
             inbox.consume(&row(revision).0, 10);
             inbox.consumed(row(revision).0, at(0));
         }
-        assert!(inbox.knows(&row(0).0), "word of it may be on its way");
-        assert!(!inbox.knows(&row(1).0), "this one was told of");
+        assert!(inbox.knows(&row(0).0), "its delivery may be on its way");
+        assert!(!inbox.knows(&row(1).0), "this one was delivered");
         inbox.forget_late(at(29));
         assert!(inbox.knows(&row(0).0));
         inbox.forget_late(at(30));

@@ -227,7 +227,7 @@ impl Partition {
 
     /// Takes an inbox row that another entity's commit wrote, unless it has to stay on disk.
     fn deliver_signal(&mut self, key: InboxKey, record: InboxRecord) {
-        if self.inbox.knows(&key) {
+        if self.inbox.knows_delivered(&key) {
             return;
         }
         let id = key.receiver.clone();

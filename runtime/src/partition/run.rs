@@ -255,6 +255,7 @@ impl Partition {
             return Next::Goes;
         }
         if !self.is_current(id, &operation) {
+            self.activations.of(id).put_back_answers(operation.gathered);
             return Next::Goes;
         }
         if let Some(error) = self.objection(id, operation.condition.as_ref()) {

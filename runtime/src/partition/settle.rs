@@ -48,7 +48,12 @@ impl Partition {
     ///
     /// # Errors
     /// [`ErrorKind::Invalid`].
-    fn check_effects(&mut self, id: &EntityId, effects: &Effects) -> Result<(), Error> {
+    fn check_effects(
+        &mut self,
+        id: &EntityId,
+        operation: &Operation,
+        effects: &Effects,
+    ) -> Result<(), Error> {
         if effects.list.is_empty() {
             return Ok(());
         }
@@ -72,7 +77,9 @@ impl Partition {
             }
         }
         let (limit, added) = (self.environment.config().reminders_max, names.len() + timeouts);
-        if added == 0 || heads.len() + added <= limit {
+        // Its own timeout ends with the turn.
+        let ended = usize::from(operation.answer().is_some_and(|(_, asked)| asked.has_timeout));
+        if added == 0 || heads.len() + added <= limit + ended {
             return Ok(());
         }
         let message = format!("an entity has at most {limit} reminders and timeouts of asks");
@@ -89,7 +96,7 @@ impl Partition {
         delayed: Option<Delayed>,
     ) {
         let Applied { state, effects, json } = applied;
-        if let Err(error) = self.check_effects(id, &effects) {
+        if let Err(error) = self.check_effects(id, &operation, &effects) {
             return self.fail(id, operation, error);
         }
         let (now, group) = (self.moment.now, self.group.number());

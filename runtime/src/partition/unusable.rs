@@ -15,12 +15,16 @@ impl Partition {
     /// Nothing can be done with this entity; what is stored of it stays.
     pub(super) fn refuse_unusable(&mut self, id: &EntityId, error: &Error) {
         let activation = self.activations.of(id);
+        activation.put_back_gathered();
         let mut waiting = activation.take_mailbox();
         waiting.extend(activation.take_behind());
         for envelope in waiting {
             match envelope {
                 Envelope::Operation(operation) => {
                     self.leave_stored(id, &operation.row, operation.input.len());
+                    for answer in &operation.gathered {
+                        self.leave_stored(id, &answer.row, answer.input.len());
+                    }
                     self.refuse_operation(*operation, error);
                 }
                 Envelope::Purge(purge) => self.leave_stored(id, &Row::Inbox(purge.row), 0),

@@ -321,6 +321,10 @@ impl<'m> Generator<'m> {
             Visibility::Public(_) => own!(),
             _ => own!(.internal()),
         };
-        own!(#(#[cfg(#conditions)])* #model::OperationType::#make.described(#description)#internal)
+        let answers = method.takes_answer.then(|| own!(.taking_answers()));
+        own! {
+            #(#[cfg(#conditions)])*
+            #model::OperationType::#make.described(#description)#internal #answers
+        }
     }
 }

@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 
-use stead_entities::{EntityId, Error, ErrorKind, Timestamp, Version};
+use stead_entities::{EntityId, Error, ErrorKind, Timestamp};
 
+use super::Live;
 use crate::{
     map::Map,
     partition::{
@@ -14,11 +15,7 @@ use crate::{
         turn::Applied,
     },
     rules::Rule,
-    store::tables::{
-        reminders::Slot,
-        states::{ReminderHead, StateHead, StateRecord},
-    },
-    types::{State, Trust},
+    store::tables::reminders::Slot,
 };
 
 /// The most operations that an unclean stop left behind whose attempts are counted at one time.
@@ -70,153 +67,11 @@ pub(in crate::partition) enum WaitsForReminders {
     Cancel(Box<Cancel>),
 }
 
-/// The newest state of an entity, which may not be durable yet.
-pub(in crate::partition) struct Live {
-    state: State,
-    /// 0 while nothing was committed.
-    generation: u64,
-    /// The generation that was deleted last; 0 if none was.
-    ended: u64,
-    revision: u64,
-    /// The revision that was last sent to the committer.
-    sent_revision: u64,
-    committed_at: Timestamp,
-    reminders: Vec<ReminderHead>,
-    /// Whether the open write group is to write it.
-    is_unwritten: bool,
-    trust: Trust,
-}
-
 /// Signals of one sender that wait for the first of them to be tried again.
 pub(super) struct RetryQueue {
     sender: Sender,
     retry_at: Timestamp,
     operations: VecDeque<Box<Operation>>,
-}
-
-impl Live {
-    /// A state that was loaded, or the one before the first turn.
-    pub(in crate::partition) fn new(state: State, record: Option<StateRecord>) -> Self {
-        let initial = Self {
-            state,
-            generation: 0,
-            ended: 0,
-            revision: 0,
-            sent_revision: 0,
-            committed_at: Timestamp::from_micros(i64::MIN),
-            reminders: Vec::new(),
-            is_unwritten: false,
-            trust: Trust::Unproven,
-        };
-        let Some(record) = record else { return initial };
-        Self {
-            generation: record.head.generation,
-            revision: record.head.revision,
-            sent_revision: record.head.revision,
-            committed_at: record.head.committed_at,
-            reminders: record.reminders,
-            ..initial
-        }
-    }
-
-    pub(in crate::partition) fn state(&self) -> &State {
-        &self.state
-    }
-
-    /// The version of the state; none before the first turn.
-    pub(in crate::partition) fn version(&self) -> Option<Version> {
-        let (generation, revision) = (self.generation, self.revision);
-        (generation > 0).then_some(Version { generation, revision })
-    }
-
-    pub(in crate::partition) fn revision(&self) -> u64 {
-        self.revision
-    }
-
-    pub(in crate::partition) fn committed_at(&self) -> Timestamp {
-        self.committed_at
-    }
-
-    pub(in crate::partition) fn trust(&self) -> Trust {
-        self.trust
-    }
-
-    pub(in crate::partition) fn reminders(&self) -> &[ReminderHead] {
-        &self.reminders
-    }
-
-    /// Takes over the state that a turn left, in the present generation or the one that it begins.
-    /// Returns the version of the state, and whether the open group did not write the entity yet.
-    pub(in crate::partition) fn apply(
-        &mut self,
-        state: State,
-        now: Timestamp,
-        generation: u64,
-    ) -> (Version, bool) {
-        match self.generation {
-            0 => Rule::GenerationsGrow.check(generation > self.ended),
-            known => Rule::GenerationsGrow.check(generation == known),
-        }
-        self.generation = generation;
-        self.state = state;
-        self.revision += 1;
-        self.committed_at = self.committed_at.max(now);
-        self.trust = Trust::Proven;
-        let is_first = !std::mem::replace(&mut self.is_unwritten, true);
-        (Version { generation: self.generation, revision: self.revision }, is_first)
-    }
-
-    /// Sets or removes what is remembered of a reminder. Returns whether the open group has to write
-    /// the entity because of that, and did not yet.
-    pub(in crate::partition) fn replace_reminder(
-        &mut self,
-        name: &str,
-        head: Option<ReminderHead>,
-    ) -> bool {
-        self.reminders.retain(|known| known.name != name);
-        self.reminders.extend(head);
-        self.generation > 0 && !std::mem::replace(&mut self.is_unwritten, true)
-    }
-
-    /// Whether the reminder of this number is set, and not cancelled or set again since.
-    pub(in crate::partition) fn has_reminder(&self, number: u64) -> bool {
-        self.reminders.iter().any(|head| head.number == number)
-    }
-
-    /// The record that the open group writes, of the state in its stored form.
-    pub(in crate::partition) fn write(
-        &mut self,
-        version: u32,
-        incarnation: u64,
-        state: Vec<u8>,
-    ) -> StateRecord {
-        Rule::StatesFollow.check(self.generation > 0 && self.revision >= self.sent_revision);
-        let follows = std::mem::replace(&mut self.sent_revision, self.revision);
-        self.is_unwritten = false;
-        let head = StateHead {
-            version,
-            generation: self.generation,
-            revision: self.revision,
-            follows,
-            incarnation,
-            committed_at: self.committed_at,
-        };
-        StateRecord { head, reminders: self.reminders.clone(), state }
-    }
-
-    /// Whether the open group is to write it.
-    pub(in crate::partition) fn is_unwritten(&self) -> bool {
-        self.is_unwritten
-    }
-
-    /// Ends the generation, and returns the reminders that end with it. The next turn begins another
-    /// one on `state`.
-    pub(in crate::partition) fn end_generation(&mut self, state: State) -> Vec<ReminderHead> {
-        let ended = std::mem::replace(self, Self::new(state, None));
-        self.committed_at = ended.committed_at;
-        self.ended = ended.generation.max(ended.ended);
-        ended.reminders
-    }
 }
 
 impl Activation {
@@ -440,9 +295,43 @@ impl Activation {
         Some(answer)
     }
 
-    /// Takes the answers of an ask that are there.
-    pub(in crate::partition) fn take_gathered(&mut self, ask: u64) -> Vec<Operation> {
+    /// Takes the answers of an ask that wait for the others.
+    fn take_gathered(&mut self, ask: u64) -> Vec<Operation> {
         self.gathered.remove(&ask).unwrap_or_default()
+    }
+
+    /// Takes every answer of an ask that is in memory, wherever it waits.
+    pub(in crate::partition) fn take_answers(&mut self, ask: u64) -> Vec<Operation> {
+        let is_of = |operation: &Operation| {
+            operation.answer().is_some_and(|(_, asked)| asked.number == ask)
+        };
+        let mut answers = self.take_gathered(ask);
+        for queue in [&mut self.mailbox, &mut self.behind] {
+            for envelope in std::mem::take(queue) {
+                match envelope {
+                    Envelope::Operation(operation) if is_of(&operation) => answers.push(*operation),
+                    other => queue.push_back(other),
+                }
+            }
+        }
+        for queue in &mut self.retries {
+            for operation in std::mem::take(&mut queue.operations) {
+                match is_of(&operation) {
+                    true => answers.push(*operation),
+                    false => queue.operations.push_back(operation),
+                }
+            }
+        }
+        self.retries.retain(|queue| !queue.operations.is_empty());
+        let taken_along: Vec<_> =
+            answers.iter_mut().flat_map(|answer| std::mem::take(&mut answer.gathered)).collect();
+        answers.extend(taken_along);
+        answers
+    }
+
+    /// Puts answers that an operation took along back into its order.
+    pub(in crate::partition) fn put_back_answers(&mut self, answers: Vec<Operation>) {
+        self.mailbox.extend(answers.into_iter().map(Box::new).map(Envelope::Operation));
     }
 
     /// Puts the answers to all asks that are not complete back into its order.
@@ -451,7 +340,7 @@ impl Activation {
         let mut answers: Vec<_> = gathered.into_values().flatten().collect();
         // An order that does not depend on how tables hash.
         answers.sort_by(|one, other| one.row.inbox_key().cmp(&other.row.inbox_key()));
-        self.mailbox.extend(answers.into_iter().map(Box::new).map(Envelope::Operation));
+        self.put_back_answers(answers);
     }
 
     /// Whether it has nothing to run, and holds fewer operations than `limit`.
@@ -462,7 +351,7 @@ impl Activation {
     /// Whether it can be forgotten without losing anything.
     pub(super) fn is_idle(&self, released: u64, since: Timestamp) -> bool {
         let is_written = match &self.stage {
-            Stage::Ready(live) => !live.is_unwritten,
+            Stage::Ready(live) => !live.is_unwritten(),
             Stage::Unusable(_) | Stage::Unreadable(_) => true,
             Stage::Loading | Stage::Awaiting { .. } | Stage::Reading { .. } => false,
         };
@@ -573,9 +462,22 @@ impl Activation {
     ) -> impl Iterator<Item = &mut Operation> {
         let share = if is_one_at_a_time { 1 } else { self.counted_share };
         self.counted_share = (2 * share).min(COUNTED_MAX);
+        let heads = match &self.stage {
+            Stage::Ready(live) => live.reminders(),
+            _ => &[],
+        };
+        let is_over = |row: &Row| match row {
+            Row::Reminder(Occurrence { slot: Slot::Named(_), number, .. }) => {
+                !heads.iter().any(|head| head.number == *number)
+            }
+            _ => false,
+        };
         let first = self.mailbox.iter_mut().take(share);
-        first.filter_map(|envelope| match envelope {
-            Envelope::Operation(operation) if operation.count == AttemptCount::BeforeRun => {
+        first.filter_map(move |envelope| match envelope {
+            // A reminder that was cancelled meanwhile must not be written again.
+            Envelope::Operation(operation)
+                if operation.count == AttemptCount::BeforeRun && !is_over(&operation.row) =>
+            {
                 Some(&mut **operation)
             }
             _ => None,

@@ -6,6 +6,7 @@
 //! ever.
 
 mod activation;
+mod live;
 mod table;
 
 use std::{
@@ -16,8 +17,11 @@ use std::{
 
 use stead_entities::{EntityId, Error, ErrorKind, Timestamp};
 
-pub(super) use self::activation::{Activation, Live, Stage, WaitsForReminders, corrupt};
 use self::table::Table;
+pub(super) use self::{
+    activation::{Activation, Stage, WaitsForReminders, corrupt},
+    live::Live,
+};
 use super::{
     READ_PAUSE,
     envelope::{Envelope, Retry},

@@ -154,3 +154,60 @@ fn an_ask_that_cannot_be_answered_fails_its_turn() {
     bench.settle();
     assert_eq!(kind(told(refused)), Some(ErrorKind::Invalid), "timeouts are reminders");
 }
+
+/// A partition that was left behind when two answers for `a` were stored, the first with a timeout, and begins
+/// when that has passed.
+fn behind_the_timeout() -> Bench {
+    let mut bench = Bench::new();
+    bench.call("a", "ask", r#"{"other":"b","seconds":60}"#);
+    bench.call("a", "ask", r#"{"other":"b","seconds":null}"#);
+    bench.answer();
+    bench.flush();
+    bench.answer();
+    assert_eq!(bench.commit().len(), 3, "two answers that nobody hears of, and word of the commit");
+    bench.now = bench.now + Duration::from_secs(120);
+    bench.crashed_quietly()
+}
+
+#[test]
+fn a_timeout_that_an_answer_has_ended_is_not_written_again() {
+    let mut bench = behind_the_timeout();
+    bench.settle();
+    assert_eq!(bench.entries("a"), [1, 2]);
+    assert_eq!((bench.rows(Table::Reminders), bench.rows(Table::Due)), (0, 0));
+}
+
+#[test]
+fn a_timeout_takes_the_answers_that_wait_for_their_retry() {
+    let mut bench = Bench::new();
+    bench.call("a", "ask_all", r#"{"others":["b","c"],"seconds":60}"#);
+    // The turn that takes the answers fails the first time, and waits for long.
+    bench.set(|config| config.retry_delay = Duration::from_secs(100));
+    bench.signal("a", "fail_answers", "1");
+    bench.settle();
+    assert_eq!(bench.rows(Table::Inbox), 2, "the answers");
+    bench.advance(61);
+    bench.settle();
+    assert_eq!(bench.entries("a"), [1_001, 1_001], "none of them is called late");
+    bench.advance(200);
+    bench.settle();
+    assert_eq!((bench.entries("a").len(), bench.rows(Table::Inbox)), (2, 0));
+    assert_eq!(bench.rows(Table::DeadLetters), 0);
+}
+
+#[test]
+fn an_entity_that_cannot_be_used_lets_go_of_the_answers_that_it_has() {
+    let mut bench = Bench::new();
+    bench.call("a", "ask_all", r#"{"others":["b","bad"],"seconds":null}"#);
+    bench.settle();
+    let error = Error::new(ErrorKind::Corrupt, "on purpose");
+    bench.partition.activations.of(&id("a")).make_unusable(error);
+    let asked = bench.call("a", "entries", "");
+    bench.settle();
+    assert_eq!(kind(told(asked)), Some(ErrorKind::Corrupt));
+    let idle = bench.partition.environment.config().idle;
+    for _ in 0..5 {
+        bench.advance(idle.as_secs());
+    }
+    assert!(!bench.partition.activations.contains(&id("a")), "it is forgotten");
+}

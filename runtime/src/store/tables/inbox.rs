@@ -206,3 +206,41 @@ impl Record for InboxRecord {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_of_an_ask_is_written_as_it_is_specified() {
+        let then = Continuation {
+            operation: "on_added".into(),
+            argument: "answers".into(),
+            others: Vec::new(),
+            takes_list: true,
+        };
+        let asked = Asked { number: 9, part: 1, parts: 2, has_timeout: true, then };
+        let plain = InboxRecord {
+            token: 1,
+            operation: "add".into(),
+            input: b"5".to_vec(),
+            is_call: false,
+            attempts: 0,
+            accepted_at: Timestamp::from_micros(1),
+            deadline: None,
+            idempotency: None,
+            origin: None,
+            asked: None,
+        };
+        let fields: &[&[u8]] = &[&[1, 3], b"add", &[1], b"5", &[0, 0, 2, 0, 0, 0]];
+        let of_ask: &[&[u8]] = &[&[9, 1, 2, 1, 8], b"on_added", &[7], b"answers", &[0], &[1]];
+        let (fields, of_ask) = (fields.concat(), of_ask.concat());
+        assert_eq!(plain.encode(), [&[1][..], &fields].concat());
+        let record = InboxRecord { asked: Some(Box::new(asked)), ..plain };
+        let bytes = [&[FORMAT_OF_ASKS][..], &fields, &of_ask].concat();
+        assert_eq!(record.encode(), bytes);
+        assert_eq!(InboxRecord::decode(&bytes), Ok(record));
+        assert!(record::decode::<InboxRecord>(&bytes).is_err(), "earlier programs refuse it");
+        assert!(InboxRecord::decode(&bytes[..bytes.len() - 1]).is_err());
+    }
+}

@@ -1,0 +1,151 @@
+//! The state of an entity in memory, ahead of the store by what its write groups still carry.
+
+use stead_entities::{Timestamp, Version};
+
+use crate::{
+    rules::Rule,
+    store::tables::states::{ReminderHead, StateHead, StateRecord},
+    types::{State, Trust},
+};
+
+/// The newest state of an entity, which may not be durable yet.
+pub(in crate::partition) struct Live {
+    state: State,
+    /// 0 while nothing was committed.
+    generation: u64,
+    /// The generation that was deleted last; 0 if none was.
+    ended: u64,
+    revision: u64,
+    /// The revision that was last sent to the committer.
+    sent_revision: u64,
+    committed_at: Timestamp,
+    reminders: Vec<ReminderHead>,
+    /// Whether the open write group is to write it.
+    is_unwritten: bool,
+    trust: Trust,
+}
+
+impl Live {
+    /// A state that was loaded, or the one before the first turn.
+    pub(in crate::partition) fn new(state: State, record: Option<StateRecord>) -> Self {
+        let initial = Self {
+            state,
+            generation: 0,
+            ended: 0,
+            revision: 0,
+            sent_revision: 0,
+            committed_at: Timestamp::from_micros(i64::MIN),
+            reminders: Vec::new(),
+            is_unwritten: false,
+            trust: Trust::Unproven,
+        };
+        let Some(record) = record else { return initial };
+        Self {
+            generation: record.head.generation,
+            revision: record.head.revision,
+            sent_revision: record.head.revision,
+            committed_at: record.head.committed_at,
+            reminders: record.reminders,
+            ..initial
+        }
+    }
+
+    pub(in crate::partition) fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The version of the state; none before the first turn.
+    pub(in crate::partition) fn version(&self) -> Option<Version> {
+        let (generation, revision) = (self.generation, self.revision);
+        (generation > 0).then_some(Version { generation, revision })
+    }
+
+    pub(in crate::partition) fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    pub(in crate::partition) fn committed_at(&self) -> Timestamp {
+        self.committed_at
+    }
+
+    pub(in crate::partition) fn trust(&self) -> Trust {
+        self.trust
+    }
+
+    pub(in crate::partition) fn reminders(&self) -> &[ReminderHead] {
+        &self.reminders
+    }
+
+    /// Takes over the state that a turn left, in the present generation or the one that it begins.
+    /// Returns the version of the state, and whether the open group did not write the entity yet.
+    pub(in crate::partition) fn apply(
+        &mut self,
+        state: State,
+        now: Timestamp,
+        generation: u64,
+    ) -> (Version, bool) {
+        match self.generation {
+            0 => Rule::GenerationsGrow.check(generation > self.ended),
+            known => Rule::GenerationsGrow.check(generation == known),
+        }
+        self.generation = generation;
+        self.state = state;
+        self.revision += 1;
+        self.committed_at = self.committed_at.max(now);
+        self.trust = Trust::Proven;
+        let is_first = !std::mem::replace(&mut self.is_unwritten, true);
+        (Version { generation: self.generation, revision: self.revision }, is_first)
+    }
+
+    /// Sets or removes what is remembered of a reminder. Returns whether the open group has to write
+    /// the entity because of that, and did not yet.
+    pub(in crate::partition) fn replace_reminder(
+        &mut self,
+        name: &str,
+        head: Option<ReminderHead>,
+    ) -> bool {
+        self.reminders.retain(|known| known.name != name);
+        self.reminders.extend(head);
+        self.generation > 0 && !std::mem::replace(&mut self.is_unwritten, true)
+    }
+
+    /// Whether the reminder of this number is set, and not cancelled or set again since.
+    pub(in crate::partition) fn has_reminder(&self, number: u64) -> bool {
+        self.reminders.iter().any(|head| head.number == number)
+    }
+
+    /// The record that the open group writes, of the state in its stored form.
+    pub(in crate::partition) fn write(
+        &mut self,
+        version: u32,
+        incarnation: u64,
+        state: Vec<u8>,
+    ) -> StateRecord {
+        Rule::StatesFollow.check(self.generation > 0 && self.revision >= self.sent_revision);
+        let follows = std::mem::replace(&mut self.sent_revision, self.revision);
+        self.is_unwritten = false;
+        let head = StateHead {
+            version,
+            generation: self.generation,
+            revision: self.revision,
+            follows,
+            incarnation,
+            committed_at: self.committed_at,
+        };
+        StateRecord { head, reminders: self.reminders.clone(), state }
+    }
+
+    /// Whether the open group is to write it.
+    pub(in crate::partition) fn is_unwritten(&self) -> bool {
+        self.is_unwritten
+    }
+
+    /// Ends the generation, and returns the reminders that end with it. The next turn begins another
+    /// one on `state`.
+    pub(in crate::partition) fn end_generation(&mut self, state: State) -> Vec<ReminderHead> {
+        let ended = std::mem::replace(self, Self::new(state, None));
+        self.committed_at = ended.committed_at;
+        self.ended = ended.generation.max(ended.ended);
+        ended.reminders
+    }
+}
