@@ -191,18 +191,8 @@ mod tests {
     }
 
     fn row(attempts: u32) -> InboxRecord {
-        InboxRecord {
-            token: 0,
-            operation: "add".into(),
-            input: Vec::new(),
-            is_call: false,
-            attempts,
-            accepted_at: Timestamp::default(),
-            deadline: None,
-            idempotency: None,
-            origin: None,
-            asked: None,
-        }
+        let record = InboxRecord::signal(0, "add".into(), Vec::new(), Timestamp::default());
+        InboxRecord { attempts, ..record }
     }
 
     fn state(generation: u64, follows: u64, revision: u64) -> Write {

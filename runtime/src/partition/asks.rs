@@ -22,18 +22,14 @@ use stead_entities::{
 use super::{
     Partition,
     envelope::{Operation, Row},
-    message::Delivery,
 };
 use crate::{
     sabotage::Sabotage,
-    store::{
-        Write,
-        tables::{
-            dead_letters::Cause,
-            inbox::{Asked, InboxKey, InboxRecord},
-            origins::StoredOrigin,
-            reminders::Slot,
-        },
+    store::tables::{
+        dead_letters::Cause,
+        inbox::{Asked, InboxKey, InboxRecord},
+        origins::StoredOrigin,
+        reminders::Slot,
     },
 };
 
@@ -160,22 +156,14 @@ impl Partition {
             Ok(key) => key,
             Err(error) => return tracing::error!(%error, "nobody can be told the answer"),
         };
+        let (token, now) = (self.environment.token(), self.moment.now);
+        let operation = asked.then.operation.clone().into_owned();
         let record = InboxRecord {
-            token: self.environment.token(),
-            operation: asked.then.operation.clone().into_owned(),
-            input: answer_json(answer),
-            is_call: false,
-            attempts: 0,
-            accepted_at: self.moment.now,
-            deadline: None,
-            idempotency: None,
             origin,
             asked: Some(Box::new(asked.clone())),
+            ..InboxRecord::signal(token, operation, answer_json(answer), now)
         };
-        if !Sabotage::AnswerOutsideCommit.is_on() {
-            self.group.write(Write::Accept(key.clone(), record.clone()));
-        }
-        self.group.deliver(key.partition, Delivery::Signal(key, record));
+        self.send_row(key, record, !Sabotage::AnswerOutsideCommit.is_on());
     }
 
     /// Readies an answer, or the timeout of an ask, for its turn. `None` where no turn follows: an answer

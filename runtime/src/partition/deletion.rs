@@ -108,18 +108,8 @@ impl Partition {
             return;
         }
         let row = self.new_row(id);
-        let record = InboxRecord {
-            token: self.environment.token(),
-            operation: PURGE.to_owned(),
-            input: Vec::new(),
-            is_call: false,
-            attempts: 0,
-            accepted_at,
-            deadline: None,
-            idempotency: None,
-            origin: None,
-            asked: None,
-        };
+        let token = self.environment.token();
+        let record = InboxRecord::signal(token, PURGE.to_owned(), Vec::new(), accepted_at);
         self.inbox.take_in(row.clone(), 0);
         self.group.write(Write::Accept(row.clone(), record));
         self.reminders.purge(id, &row, accepted_at);

@@ -74,8 +74,13 @@ impl Inbox {
 
     /// Whether a row that was delivered is known. It will not be delivered once more.
     pub(super) fn knows_delivered(&mut self, key: &InboxKey) -> bool {
-        self.read.remove(key);
+        self.forget_read(key);
         self.knows(key)
+    }
+
+    /// Forgets that a row was read; says whether it was. Most rows are not: they need no hash here.
+    fn forget_read(&mut self, key: &InboxKey) -> bool {
+        !self.read.is_empty() && self.read.remove(key)
     }
 
     /// Whether so much is in memory that what other entities send stays on disk.
@@ -99,7 +104,7 @@ impl Inbox {
     /// durable.
     pub(super) fn leave_on_disk(&mut self, key: &InboxKey, bytes: usize, group: u64) {
         self.known.remove(key);
-        self.read.remove(key);
+        self.forget_read(key);
         self.give_back(bytes);
         if let Some(backlog) = self.backlogs.get_mut(&key.receiver) {
             backlog.again = true;
@@ -109,7 +114,7 @@ impl Inbox {
 
     /// Notes that a row in memory is left on disk for good, because its entity cannot be used.
     pub(super) fn abandon(&mut self, key: InboxKey, bytes: usize) {
-        self.read.remove(&key);
+        self.forget_read(&key);
         self.give_back(bytes);
         self.gone(key);
     }
@@ -121,7 +126,7 @@ impl Inbox {
 
     /// Notes that a row was consumed, durably.
     pub(super) fn consumed(&mut self, key: InboxKey, now: Timestamp) {
-        if self.read.remove(&key) && !key.sender.is_empty() {
+        if self.forget_read(&key) && !key.sender.is_empty() {
             self.late.push_back((now, key));
         } else {
             self.gone(key);
@@ -249,18 +254,7 @@ mod tests {
     fn row(revision: u64) -> (InboxKey, InboxRecord) {
         let (receiver, sender) = (id("a"), "log/b".into());
         let key = InboxKey { partition: 0, receiver, sender, generation: 1, revision, index: 0 };
-        let record = InboxRecord {
-            token: 0,
-            operation: "append".into(),
-            input: vec![0; 10],
-            is_call: false,
-            attempts: 0,
-            accepted_at: Timestamp::default(),
-            deadline: None,
-            idempotency: None,
-            origin: None,
-            asked: None,
-        };
+        let record = InboxRecord::signal(0, "append".into(), vec![0; 10], Timestamp::default());
         (key, record)
     }
 

@@ -187,21 +187,19 @@ impl Partition {
             index,
         };
         let record = InboxRecord {
-            token,
-            operation,
-            input: signal.input,
-            is_call: false,
-            attempts: 0,
-            accepted_at: now,
-            deadline: None,
-            idempotency: None,
             origin: origin.map(StoredOrigin),
             asked,
+            ..InboxRecord::signal(token, operation, signal.input, now)
         };
-        if !Sabotage::SignalsWithoutRows.is_on() {
+        self.send_row(key, record, !Sabotage::SignalsWithoutRows.is_on());
+    }
+
+    /// Writes an inbox row of this or another partition, and has that told of it once the row is durable.
+    pub(super) fn send_row(&mut self, key: InboxKey, record: InboxRecord, is_written: bool) {
+        if is_written {
             self.group.write(Write::Accept(key.clone(), record.clone()));
         }
-        self.group.deliver(partition, Delivery::Signal(key, record));
+        self.group.deliver(key.partition, Delivery::Signal(key, record));
     }
 
     pub(super) fn remind(&mut self, id: &EntityId, reminder: Reminder) {

@@ -4,6 +4,7 @@ use quote::ToTokens;
 use syn::{
     Error, ExprPath, GenericArgument, Ident, Lifetime, Path, PathArguments, QSelf, Result, Token,
     Type, TypePath,
+    punctuated::Punctuated,
     visit_mut::{self, VisitMut},
 };
 
@@ -63,15 +64,20 @@ pub(super) fn last(ty: &Type) -> Option<&Ident> {
     }
 }
 
+/// The arguments in angle brackets of a type of this name.
+fn parameters<'t>(ty: &'t Type, name: &str) -> Option<&'t Punctuated<GenericArgument, Token![,]>> {
+    let Type::Path(path) = bare(ty) else {
+        return None;
+    };
+    let last = path.path.segments.last().filter(|segment| segment.ident == name)?;
+    match &last.arguments {
+        PathArguments::AngleBracketed(inside) => Some(&inside.args),
+        _ => None,
+    }
+}
+
 fn parameter(ty: &Type, index: usize) -> Option<&Type> {
-    let Type::Path(path) = ty else {
-        return None;
-    };
-    let last = path.path.segments.last().filter(|segment| segment.ident == "Result")?;
-    let PathArguments::AngleBracketed(inside) = &last.arguments else {
-        return None;
-    };
-    match inside.args.iter().nth(index)? {
+    match parameters(ty, "Result")?.iter().nth(index)? {
         GenericArgument::Type(ty) => Some(bare(ty)),
         _ => None,
     }
@@ -89,25 +95,17 @@ fn error_of(ty: &Type) -> Option<&Type> {
 
 /// Whether a type is an answer to an ask, or a list of such, by name: `Answer<R>`, `Vec<Answer<R>>`.
 pub(super) fn is_answer(ty: &Type) -> bool {
-    let Type::Path(path) = bare(ty) else {
-        return false;
-    };
-    let Some(last) = path.path.segments.last() else {
-        return false;
-    };
-    let PathArguments::AngleBracketed(inside) = &last.arguments else {
-        return false;
-    };
-    match inside.args.first() {
-        Some(GenericArgument::Type(inner)) if inside.args.len() == 1 => {
-            last.ident == "Answer" || last.ident == "Vec" && is_one_answer(inner)
-        }
-        _ => false,
-    }
+    only_parameter(ty, "Answer").is_some()
+        || only_parameter(ty, "Vec").is_some_and(|it| only_parameter(it, "Answer").is_some())
 }
 
-fn is_one_answer(ty: &Type) -> bool {
-    last(ty).is_some_and(|name| name == "Answer") && is_answer(ty)
+/// The `T` of `Name<T>`, where there is nothing beside it.
+fn only_parameter<'t>(ty: &'t Type, name: &str) -> Option<&'t Type> {
+    let parameters = parameters(ty, name).filter(|parameters| parameters.len() == 1)?;
+    match parameters.first()? {
+        GenericArgument::Type(ty) => Some(ty),
+        _ => None,
+    }
 }
 
 /// The error that a result can have, for a message.

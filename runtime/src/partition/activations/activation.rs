@@ -462,13 +462,13 @@ impl Activation {
     ) -> impl Iterator<Item = &mut Operation> {
         let share = if is_one_at_a_time { 1 } else { self.counted_share };
         self.counted_share = (2 * share).min(COUNTED_MAX);
-        let heads = match &self.stage {
-            Stage::Ready(live) => live.reminders(),
-            _ => &[],
+        let live = match &self.stage {
+            Stage::Ready(live) => Some(live),
+            _ => None,
         };
-        let is_over = |row: &Row| match row {
+        let is_over = move |row: &Row| match row {
             Row::Reminder(Occurrence { slot: Slot::Named(_), number, .. }) => {
-                !heads.iter().any(|head| head.number == *number)
+                !live.is_some_and(|live| live.has_reminder(*number))
             }
             _ => false,
         };

@@ -130,18 +130,12 @@ fn a_row_that_was_delivered_twice_is_applied_once() {
         revision: 1,
         index: 0,
     };
-    let record = crate::store::tables::inbox::InboxRecord {
-        token: 1,
-        operation: "append".into(),
-        input: b"1".to_vec(),
-        is_call: false,
-        attempts: 0,
-        accepted_at: bench.now,
-        deadline: None,
-        idempotency: None,
-        origin: None,
-        asked: None,
-    };
+    let record = crate::store::tables::inbox::InboxRecord::signal(
+        1,
+        "append".into(),
+        b"1".to_vec(),
+        bench.now,
+    );
     // As the sender's commit wrote it.
     bench.groups.push_back(WriteGroup {
         term: 1,

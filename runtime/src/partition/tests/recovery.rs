@@ -225,18 +225,7 @@ fn a_signal_for_a_type_that_is_not_served_waits_in_the_store() {
         let receiver = EntityId::new("unheard", "a").expect("valid");
         let sender = "log/a".into();
         let key = InboxKey { partition: 0, receiver, sender, generation: 1, revision, index: 0 };
-        let record = InboxRecord {
-            token: 0,
-            operation: "add".into(),
-            input: Vec::new(),
-            is_call: false,
-            attempts: 0,
-            accepted_at: bench.now,
-            deadline: None,
-            idempotency: None,
-            origin: None,
-            asked: None,
-        };
+        let record = InboxRecord::signal(0, "add".into(), Vec::new(), bench.now);
         let delivery = Some(Box::new(Delivery::Signal(key, record)));
         bench.step([Input::Deliver(delivery, Link { place: revision, ..LINK })]);
         bench.settle();

@@ -79,18 +79,7 @@ fn row(sender: &str, revision: u64) -> (InboxKey, InboxRecord) {
         revision,
         index: 0,
     };
-    let record = InboxRecord {
-        token: 1,
-        operation: "add".into(),
-        input: b"1".to_vec(),
-        is_call: false,
-        attempts: 0,
-        accepted_at: Timestamp::from_micros(1),
-        deadline: None,
-        idempotency: None,
-        origin: None,
-        asked: None,
-    };
+    let record = InboxRecord::signal(1, "add".into(), b"1".to_vec(), Timestamp::from_micros(1));
     (key, record)
 }
 

@@ -158,6 +158,24 @@ pub struct InboxRecord {
     pub asked: Option<Box<Asked>>,
 }
 
+impl InboxRecord {
+    /// A signal that was not tried yet, from nobody known.
+    pub fn signal(token: u128, operation: String, input: Vec<u8>, accepted_at: Timestamp) -> Self {
+        Self {
+            token,
+            operation,
+            input,
+            is_call: false,
+            attempts: 0,
+            accepted_at,
+            deadline: None,
+            idempotency: None,
+            origin: None,
+            asked: None,
+        }
+    }
+}
+
 /// The key of a row.
 pub fn key(of: &InboxKey) -> Vec<u8> {
     let mut key = of_entity(of.partition, &of.receiver);
@@ -220,18 +238,7 @@ mod tests {
             takes_list: true,
         };
         let asked = Asked { number: 9, part: 1, parts: 2, has_timeout: true, then };
-        let plain = InboxRecord {
-            token: 1,
-            operation: "add".into(),
-            input: b"5".to_vec(),
-            is_call: false,
-            attempts: 0,
-            accepted_at: Timestamp::from_micros(1),
-            deadline: None,
-            idempotency: None,
-            origin: None,
-            asked: None,
-        };
+        let plain = InboxRecord::signal(1, "add".into(), b"5".to_vec(), Timestamp::from_micros(1));
         let fields: &[&[u8]] = &[&[1, 3], b"add", &[1], b"5", &[0, 0, 2, 0, 0, 0]];
         let of_ask: &[&[u8]] = &[&[9, 1, 2, 1, 8], b"on_added", &[7], b"answers", &[0], &[1]];
         let (fields, of_ask) = (fields.concat(), of_ask.concat());
