@@ -6,11 +6,10 @@
 
 use std::{borrow::Cow, fmt, marker::PhantomData};
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::{Error, Rejection, Request, Timeout, effect::Signal, operation::Argument};
+use crate::{Error, Failure, Request, Timeout, effect::Signal, operation::Argument};
 
 /// The end of a question: the result, or why there is none.
 ///
@@ -18,25 +17,6 @@ use crate::{Error, Rejection, Request, Timeout, effect::Signal, operation::Argum
 /// `pub(crate)`: `on_reserved(&mut self, answer: Answer<u32>, order: u64)`. Where many are asked, it is
 /// `Vec<Answer<R>>`, in the order of the questions.
 pub type Answer<R> = Result<R, Failure>;
-
-/// Why something that was asked for has no result.
-// Not `Serialize`: a `Result` with it would be taken for a plain value that an operation returns.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema, thiserror::Error)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum Failure {
-    /// The entity said no; nothing was applied, and no dead letter is left.
-    #[error("rejected: {0}")]
-    Rejected(Rejection),
-    /// It was given up, for the reason that is in its dead letter: it failed each time it was tried,
-    /// nobody understands it, or its entity was deleted before it was tried again.
-    #[error("failed: {0}")]
-    Failed(String),
-    /// No answer came in time. What was asked for may have been applied, or may be yet; what comes of it
-    /// changes nothing any more.
-    #[error("no answer came in time")]
-    TimedOut,
-}
 
 /// The operation of an entity that takes the answer to an ask, with its other arguments.
 /// Methods of the typed reference make it: `Self::of(ctx.key()).on_reserved(order)`.
@@ -142,10 +122,11 @@ pub fn answer_json(answer: Answer<&[u8]>) -> Vec<u8> {
         Ok(result) => [b"{\"Ok\":", result, b"}"].concat(),
         Err(failure) => {
             let failure = match failure {
-                Failure::Rejected(rejection) => {
-                    json!({ "rejected": { "reason": rejection.reason() } })
+                Failure::Rejected(rejection) => json!({ "rejected": rejection.members() }),
+                // A retry is no answer.
+                Failure::Failed(reason) | Failure::Retry { reason, .. } => {
+                    json!({ "failed": reason })
                 }
-                Failure::Failed(reason) => json!({ "failed": reason }),
                 Failure::TimedOut => json!("timed_out"),
             };
             json!({ "Err": failure }).to_string().into_bytes()
@@ -175,6 +156,7 @@ pub(crate) fn others(named: &[(&str, &dyn Argument)]) -> Result<Vec<u8>, Error> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Rejection;
 
     fn continuation(argument: &'static str, others: &[u8], takes_list: bool) -> Continuation {
         let (operation, argument) = ("on_answer".into(), argument.into());
@@ -201,6 +183,7 @@ mod tests {
     fn answers_are_read_back_as_they_were_given() {
         let failures = [
             Failure::Rejected(Rejection::new("none \"left\"")),
+            Failure::Rejected(Rejection::new("none").with_code("sold-out").with_details("all")),
             Failure::Failed("it panicked".into()),
             Failure::TimedOut,
         ];

@@ -3,7 +3,8 @@
 use std::{fmt, sync::Arc};
 
 use crate::{
-    Answer, EntityId, Error, ErrorKind, Operation, Origin, Request, Then, Timestamp, TraceContext,
+    Answer, EntityId, Error, ErrorKind, Operation, Origin, Rejection, Request, Then, Timestamp,
+    TraceContext,
     ask::{Ask, Continuation},
     effect::{Effect, INTERVAL_MIN, Reminder, Schedule, Signal},
 };
@@ -85,6 +86,22 @@ impl Context {
                 Err(Error::new(ErrorKind::Invalid, rule))
             }
             None => Ok(Effects { list: self.effects, deleted: self.deleted }),
+        }
+    }
+
+    /// Ends a turn that was rejected: what stays of it are the effects, where the rejection keeps them.
+    /// For runtimes and test drivers.
+    ///
+    /// # Errors
+    /// As [`Context::finish`], of effects that are kept; and where the turn deletes its entity.
+    pub fn finish_rejected(self, rejection: &Rejection) -> Result<Effects, Error> {
+        match (rejection.keeps_effects(), self.deleted) {
+            (false, _) => Ok(Effects::default()),
+            (true, false) => self.finish(),
+            (true, true) => {
+                let rule = "a rejection that keeps its effects does not delete the entity";
+                Err(Error::new(ErrorKind::Invalid, rule))
+            }
         }
     }
 

@@ -10,11 +10,14 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    BoxFuture, Context, Layout, Reference, Rejection, Unbound,
+    BoxFuture, Context, Error, ErrorKind, Failure, Layout, Reference, Rejection, Timeout, Unbound,
     input::{InputError, decode, decode_answers},
+    operation::Reply,
 };
 
-pub use crate::macro_support::{IsContext, PlainResult, ResultKind, Returned, is_context};
+pub use crate::macro_support::{
+    IsContext, IsDeadLetter, PlainResult, ResultKind, Returned, is_context, is_dead_letter,
+};
 
 /// A kind of stateful entity. `#[entity]` on an `impl` block writes this implementation; by hand it
 /// is a name and a table.
@@ -51,9 +54,17 @@ pub trait Entity:
     const VERSION: u32 = 1;
     /// The documentation of the type.
     const DESCRIPTION: &'static str = "";
+    /// The operation that hears of the dead letters of an entity; it takes a
+    /// [`DeadLetter`](crate::DeadLetter).
+    const ON_DEAD_LETTER: Option<&'static str> = None;
 
     /// The operations and queries.
     fn operations() -> Vec<OperationType<Self>>;
+
+    /// Readies the state of an entity that comes into memory, before anything uses it: one that was read
+    /// from the store, or the first of a generation. What it changes is no turn: it is not committed by
+    /// itself, and has no effects. An entity of which it panics is refused until it comes into memory again.
+    fn on_activate(_state: &mut Self, _ctx: &Context) {}
 
     /// Reads a state that an earlier version wrote.
     ///
@@ -124,12 +135,42 @@ pub enum Outcome {
     Replied(Vec<u8>),
     /// The entity's "no".
     Rejected(Rejection),
-    /// The result has no JSON form.
+    /// It is to be tried again, for this reason, after this time or that of the policy.
+    Retry(String, Option<Timeout>),
+    /// It failed for good, for this reason.
+    Failed(String),
+    /// The result has no JSON form, or its rejection breaks a rule.
     Unencodable(String),
 }
 
-/// A result of an operation: a value, or a value or a [`Rejection`]. `Kind` tells the two apart
-/// and is always inferred.
+impl Outcome {
+    /// The answer of a call or query.
+    ///
+    /// # Errors
+    /// Where there is none: [`ErrorKind::Unavailable`], with the time, where another attempt may help, else
+    /// [`ErrorKind::Internal`].
+    pub fn into_reply(self) -> Result<Reply, Error> {
+        let failed = |why| Err(Error::new(ErrorKind::Internal, why));
+        match self {
+            Self::Replied(json) => Ok(Ok(json)),
+            Self::Rejected(rejection) => Ok(Err(rejection)),
+            Self::Retry(reason, after) => {
+                let error = Error::new(ErrorKind::Unavailable, reason);
+                Err(match after {
+                    Some(after) => error.with_retry_after(after),
+                    None => error,
+                })
+            }
+            Self::Failed(reason) => failed(reason),
+            Self::Unencodable(why) => {
+                failed(format!("the result cannot be written as JSON: {why}"))
+            }
+        }
+    }
+}
+
+/// A result of an operation: a value, or a `Result` with a [`Rejection`] or a [`Failure`]. `Kind` tells
+/// them apart and is always inferred.
 pub trait OperationResult<Kind> {
     /// The value as JSON, or the rejection.
     fn outcome(self) -> Outcome;
@@ -143,6 +184,9 @@ pub enum Plain {}
 /// Marks answers that may be a rejection.
 #[derive(Debug)]
 pub enum Rejectable {}
+/// Marks answers that may be a failure.
+#[derive(Debug)]
+pub enum Fallible {}
 
 impl<T: Serialize + JsonSchema> OperationResult<Plain> for T {
     fn outcome(self) -> Outcome {
@@ -158,9 +202,24 @@ impl<T: Serialize + JsonSchema> OperationResult<Plain> for T {
 
 impl<T: Serialize + JsonSchema> OperationResult<Rejectable> for Result<T, Rejection> {
     fn outcome(self) -> Outcome {
+        self.map_err(Failure::Rejected).outcome()
+    }
+    fn schema(generator: &mut SchemaGenerator) -> Schema {
+        generator.subschema_for::<T>()
+    }
+}
+
+impl<T: Serialize + JsonSchema> OperationResult<Fallible> for Result<T, Failure> {
+    fn outcome(self) -> Outcome {
         match self {
             Ok(value) => value.outcome(),
-            Err(rejection) => Outcome::Rejected(rejection),
+            Err(Failure::Rejected(rejection)) => match rejection.check() {
+                Ok(()) => Outcome::Rejected(rejection),
+                Err(why) => Outcome::Unencodable(why),
+            },
+            Err(Failure::Retry { reason, after }) => Outcome::Retry(reason, after),
+            Err(Failure::Failed(reason)) => Outcome::Failed(reason),
+            Err(Failure::TimedOut) => Outcome::Failed(Failure::TimedOut.to_string()),
         }
     }
     fn schema(generator: &mut SchemaGenerator) -> Schema {

@@ -2,8 +2,7 @@
 
 use std::{error::Error as StdError, fmt};
 
-use schemars::JsonSchema;
-use serde::Deserialize;
+use crate::{Rejection, Timeout};
 
 /// The kind of an [`Error`]: what a caller should do about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -61,19 +60,31 @@ impl ErrorKind {
 pub struct Error {
     kind: ErrorKind,
     message: String,
+    retry_after: Option<Timeout>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
 impl Error {
     /// A failure of `kind` that says `message`.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), source: None }
+        Self { kind, message: message.into(), retry_after: None, source: None }
     }
 
     /// The same failure with its cause.
     pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.source = Some(source.into());
         self
+    }
+
+    /// The same failure with the time after which trying again may help.
+    pub fn with_retry_after(mut self, length: impl Into<Timeout>) -> Self {
+        self.retry_after = Some(length.into());
+        self
+    }
+
+    /// The time after which trying again may help, where that is known.
+    pub fn retry_after(&self) -> Option<Timeout> {
+        self.retry_after
     }
 
     /// The kind: what the caller should do.
@@ -104,36 +115,9 @@ impl StdError for Error {
     }
 }
 impl Clone for Error {
-    /// The source stays behind; kind and message are kept.
+    /// The source stays behind; the rest is kept.
     fn clone(&self) -> Self {
-        Self::new(self.kind, self.message.clone())
-    }
-}
-
-/// A business "no": the operation ran, changed nothing, and says why.
-///
-/// Returned by an operation as `Err(Rejection)`. A call gets it as its answer, as does an entity that
-/// asked; a signal leaves it in a dead letter. It is not retried.
-///
-/// ```
-/// # use stead_entities::Rejection;
-/// assert_eq!(Rejection::new("overflow").reason(), "overflow");
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema, thiserror::Error)]
-#[error("{reason}")]
-pub struct Rejection {
-    reason: String,
-}
-
-impl Rejection {
-    /// Refuses for `reason`.
-    pub fn new(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into() }
-    }
-
-    /// Why the operation was refused.
-    pub fn reason(&self) -> &str {
-        &self.reason
+        Self { retry_after: self.retry_after, ..Self::new(self.kind, self.message.clone()) }
     }
 }
 

@@ -7,6 +7,9 @@ pub mod context;
 pub mod effect;
 pub mod entity;
 pub mod error;
+pub mod failure;
+#[doc = include_str!("docs/authors.md")]
+pub mod guide {}
 pub mod id;
 pub mod input;
 pub mod json;
@@ -19,11 +22,12 @@ pub mod stored;
 pub mod testing;
 pub mod time;
 
-pub use ask::{Answer, Failure, Then};
+pub use ask::{Answer, Then};
 pub use context::Context;
 pub use effect::{After, At, Delay, Every};
 pub use entity::{Entity, OperationType, TypedReference};
-pub use error::{CallError, Error, ErrorKind, Rejection};
+pub use error::{CallError, Error, ErrorKind};
+pub use failure::{Cause, DeadLetter, Failure, Rejection};
 pub use id::EntityId;
 pub use json::Json;
 pub use operation::{

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{
     Method, StatusCode, Url,
-    header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, IF_MATCH},
+    header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, IF_MATCH, RETRY_AFTER},
 };
 use stead_entities::{
     Accepted, BoxFuture, Caller, Condition, Delay, EntityId, Error, ErrorKind, Reference,
@@ -209,6 +209,8 @@ impl Client {
         };
         let status = response.status();
         let is_json = response.headers().get(CONTENT_TYPE).is_some_and(|it| it == JSON);
+        let retry_after = response.headers().get(RETRY_AFTER).and_then(|it| it.to_str().ok());
+        let retry_after = retry_after.and_then(|it| it.parse().ok()).map(Duration::from_secs);
         let mut body = Vec::new();
         loop {
             match response.chunk().await {
@@ -225,7 +227,14 @@ impl Client {
         }
         // A proxy may have answered in the server's stead, with a page of its own.
         let is_success = status == prepared.success && (is_json || status != StatusCode::OK);
-        if is_success { Ok(Ok(body)) } else { refusal(status, &body, is_query) }
+        if is_success {
+            return Ok(Ok(body));
+        }
+        refusal(status, &body, is_query).map_err(|error| match retry_after {
+            // A server that does not know says one second.
+            Some(length) if length > Duration::from_secs(1) => error.with_retry_after(length),
+            _ => error,
+        })
     }
 }
 
@@ -324,9 +333,10 @@ impl Timeout {
             _ => false,
         };
         self.is_unknown |= error.kind() == ErrorKind::Unknown;
-        if is_retried && self.left() > self.pause {
-            let pause = self.pause;
-            self.pause = (pause * 2).min(RETRY_LONGEST);
+        let asked = error.retry_after().map_or(Duration::ZERO, |length| length.as_duration());
+        let pause = self.pause.max(asked);
+        if is_retried && self.left() > pause {
+            self.pause = (self.pause * 2).min(RETRY_LONGEST);
             return Ok(pause);
         }
         Err(if self.is_unknown { in_doubt(error) } else { error })
@@ -362,16 +372,32 @@ struct Problem {
     slug: String,
     #[serde(default)]
     detail: String,
+    code: Option<String>,
+    details: Option<serde_json::Value>,
+}
+
+impl From<Problem> for Rejection {
+    fn from(problem: Problem) -> Self {
+        let mut rejection = Self::new(problem.detail);
+        if let Some(code) = problem.code {
+            rejection = rejection.with_code(code);
+        }
+        match &problem.details {
+            Some(details) => rejection.with_details(details),
+            None => rejection,
+        }
+    }
 }
 
 fn refusal(status: StatusCode, body: &[u8], is_query: bool) -> Answered {
     let problem = serde_json::from_slice::<Problem>(body).ok();
-    let slug = problem.as_ref().and_then(|known| known.slug.strip_prefix("urn:stead:problem:"));
-    match (slug, problem.as_ref()) {
-        (Some("rejected"), Some(problem)) => Ok(Err(Rejection::new(&problem.detail))),
+    let slug_of =
+        |known: &Problem| known.slug.strip_prefix("urn:stead:problem:").map(ToOwned::to_owned);
+    match (problem.as_ref().and_then(slug_of).as_deref(), problem) {
+        (Some("rejected"), Some(problem)) => Ok(Err(problem.into())),
         (Some(slug), Some(problem)) => {
             let kind = kind_of(slug).unwrap_or(doubt(is_query));
-            Err(Error::new(kind, &problem.detail))
+            Err(Error::new(kind, problem.detail))
         }
         _ if status.is_client_error() => {
             Err(Error::new(ErrorKind::Invalid, format!("no server of stead answered: {status}")))

@@ -58,6 +58,7 @@ sabotages! {
     X32 AttemptsInMemory breaks 23: "Attempts are counted in memory only."
     X33 AnswerOutsideCommit breaks 61: "The answer to a question is sent, and not part of a commit."
     X34 LateAnswerApplied breaks 61: "An answer that comes behind its timeout is applied too."
+    X35 LetterToldOutsideCommit breaks 62: "An entity is told of its dead letter, and not by the commit that keeps it."
 }
 
 #[cfg(feature = "sabotage")]

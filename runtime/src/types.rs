@@ -73,6 +73,10 @@ pub(crate) trait EntityType: Send + Sync {
     fn decode_argument(&self, index: usize, input: &[u8]) -> Result<Argument, InputError>;
     /// The state before the first turn.
     fn initial_state(&self) -> State;
+    /// Readies a state that comes into memory.
+    fn activate(&self, state: &mut State, ctx: &Context);
+    /// The operation that hears of dead letters.
+    fn on_dead_letter(&self) -> Option<&'static str>;
     /// Checks the state that a turn leaves: that it can be stored in so many bytes and shown as JSON.
     /// Where the type is not trusted, it is also read back.
     fn check_state(&self, state: &State, bytes_max: usize, trust: Trust) -> Result<(), String>;
@@ -184,6 +188,14 @@ impl<E: Entity> EntityType for Typed<E> {
 
     fn initial_state(&self) -> State {
         Box::new(E::default())
+    }
+
+    fn activate(&self, state: &mut State, ctx: &Context) {
+        E::on_activate(typed_mut::<E>(state), ctx);
+    }
+
+    fn on_dead_letter(&self) -> Option<&'static str> {
+        E::ON_DEAD_LETTER
     }
 
     fn check_state(&self, state: &State, bytes_max: usize, trust: Trust) -> Result<(), String> {

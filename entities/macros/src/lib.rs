@@ -22,9 +22,9 @@ use syn::{Ident, parse_macro_input};
 /// `fn r#move` is `move`. Arguments and methods may have any name but `of`, may have a `cfg`, and
 /// `Self` is the entity.
 ///
-/// An argument comes from JSON and is owned; so is a result, which is a value or a
-/// `Result<T, Rejection>`. A type alias of the latter is one too. A `Result` with another error does
-/// not compile.
+/// An argument comes from JSON and is owned; so is a result, which is a value or a `Result` with a
+/// `Rejection` or a `Failure`. A type alias of the latter is one too. A `Result` with another error
+/// does not compile.
 #[proc_macro_attribute]
 pub fn entity(attribute: TokenStream, item: TokenStream) -> TokenStream {
     let settings = parse_macro_input!(attribute as entity::Settings);

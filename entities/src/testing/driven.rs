@@ -17,6 +17,8 @@ pub(super) trait Driven: Any + Send + Sync {
     /// The operation of a reminder, as a signal of the entity to itself.
     fn reminder(&self, name: &str) -> Option<Signal>;
     fn revision(&self) -> u64;
+    /// The operation that hears of dead letters.
+    fn on_dead_letter(&self) -> Option<&'static str>;
     /// The signals and asks since the last time, in order.
     fn take_sent(&mut self) -> Vec<Effect>;
     fn set_clock(&mut self, now: Timestamp);
@@ -43,6 +45,9 @@ impl<E: Entity> Driven for Driver<E> {
     }
     fn revision(&self) -> u64 {
         self.revision
+    }
+    fn on_dead_letter(&self) -> Option<&'static str> {
+        E::ON_DEAD_LETTER
     }
     fn take_sent(&mut self) -> Vec<Effect> {
         std::mem::take(&mut self.sent)

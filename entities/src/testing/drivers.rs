@@ -12,10 +12,11 @@ use serde::de::DeserializeOwned;
 
 use super::{Driver, START, at_once, driven::Driven, result};
 use crate::{
-    Answer, CallError, Entity, EntityId, Error, ErrorKind, Failure, Operation, Origin, Query,
-    Request, Timestamp,
+    Answer, CallError, Cause, Entity, EntityId, Error, ErrorKind, Failure, Operation, Origin,
+    Query, Request, Timestamp,
     ask::{Ask, answer_json},
     effect::{Effect, Signal},
+    failure,
 };
 
 /// The most signals that one call delivers. Entities that signal each other for ever reach it.
@@ -422,7 +423,7 @@ impl Drivers {
                     if let Some(asked) = asked {
                         self.answer(asked, Err(Failure::Failed(error.to_string())));
                     }
-                    self.dead_letters.push(DeadLetter { sender, signal, error });
+                    self.lose(DeadLetter { sender, signal, error });
                 }
                 (None, Ok(_)) => {}
             }
@@ -454,8 +455,33 @@ impl Drivers {
         let result = driver.fire(name).await;
         self.collect(id, result.is_ok(), None);
         if let (Err(error), Some(signal)) = (result, signal) {
-            self.dead_letters.push(DeadLetter { sender: Some(id.clone()), signal, error });
+            self.lose(DeadLetter { sender: Some(id.clone()), signal, error });
         }
+    }
+
+    /// Keeps a dead letter, and has its entity hear of it, where that wants to.
+    fn lose(&mut self, letter: DeadLetter) {
+        let target = letter.signal.target.clone();
+        let told = self.entities.get(&target).and_then(|driver| driver.on_dead_letter());
+        if let Some(told) = told.filter(|told| *told != letter.signal.operation) {
+            let input = String::from_utf8_lossy(&letter.signal.input);
+            let cause = match &letter.error {
+                CallError::Rejected(_) => Cause::Rejection,
+                CallError::Failed(_) => Cause::Failure,
+            };
+            let reason = match &letter.error {
+                CallError::Rejected(no) => no.reason(),
+                CallError::Failed(error) => error.message(),
+            };
+            let mut heard =
+                failure::DeadLetter::new(&letter.signal.operation, &input, cause, reason);
+            heard.sender = letter.sender.as_ref().map_or_else(String::new, ToString::to_string);
+            heard.accepted_at = self.clock.now;
+            let input = serde_json::to_vec(&heard).expect("texts and numbers have a JSON form");
+            let signal = Signal { target, operation: told.into(), input, delay: None };
+            self.due.push_back(Sent { sender: None, signal, origin: None, asked: None });
+        }
+        self.dead_letters.push(letter);
     }
 }
 

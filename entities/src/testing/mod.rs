@@ -81,7 +81,7 @@ pub struct Driver<E> {
 impl<E: Entity> Driver<E> {
     /// The entity `key` before its first turn, at 2026-01-01T00:00:00Z.
     pub fn new(key: &str) -> Self {
-        Self {
+        let mut driver = Self {
             id: EntityId::new(E::NAME, key).ok(),
             state: E::default(),
             revision: 0,
@@ -90,6 +90,15 @@ impl<E: Entity> Driver<E> {
             number: 0,
             sent: Vec::new(),
             reminders: BTreeMap::new(),
+        };
+        driver.activate();
+        driver
+    }
+
+    /// Readies the state, as where an entity comes into memory.
+    fn activate(&mut self) {
+        if let Ok(turn) = self.turn(None) {
+            E::on_activate(&mut self.state, &Context::new(turn));
         }
     }
 
@@ -322,12 +331,19 @@ impl<E: Entity> Driver<E> {
     /// changes, whether it is driven alone or together with others.
     fn settle(&mut self, (state, ctx, outcome): Attempt<E>) -> Result<Vec<u8>, CallError> {
         self.turns += 1;
-        let json = json_of(outcome)?;
-        let effects = ctx.finish()?;
-        prove(&state)?;
+        let result = outcome.into_reply()?;
+        let effects = match &result {
+            Ok(_) => ctx.finish()?,
+            Err(rejection) => ctx.finish_rejected(rejection)?,
+        };
+        if result.is_ok() {
+            prove(&state)?;
+        }
         check_own_operations::<E>(&effects.list)?;
-        self.state = state;
-        self.revision += 1;
+        if result.is_ok() {
+            self.state = state;
+        }
+        self.revision += u64::from(result.is_ok() || !effects.list.is_empty());
         for effect in effects.list {
             match effect {
                 effect @ (Effect::Signal(_) | Effect::Ask(_)) => self.sent.push(effect),
@@ -342,8 +358,9 @@ impl<E: Entity> Driver<E> {
             self.state = E::default();
             self.revision = 0;
             self.reminders.clear();
+            self.activate();
         }
-        Ok(json)
+        result.map_err(CallError::Rejected)
     }
 }
 
@@ -369,11 +386,7 @@ fn check_own_operations<E: Entity>(effects: &[Effect]) -> Result<(), Error> {
 }
 
 fn json_of(outcome: Outcome) -> Result<Vec<u8>, CallError> {
-    match outcome {
-        Outcome::Replied(json) => Ok(json),
-        Outcome::Rejected(rejection) => Err(CallError::Rejected(rejection)),
-        Outcome::Unencodable(error) => Err(Error::new(ErrorKind::Internal, error).into()),
-    }
+    outcome.into_reply()?.map_err(CallError::Rejected)
 }
 
 fn result<R: DeserializeOwned>(json: &[u8]) -> Result<R, CallError> {

@@ -1,5 +1,7 @@
 //! Errors as RFC 9457 problem documents. One match decides the status of each kind.
 
+use std::time::Duration;
+
 use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
@@ -14,6 +16,9 @@ pub(crate) struct Problem {
     slug: &'static str,
     title: &'static str,
     detail: String,
+    /// The code and the details of a rejection.
+    rejection: Option<Box<Rejection>>,
+    retry_after: Option<Duration>,
 }
 
 impl Problem {
@@ -23,7 +28,7 @@ impl Problem {
         title: &'static str,
         detail: impl Into<String>,
     ) -> Self {
-        Self { status, slug, title, detail: detail.into() }
+        Self { status, slug, title, detail: detail.into(), rejection: None, retry_after: None }
     }
 
     pub(crate) fn invalid(detail: impl Into<String>) -> Self {
@@ -64,25 +69,33 @@ impl From<Error> for Problem {
         if input.is_some_and(|input| !input.malformed) {
             status = StatusCode::UNPROCESSABLE_ENTITY;
         }
-        Self::new(status, slug, title, error.message())
+        let retry_after = error.retry_after().map(|length| length.as_duration());
+        Self { retry_after, ..Self::new(status, slug, title, error.message()) }
     }
 }
 
 impl From<Rejection> for Problem {
     fn from(rejection: Rejection) -> Self {
         let status = StatusCode::UNPROCESSABLE_ENTITY;
-        Self::new(status, "rejected", "Rejected by the entity", rejection.reason())
+        let problem = Self::new(status, "rejected", "Rejected by the entity", rejection.reason());
+        Self { rejection: Some(Box::new(rejection)), ..problem }
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let body = json!({
+        let mut body = json!({
             "type": format!("urn:stead:problem:{}", self.slug),
             "title": self.title,
             "status": self.status.as_u16(),
             "detail": self.detail,
         });
+        if let Some(rejection) = self.rejection
+            && let Some(members) = body.as_object_mut()
+        {
+            members.extend(rejection.code().map(|code| ("code".into(), code.into())));
+            members.extend(rejection.details().map(|details| ("details".into(), details)));
+        }
         let mut response = (self.status, body.to_string()).into_response();
         let headers = response.headers_mut();
         let problem = HeaderValue::from_static("application/problem+json");
@@ -93,7 +106,8 @@ impl IntoResponse for Problem {
                 | StatusCode::SERVICE_UNAVAILABLE
                 | StatusCode::INSUFFICIENT_STORAGE
         ) {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            let seconds = self.retry_after.map_or(1, |it| it.as_secs_f64().ceil() as u64);
+            headers.insert(header::RETRY_AFTER, seconds.max(1).into());
         }
         response
     }
@@ -102,6 +116,25 @@ impl IntoResponse for Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_problem_shows_what_a_rejection_and_a_retry_say() {
+        let read = async |problem: Problem| {
+            let response = problem.into_response();
+            let retry_after = response.headers().get(header::RETRY_AFTER).cloned();
+            let body = axum::body::to_bytes(response.into_body(), 1 << 10).await.expect("a body");
+            (retry_after, serde_json::from_slice::<serde_json::Value>(&body).expect("JSON"))
+        };
+        let (_, plain) = read(Rejection::new("no").into()).await;
+        assert_eq!((&plain["detail"], plain.get("code")), (&"no".into(), None));
+        let (_, whole) =
+            read(Rejection::new("no").with_code("sold-out").with_details(&3).into()).await;
+        assert_eq!((&whole["code"], &whole["details"]), (&"sold-out".into(), &3.into()));
+        let busy = Error::new(ErrorKind::Unavailable, "busy");
+        assert_eq!(read(busy.clone().into()).await.0, Some(1.into()));
+        let busy = busy.with_retry_after(Duration::from_millis(29_001));
+        assert_eq!(read(busy.into()).await.0, Some(30.into()), "rounded up");
+    }
 
     #[test]
     fn every_kind_has_its_status() {

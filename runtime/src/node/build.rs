@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use stead_entities::Entity;
+use stead_entities::{Entity, entity::OperationKind};
 use tokio::{
     runtime::Handle as Runtime,
     sync::{oneshot, watch},
@@ -285,6 +285,11 @@ fn problems_of(known: &dyn EntityType, others: &EntityTypes) -> Vec<String> {
     }
     if let Err(why) = known.prove_initial_state() {
         problems.push(format!("{name}: its first state cannot be kept: {why}"));
+    }
+    if let Some(told) = known.on_dead_letter()
+        && known.find(told).is_none_or(|found| found.kind == OperationKind::Query)
+    {
+        problems.push(format!("{name}: no operation {told}, which is to hear of dead letters"));
     }
     if others.contains_key(name) {
         problems.push(format!("two entity types are named {name}"));

@@ -15,7 +15,7 @@ use super::{
     intake::{DELETED, PURGE},
     message::Output,
     reply::Response,
-    turn::guarded,
+    turn::{self, guarded},
     write_group::Release,
 };
 use crate::store::{
@@ -121,7 +121,12 @@ impl Partition {
     /// waits behind applies to the next generation.
     pub(super) fn end_generation(&mut self, id: &EntityId, delayed: Vec<(Slot, ReminderRecord)>) {
         let known = self.environment.served(id);
-        let initial = guarded(|| known.initial_state());
+        let at = (self.moment.now, 0);
+        let initial = guarded(|| {
+            let mut state = known.initial_state();
+            turn::activate(&*known, id, &mut state, at);
+            state
+        });
         let group = self.group.number();
         let activation = self.activations.of(id);
         activation.hold_until(group);
@@ -132,7 +137,7 @@ impl Partition {
             Ok(initial) => live.end_generation(initial),
             Err(_) => {
                 let heads = live.reminders().to_vec();
-                let error = format!("{id}: its default value panics");
+                let error = format!("{id}: its first state cannot be made");
                 let _nothing_runs = activation.make_unusable(Error::new(ErrorKind::Corrupt, error));
                 heads
             }

@@ -187,6 +187,11 @@ fn response(outcome: &Remembered) -> Option<Response> {
         Remembered::Scheduled(number) => Some(Response::Scheduled(*number)),
         Remembered::Replied(json) => Some(Response::Replied(json.clone())),
         Remembered::Rejected(reason) => Some(Response::Rejected(Rejection::new(reason))),
+        Remembered::RejectedAs(json) => {
+            let read = serde_json::from_slice(json);
+            let unreadable = |_| Rejection::new("the rejection that is remembered cannot be read");
+            Some(Response::Rejected(read.unwrap_or_else(unreadable)))
+        }
     }
 }
 

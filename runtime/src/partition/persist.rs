@@ -5,14 +5,14 @@
 
 use std::collections::VecDeque;
 
-use stead_entities::{EntityId, Error, ErrorKind, Failure, Timestamp};
+use stead_entities::{DeadLetter, EntityId, Error, ErrorKind, Failure, Timestamp};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     Partition,
     envelope::{Caller, Delete, Envelope, Letter, Occurrence, Operation, Row},
     idempotency::IdempotencyKeys,
-    message::{Keyed, Output},
+    message::{Delivery, Keyed, Output},
     reply::{CallResult, ReplySender, Response},
     write_group::Release,
 };
@@ -130,6 +130,14 @@ impl Partition {
             revision: self.environment.mint(self.moment.now),
             index: 0,
         }
+    }
+
+    /// Writes an inbox row of this or another partition, and has that told of it once the row is durable.
+    pub(super) fn send_row(&mut self, key: InboxKey, record: InboxRecord, is_written: bool) {
+        if is_written {
+            self.group.write(Write::Accept(key.clone(), record.clone()));
+        }
+        self.group.deliver(key.partition, Delivery::Signal(key, record));
     }
 
     fn inbox_record(&self, id: &EntityId, operation: &Operation) -> InboxRecord {
@@ -373,6 +381,17 @@ impl Partition {
         reason: &str,
     ) {
         self.consume(id, &mut operation);
+        self.conclude_in_letter(id, operation, cause, reason);
+    }
+
+    /// Keeps an operation that was taken off the disk as a dead letter.
+    pub(super) fn conclude_in_letter(
+        &mut self,
+        id: &EntityId,
+        mut operation: Operation,
+        cause: Cause,
+        reason: &str,
+    ) {
         if operation.is_call() && matches!(operation.row, Row::Inbox(_)) {
             let error = Error::new(ErrorKind::Internal, reason);
             IdempotencyKeys::forget_stored(operation.key.as_ref(), &error, &mut self.group);
@@ -387,8 +406,28 @@ impl Partition {
     pub(super) fn keep_letter(&mut self, id: &EntityId, letter: Letter) {
         let now = self.moment.now;
         let number = self.environment.mint(now);
+        self.tell_of_letter(id, &letter);
         self.dead_letters.keep(number, id, letter, now, &mut self.group);
         self.prune_letters();
+    }
+
+    /// Sends an entity, as a signal, the dead letter of one of its operations, where its type wants to hear
+    /// of them. It has no letter of a deleted entity, which that would bring back, nor of the operation that
+    /// hears of them, which would be told for ever.
+    fn tell_of_letter(&mut self, id: &EntityId, letter: &Letter) {
+        let known = self.environment.type_of(id).and_then(|known| known.on_dead_letter());
+        let Some(operation) = known.filter(|told| *told != letter.operation) else { return };
+        if matches!(letter.cause, Cause::Deleted | Cause::Orphan) {
+            return;
+        }
+        let input = String::from_utf8_lossy(&letter.input);
+        let mut told = DeadLetter::new(&letter.operation, &input, letter.cause, &letter.reason);
+        (told.sender, told.attempts) = (letter.sender.clone(), letter.attempts);
+        told.accepted_at = letter.accepted_at;
+        let input = serde_json::to_vec(&told).expect("texts and numbers have a JSON form");
+        let (key, token) = (self.new_row(id), self.environment.token());
+        let record = InboxRecord::signal(token, operation.to_owned(), input, self.moment.now);
+        self.send_row(key, record, !Sabotage::LetterToldOutsideCommit.is_on());
     }
 
     pub(super) fn prune_letters(&mut self) {

@@ -17,7 +17,7 @@ use super::{
     message::{Output, Returned, Start},
     persist::withdrawn,
     reply::{Response, StateView},
-    turn::{self, Turned, guarded},
+    turn::{self, NextTry, Turned, guarded},
 };
 use crate::{
     rules::Rule,
@@ -399,7 +399,7 @@ impl Partition {
         mark.iter().for_each(|_| self.attempts.mark(None));
         let turned = match self.environment.watch().end() {
             false => turned,
-            true => Turned::Failed(self.late()),
+            true => Turned::failed(self.late()),
         };
         #[cfg(feature = "sabotage")]
         if Sabotage::DiscardRestoresStored.is_on() && !matches!(turned, Turned::Applied(_)) {
@@ -472,7 +472,7 @@ impl Partition {
                 self.apply(id, operation, *applied, Some(delayed));
             }
             (WaitsForReminders::Turn(operation, _), Err(error)) => {
-                self.fail(id, operation, unreadable(&error));
+                self.fail(id, operation, unreadable(&error), NextTry::ByPolicy);
             }
             (WaitsForReminders::Cancel(_), _) => unreachable!("it waits for one reminder"),
         }
@@ -522,7 +522,7 @@ impl Partition {
         let state = match guarded(|| live.state().clone_state()) {
             Ok(state) => state,
             Err(error) => {
-                self.fail(id, operation, error);
+                self.fail(id, operation, error, NextTry::ByPolicy);
                 return Next::Goes;
             }
         };
@@ -553,7 +553,7 @@ impl Partition {
                 let limits = (self.environment.config().state_bytes_max, trust);
                 turn::settle(&*known, state, ctx, outcome, limits)
             }
-            Err(error) => Turned::Failed(error),
+            Err(error) => Turned::failed(error),
         };
         let span = self.turn_span(&id, &operation);
         let _entered = span.enter();

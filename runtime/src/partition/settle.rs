@@ -6,6 +6,7 @@ use stead_entities::{
     EntityId, Error, ErrorKind, Failure, Origin, Rejection, Timestamp, Version,
     context::Effects,
     effect::{Effect, Reminder, Signal, check_own_operations},
+    operation::Reply,
 };
 
 use super::{
@@ -15,7 +16,7 @@ use super::{
     idempotency::IdempotencyKeys,
     message::Delivery,
     reply::Response,
-    turn::{Applied, Turned},
+    turn::{Applied, NextTry, Turned},
 };
 use crate::{
     map::Set,
@@ -39,7 +40,7 @@ impl Partition {
         match turned {
             Turned::Applied(applied) => self.apply(id, operation, applied, None),
             Turned::Rejected(rejection) => self.reject(id, *operation, rejection),
-            Turned::Failed(error) => self.fail(id, operation, error),
+            Turned::Failed(error, next) => self.fail(id, operation, error, next),
         }
     }
 
@@ -95,16 +96,17 @@ impl Partition {
         applied: Applied,
         delayed: Option<Delayed>,
     ) {
-        let Applied { state, effects, json } = applied;
+        let Applied { state, effects, reply } = applied;
         if let Err(error) = self.check_effects(id, &operation, &effects) {
-            return self.fail(id, operation, error);
+            return self.fail(id, operation, error, NextTry::ByPolicy);
         }
         let (now, group) = (self.moment.now, self.group.number());
         let known = self.activations.of(id).live_mut().version();
         let generation = known.map_or_else(|| self.environment.mint(now), |it| it.generation);
         let activation = self.activations.of(id);
         activation.hold_until(group);
-        let (version, is_first) = activation.live_mut().apply(state, now, generation);
+        let live = activation.live_mut();
+        let (version, is_first) = live.apply(state, now, generation);
         if is_first {
             self.group.write_state_of(id);
         }
@@ -126,18 +128,25 @@ impl Partition {
         if let Some(ended) = ended {
             self.end_generation(id, ended);
         }
-        self.conclude(*operation, Ok(json));
+        self.conclude(id, *operation, reply);
     }
 
     /// Tells how an operation came out, once the open write group is durable.
-    fn conclude(&mut self, mut operation: Operation, result: Result<Vec<u8>, Rejection>) {
+    fn conclude(&mut self, id: &EntityId, mut operation: Operation, result: Reply) {
+        if let Err(rejection) = &result
+            && !operation.is_call()
+            && operation.question().is_none()
+        {
+            self.accept_late(&mut operation);
+            return self.conclude_in_letter(id, operation, Cause::Rejection, rejection.reason());
+        }
         self.remove_replayed(&mut operation);
         let answer = result.as_ref().map(|json| &json[..]);
         self.answer_question(&operation, answer.map_err(|no| Failure::Rejected(no.clone())));
         let (remembered, response) = match result {
             _ if !operation.is_call() => (Remembered::Accepted, Response::Done),
             Ok(json) => (Remembered::Replied(json.clone()), Response::Replied(json)),
-            Err(no) => (Remembered::Rejected(no.reason().to_owned()), Response::Rejected(no)),
+            Err(no) => (Remembered::rejected(&no), Response::Rejected(no)),
         };
         let key = operation.key.as_ref();
         IdempotencyKeys::remember(key, remembered, self.moment.now, &mut self.group);
@@ -194,14 +203,6 @@ impl Partition {
         self.send_row(key, record, !Sabotage::SignalsWithoutRows.is_on());
     }
 
-    /// Writes an inbox row of this or another partition, and has that told of it once the row is durable.
-    pub(super) fn send_row(&mut self, key: InboxKey, record: InboxRecord, is_written: bool) {
-        if is_written {
-            self.group.write(Write::Accept(key.clone(), record.clone()));
-        }
-        self.group.deliver(key.partition, Delivery::Signal(key, record));
-    }
-
     pub(super) fn remind(&mut self, id: &EntityId, reminder: Reminder) {
         self.cancel_named(id, &reminder.name);
         let now = self.moment.now;
@@ -228,13 +229,9 @@ impl Partition {
 
     /// A rejection: no state, no effects, but the operation is done with.
     fn reject(&mut self, id: &EntityId, mut operation: Operation, rejection: Rejection) {
-        if !operation.is_call() && operation.question().is_none() {
-            self.accept_late(&mut operation);
-            return self.dead_letter(id, operation, Cause::Rejection, rejection.reason());
-        }
         self.consume(id, &mut operation);
-        if operation.key.is_some() || operation.row != Row::None {
-            return self.conclude(operation, Err(rejection));
+        if !operation.is_call() || operation.key.is_some() || operation.row != Row::None {
+            return self.conclude(id, operation, Err(rejection));
         }
         // There is nothing to write; the answer rests on earlier turns.
         if let Some(reply_to) = operation.into_reply_to() {
@@ -251,12 +248,18 @@ impl Partition {
             IdempotencyKeys::forget_stored(call.key.as_ref(), &error, &mut self.group);
         }
         if let Some(reply_to) = call.into_reply_to() {
-            self.group.reply(reply_to, Err(error));
+            self.group.reply(reply_to, Ok(Response::Failed(error)));
         }
     }
 
     /// A failure: nothing of the turn stays. A signal is tried again, a bounded number of times.
-    pub(super) fn fail(&mut self, id: &EntityId, mut operation: Box<Operation>, error: Error) {
+    pub(super) fn fail(
+        &mut self,
+        id: &EntityId,
+        mut operation: Box<Operation>,
+        error: Error,
+        next_try: NextTry,
+    ) {
         let attempts = operation.attempts;
         tracing::warn!(entity = %id, kind = ?error.kind(), %error, attempts, "a turn failed");
         if operation.is_call() {
@@ -269,7 +272,7 @@ impl Partition {
         }
         operation.count = AttemptCount::AfterFailure;
         let retries = self.environment.config().retries;
-        if operation.attempts > retries {
+        if operation.attempts > retries || next_try == NextTry::Never {
             self.accept_late(&mut operation);
             return self.dead_letter(id, *operation, Cause::Failure, error.message());
         }
@@ -278,8 +281,13 @@ impl Partition {
         } else if !Sabotage::AttemptsInMemory.is_on() {
             self.write_attempts(id, &operation);
         }
-        let retry_at = self.moment.now + self.environment.config().retry_after(operation.attempts);
-        self.retry_at(id, operation, retry_at);
+        let pause = match next_try {
+            NextTry::After(length) => length.as_duration(),
+            NextTry::ByPolicy | NextTry::Never => {
+                self.environment.config().retry_after(operation.attempts)
+            }
+        };
+        self.retry_at(id, operation, (self.moment.now + pause).min(Timestamp::MAX));
     }
 
     /// Has a signal tried again at a time, and whatever its sender sends behind it after that.

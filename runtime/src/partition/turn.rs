@@ -3,9 +3,10 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use stead_entities::{
-    Context, Error, ErrorKind, Rejection,
-    context::Effects,
+    Context, EntityId, Error, ErrorKind, Rejection, Timeout, Timestamp,
+    context::{Effects, Turn},
     entity::{Argument, Outcome},
+    operation::Reply,
 };
 
 use crate::types::{EntityType, State, Trust};
@@ -13,19 +14,34 @@ use crate::types::{EntityType, State, Trust};
 /// The longest result of an operation, as JSON, in bytes.
 const REPLY_BYTES_MAX: usize = 16 << 20;
 
+/// The longest text of a failure, in bytes; what is longer is cut.
+const FAILURE_BYTES_MAX: usize = 8 << 10;
+
 /// How a turn ended. Only [`Turned::Applied`] carries anything of it further.
 pub(super) enum Turned {
     Applied(Applied),
+    /// The entity said no, and nothing stays.
     Rejected(Rejection),
-    Failed(Error),
+    Failed(Error, NextTry),
 }
 
-/// The result of a turn that succeeded.
+/// The part of a turn that stays.
 pub(super) struct Applied {
-    pub(super) state: State,
+    /// The state that it left; `None` where a rejection keeps the effects alone.
+    pub(super) state: Option<State>,
     pub(super) effects: Effects,
-    /// The result as JSON.
-    pub(super) json: Vec<u8>,
+    /// The result as JSON, or the rejection that keeps the effects.
+    pub(super) reply: Reply,
+}
+
+/// When a failed turn is tried again, if it is a signal's or a reminder's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NextTry {
+    /// As often, and after as long, as the policy says.
+    ByPolicy,
+    /// As often as the policy says, after this long.
+    After(Timeout),
+    Never,
 }
 
 /// Runs an operation that does not await on a copy of the state.
@@ -44,8 +60,19 @@ pub(super) fn run(
     };
     match guarded(body) {
         Ok((copy, outcome)) => settle(entity_type, copy, ctx, outcome, (state_bytes_max, trust)),
-        Err(error) => Turned::Failed(error),
+        Err(error) => Turned::failed(error),
     }
+}
+
+/// Readies a state that comes into memory. It has no effects.
+pub(super) fn activate(
+    entity_type: &dyn EntityType,
+    id: &EntityId,
+    state: &mut State,
+    (now, revision): (Timestamp, u64),
+) {
+    let turn = Turn { id: id.clone(), now, revision, seed: 0, token: 0, origin: None };
+    entity_type.activate(state, &Context::new(turn));
 }
 
 /// Runs a query on the state itself.
@@ -55,8 +82,8 @@ pub(super) fn query(
     state: &State,
     ctx: &Context,
     argument: Argument,
-) -> Result<Result<Vec<u8>, Rejection>, Error> {
-    json(guarded(|| entity_type.query(index, state, ctx, argument))?)
+) -> Result<Reply, Error> {
+    reply(guarded(|| entity_type.query(index, state, ctx, argument))?)
 }
 
 /// Runs an author's code; a panic becomes an error.
@@ -72,34 +99,58 @@ pub(super) fn settle(
     outcome: Outcome,
     (state_bytes_max, trust): (usize, Trust),
 ) -> Turned {
-    let json = match json(outcome) {
-        Ok(Ok(json)) => json,
-        Ok(Err(rejection)) => return Turned::Rejected(rejection),
-        Err(error) => return Turned::Failed(error),
+    let next_try = match &outcome {
+        Outcome::Retry(_, Some(after)) => NextTry::After(*after),
+        Outcome::Failed(_) => NextTry::Never,
+        _ => NextTry::ByPolicy,
     };
-    let effects = match ctx.finish() {
+    let reply = match reply(outcome) {
+        Ok(reply) => reply,
+        Err(error) => return Turned::Failed(error, next_try),
+    };
+    let effects = match &reply {
+        Ok(_) => ctx.finish(),
+        Err(rejection) => ctx.finish_rejected(rejection),
+    };
+    let effects = match effects {
         Ok(effects) => effects,
-        Err(error) => return Turned::Failed(failed(format!("an effect was refused: {error}"))),
+        Err(error) => return Turned::failed(failed(format!("an effect was refused: {error}"))),
     };
-    match guarded(|| entity_type.check_state(&state, state_bytes_max, trust)) {
-        Ok(Ok(())) => Turned::Applied(Applied { state, effects, json }),
-        Ok(Err(why)) => Turned::Failed(failed(why)),
-        Err(error) => Turned::Failed(error),
+    match reply {
+        Err(rejection) if effects.list.is_empty() => Turned::Rejected(rejection),
+        Err(_) => Turned::Applied(Applied { state: None, effects, reply }),
+        Ok(_) => match guarded(|| entity_type.check_state(&state, state_bytes_max, trust)) {
+            Ok(Ok(())) => Turned::Applied(Applied { state: Some(state), effects, reply }),
+            Ok(Err(why)) => Turned::failed(failed(why)),
+            Err(error) => Turned::failed(error),
+        },
+    }
+}
+
+impl Turned {
+    /// A failure that is tried again as the policy says.
+    pub(super) fn failed(error: Error) -> Self {
+        Self::Failed(error, NextTry::ByPolicy)
     }
 }
 
 /// The result as JSON, or the rejection.
-fn json(outcome: Outcome) -> Result<Result<Vec<u8>, Rejection>, Error> {
+fn reply(outcome: Outcome) -> Result<Reply, Error> {
     match outcome {
         Outcome::Replied(json) if json.len() > REPLY_BYTES_MAX => {
             Err(failed(format!("the result has more than {REPLY_BYTES_MAX} bytes")))
         }
-        Outcome::Replied(json) => Ok(Ok(json)),
-        Outcome::Rejected(rejection) => Ok(Err(rejection)),
-        Outcome::Unencodable(why) => {
-            Err(failed(format!("the result cannot be written as JSON: {why}")))
-        }
+        Outcome::Failed(why) => Outcome::Failed(cut(why)).into_reply(),
+        Outcome::Retry(why, after) => Outcome::Retry(cut(why), after).into_reply(),
+        other => other.into_reply(),
     }
+}
+
+/// A text of an author's, as long as texts may be.
+fn cut(mut text: String) -> String {
+    let end = (0..=FAILURE_BYTES_MAX.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+    text.truncate(end.unwrap_or_default());
+    text
 }
 
 fn failed(message: String) -> Error {
@@ -110,5 +161,5 @@ fn failed(message: String) -> Error {
 pub(crate) fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
-    Error::new(ErrorKind::Internal, format!("the operation panicked: {text}"))
+    Error::new(ErrorKind::Internal, cut(format!("the operation panicked: {text}")))
 }

@@ -18,6 +18,7 @@ use crate::{
         tables::{
             self, Record as _,
             dead_letters::DeadLetterId,
+            idempotency::Remembered,
             inbox::{InboxKey, InboxRecord},
             origins::StoredOrigin,
             reminders::{ReminderRecord, Slot},
@@ -226,6 +227,10 @@ pub(crate) enum PeerResponse {
     Woken(Vec<u16>),
     /// A delayed signal is durable under this number.
     Scheduled(u64),
+    /// A rejection with a code or details, as JSON. Without them it is [`PeerResponse::Rejected`].
+    RejectedAs(Vec<u8>),
+    /// The operation failed, and may succeed in so many microseconds.
+    Later(Failure, u64),
 }
 
 /// An error, with what its status depends on.
@@ -284,11 +289,21 @@ impl From<CallResult> for PeerResponse {
             Ok(Response::Done) => Self::Done,
             Ok(Response::Scheduled(number)) => Self::Scheduled(number),
             Ok(Response::Replied(json)) => Self::Replied(json),
-            Ok(Response::Rejected(no)) => Self::Rejected(no.reason().to_owned()),
+            Ok(Response::Rejected(no)) => match Remembered::rejected(&no) {
+                Remembered::RejectedAs(json) => Self::RejectedAs(json),
+                _ => Self::Rejected(no.reason().to_owned()),
+            },
             Ok(Response::State(view)) => {
                 Self::State(view.map(|it| (it.generation, it.revision, it.committed_at, it.state)))
             }
-            Err(error) => Self::Failed(Failure::from(&error)),
+            Ok(Response::Failed(error)) | Err(error) => {
+                let failure = Failure::from(&error);
+                let micros = error.retry_after().map(|it| it.as_duration().as_micros());
+                match micros.map(u64::try_from) {
+                    Some(micros) => Self::Later(failure, micros.unwrap_or(u64::MAX)),
+                    None => Self::Failed(failure),
+                }
+            }
         }
     }
 }
@@ -307,6 +322,13 @@ impl PeerResponse {
                 })))
             }
             Self::Failed(failure) => Err(failure.into()),
+            Self::RejectedAs(json) => match serde_json::from_slice(&json) {
+                Ok(rejection) => Ok(Response::Rejected(rejection)),
+                Err(_) => return None,
+            },
+            Self::Later(failure, micros) => {
+                Err(Error::from(failure).with_retry_after(Timeout::from_micros(micros)))
+            }
             Self::NotOwner(_) | Self::Woken(_) => return None,
         })
     }

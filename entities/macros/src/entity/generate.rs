@@ -34,6 +34,7 @@ pub(super) struct Generator<'m> {
     /// The predicates of the `impl` block's `cfg` attributes.
     pub(super) conditions: Vec<TokenStream>,
     description: String,
+    block: &'m ItemImpl,
     pub(super) methods: Vec<Row<'m>>,
 }
 
@@ -43,8 +44,8 @@ pub(super) struct Row<'m> {
     pub(super) inputs: Vec<Input<'m>>,
     /// The struct that several arguments travel in, as an object by name.
     pub(super) bundle: Ident,
-    /// Whether its answer may be a rejection.
-    pub(super) is_rejectable: Ident,
+    /// Whether its answer may be a rejection or a failure.
+    pub(super) is_fallible: Ident,
 }
 
 /// One argument that comes from JSON.
@@ -80,7 +81,7 @@ impl<'m> Row<'m> {
             method,
             inputs: inputs.collect(),
             bundle: made_up("Input", index),
-            is_rejectable: made_up("IS_REJECTABLE", index),
+            is_fallible: made_up("IS_FALLIBLE", index),
         }
     }
 
@@ -112,7 +113,7 @@ impl<'m> Row<'m> {
 impl<'m> Generator<'m> {
     pub(super) fn new(
         settings: &'m Settings,
-        block: &ItemImpl,
+        block: &'m ItemImpl,
         entity: &'m Type,
         name: &'m Ident,
         methods: &'m [Method],
@@ -125,6 +126,7 @@ impl<'m> Generator<'m> {
             reference: respanned(&format_ident!("{}Ref", name)),
             conditions: conditions(&block.attrs),
             description: doc_text(&block.attrs),
+            block,
             methods: methods.iter().enumerate().map(|(at, method)| Row::new(at, method)).collect(),
         }
     }
@@ -135,6 +137,7 @@ impl<'m> Generator<'m> {
         let contexts = self.methods.iter().flat_map(|row| self.contexts(row));
         let answers = self.methods.iter().filter_map(|row| self.answer(row));
         let (implementation, operations) = (self.implementation(), self.reference_methods());
+        let letter_check = self.letter_check();
         own! {
             #reference
             #(#[cfg(#conditions)])*
@@ -147,6 +150,7 @@ impl<'m> Generator<'m> {
                 #(#bundles)*
                 #(#contexts)*
                 #(#answers)*
+                #letter_check
                 #implementation
                 #operations
             };
@@ -216,8 +220,8 @@ impl<'m> Generator<'m> {
     /// Asks the compiler what an answer is, where the syntax does not show it, and refuses a
     /// `Result` with another error.
     fn answer(&self, row: &Row<'_>) -> Option<TokenStream> {
-        let (model, name, answer) = (&self.model, &row.is_rejectable, &row.method.answer);
-        if answer.value.is_some() && !answer.is_rejectable {
+        let (model, name, answer) = (&self.model, &row.is_fallible, &row.method.answer);
+        if answer.value.is_some() && !answer.is_fallible {
             return None;
         }
         let (ty, conditions) = (&answer.ty, &row.method.conditions);
@@ -229,19 +233,20 @@ impl<'m> Generator<'m> {
             const #name: ::core::primitive::bool = {
                 use #model::entity::PlainResult as _;
                 type __Kind = #model::entity::ResultKind<#ty>;
-                if __Kind::IS_RESULT != __Kind::IS_REJECTABLE
-                    || !(#may_be_plain || __Kind::IS_REJECTABLE)
+                if __Kind::IS_RESULT != __Kind::IS_FALLIBLE
+                    || !(#may_be_plain || __Kind::IS_FALLIBLE)
                 {
                     #refused
                 }
-                __Kind::IS_REJECTABLE
+                __Kind::IS_FALLIBLE
             };
         })
     }
 
     fn implementation(&self) -> TokenStream {
         let (model, entity, description) = (&self.model, self.entity, &self.description);
-        let Settings { name, version, upgrades } = self.settings;
+        let (Settings { name, version, upgrades, .. }, hooks) =
+            (self.settings, self.hooks(self.block));
         let rows = self.methods.iter().map(|row| self.row(row));
         let from: Vec<u32> = upgrades.iter().map(|(from, _)| *from).collect();
         let types: Vec<&Type> = upgrades.iter().map(|(_, ty)| ty).collect();
@@ -275,6 +280,7 @@ impl<'m> Generator<'m> {
                     ::std::vec::Vec::from([#(#rows),*])
                 }
                 #upgrade
+                #hooks
             }
         }
     }

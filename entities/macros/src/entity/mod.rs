@@ -3,6 +3,7 @@
 
 mod attributes;
 mod generate;
+mod hooks;
 mod method;
 mod reference;
 mod types;
@@ -19,16 +20,19 @@ use self::{
     types::{bare, last},
 };
 
-/// `name = "...", version = N, upgrade_from(1 = Type, ...)`.
+/// `name = "...", version = N, upgrade_from(1 = Type, ...), on_dead_letter = method, on_activate = method`.
 pub(crate) struct Settings {
     name: LitStr,
     version: u32,
     upgrades: Vec<(u32, Type)>,
+    on_dead_letter: Option<Ident>,
+    on_activate: Option<Ident>,
 }
 
 impl Parse for Settings {
     fn parse(input: ParseStream<'_>) -> Result<Self> {
         let (mut name, mut version, mut upgrades) = (None, 1, Vec::new());
+        let (mut on_dead_letter, mut on_activate) = (None, None);
         while !input.is_empty() {
             let word: Ident = input.parse()?;
             match word.to_string().as_str() {
@@ -52,8 +56,17 @@ impl Parse for Settings {
                         }
                     }
                 }
+                "on_dead_letter" => {
+                    input.parse::<Token![=]>()?;
+                    on_dead_letter = Some(input.parse::<Ident>()?);
+                }
+                "on_activate" => {
+                    input.parse::<Token![=]>()?;
+                    on_activate = Some(input.parse::<Ident>()?);
+                }
                 _ => {
-                    let rule = "expected `name`, `version` or `upgrade_from`";
+                    let rule = "expected `name`, `version`, `upgrade_from`, `on_dead_letter` or \
+                                `on_activate`";
                     return Err(Error::new(word.span(), rule));
                 }
             }
@@ -68,7 +81,7 @@ impl Parse for Settings {
             let rule = format!("version {version} cannot upgrade from version {from}");
             return Err(Error::new_spanned(ty, rule));
         }
-        Ok(Self { name, version, upgrades })
+        Ok(Self { name, version, upgrades, on_dead_letter, on_activate })
     }
 }
 
@@ -102,5 +115,6 @@ pub(crate) fn expand(settings: &Settings, block: &ItemImpl) -> Result<TokenStrea
             methods.extend(read(entity, item)?);
         }
     }
+    hooks::check(settings, block, &methods)?;
     Ok(Generator::new(settings, block, entity, name, &methods).all())
 }

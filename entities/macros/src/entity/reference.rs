@@ -55,8 +55,8 @@ impl Generator<'_> {
         let value = match &answer.value {
             Some(value) => own!(#value),
             None => {
-                let (ty, is_rejectable) = (&answer.ty, &row.is_rejectable);
-                own!(<#ty as #model::entity::Returned<#is_rejectable>>::Value)
+                let (ty, is_fallible) = (&answer.ty, &row.is_fallible);
+                own!(<#ty as #model::entity::Returned<#is_fallible>>::Value)
             }
         };
         // Every type has trait methods of these names that take it by value, and they come before

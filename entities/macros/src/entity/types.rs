@@ -15,8 +15,8 @@ pub(super) struct Returns {
     /// The value of a result that is one by name; `None` where only the compiler can tell, because
     /// the name may be an alias.
     pub(super) value: Option<Type>,
-    /// Whether the result is written `Result<T, Rejection>`.
-    pub(super) is_rejectable: bool,
+    /// Whether the result is written `Result<T, Rejection>` or with a `Failure`.
+    pub(super) is_fallible: bool,
     /// The place at which a mistake is shown.
     pub(super) place: Type,
 }
@@ -27,9 +27,11 @@ impl Returns {
         let mut ty = bare(result).clone();
         SelfIs(entity).visit_type_mut(&mut ty);
         let place = error_of(bare(result)).unwrap_or(result).clone();
-        let is_rejectable = error_of(&ty).and_then(last).is_some_and(|name| name == "Rejection");
-        let value = if is_rejectable { value_of(&ty) } else { is_plain(&ty).then(|| ty.clone()) };
-        Ok(Self { ty, value, is_rejectable, place })
+        let is_fallible = error_of(&ty)
+            .and_then(last)
+            .is_some_and(|name| name == "Rejection" || name == "Failure");
+        let value = if is_fallible { value_of(&ty) } else { is_plain(&ty).then(|| ty.clone()) };
+        Ok(Self { ty, value, is_fallible, place })
     }
 }
 
@@ -109,8 +111,9 @@ fn only_parameter<'t>(ty: &'t Type, name: &str) -> Option<&'t Type> {
 }
 
 /// The error that a result can have, for a message.
-pub(super) const ONLY_ERROR: &str = "the only error that an operation returns is `Rejection`: turn \
-                                     this one into a rejection, or panic where it is a bug";
+pub(super) const ONLY_ERROR: &str = "the errors that an operation returns are `Rejection` and \
+                                     `Failure`: `Rejection::new(..)` says no, `Failure::retry(..)` has it \
+                                     tried again, `Failure::fatal(..)` gives it up";
 
 /// Whether a reference to this type can be meant as the context. Where the name is another one than
 /// `Context`, the compiler decides.

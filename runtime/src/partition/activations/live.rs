@@ -76,11 +76,11 @@ impl Live {
         &self.reminders
     }
 
-    /// Takes over the state that a turn left, in the present generation or the one that it begins.
-    /// Returns the version of the state, and whether the open group did not write the entity yet.
+    /// Takes over the state that a turn left, in the present generation or the one that it begins; `None`
+    /// where the turn leaves the state as it is. Returns the version of the state, and whether the open group did not write the entity yet.
     pub(in crate::partition) fn apply(
         &mut self,
-        state: State,
+        state: Option<State>,
         now: Timestamp,
         generation: u64,
     ) -> (Version, bool) {
@@ -89,10 +89,12 @@ impl Live {
             known => Rule::GenerationsGrow.check(generation == known),
         }
         self.generation = generation;
-        self.state = state;
+        if let Some(state) = state {
+            self.state = state;
+            self.trust = Trust::Proven;
+        }
         self.revision += 1;
         self.committed_at = self.committed_at.max(now);
-        self.trust = Trust::Proven;
         let is_first = !std::mem::replace(&mut self.is_unwritten, true);
         (Version { generation: self.generation, revision: self.revision }, is_first)
     }

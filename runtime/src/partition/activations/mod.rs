@@ -25,7 +25,7 @@ pub(super) use self::{
 use super::{
     READ_PAUSE,
     envelope::{Envelope, Retry},
-    turn::guarded,
+    turn::{self, guarded},
 };
 use crate::{
     map::Map,
@@ -192,7 +192,7 @@ impl Activations {
                 tracing::error!(entity = %id, why, "a state cannot be read at the moment");
                 Stage::Unreadable(now + READ_PAUSE)
             }
-            read => match self.decoded(id, known, read) {
+            read => match self.decoded(id, known, read, now) {
                 Ok(live) => Stage::Ready(live),
                 Err(error) => {
                     tracing::error!(%error, "an entity is left as it is stored");
@@ -212,6 +212,7 @@ impl Activations {
         id: &EntityId,
         known: Option<&Arc<dyn EntityType>>,
         read: ReadResult<Option<StateRecord>>,
+        now: Timestamp,
     ) -> Result<Live, Error> {
         let corrupt = |why: &dyn std::fmt::Display| corrupt(id, why);
         let known = known.ok_or_else(|| corrupt(&"the entity type is not served"))?;
@@ -219,9 +220,20 @@ impl Activations {
             let why = "the partition failed each time it ran this entity, which is left alone";
             return Err(corrupt(&format!("{why} until the next start")));
         }
+        let activated = |mut state, record: Option<StateRecord>| {
+            let head = record.as_ref().map(|record| &record.head);
+            let at = head.map_or((now, 0), |head| (now.max(head.committed_at), head.revision));
+            match guarded(|| turn::activate(&**known, id, &mut state, at)) {
+                Ok(()) => Ok(Live::new(state, record)),
+                Err(error) => {
+                    let message = format!("{id} cannot come into memory: {error}");
+                    Err(Error::new(ErrorKind::Internal, message))
+                }
+            }
+        };
         let initial = |record| {
             let state = guarded(|| known.initial_state()).map_err(|error| corrupt(&error))?;
-            Ok(Live::new(state, record))
+            activated(state, record)
         };
         let record = match read {
             Err(_) if Sabotage::DamagedStateReplaced.is_on() => return initial(None),
@@ -243,7 +255,7 @@ impl Activations {
         let decoded = guarded(|| known.decode_state(record.head.version, &record.state));
         let decoded: Result<State, _> = decoded.map_err(|error| corrupt(&error))?;
         match decoded {
-            Ok(state) => Ok(Live::new(state, Some(record))),
+            Ok(state) => activated(state, Some(record)),
             Err(_) if Sabotage::DamagedStateReplaced.is_on() => initial(Some(record)),
             Err(error) => Err(corrupt(&error)),
         }

@@ -1,6 +1,7 @@
 //! The state machine driven by hand: every read, flush and tick happens when a test says so.
 
 mod asks;
+mod failures;
 mod once;
 mod recovery;
 mod reminders;
@@ -15,8 +16,8 @@ use std::{
 };
 
 use stead_entities::{
-    After, Answer, Condition, Context, EntityId, Error, ErrorKind, Every, Failure, JsonSchema,
-    Layout, Rejection, Timestamp, entity, entity::OperationKind,
+    After, Answer, Condition, Context, DeadLetter, EntityId, Error, ErrorKind, Every, Failure,
+    JsonSchema, Layout, Rejection, Timestamp, entity, entity::OperationKind,
 };
 
 use tokio::sync::Semaphore;
@@ -62,7 +63,7 @@ struct Log {
 /// How often `fail_first` is still to fail.
 static FAILURES: Mutex<u32> = Mutex::new(0);
 
-#[entity(name = "log")]
+#[entity(name = "log", on_dead_letter = on_lost)]
 impl Log {
     pub fn append(&mut self, entry: u32) -> u32 {
         self.entries.push(entry);
@@ -81,6 +82,25 @@ impl Log {
 
     pub fn explode(&mut self) {
         panic!("on purpose");
+    }
+
+    /// Gives itself up, after it has told another.
+    pub fn give_up(&mut self, ctx: &mut Context, told: Option<String>) -> Result<(), Failure> {
+        self.entries.push(9);
+        match told {
+            Some(told) => {
+                ctx.signal(Self::of(told).append(1));
+                Err(Rejection::new("no").with_effects().into())
+            }
+            None => Err(Failure::fatal("for good")),
+        }
+    }
+
+    /// Notes that one of the operations for this entity was lost.
+    pub(crate) fn on_lost(&mut self, letter: DeadLetter) {
+        if ["give_up", "nothing"].contains(&&*letter.operation) {
+            self.entries.push(1_000 + letter.attempts);
+        }
     }
 
     pub async fn fetch(&mut self, entry: u32) -> u32 {

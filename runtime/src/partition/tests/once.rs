@@ -11,7 +11,7 @@ fn a_call_is_answered_by_its_write_group_and_not_before() {
     let group = &bench.groups[0];
     assert_eq!((group.writes.len(), group.replies.len(), group.number), (1, 1, 1));
     let committed = bench.commit();
-    assert_eq!(answer(told(waiting)), Some(Response::Replied(b"1".to_vec())));
+    assert!(matches!(answer(told(waiting)), Some(Response::Replied(json)) if json == b"1"));
     bench.step(committed);
 }
 
@@ -66,7 +66,10 @@ fn a_call_that_failed_leaves_its_key_free() {
     assert_eq!(kind(told(joined)), Some(ErrorKind::Deadline), "who joined hears the same");
     let again = bench.keyed("fetch", "1", "k");
     bench.settle();
-    assert_eq!(answer(told(again)), Some(Response::Replied(b"1".to_vec())), "it runs again");
+    assert!(
+        matches!(answer(told(again)), Some(Response::Replied(json)) if json == b"1"),
+        "it runs again"
+    );
     assert_eq!(bench.rows(Table::Idempotency), 1);
 }
 

@@ -140,7 +140,7 @@ fn a_deletion_with_very_many_delayed_signals_goes_step_by_step_and_none_is_appli
         inputs.extend(bench.commit());
         bench.step(inputs);
     }
-    assert_eq!(answer(told(deleted)), Some(Response::Done));
+    assert!(matches!(answer(told(deleted)), Some(Response::Done)));
     assert!(bench.rows(Table::Reminders) > 1_000, "most of them are removed behind it");
     // The next generation goes on meanwhile, with delayed signals of its own.
     let called = bench.call("a", "append", "7");
@@ -151,7 +151,7 @@ fn a_deletion_with_very_many_delayed_signals_goes_step_by_step_and_none_is_appli
         inputs.extend(bench.commit());
         bench.step(inputs);
     }
-    assert_eq!(answer(told(called)), Some(Response::Replied(b"1".to_vec())));
+    assert!(matches!(answer(told(called)), Some(Response::Replied(json)) if json == b"1"));
     assert!(matches!(answer(told(delayed)), Some(Response::Scheduled(_))));
     assert!(bench.rows(Table::Reminders) > 1, "still not all of them are removed");
     // And a crash in the middle changes nothing.
@@ -243,7 +243,7 @@ fn a_replay_that_was_not_carried_out_can_be_repeated() {
     let replayed = replay(&mut bench);
     let twice = replay(&mut bench);
     bench.settle();
-    assert_eq!(answer(told(replayed)), Some(Response::Done));
+    assert!(matches!(answer(told(replayed)), Some(Response::Done)));
     assert_eq!(kind(told(twice)), Some(ErrorKind::NotFound), "once");
     assert_eq!(bench.rows(Table::DeadLetters), 0);
     assert_eq!(bench.entries("a"), [1, 5]);
@@ -267,7 +267,7 @@ fn a_delayed_signal_that_is_due_and_waits_is_cancelled_in_its_entitys_order() {
     let cancelled = cancel(&mut bench);
     bench.advance(6);
     bench.settle();
-    assert_eq!(answer(told(cancelled)), Some(Response::Done));
+    assert!(matches!(answer(told(cancelled)), Some(Response::Done)));
     assert_eq!((bench.entries("a"), bench.rows(Table::Reminders)), (vec![2], 0));
     let again = cancel(&mut bench);
     bench.settle();

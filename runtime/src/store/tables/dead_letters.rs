@@ -3,6 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
+pub use stead_entities::Cause;
 use stead_entities::{Error, ErrorKind, Timestamp};
 
 #[cfg(any(test, feature = "testing"))]
@@ -107,22 +108,6 @@ pub struct DeadLetter {
     pub accepted_at: Timestamp,
     /// When it died.
     pub dead_lettered_at: Timestamp,
-}
-
-/// Why an operation is dead.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Cause {
-    /// Every attempt failed.
-    Failure,
-    /// The entity said no.
-    Rejection,
-    /// The entity's type does not know the operation, or not with this argument.
-    Undecodable,
-    /// The entity was deleted while the operation was delayed or waited for a retry.
-    Deleted,
-    /// It is the answer to an ask of an entity that was deleted meanwhile.
-    Orphan,
 }
 
 /// The key of a row.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use stead_entities::{EntityId, Timestamp};
+use stead_entities::{EntityId, Rejection, Timestamp};
 
 #[cfg(any(test, feature = "testing"))]
 use super::Sample;
@@ -85,6 +85,18 @@ pub enum Remembered {
     Rejected(String),
     /// A delayed signal was accepted under this number.
     Scheduled(u64),
+    /// A call was rejected with a code or details: the rejection as JSON.
+    RejectedAs(Vec<u8>),
+}
+
+impl Remembered {
+    /// A rejection. One without code and details is written as earlier programs read it.
+    pub(crate) fn rejected(rejection: &Rejection) -> Self {
+        match (rejection.code(), rejection.details_json()) {
+            (None, None) => Self::Rejected(rejection.reason().to_owned()),
+            _ => Self::RejectedAs(rejection.to_json().into_bytes()),
+        }
+    }
 }
 
 /// The key of a row.
