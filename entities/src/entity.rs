@@ -10,7 +10,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    BoxFuture, Context, Error, ErrorKind, Failure, Layout, Reference, Rejection, Timeout, Unbound,
+    BoxFuture, Context, Error, ErrorKind, Failure, Layout, Policy, Reference, Rejection, Timeout,
+    Unbound,
     input::{InputError, decode, decode_answers},
     operation::Reply,
 };
@@ -60,6 +61,11 @@ pub trait Entity:
 
     /// The operations and queries.
     fn operations() -> Vec<OperationType<Self>>;
+
+    /// The policy of all operations, and of the entities. What it leaves open comes from the node.
+    fn policy() -> Policy {
+        Policy::default()
+    }
 
     /// Readies the state of an entity that comes into memory, before anything uses it: one that was read
     /// from the store, or the first of a generation. What it changes is no turn: it is not committed by
@@ -271,6 +277,7 @@ pub struct OperationType<E> {
     /// Reads what the runtime itself has written around results of other entities.
     decode_answers: fn(&[u8]) -> Result<Argument, InputError>,
     takes_nothing: bool,
+    policy: Policy,
     input_schema: Schemas,
     output_schema: Schemas,
 }
@@ -337,6 +344,7 @@ impl<E: Entity> OperationType<E> {
             body,
             decode: |input| decode::<A>(input).map(Argument::of),
             decode_answers: |input| decode_answers::<A>(input).map(Argument::of),
+            policy: Policy::default(),
             takes_nothing: TypeId::of::<A>() == TypeId::of::<()>(),
             input_schema: |generator| generator.subschema_for::<A>(),
             output_schema: R::schema,
@@ -360,6 +368,17 @@ impl<E: Entity> OperationType<E> {
     pub fn taking_answers(mut self) -> Self {
         self.decode = self.decode_answers;
         self
+    }
+
+    /// Sets the policy. What it leaves open comes from the type, and then from the node.
+    pub fn with_policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// The policy that it sets itself.
+    pub fn policy(&self) -> Policy {
+        self.policy
     }
 
     /// The name.
@@ -427,6 +446,8 @@ pub struct EntityDescription {
     pub description: &'static str,
     /// How safe an answer is: always `durable`, that is flushed before it leaves.
     pub durability: &'static str,
+    /// The policy of its operations and entities: what it sets, and what the node does.
+    pub policy: Policy,
     /// JSON Schema (2020-12) of the state.
     pub state: Schema,
     /// The public operations and queries.
@@ -442,6 +463,8 @@ pub struct OperationDescription {
     pub description: &'static str,
     /// Its kind.
     pub kind: OperationKind,
+    /// Its policy: what it sets, or else its type, or else the node. `null` for a query.
+    pub policy: Option<Policy>,
     /// JSON Schema (2020-12) of the argument; `null` where there is none.
     pub input: Schema,
     /// JSON Schema (2020-12) of the result.
@@ -449,8 +472,9 @@ pub struct OperationDescription {
 }
 
 impl EntityDescription {
-    /// Describes `E`. Each schema stands for itself: its definitions are inside.
-    pub fn of<E: Entity>() -> Self {
+    /// Describes `E` under the policy of a node. Each schema stands for itself: its definitions are inside.
+    pub fn of<E: Entity>(node: Policy) -> Self {
+        let policy = E::policy().or(node);
         let whole = |schemas: &dyn Fn(&mut SchemaGenerator) -> Schema| {
             let mut settings = SchemaSettings::draft2020_12();
             settings.inline_subschemas = false;
@@ -469,6 +493,8 @@ impl EntityDescription {
                 name: operation.name,
                 description: operation.description,
                 kind: operation.kind(),
+                policy: (operation.kind() != OperationKind::Query)
+                    .then(|| operation.policy.or(policy).of_operation()),
                 input: whole(&operation.input_schema),
                 output: whole(&operation.output_schema),
             })
@@ -478,6 +504,7 @@ impl EntityDescription {
             version: E::VERSION,
             description: E::DESCRIPTION,
             durability: "durable",
+            policy,
             state: whole(&|generator| generator.subschema_for::<E>()),
             operations,
         }

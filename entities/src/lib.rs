@@ -16,6 +16,7 @@ pub mod json;
 mod macro_support;
 pub mod operation;
 pub mod origin;
+pub mod policy;
 pub mod state;
 pub mod stock;
 pub mod stored;
@@ -35,6 +36,7 @@ pub use operation::{
     Unbound, Version,
 };
 pub use origin::{Origin, TraceContext};
+pub use policy::Policy;
 pub use schemars::{self, JsonSchema};
 pub use serde::{self, Deserialize, Serialize};
 pub use state::Layout;

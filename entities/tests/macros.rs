@@ -4,7 +4,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use stead_entities::{
-    Context, Entity, Layout, Operation, OperationType, Reference, Rejection, entity,
+    Context, Entity, Layout, Operation, OperationType, Policy, Reference, Rejection, entity,
     entity::EntityDescription, state::LayoutText, testing::Driver,
 };
 
@@ -117,8 +117,8 @@ fn the_macro_and_a_hand_written_entity_behave_alike() {
     assert_eq!(LayoutText::of::<Door>(), LayoutText::of::<Plain>());
     let described = |of: EntityDescription| serde_json::to_value(of).expect("JSON");
     assert_eq!(
-        described(EntityDescription::of::<Door>()),
-        described(EntityDescription::of::<Plain>())
+        described(EntityDescription::of::<Door>(Policy::default())),
+        described(EntityDescription::of::<Plain>(Policy::default()))
     );
 }
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use stead_entities::{Policy, policy::RETRIES_MAX};
+
 /// The shortest lease: a store needs time to answer.
 const LEASE_MIN: Duration = Duration::from_millis(200);
 /// The longest lease.
@@ -9,8 +11,9 @@ const LEASE_MAX: Duration = Duration::from_secs(3_600);
 /// The most requests, and bytes of them, that can be set: `admission` counts both in one number.
 const REQUESTS_MAX: usize = 1 << 23;
 const REQUEST_BYTES_MAX: usize = 1 << 39;
-/// The highest number of retries that can be set.
-const RETRIES_MAX: u32 = 1_000;
+
+/// The longest wait between two attempts, unless the first one is longer.
+const RETRY_LONGEST: Duration = Duration::from_secs(60);
 
 /// The settings of a node.
 ///
@@ -143,9 +146,49 @@ impl Config {
         problems
     }
 
-    /// The wait before attempt `attempts + 1`: doubled each time, at most a minute.
+    /// The policy of entities and operations that set none.
+    pub fn policy(&self) -> Policy {
+        Policy::default()
+            .deadline(self.turn_deadline)
+            .retries(self.retries)
+            .backoff(self.retry_delay)
+            .mailbox(self.mailbox_max)
+            .idle(self.idle)
+            .retention(self.retention)
+    }
+
+    /// The limits under a policy, which may leave parts to these settings.
+    pub(crate) fn limits(&self, policy: &Policy) -> Limits {
+        let length = |of: Option<stead_entities::Timeout>, or: Duration| {
+            of.map_or(or, |length| length.as_duration())
+        };
+        Limits {
+            deadline: length(policy.deadline, self.turn_deadline),
+            retries: policy.retries.unwrap_or(self.retries),
+            backoff: length(policy.backoff, self.retry_delay),
+            mailbox_max: policy.mailbox.unwrap_or(self.mailbox_max),
+            idle: length(policy.idle, self.idle),
+            retention: length(policy.retention, self.retention),
+        }
+    }
+}
+
+/// The limits of one operation, or of the entities of a type.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// How long a turn may take.
+    pub(crate) deadline: Duration,
+    pub(crate) retries: u32,
+    backoff: Duration,
+    pub(crate) mailbox_max: usize,
+    pub(crate) idle: Duration,
+    pub(crate) retention: Duration,
+}
+
+impl Limits {
+    /// The wait before attempt `attempts + 1`: doubled each time, up to a minute.
     pub(crate) fn retry_after(&self, attempts: u32) -> Duration {
         let doubled = 2_u32.saturating_pow(attempts.saturating_sub(1).min(16));
-        self.retry_delay.saturating_mul(doubled).min(Duration::from_secs(60))
+        self.backoff.saturating_mul(doubled).min(self.backoff.max(RETRY_LONGEST))
     }
 }

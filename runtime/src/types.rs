@@ -11,7 +11,7 @@ use std::{
 };
 
 use stead_entities::{
-    BoxFuture, Context, Entity, OperationType,
+    BoxFuture, Context, Entity, OperationType, Policy,
     entity::{Argument, Body, EntityDescription, OperationKind, Outcome, Visibility},
     input::InputError,
     json,
@@ -55,7 +55,12 @@ pub(crate) struct Found {
 /// An entity type as a node uses it.
 pub(crate) trait EntityType: Send + Sync {
     fn name(&self) -> &'static str;
-    fn description(&self) -> EntityDescription;
+    /// The type in words, under the policy of a node.
+    fn description(&self, node: Policy) -> EntityDescription;
+    /// The policy of the type.
+    fn policy(&self) -> &Policy;
+    /// The policy of an operation, with what it takes from the type.
+    fn policy_of(&self, index: usize) -> &Policy;
     fn version(&self) -> u32;
     /// The layouts by version, the present one first.
     fn layouts(&self) -> Vec<(u32, String)>;
@@ -112,8 +117,11 @@ pub(crate) enum Trust {
 pub(crate) type EntityTypes = Map<&'static str, Arc<dyn EntityType>>;
 
 pub(crate) fn entity_type<E: Entity>() -> Arc<dyn EntityType> {
+    let (operations, policy) = (E::operations(), E::policy());
     Arc::new(Typed::<E> {
-        operations: E::operations(),
+        policies: operations.iter().map(|it| it.policy().or(policy)).collect(),
+        policy,
+        operations,
         checks: Checks::of::<E>(),
         is_distrusted: AtomicBool::new(Checks::of::<E>().json_again),
         entity: PhantomData,
@@ -122,6 +130,9 @@ pub(crate) fn entity_type<E: Entity>() -> Arc<dyn EntityType> {
 
 struct Typed<E> {
     operations: Vec<OperationType<E>>,
+    policy: Policy,
+    /// Those of the operations, in their order.
+    policies: Vec<Policy>,
     checks: Checks,
     /// Whether each state is read back after its turn: always in debug builds, and of a type once one
     /// of its states could not be.
@@ -145,8 +156,16 @@ impl<E: Entity> EntityType for Typed<E> {
         E::NAME
     }
 
-    fn description(&self) -> EntityDescription {
-        EntityDescription::of::<E>()
+    fn description(&self, node: Policy) -> EntityDescription {
+        EntityDescription::of::<E>(node)
+    }
+
+    fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    fn policy_of(&self, index: usize) -> &Policy {
+        &self.policies[index]
     }
 
     fn version(&self) -> u32 {

@@ -372,7 +372,7 @@ fn words_that_were_given_up_do_not_come_back() {
 }
 
 /// Where tests sleep, how often, and why nothing could be waited for instead.
-const SLEEPS: [(&str, usize, &str); 19] = [
+const SLEEPS: [(&str, usize, &str); 20] = [
     ("src/wait.rs", 1, "asks again for what nobody tells of"),
     ("src/proxy.rs", 1, "what was held passes later"),
     ("tests/crash.rs", 1, "the moment of a kill"),
@@ -386,6 +386,7 @@ const SLEEPS: [(&str, usize, &str); 19] = [
     ("tests/http/waiting.rs", 2, "paces replays that are withdrawn at their deadlines"),
     ("tests/semantics/keys.rs", 1, "callers arrive while a flush is held"),
     ("tests/semantics/limits.rs", 3, "callers arrive while an operation hangs"),
+    ("tests/semantics/policies.rs", 2, "operations that take long"),
     ("tests/semantics/reminders.rs", 2, "nothing must be applied meanwhile"),
     ("tests/semantics/turns.rs", 3, "nothing must be answered meanwhile"),
     ("tests/simulation/run.rs", 11, "virtual time"),

@@ -17,6 +17,12 @@ use syn::{Ident, parse_macro_input};
 /// `#[entity(name = "approval", version = 2, upgrade_from(1 = ApprovalV1))]`: the name is required,
 /// the version is 1 unless stated, and every earlier type is `Into<Self>`.
 ///
+/// `on_dead_letter = method` names the operation that hears of the entity's dead letters, `on_activate =
+/// method` a private method that readies a state that comes into memory. `deadline`, `retries`, `backoff`,
+/// `mailbox`, `idle`, `retention` and `visibility = "internal"` set a policy of the type, and the first three
+/// and the last, as `#[operation(deadline = Duration::from_secs(30))]`, one of a method: what is not set comes
+/// from the type, and then from the node.
+///
 /// The typed reference to an `Order` is called `OrderRef`, and `Order::of(key)` makes one; both names
 /// are taken. A name in URLs, JSON and schemas is the Rust name without `r#`: the operation of
 /// `fn r#move` is `move`. Arguments and methods may have any name but `of`, may have a `cfg`, and
@@ -28,8 +34,10 @@ use syn::{Ident, parse_macro_input};
 #[proc_macro_attribute]
 pub fn entity(attribute: TokenStream, item: TokenStream) -> TokenStream {
     let settings = parse_macro_input!(attribute as entity::Settings);
-    let block = parse_macro_input!(item as syn::ItemImpl);
-    match entity::expand(&settings, &block) {
+    let mut block = parse_macro_input!(item as syn::ItemImpl);
+    let expanded = entity::expand(&settings, &block);
+    entity::strip(&mut block);
+    match expanded {
         Ok(generated) => quote!(#block #generated).into(),
         Err(error) => {
             let error = error.to_compile_error();

@@ -14,7 +14,8 @@ use stead_entities::{Entity, entity::EntityDescription};
 
 /// The description of one public operation, as JSON.
 fn described<E: Entity>(operation: &str) -> serde_json::Value {
-    let description = serde_json::to_value(EntityDescription::of::<E>()).expect("JSON");
+    let description =
+        serde_json::to_value(EntityDescription::of::<E>(Default::default())).expect("JSON");
     let all = description["operations"].as_array().expect("a list").clone();
     all.into_iter().find(|one| one["name"] == operation).expect("an operation of this name")
 }

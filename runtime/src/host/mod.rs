@@ -20,7 +20,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::{
     clock::Clock,
     commit::{self, Committer, Fatal, Incarnation, Outbound},
-    config::Config,
+    config::{Config, Limits},
     entropy::Entropy,
     lease::Lease,
     map::SharedSet,
@@ -106,7 +106,6 @@ impl Host {
                 store: self.parts.store.clone(),
                 clock: self.parts.clock.clone(),
                 types: self.parts.types.clone(),
-                config: self.parts.config.clone(),
                 watches: self.watches.clone(),
                 permits: self.permits.clone(),
             };
@@ -251,6 +250,11 @@ impl Host {
     }
     pub(crate) fn config(&self) -> &Config {
         &self.parts.config
+    }
+    /// The limits of an entity.
+    pub(crate) fn limits(&self, id: &EntityId) -> Limits {
+        let policy = self.types().get(id.entity_type()).map(|known| *known.policy());
+        self.config().limits(&policy.unwrap_or_default())
     }
     pub(crate) fn types(&self) -> &EntityTypes {
         &self.parts.types

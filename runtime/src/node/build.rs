@@ -181,6 +181,7 @@ impl NodeBuilder {
         let mut types = EntityTypes::default();
         for known in &self.entities {
             problems.extend(problems_of(&**known, &types));
+            problems.extend(policy_problems(&**known, &self.config));
             types.insert(known.name(), known.clone());
         }
         let is_plain = self.name.chars().all(|c| !c.is_control() && !c.is_whitespace());
@@ -293,6 +294,27 @@ fn problems_of(known: &dyn EntityType, others: &EntityTypes) -> Vec<String> {
     }
     if others.contains_key(name) {
         problems.push(format!("two entity types are named {name}"));
+    }
+    problems
+}
+
+/// The policies of a type that cannot be used.
+fn policy_problems(known: &dyn EntityType, config: &Config) -> Vec<String> {
+    let name = known.name();
+    let of_type = known.policy().problems();
+    let mut problems: Vec<_> = of_type.iter().map(|why| format!("{name}: {why}")).collect();
+    for operation in known.all_names() {
+        let Some(found) = known.find(operation) else { continue };
+        let policy = known.policy_of(found.index);
+        let own = policy.problems().into_iter().filter(|why| !of_type.contains(why));
+        problems.extend(own.map(|why| format!("{name}.{operation}: {why}")));
+        let (deadline, limit) = (config.limits(policy).deadline, config.block_limit);
+        if found.kind == OperationKind::Operation && deadline >= limit {
+            problems.push(format!(
+                "{name}.{operation}: the deadline is {deadline:?}, and that of an operation that does not \
+                 await must be below the block limit, {limit:?}"
+            ));
+        }
     }
     problems
 }

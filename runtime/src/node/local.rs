@@ -254,7 +254,7 @@ impl Local {
                 return Err(Error::new(ErrorKind::Invalid, message));
             }
             // Refused a little before it is forgotten, so that it can never run a second time.
-            if born + self.host.config().retention <= now + BIRTH_SKEW {
+            if born + self.host.limits(id).retention <= now + BIRTH_SKEW {
                 let message = "the idempotency key is older than keys are remembered";
                 return Err(Error::new(ErrorKind::Invalid, message));
             }

@@ -101,8 +101,8 @@ impl Node {
 
     /// The entity types of this node, by name.
     pub fn descriptions(&self) -> Vec<EntityDescription> {
-        let types = self.0.host.types();
-        let mut all: Vec<_> = types.values().map(|known| known.description()).collect();
+        let (types, policy) = (self.0.host.types(), self.0.host.config().policy());
+        let mut all: Vec<_> = types.values().map(|known| known.description(policy)).collect();
         all.sort_by_key(|description| description.name);
         all
     }

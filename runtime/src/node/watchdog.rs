@@ -54,18 +54,27 @@ impl Inner {
 
     /// Looks at every partition; returns a turn that has run past the hard limit.
     fn look(&self) -> Option<Late> {
-        let retention = i64::try_from(self.host.config().retention.as_micros()).unwrap_or(i64::MAX);
+        // Rows are kept for as long as the type that remembers keys for longest; younger ones that their own
+        // type has forgotten do not count.
+        let retention = i64::try_from(self.retention_max().as_micros()).unwrap_or(i64::MAX);
         let forgotten = self.host.clock().now().as_micros().saturating_sub(retention);
         self.host.store().maintain(Timestamp::from_micros(forgotten));
         self.check_clock();
         let now = clock::monotonic();
         self.host.partitions().iter().for_each(|partition| partition.expire(Some(now)));
-        let late = self.host.watches().check(self.host.config().turn_deadline);
+        let late = self.host.watches().check();
         *self.blocked.lock().unwrap_or_else(PoisonError::into_inner) =
             late.first().map(|late| late.name.clone());
         // Readiness is false before the caller hears of it.
         late.iter().for_each(Late::tell);
         late.into_iter().find(|late| late.elapsed >= self.host.config().block_limit)
+    }
+
+    /// The longest time for which keys are remembered.
+    fn retention_max(&self) -> Duration {
+        let types = self.host.types().values().filter_map(|known| known.policy().retention);
+        let times = types.map(|length| length.as_duration());
+        times.fold(self.host.config().retention, Duration::max)
     }
 
     async fn end_with(&self, late: Late) {
@@ -99,7 +108,7 @@ impl Inner {
             return;
         };
         // One more than can be counted: it is not tried again.
-        let last = self.host.config().retries.saturating_add(2);
+        let last = late.retries.saturating_add(2);
         let write = match late.row {
             Row::None => None,
             Row::Inbox(key) => self.stored(&key).await.map(|mut record| {

@@ -30,7 +30,6 @@ use super::{
 };
 use crate::{
     clock::{self, Clock, monotonic, since},
-    config::Config,
     lease::Lease,
     store::{Haste, Store, TypedReads as _},
     types::EntityTypes,
@@ -81,7 +80,6 @@ pub(crate) struct Shell {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) types: Arc<EntityTypes>,
-    pub(crate) config: Arc<Config>,
     pub(crate) watches: Arc<Watches>,
     /// A permit for each row of due reminders and of inboxes that the node may have between disk and
     /// commit at one time. What callers ask for waits behind no more than these.
@@ -348,8 +346,8 @@ impl Hosted {
 
     /// Runs an operation that awaits in a task of its own, at most until its deadline.
     fn start(&mut self, term: u64, start: Start) {
-        let Start { id, run, index, state, ctx, argument, row, reply_to, span } = start;
-        let (handle, deadline) = (self.shell.handle.clone(), self.shell.config.turn_deadline);
+        let Start { id, run, index, state, ctx, argument, row, reply_to, limits, span } = start;
+        let handle = self.shell.handle.clone();
         let known = self.shell.types.get(id.entity_type()).cloned();
         let known = known.expect("an operation of a type that is served");
         let watch = self.shell.watches.add();
@@ -357,13 +355,13 @@ impl Hosted {
         let work = async move {
             let running = known.start(index, state, ctx, argument);
             let name = known.name_of(index);
-            let seen = || watch.begin(&watched_id, name, reply_to.as_ref(), &row);
+            let seen = || watch.begin(&watched_id, name, reply_to.as_ref(), &row, limits);
             task::Polled { running, seen, watch: &watch }.await
         };
         let work = work.instrument(span);
         self.runs.retain(|run| !run.is_finished());
         let run_task = spawn(async move {
-            let result = task::within(deadline, work).await;
+            let result = task::within(limits.deadline, work).await;
             handle.push(Input::Returned(term, Box::new(Returned { id, run, result })));
         });
         self.runs.push(run_task);

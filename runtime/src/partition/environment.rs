@@ -2,11 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use stead_entities::{EntityId, Timestamp, entity::OperationKind};
+use stead_entities::{EntityId, Policy, Timestamp, entity::OperationKind};
 
 use super::watch::Watch;
 use crate::{
-    config::Config,
+    config::{Config, Limits},
     entropy::Entropy,
     map::{Set, SharedSet},
     store::tables::meta::Settings,
@@ -66,6 +66,23 @@ impl Environment {
 
     pub(super) fn config(&self) -> &Config {
         &self.identity.config
+    }
+
+    /// The limits of the entities of a type, or of one of its operations.
+    pub(super) fn limits(&self, id: &EntityId, operation: Option<usize>) -> Limits {
+        let config = &self.identity.config;
+        match (self.type_of(id), operation) {
+            (Some(known), Some(index)) => config.limits(known.policy_of(index)),
+            (Some(known), None) => config.limits(known.policy()),
+            (None, _) => config.limits(&Policy::default()),
+        }
+    }
+
+    /// The shortest of the times that unused entities stay in memory.
+    pub(super) fn idle_min(&self) -> Duration {
+        let types = self.identity.types.values().filter_map(|known| known.policy().idle);
+        let times = types.map(|length| length.as_duration());
+        times.chain([self.identity.config.idle]).min().unwrap_or(self.identity.config.idle)
     }
 
     pub(super) fn watch(&self) -> &Watch {

@@ -70,7 +70,8 @@ impl Partition {
         if self.lifecycle.is_stopping() {
             return Err(Error::new(ErrorKind::Closed, "the node is stopping"));
         }
-        let (id, limit) = (&arrival.id, self.environment.config().mailbox_max);
+        let id = &arrival.id;
+        let limit = self.environment.limits(id, None).mailbox_max;
         if let Some(entry) = self.activations.get_mut(id)
             && entry.waiting() >= limit
         {
@@ -176,8 +177,8 @@ impl Partition {
         key: &Arc<IdempotencyKey>,
         found: ReadResult<Option<IdempotencyRecord>>,
     ) {
-        let (now, retention) = (self.moment.now, self.environment.config().retention);
-        let is_forgotten = |at: Timestamp| at + retention <= now;
+        let (now, limits) = (self.moment.now, self.environment.limits(&key.id, None));
+        let is_forgotten = |at: Timestamp| at + limits.retention <= now;
         let Some(found) = self.keys.looked_up(key, found, is_forgotten) else { return };
         match found {
             LookUp::IsNew => {}
@@ -234,7 +235,7 @@ impl Partition {
         if self.environment.type_of(&id).is_none() {
             return self.environment.note_unserved(&id);
         }
-        let limit = self.environment.config().mailbox_max;
+        let limit = self.environment.limits(&id, None).mailbox_max;
         let is_crowded = self.links.is_rescanning()
             || self.inbox.is_crowded()
             || self.activations.get(&id).is_some_and(|entry| entry.waiting() >= limit);
@@ -313,7 +314,7 @@ impl Partition {
 
     /// Reads the next inbox rows of an entity, if there are any and it has room.
     pub(super) fn page(&mut self, id: &EntityId) {
-        let limit = self.environment.config().mailbox_max;
+        let limit = self.environment.limits(id, None).mailbox_max;
         if !self.activations.get(id).is_none_or(|entry| entry.has_room(limit)) {
             return;
         }

@@ -14,6 +14,7 @@ use super::{
     reply::{CallResult, ReplySender},
 };
 use crate::{
+    config::Limits,
     store::{
         CommitOutcome, DeadLetterHeads, DueKey, InboxPage, ReadResult, ReminderPage, Write,
         tables::{
@@ -251,6 +252,7 @@ pub(crate) struct Start {
     /// For the watchdog.
     pub(crate) row: Row,
     pub(crate) reply_to: Option<ReplySender>,
+    pub(crate) limits: Limits,
     /// The span of its log lines.
     pub(crate) span: Span,
 }

@@ -260,8 +260,10 @@ impl Partition {
                 None => self.page(&id),
             }
         }
-        let (idle, released) = (self.environment.config().idle, self.group.released());
-        if self.activations.sweep(now, idle, released, |id| self.inbox.has_backlog(id)) {
+        let (idle_min, released) = (self.environment.idle_min(), self.group.released());
+        let idle = |id: &EntityId| self.environment.limits(id, None).idle;
+        if self.activations.sweep(now, (idle_min, idle), released, |id| self.inbox.has_backlog(id))
+        {
             let is_there =
                 |id: &EntityId| self.activations.contains(id) || self.inbox.has_backlog(id);
             self.reminders.retain_purges(is_there);
@@ -283,7 +285,7 @@ impl Partition {
             false => retry,
             true => {
                 let reminders = self.reminders.next_wake(self.moment.now);
-                let activations = self.activations.next_wake(self.environment.config().idle);
+                let activations = self.activations.next_wake(self.environment.idle_min());
                 let others = [retry, self.dead_letters.next_wake()];
                 let all = reminders.into_iter().chain(activations).chain(others);
                 all.flatten().min()

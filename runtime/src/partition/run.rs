@@ -238,7 +238,8 @@ impl Partition {
         let token = self.environment.token();
         let span = telemetry::turn(id, known.name_of(index), origin.as_deref());
         let ctx = self.new_context(id, token, origin);
-        self.environment.watch().begin(id, known.name_of(index), Some(reply_to), &Row::None);
+        let (name, limits) = (known.name_of(index), self.environment.limits(id, None));
+        self.environment.watch().begin(id, name, Some(reply_to), &Row::None, limits);
         let state = self.activations.of(id).live_mut().state();
         let result = span.in_scope(|| turn::query(&*known, index, state, &ctx, argument));
         self.environment.watch().end();
@@ -281,7 +282,8 @@ impl Partition {
             }
             AttemptCount::By(_) | AttemptCount::AfterFailure => {}
         }
-        if operation.attempts > self.environment.config().retries.saturating_add(1) {
+        let retries = self.environment.limits(id, Some(operation.index)).retries;
+        if operation.attempts > retries.saturating_add(1) {
             self.dead_letter(id, *operation, Cause::Failure, ENDED_THE_PROCESS);
             return Next::Goes;
         }
@@ -330,12 +332,13 @@ impl Partition {
 
     /// Counts, durably, the attempts of the first operations that an unclean stop left behind.
     fn count_attempts(&mut self, id: &EntityId, operation: Box<Operation>) -> Next {
-        let (group, retries) = (self.group.number(), self.environment.config().retries);
+        let group = self.group.number();
         let is_one = self.attempts.knows_what_ran();
         let activation = self.activations.of(id);
         activation.put_back(Envelope::Operation(operation));
         let mut counted = Vec::new();
         for operation in activation.uncounted(is_one) {
+            let retries = self.environment.limits(id, Some(operation.index)).retries;
             if self.attempts.count(id, operation, retries, group) {
                 counted.push((operation.row.clone(), operation.attempts));
             }
@@ -390,16 +393,18 @@ impl Partition {
         let span = telemetry::turn(id, name, operation.origin.as_deref());
         let _entered = span.enter();
         let ctx = self.new_context(id, operation.token, operation.origin.clone());
-        self.environment.watch().begin(id, name, operation.reply_to(), &operation.row);
+        let limits = self.environment.config().limits(known.policy_of(operation.index));
+        let (reply_to, row) = (operation.reply_to(), &operation.row);
+        self.environment.watch().begin(id, name, reply_to, row, limits);
         let mark = Some(operation.token).filter(|_| operation.is_marked);
         mark.iter().for_each(|token| self.attempts.mark(Some(*token)));
         let live = self.activations.of(id).live_mut();
-        let limits = (self.environment.config().state_bytes_max, live.trust());
-        let turned = turn::run(&*known, operation.index, live.state(), ctx, argument, limits);
+        let checks = (self.environment.config().state_bytes_max, live.trust());
+        let turned = turn::run(&*known, operation.index, live.state(), ctx, argument, checks);
         mark.iter().for_each(|_| self.attempts.mark(None));
         let turned = match self.environment.watch().end() {
             false => turned,
-            true => Turned::failed(self.late()),
+            true => Turned::failed(late(limits.deadline)),
         };
         #[cfg(feature = "sabotage")]
         if Sabotage::DiscardRestoresStored.is_on() && !matches!(turned, Turned::Applied(_)) {
@@ -409,11 +414,6 @@ impl Partition {
             return next;
         }
         self.settle_turn(id, operation, turned)
-    }
-
-    fn late(&self) -> Error {
-        let limit = self.environment.config().turn_deadline;
-        Error::new(ErrorKind::Deadline, format!("the turn took longer than {limit:?}"))
     }
 
     /// Settles a turn; one that deletes its entity first needs to know what is delayed.
@@ -531,7 +531,11 @@ impl Partition {
         let (run, index) = (self.lifecycle.next_run(), operation.index);
         let (row, reply_to) = (operation.row.clone(), operation.reply_to().cloned());
         self.activations.of(id).await_on(run, operation);
-        let start = Start { id: id.clone(), run, index, state, ctx, argument, row, reply_to, span };
+        let limits = self.environment.limits(id, Some(index));
+        let start = {
+            let id = id.clone();
+            Start { id, run, index, state, ctx, argument, row, reply_to, limits, span }
+        };
         self.outputs.push(Output::Start(Box::new(start)));
         self.accept_waiting(id);
         Next::Waits
@@ -561,6 +565,10 @@ impl Partition {
         let _next = self.settle_turn(&id, operation, turned);
         self.activations.make_ready(&id);
     }
+}
+
+fn late(deadline: Duration) -> Error {
+    Error::new(ErrorKind::Deadline, format!("the turn took longer than {deadline:?}"))
 }
 
 fn full() -> Error {

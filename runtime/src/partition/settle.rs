@@ -271,8 +271,8 @@ impl Partition {
             operation.attempts += 1;
         }
         operation.count = AttemptCount::AfterFailure;
-        let retries = self.environment.config().retries;
-        if operation.attempts > retries || next_try == NextTry::Never {
+        let limits = self.environment.limits(id, Some(operation.index));
+        if operation.attempts > limits.retries || next_try == NextTry::Never {
             self.accept_late(&mut operation);
             return self.dead_letter(id, *operation, Cause::Failure, error.message());
         }
@@ -283,9 +283,7 @@ impl Partition {
         }
         let pause = match next_try {
             NextTry::After(length) => length.as_duration(),
-            NextTry::ByPolicy | NextTry::Never => {
-                self.environment.config().retry_after(operation.attempts)
-            }
+            NextTry::ByPolicy | NextTry::Never => limits.retry_after(operation.attempts),
         };
         self.retry_at(id, operation, (self.moment.now + pause).min(Timestamp::MAX));
     }

@@ -8,7 +8,10 @@ use std::{
 use stead_entities::{EntityId, Error, ErrorKind};
 
 use super::{envelope::Row, reply::ReplySender};
-use crate::clock::{monotonic, since};
+use crate::{
+    clock::{monotonic, since},
+    config::Limits,
+};
 
 /// The turn that runs at present in one partition, for the watchdog.
 #[derive(Debug, Default)]
@@ -22,6 +25,7 @@ struct Running {
     seen: Option<Instant>,
     reply_to: Option<ReplySender>,
     row: Row,
+    limits: Limits,
     is_late: bool,
 }
 
@@ -32,9 +36,10 @@ impl Watch {
         operation: &'static str,
         reply_to: Option<&ReplySender>,
         row: &Row,
+        limits: Limits,
     ) {
         let (id, reply_to, row) = (id.clone(), reply_to.cloned(), row.clone());
-        let running = Running { id, operation, seen: None, reply_to, row, is_late: false };
+        let running = Running { id, operation, seen: None, reply_to, row, limits, is_late: false };
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(running);
     }
 
@@ -44,19 +49,20 @@ impl Watch {
         running.is_some_and(|running| running.is_late)
     }
 
-    /// The turn that runs, if it has run for longer than `deadline`; it is then discarded when it ends.
-    pub(crate) fn check(&self, deadline: Duration) -> Option<Late> {
+    /// The turn that runs, if it has run for longer than its deadline; it is then discarded when it ends.
+    pub(crate) fn check(&self) -> Option<Late> {
         let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let running = running.as_mut()?;
         let elapsed = since(*running.seen.get_or_insert_with(monotonic));
-        if elapsed < deadline {
+        if elapsed < running.limits.deadline {
             return None;
         }
         let name = format!("{} of {}", running.operation, running.id);
         let is_news = !std::mem::replace(&mut running.is_late, true);
         let reply_to = running.reply_to.clone().filter(|_| is_news);
         let (id, row) = (running.id.clone(), running.row.clone());
-        Some(Late { id, name, elapsed, row, is_news, reply_to })
+        let retries = running.limits.retries;
+        Some(Late { id, name, elapsed, row, retries, is_news, reply_to })
     }
 }
 
@@ -76,10 +82,10 @@ impl Watches {
         watch
     }
 
-    /// Every turn that has run for longer than `deadline`.
-    pub(crate) fn check(&self, deadline: Duration) -> Vec<Late> {
+    /// Every turn that has run for longer than its deadline.
+    pub(crate) fn check(&self) -> Vec<Late> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.iter().filter_map(|watch| watch.upgrade()?.check(deadline)).collect()
+        all.iter().filter_map(|watch| watch.upgrade()?.check()).collect()
     }
 }
 
@@ -91,6 +97,8 @@ pub(crate) struct Late {
     pub(crate) name: String,
     pub(crate) elapsed: Duration,
     pub(crate) row: Row,
+    /// How often it is tried again.
+    pub(crate) retries: u32,
     is_news: bool,
     reply_to: Option<ReplySender>,
 }

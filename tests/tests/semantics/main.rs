@@ -6,6 +6,7 @@ mod failures;
 mod keys;
 mod limits;
 mod origins;
+mod policies;
 mod reminders;
 mod signals;
 mod turns;

@@ -247,6 +247,11 @@ impl<'m> Generator<'m> {
         let (model, entity, description) = (&self.model, self.entity, &self.description);
         let (Settings { name, version, upgrades, .. }, hooks) =
             (self.settings, self.hooks(self.block));
+        let policy = self
+            .settings
+            .policy
+            .expression(model)
+            .map(|policy| own!(fn policy() -> #model::Policy { #policy }));
         let rows = self.methods.iter().map(|row| self.row(row));
         let from: Vec<u32> = upgrades.iter().map(|(from, _)| *from).collect();
         let types: Vec<&Type> = upgrades.iter().map(|(_, ty)| ty).collect();
@@ -281,6 +286,7 @@ impl<'m> Generator<'m> {
                 }
                 #upgrade
                 #hooks
+                #policy
             }
         }
     }
@@ -323,14 +329,15 @@ impl<'m> Generator<'m> {
                 <#entity>::#name(__state, #(#pass),*)
             }))
         };
-        let internal = match method.visibility {
-            Visibility::Public(_) => own!(),
-            _ => own!(.internal()),
-        };
+        let is_internal = method.settings.policy.is_internal
+            || (self.settings.policy.is_internal && !method.is_query)
+            || !matches!(method.visibility, Visibility::Public(_));
+        let internal = is_internal.then(|| own!(.internal()));
+        let policy = method.settings.policy.expression(model).map(|it| own!(.with_policy(#it)));
         let answers = method.takes_answer.then(|| own!(.taking_answers()));
         own! {
             #(#[cfg(#conditions)])*
-            #model::OperationType::#make.described(#description)#internal #answers
+            #model::OperationType::#make.described(#description)#internal #answers #policy
         }
     }
 }

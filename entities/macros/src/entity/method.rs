@@ -1,5 +1,7 @@
 //! Reads the methods of an `impl` block, and refuses what cannot be an operation, with the fix.
 
+use std::rc::Rc;
+
 use proc_macro2::TokenStream;
 use quote::quote;
 use syn::{
@@ -9,6 +11,7 @@ use syn::{
 
 use super::{
     attributes::{conditions, doc_text, shared},
+    policy::OperationSettings,
     types::{Returns, argument, bare, is_answer, may_be_context},
 };
 
@@ -26,6 +29,7 @@ pub(super) struct Method {
     pub(super) visibility: Visibility,
     pub(super) is_query: bool,
     pub(super) is_async: bool,
+    pub(super) settings: Rc<OperationSettings>,
     /// Whether its first argument is the answer to an ask.
     pub(super) takes_answer: bool,
     /// In the order of the signature.
@@ -56,7 +60,13 @@ pub(super) fn read(entity: &Type, item: &ImplItemFn) -> Result<Vec<Method>> {
         return Err(Error::new_spanned(&signature.ident, rule));
     }
     let Some(is_query) = kind(item)? else {
-        return Ok(Vec::new());
+        return match item.attrs.iter().find(|attribute| attribute.path().is_ident("operation")) {
+            None => Ok(Vec::new()),
+            Some(attribute) => {
+                let rule = "a helper has no `#[operation(...)]`: make it `pub` or `pub(crate)`";
+                Err(Error::new_spanned(attribute, rule))
+            }
+        };
     };
     if !signature.generics.params.is_empty() {
         let rule =
@@ -71,6 +81,7 @@ pub(super) fn read(entity: &Type, item: &ImplItemFn) -> Result<Vec<Method>> {
         ReturnType::Default => syn::parse_quote!(()),
         ReturnType::Type(_, ty) => (**ty).clone(),
     };
+    let settings = Rc::new(OperationSettings::of(&item.attrs)?);
     let mut methods = Vec::new();
     for (mut needed, inputs) in variants(signature)? {
         let read = inputs.into_iter().map(|input| read_argument(entity, is_query, input));
@@ -85,6 +96,7 @@ pub(super) fn read(entity: &Type, item: &ImplItemFn) -> Result<Vec<Method>> {
             visibility: item.vis.clone(),
             is_query,
             is_async: signature.asyncness.is_some(),
+            settings: Rc::clone(&settings),
             takes_answer,
             arguments,
             answer: Returns::read(entity, &result)?,

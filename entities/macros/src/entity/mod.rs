@@ -5,6 +5,7 @@ mod attributes;
 mod generate;
 mod hooks;
 mod method;
+mod policy;
 mod reference;
 mod types;
 
@@ -14,25 +15,30 @@ use syn::{
     parse::{Parse, ParseStream},
 };
 
+pub(crate) use self::policy::strip;
 use self::{
     generate::Generator,
     method::read,
+    policy::Policy,
     types::{bare, last},
 };
 
-/// `name = "...", version = N, upgrade_from(1 = Type, ...), on_dead_letter = method, on_activate = method`.
+/// `name = "...", version = N, upgrade_from(1 = Type, ...), on_dead_letter = method, on_activate = method`, and
+/// a policy.
 pub(crate) struct Settings {
     name: LitStr,
     version: u32,
     upgrades: Vec<(u32, Type)>,
     on_dead_letter: Option<Ident>,
     on_activate: Option<Ident>,
+    policy: Policy,
 }
 
 impl Parse for Settings {
     fn parse(input: ParseStream<'_>) -> Result<Self> {
         let (mut name, mut version, mut upgrades) = (None, 1, Vec::new());
         let (mut on_dead_letter, mut on_activate) = (None, None);
+        let mut policy = Policy::default();
         while !input.is_empty() {
             let word: Ident = input.parse()?;
             match word.to_string().as_str() {
@@ -64,9 +70,11 @@ impl Parse for Settings {
                     input.parse::<Token![=]>()?;
                     on_activate = Some(input.parse::<Ident>()?);
                 }
+                _ if policy.read(&word, true, input)? => {}
                 _ => {
-                    let rule = "expected `name`, `version`, `upgrade_from`, `on_dead_letter` or \
-                                `on_activate`";
+                    let rule = "expected `name`, `version`, `upgrade_from`, `on_dead_letter`, \
+                                `on_activate`, `visibility`, or a policy: `deadline`, `retries`, \
+                                `backoff`, `mailbox`, `idle`, `retention`";
                     return Err(Error::new(word.span(), rule));
                 }
             }
@@ -81,7 +89,7 @@ impl Parse for Settings {
             let rule = format!("version {version} cannot upgrade from version {from}");
             return Err(Error::new_spanned(ty, rule));
         }
-        Ok(Self { name, version, upgrades, on_dead_letter, on_activate })
+        Ok(Self { name, version, upgrades, on_dead_letter, on_activate, policy })
     }
 }
 

@@ -158,23 +158,27 @@ impl Activations {
         if self.table.len() > CROWDED { idle.min(CROWDED_IDLE) } else { idle }
     }
 
-    /// Forgets entities that were not used for a while, for a shorter while where there are many,
-    /// but for those that `keeps` says of. Says whether it was time for that.
+    /// Forgets entities that were not used for a while, each for its own, and for a shorter while where
+    /// there are many, but for those that `keeps` says of. Says whether it was time for that, which the
+    /// shortest of the whiles decides.
     pub(super) fn sweep(
         &mut self,
         now: Timestamp,
-        idle: Duration,
+        (idle_min, idle): (Duration, impl Fn(&EntityId) -> Duration),
         released: u64,
         keeps: impl Fn(&EntityId) -> bool,
     ) -> bool {
-        let idle = self.idle(idle);
-        if now < self.swept_at + idle / 4 {
+        if now < self.swept_at + self.idle(idle_min) / 4 {
             return false;
         }
         self.swept_at = now;
-        let idle = i64::try_from(idle.as_micros()).unwrap_or(i64::MAX / 2);
-        let since = Timestamp::from_micros(now.as_micros() - idle);
-        self.table.retain(|id, entry| !entry.is_idle(released, since) || keeps(id));
+        let is_crowded = self.table.len() > CROWDED;
+        self.table.retain(|id, entry| {
+            let idle = if is_crowded { idle(id).min(CROWDED_IDLE) } else { idle(id) };
+            let idle = i64::try_from(idle.as_micros()).unwrap_or(i64::MAX / 2);
+            let since = Timestamp::from_micros(now.as_micros() - idle);
+            !entry.is_idle(released, since) || keeps(id)
+        });
         true
     }
 
@@ -328,8 +332,8 @@ mod tests {
         }
         entities.of(&id("used")).use_at(at(100));
         entities.of(&id("held")).hold_until(7);
-        assert!(!entities.sweep(at(10), idle, 6, |_| false), "not yet");
-        assert!(entities.sweep(at(120), idle, 6, |it| *it == id("kept")));
+        assert!(!entities.sweep(at(10), (idle, |_: &EntityId| idle), 6, |_| false), "not yet");
+        assert!(entities.sweep(at(120), (idle, |_: &EntityId| idle), 6, |it| *it == id("kept")));
         let known = |key: &str| entities.contains(&id(key));
         assert_eq!(
             ["idle", "used", "loading", "held", "kept"].map(known),

@@ -1,0 +1,109 @@
+//! The policies that attributes name: `deadline = ...`, `retries = ...` and so on, of a type in
+//! `#[entity(...)]`, of an operation in `#[operation(...)]`.
+
+use proc_macro2::TokenStream;
+use syn::{
+    Attribute, Error, Expr, Ident, ImplItem, ItemImpl, LitStr, Result, Token,
+    parse::{Parse, ParseStream},
+};
+
+use super::generate::own;
+
+/// The words of a policy that operations and types have.
+const OF_ALL: [&str; 3] = ["deadline", "retries", "backoff"];
+/// The words that only types have.
+const OF_TYPES: [&str; 3] = ["mailbox", "idle", "retention"];
+
+/// A policy as it is written.
+#[derive(Default)]
+pub(super) struct Policy {
+    values: Vec<(Ident, Expr)>,
+    /// Whether callers outside are kept away.
+    pub(super) is_internal: bool,
+}
+
+impl Policy {
+    /// Reads what stands behind a word, if it is one of a policy. Says whether it is.
+    pub(super) fn read(
+        &mut self,
+        word: &Ident,
+        is_type: bool,
+        input: ParseStream<'_>,
+    ) -> Result<bool> {
+        let is_known = |words: &[&str]| words.iter().any(|known| word == known);
+        if word == "visibility" {
+            input.parse::<Token![=]>()?;
+            let visibility = input.parse::<LitStr>()?;
+            match visibility.value().as_str() {
+                "internal" => self.is_internal = true,
+                "public" => {}
+                _ => {
+                    let rule = "a visibility is \"public\" or \"internal\"";
+                    return Err(Error::new_spanned(visibility, rule));
+                }
+            }
+            return Ok(true);
+        }
+        if !(is_known(&OF_ALL) || is_type && is_known(&OF_TYPES)) {
+            return Ok(false);
+        }
+        input.parse::<Token![=]>()?;
+        self.values.push((word.clone(), input.parse()?));
+        Ok(true)
+    }
+
+    /// An expression for it; `None` where nothing is set.
+    pub(super) fn expression(&self, model: &TokenStream) -> Option<TokenStream> {
+        let values = self.values.iter().map(|(word, value)| own!(.#word(#value)));
+        (!self.values.is_empty())
+            .then(|| own!(<#model::Policy as ::core::default::Default>::default() #(#values)*))
+    }
+}
+
+/// The content of `#[operation(...)]`.
+#[derive(Default)]
+pub(super) struct OperationSettings {
+    pub(super) policy: Policy,
+}
+
+impl Parse for OperationSettings {
+    fn parse(input: ParseStream<'_>) -> Result<Self> {
+        let mut settings = Self::default();
+        while !input.is_empty() {
+            let word: Ident = input.parse()?;
+            if !settings.policy.read(&word, false, input)? {
+                let rule = if OF_TYPES.iter().any(|known| word == known) {
+                    "this is a policy of the type: `#[entity(...)]`"
+                } else {
+                    "expected `deadline`, `retries`, `backoff` or `visibility`"
+                };
+                return Err(Error::new(word.span(), rule));
+            }
+            if !input.is_empty() {
+                input.parse::<Token![,]>()?;
+            }
+        }
+        Ok(settings)
+    }
+}
+
+impl OperationSettings {
+    /// The settings of a method.
+    pub(super) fn of(attributes: &[Attribute]) -> Result<Self> {
+        let mut own = attributes.iter().filter(|attribute| attribute.path().is_ident("operation"));
+        let settings = own.next().map_or(Ok(Self::default()), Attribute::parse_args)?;
+        match own.next() {
+            None => Ok(settings),
+            Some(second) => Err(Error::new_spanned(second, "a method has one `#[operation(...)]`")),
+        }
+    }
+}
+
+/// Takes `#[operation(...)]` off the methods of a block: it is this macro's alone.
+pub(crate) fn strip(block: &mut ItemImpl) {
+    for item in &mut block.items {
+        if let ImplItem::Fn(item) = item {
+            item.attrs.retain(|attribute| !attribute.path().is_ident("operation"));
+        }
+    }
+}

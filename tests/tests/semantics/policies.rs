@@ -1,0 +1,181 @@
+//! Policies: what an operation sets, else its type, else the node, and what cannot be set.
+
+use std::sync::atomic::AtomicU32;
+
+use stead::{Cause, DeadLetterFilter, Failure, NodeBuilder, StartError};
+
+use super::*;
+
+/// How often `fail` was tried.
+static TRIED: AtomicU32 = AtomicU32::new(0);
+
+/// Slow, and often in vain.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
+struct Clerk {
+    done: u32,
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+#[entity(
+    name = "clerk",
+    retries = 5,
+    mailbox = 2,
+    idle = Duration::from_secs(7),
+    retention = Duration::from_secs(100),
+)]
+impl Clerk {
+    /// Takes longer than the node allows.
+    #[operation(deadline = MINUTE)]
+    pub async fn take_long(&mut self) -> u32 {
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        self.done += 1;
+        self.done
+    }
+
+    /// The same, for as long as the node allows.
+    pub async fn take_too_long(&mut self) {
+        tokio::time::sleep(Duration::from_secs(30)).await;
+    }
+
+    #[operation(retries = 1, backoff = Duration::from_secs(3_600))]
+    pub fn fail(&mut self) -> Result<(), Failure> {
+        TRIED.fetch_add(1, Ordering::SeqCst);
+        Err(Failure::retry("never"))
+    }
+
+    #[operation(visibility = "internal")]
+    pub fn hide(&mut self) {}
+
+    pub async fn wait(&mut self) {
+        GATE.notified().await;
+    }
+
+    pub fn count(&mut self) -> u32 {
+        self.done += 1;
+        self.done
+    }
+}
+
+static GATE: tokio::sync::Notify = tokio::sync::Notify::const_new();
+
+fn node(world: &World) -> NodeBuilder {
+    let store = world.disk.open().expect("readable");
+    Node::builder().store(store).config(world.config.clone()).clock(world.clock.clone())
+}
+
+async fn start(world: &World) -> Node {
+    node(world).entity::<Clerk>().start().await.expect("starts")
+}
+
+#[tokio::test]
+async fn an_operation_may_take_as_long_as_its_own_deadline_says() {
+    let world = World::new();
+    let node = start(&world).await;
+    let clerk = node.entity::<Clerk>("a");
+    assert_eq!(clerk.take_long().await.expect("it has a minute"), 1);
+    let late = clerk.take_too_long().await.expect_err("it has what the node gives");
+    assert_eq!(kind(&late), Some(ErrorKind::Deadline));
+    node.abort().await;
+}
+
+#[tokio::test]
+async fn an_operation_is_tried_as_often_and_waits_as_long_as_its_policy_says() {
+    let world = World::new();
+    let node = start(&world).await;
+    node.entity::<Clerk>("a").fail().signal().await.expect("accepted");
+    let tried = async |times| {
+        let tried = async || TRIED.load(Ordering::SeqCst) == times;
+        until_true(&format!("it was tried {times} times"), tried).await;
+    };
+    tried(1).await;
+    until_true("it waits", async || !world.disk.rows(Table::Inbox).is_empty()).await;
+    world.advance(3_599);
+    assert_eq!(node.entity::<Clerk>("a").count().await.expect("applied"), 1);
+    assert_eq!(TRIED.load(Ordering::SeqCst), 1);
+    world.advance(1);
+    tried(2).await;
+    let letters = async || {
+        let letters = node.dead_letters(&DeadLetterFilter::default(), None, 10).await;
+        let letters = letters.expect("readable").rows;
+        letters.len() == 1 && letters[0].cause == Cause::Failure && letters[0].attempts == 2
+    };
+    until_true("it is a dead letter after one retry", letters).await;
+    node.abort().await;
+}
+
+#[tokio::test]
+async fn the_mailbox_and_the_memory_of_keys_of_a_type_are_its_own() {
+    let world = World::new();
+    let node = start(&world).await;
+    let clerk = node.entity::<Clerk>("a");
+    let waiting = tokio::spawn(clerk.wait().into_future());
+    let begun = async || !world.disk.rows(Table::Inbox).is_empty();
+    until_true("the first one runs", begun).await;
+    let waiters = [(); 4].map(|()| tokio::spawn(node.entity::<Clerk>("a").count().into_future()));
+    let ended = async || waiters.iter().filter(|waiter| waiter.is_finished()).count() == 2;
+    until_true("two operations wait, and no more", ended).await;
+    GATE.notify_one();
+    waiting.await.expect("joined").expect("applied");
+    let mut refused = 0;
+    for waiter in waiters {
+        if let Err(error) = waiter.await.expect("joined") {
+            assert_eq!(kind(&error), Some(ErrorKind::Overloaded));
+            refused += 1;
+        }
+    }
+    assert_eq!(refused, 2);
+    let count = async || clerk.count().idempotency_key("k").await.expect("applied");
+    let first = count().await;
+    world.advance(99);
+    assert_eq!(count().await, first);
+    world.advance(2);
+    assert_eq!(count().await, first + 1, "the key is forgotten");
+    node.abort().await;
+}
+
+#[tokio::test]
+async fn policies_are_shown_with_what_the_node_adds() {
+    let world = World::new();
+    let node = start(&world).await;
+    let shown = serde_json::to_value(node.descriptions()).expect("JSON");
+    let whole = serde_json::json!({
+        "deadline": "PT0.2S", "retries": 5, "backoff": "PT0.01S", "mailbox": 2, "idle": "PT7S",
+        "retention": "PT1M40S",
+    });
+    assert_eq!(shown[0]["policy"], whole);
+    let operations = shown[0]["operations"].as_array().expect("a list");
+    let find = |name: &str| operations.iter().find(|it| it["name"] == name);
+    let expected = serde_json::json!({"deadline": "PT1M", "retries": 5, "backoff": "PT0.01S"});
+    assert_eq!(find("take_long").expect("listed")["policy"], expected);
+    assert!(find("hide").is_none(), "it is internal");
+    let hidden = node.entity::<Clerk>("a").hide().await.expect_err("nobody outside calls it");
+    assert_eq!(kind(&hidden), Some(ErrorKind::NotFound));
+    node.abort().await;
+}
+
+/// Asks for too much.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
+struct Greedy;
+
+#[entity(name = "greedy", mailbox = 0, idle = Duration::ZERO)]
+impl Greedy {
+    #[operation(retries = 2_000, backoff = Duration::ZERO)]
+    pub fn try_again(&mut self) {}
+
+    #[operation(deadline = MINUTE)]
+    pub fn block(&mut self) {}
+}
+
+#[tokio::test]
+async fn every_policy_out_of_its_range_is_named_at_the_start() {
+    let world = World::new();
+    let refused = node(&world).entity::<Greedy>().start().await.expect_err("out of range");
+    let StartError::Invalid(problems) = refused else { panic!("{refused}") };
+    let named = ["greedy: the idle", "greedy: the mailbox", "greedy.try_again: the backoff"];
+    let others = ["greedy.try_again: there are 2000 retries", "greedy.block: the deadline"];
+    for expected in named.iter().chain(&others) {
+        assert!(problems.iter().any(|it| it.starts_with(expected)), "{expected} in {problems:?}");
+    }
+    assert_eq!(problems.len(), 5, "{problems:?}");
+}
