@@ -3,8 +3,8 @@
 use std::{fmt, sync::Arc};
 
 use crate::{
-    Answer, EntityId, Error, ErrorKind, Operation, Origin, Rejection, Request, Then, Timestamp,
-    TraceContext,
+    Answer, Dependencies, EntityId, Error, ErrorKind, Operation, Origin, Rejection, Request, Then,
+    Timestamp, TraceContext,
     ask::{Ask, Continuation},
     effect::{Effect, INTERVAL_MIN, Reminder, Schedule, Signal},
 };
@@ -25,6 +25,8 @@ pub const RUNTIME_NAMES: char = '?';
 /// rule or a limit fails the turn when the operation returns.
 pub struct Context {
     turn: Turn,
+    /// `None` in an operation that does not await.
+    dependencies: Option<Arc<Dependencies>>,
     draws: u64,
     effects: Vec<Effect>,
     effect_count: usize,
@@ -64,6 +66,7 @@ impl Context {
     pub fn new(turn: Turn) -> Self {
         Self {
             turn,
+            dependencies: None,
             draws: 0,
             effects: Vec::new(),
             effect_count: 0,
@@ -71,6 +74,13 @@ impl Context {
             deleted: false,
             fault: None,
         }
+    }
+
+    /// The same with what is given to operations that await and to queries. For runtimes and test drivers.
+    #[must_use]
+    pub fn with_dependencies(mut self, given: Arc<Dependencies>) -> Self {
+        self.dependencies = Some(given);
+        self
     }
 
     /// Ends a turn. For runtimes and test drivers.
@@ -141,6 +151,27 @@ impl Context {
     /// attempt, so that an outside service can de-duplicate what it is asked.
     pub fn token(&self) -> String {
         format!("{:032x}", self.turn.token)
+    }
+
+    /// A dependency: a client, a pool or another value of the program, which the type names
+    /// (`#[entity(needs(T))]`) and the program gives (`Node::builder().with(value)`, in tests
+    /// `Driver::with`). For operations that await, and for queries.
+    ///
+    /// # Panics
+    /// In an operation that does not await, which is a pure step of its state, and where the type does not
+    /// name `T`: the turn fails. A node does not start where what a type names is not given.
+    pub fn get<T: Send + Sync + 'static>(&self) -> Arc<T> {
+        let name = std::any::type_name::<T>();
+        let entity = self.turn.id.entity_type();
+        #[allow(clippy::panic, reason = "a bug of the entity, which fails its turn")]
+        match &self.dependencies {
+            None => panic!(
+                "an operation that does not await gets no {name}: make it `async`, or ask for it in a query"
+            ),
+            Some(given) => given.get().unwrap_or_else(|| {
+                panic!("{entity} is not given a {name}: name it, `#[entity(needs({name}))]`, and give it")
+            }),
+        }
     }
 
     /// The caller outside who asked for this operation: what came of the request, through however many

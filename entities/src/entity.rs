@@ -10,8 +10,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    BoxFuture, Context, Error, ErrorKind, Failure, Layout, Policy, Reference, Rejection, Timeout,
-    Unbound,
+    BoxFuture, Context, Dependency, Error, ErrorKind, Failure, Layout, Policy, Reference,
+    Rejection, Timeout, Unbound,
     input::{InputError, decode, decode_answers},
     operation::Reply,
 };
@@ -65,6 +65,11 @@ pub trait Entity:
     /// The policy of all operations, and of the entities. What it leaves open comes from the node.
     fn policy() -> Policy {
         Policy::default()
+    }
+
+    /// The values of the program that operations and queries use; see [`Context::get`].
+    fn dependencies() -> Vec<Dependency> {
+        Vec::new()
     }
 
     /// Readies the state of an entity that comes into memory, before anything uses it: one that was read

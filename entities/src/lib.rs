@@ -4,6 +4,7 @@ extern crate self as stead_entities;
 
 pub mod ask;
 pub mod context;
+pub mod dependencies;
 pub mod effect;
 pub mod entity;
 pub mod error;
@@ -25,6 +26,7 @@ pub mod time;
 
 pub use ask::{Answer, Then};
 pub use context::Context;
+pub use dependencies::{Dependencies, Dependency};
 pub use effect::{After, At, Delay, Every};
 pub use entity::{Entity, OperationType, TypedReference};
 pub use error::{CallError, Error, ErrorKind};

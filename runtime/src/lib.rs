@@ -51,11 +51,11 @@ pub use store::RocksStore;
 
 pub use stead_entities::{
     Accepted, After, Answer, At, BoxFuture, CallError, Caller, Cause, Condition, Context,
-    DeadLetter, Delay, Deserialize, Entity, EntityId, Error, ErrorKind, Every, Failure, Json,
-    JsonSchema, Layout, Operation, OperationType, Origin, Policy, Query, Reference, Rejection,
-    ReminderId, Request, Serialize, Then, Timeout, Timestamp, TraceContext, TypedReference,
-    Unbound, Version, ask, context, effect, entity, error, failure, id, input, json, operation,
-    policy, schemars, serde, state, stock, stored, testing, time,
+    DeadLetter, Delay, Dependencies, Dependency, Deserialize, Entity, EntityId, Error, ErrorKind,
+    Every, Failure, Json, JsonSchema, Layout, Operation, OperationType, Origin, Policy, Query,
+    Reference, Rejection, ReminderId, Request, Serialize, Then, Timeout, Timestamp, TraceContext,
+    TypedReference, Unbound, Version, ask, context, dependencies, effect, entity, error, failure,
+    id, input, json, operation, policy, schemars, serde, state, stock, stored, testing, time,
 };
 pub use store::DeadLetterFilter;
 pub use store::tables::dead_letters::DeadLetterId;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use stead_entities::{
-    BoxFuture, Context, Entity, OperationType, Policy,
+    BoxFuture, Context, Dependencies, Entity, OperationType, Policy,
     entity::{Argument, Body, EntityDescription, OperationKind, Outcome, Visibility},
     input::InputError,
     json,
@@ -57,6 +57,10 @@ pub(crate) trait EntityType: Send + Sync {
     fn name(&self) -> &'static str;
     /// The type in words, under the policy of a node.
     fn description(&self, node: Policy) -> EntityDescription;
+    /// The dependencies of its operations that await, and of its queries.
+    fn dependencies(&self) -> &Arc<Dependencies>;
+    /// The names of those that are not given.
+    fn missing(&self) -> &[&'static str];
     /// The policy of the type.
     fn policy(&self) -> &Policy;
     /// The policy of an operation, with what it takes from the type.
@@ -116,9 +120,13 @@ pub(crate) enum Trust {
 /// The entity types of a node by name.
 pub(crate) type EntityTypes = Map<&'static str, Arc<dyn EntityType>>;
 
-pub(crate) fn entity_type<E: Entity>() -> Arc<dyn EntityType> {
+/// The entity type of `E`, with what it needs of what is given.
+pub(crate) fn entity_type<E: Entity>(given: &Dependencies) -> Arc<dyn EntityType> {
     let (operations, policy) = (E::operations(), E::policy());
+    let needs = E::dependencies();
     Arc::new(Typed::<E> {
+        dependencies: Arc::new(given.only(&needs)),
+        missing: given.missing(&needs),
         policies: operations.iter().map(|it| it.policy().or(policy)).collect(),
         policy,
         operations,
@@ -133,6 +141,9 @@ struct Typed<E> {
     policy: Policy,
     /// Those of the operations, in their order.
     policies: Vec<Policy>,
+    dependencies: Arc<Dependencies>,
+    /// The dependencies that are not given.
+    missing: Vec<&'static str>,
     checks: Checks,
     /// Whether each state is read back after its turn: always in debug builds, and of a type once one
     /// of its states could not be.
@@ -158,6 +169,14 @@ impl<E: Entity> EntityType for Typed<E> {
 
     fn description(&self, node: Policy) -> EntityDescription {
         EntityDescription::of::<E>(node)
+    }
+
+    fn dependencies(&self) -> &Arc<Dependencies> {
+        &self.dependencies
+    }
+
+    fn missing(&self) -> &[&'static str] {
+        &self.missing
     }
 
     fn policy(&self) -> &Policy {

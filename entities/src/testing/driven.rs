@@ -4,7 +4,7 @@ use std::any::Any;
 
 use super::Driver;
 use crate::{
-    BoxFuture, CallError, Entity, Request, Timestamp,
+    BoxFuture, CallError, Dependencies, Entity, Request, Timestamp,
     effect::{Effect, Signal},
 };
 
@@ -23,6 +23,7 @@ pub(super) trait Driven: Any + Send + Sync {
     fn take_sent(&mut self) -> Vec<Effect>;
     fn set_clock(&mut self, now: Timestamp);
     fn set_number(&mut self, number: u64);
+    fn give(&mut self, given: &Dependencies);
 }
 
 impl<E: Entity> Driven for Driver<E> {
@@ -57,5 +58,8 @@ impl<E: Entity> Driven for Driver<E> {
     }
     fn set_number(&mut self, number: u64) {
         self.number = number;
+    }
+    fn give(&mut self, given: &Dependencies) {
+        self.give(given);
     }
 }

@@ -12,8 +12,8 @@ use serde::de::DeserializeOwned;
 
 use super::{Driver, START, at_once, driven::Driven, result};
 use crate::{
-    Answer, CallError, Cause, Entity, EntityId, Error, ErrorKind, Failure, Operation, Origin,
-    Query, Request, Timestamp,
+    Answer, CallError, Cause, Dependencies, Entity, EntityId, Error, ErrorKind, Failure, Operation,
+    Origin, Query, Request, Timestamp,
     ask::{Ask, answer_json},
     effect::{Effect, Signal},
     failure,
@@ -85,6 +85,7 @@ pub const SIGNALS_PER_CALL_MAX: usize = 10_000;
 pub struct Drivers {
     clock: Clock,
     types: BTreeMap<&'static str, Make>,
+    dependencies: Dependencies,
     entities: BTreeMap<EntityId, Box<dyn Driven>>,
     /// The signals that are due, in the order in which they were sent.
     due: VecDeque<Sent>,
@@ -160,6 +161,14 @@ impl Drivers {
     #[must_use]
     pub fn entity<E: Entity>(mut self) -> Self {
         self.types.insert(E::NAME, |id| Box::new(Driver::<E>::new(id.key())));
+        self
+    }
+
+    /// Gives a dependency to the types that name it, in place of an earlier one of its type.
+    #[must_use]
+    pub fn with<T: Send + Sync + 'static>(mut self, value: T) -> Self {
+        self.dependencies = self.dependencies.with(value);
+        self.entities.values_mut().for_each(|driver| driver.give(&self.dependencies));
         self
     }
 
@@ -293,6 +302,7 @@ impl Drivers {
         })?;
         let mut driver = make(id);
         driver.set_clock(self.clock.now);
+        driver.give(&self.dependencies);
         Ok(driver)
     }
 

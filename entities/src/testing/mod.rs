@@ -16,8 +16,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use self::poll::at_once;
 
 use crate::{
-    Answer, CallError, Context, Entity, EntityId, Error, ErrorKind, Operation, Origin, Query,
-    Request, Timestamp, Version,
+    Answer, CallError, Context, Dependencies, Entity, EntityId, Error, ErrorKind, Operation,
+    Origin, Query, Request, Timestamp, Version,
     ask::{Ask, answer_json},
     context::Turn,
     effect::{self, Effect, Reminder, Signal},
@@ -76,6 +76,7 @@ pub struct Driver<E> {
     /// The signals and asks, in order.
     sent: Vec<Effect>,
     reminders: BTreeMap<String, (Timestamp, Reminder)>,
+    dependencies: Arc<Dependencies>,
 }
 
 impl<E: Entity> Driver<E> {
@@ -90,9 +91,22 @@ impl<E: Entity> Driver<E> {
             number: 0,
             sent: Vec::new(),
             reminders: BTreeMap::new(),
+            dependencies: Arc::default(),
         };
         driver.activate();
         driver
+    }
+
+    /// Gives a dependency, in place of an earlier one of its type. It reaches the entity where its type
+    /// names it, as in a node.
+    #[must_use]
+    pub fn with<T: Send + Sync + 'static>(mut self, value: T) -> Self {
+        self.give(&Dependencies::clone(&self.dependencies).with(value));
+        self
+    }
+
+    fn give(&mut self, given: &Dependencies) {
+        self.dependencies = Arc::new(given.only(&E::dependencies()));
     }
 
     /// Readies the state, as where an entity comes into memory.
@@ -292,6 +306,7 @@ impl<E: Entity> Driver<E> {
         match self.find(&E::operations(), request)? {
             (Body::Query(body), argument) => {
                 let ctx = Context::new(self.turn(request.origin()?)?);
+                let ctx = ctx.with_dependencies(Arc::clone(&self.dependencies));
                 json_of(body(&self.state, &ctx, argument))
             }
             _ => Err(Error::new(ErrorKind::Invalid, "this is not a query").into()),
@@ -319,10 +334,13 @@ impl<E: Entity> Driver<E> {
                 return Ok((state, ctx, outcome));
             }
             (Body::Query(body), argument) => {
+                let ctx = ctx.with_dependencies(Arc::clone(&self.dependencies));
                 let outcome = body(&state, &ctx, argument);
                 return Ok((state, ctx, outcome));
             }
-            (Body::Async(body), argument) => body(state, ctx, argument),
+            (Body::Async(body), argument) => {
+                body(state, ctx.with_dependencies(Arc::clone(&self.dependencies)), argument)
+            }
         };
         Ok(running.await)
     }

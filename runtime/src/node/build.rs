@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use stead_entities::{Entity, entity::OperationKind};
+use stead_entities::{Dependencies, Entity, entity::OperationKind};
 use tokio::{
     runtime::Handle as Runtime,
     sync::{oneshot, watch},
@@ -63,8 +63,12 @@ pub struct NodeBuilder {
     weight: u32,
     seed: Option<u64>,
     shares_threads: bool,
-    entities: Vec<Arc<dyn EntityType>>,
+    dependencies: Dependencies,
+    entities: Vec<MakeType>,
 }
+
+/// Makes an entity type of what is given.
+type MakeType = fn(&Dependencies) -> Arc<dyn EntityType>;
 
 /// A node's way to others.
 struct Peers {
@@ -104,6 +108,7 @@ impl NodeBuilder {
             weight: 1,
             seed: None,
             shares_threads: false,
+            dependencies: Dependencies::new(),
             entities: Vec::new(),
         }
     }
@@ -135,7 +140,15 @@ impl NodeBuilder {
 
     /// Hosts an entity type.
     pub fn entity<E: Entity>(mut self) -> Self {
-        self.entities.push(entity_type::<E>());
+        self.entities.push(entity_type::<E>);
+        self
+    }
+
+    /// Gives a value, such as a client or a pool, to the entity types that name it
+    /// (`#[entity(needs(HttpClient))]`), in place of an earlier one of its type. Their operations that await,
+    /// and their queries, get it by [`Context::get`](stead_entities::Context::get).
+    pub fn with<T: Send + Sync + 'static>(mut self, value: T) -> Self {
+        self.dependencies = self.dependencies.with(value);
         self
     }
 
@@ -179,10 +192,11 @@ impl NodeBuilder {
     pub async fn start(self) -> Result<Node, StartError> {
         let mut problems = self.config.problems();
         let mut types = EntityTypes::default();
-        for known in &self.entities {
-            problems.extend(problems_of(&**known, &types));
-            problems.extend(policy_problems(&**known, &self.config));
-            types.insert(known.name(), known.clone());
+        for entity in &self.entities {
+            let known = entity(&self.dependencies);
+            problems.extend(problems_of(&*known, &types));
+            problems.extend(policy_problems(&*known, &self.config));
+            types.insert(known.name(), known);
         }
         let is_plain = self.name.chars().all(|c| !c.is_control() && !c.is_whitespace());
         if !is_plain || self.name.is_empty() || self.name.len() > NAME_BYTES_MAX {
@@ -287,6 +301,9 @@ fn problems_of(known: &dyn EntityType, others: &EntityTypes) -> Vec<String> {
     if let Err(why) = known.prove_initial_state() {
         problems.push(format!("{name}: its first state cannot be kept: {why}"));
     }
+    let missing = known.missing().iter();
+    problems
+        .extend(missing.map(|of| format!("{name}: no {of} is given: `Node::builder().with(..)`")));
     if let Some(told) = known.on_dead_letter()
         && known.find(told).is_none_or(|found| found.kind == OperationKind::Query)
     {

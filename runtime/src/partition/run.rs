@@ -238,6 +238,7 @@ impl Partition {
         let token = self.environment.token();
         let span = telemetry::turn(id, known.name_of(index), origin.as_deref());
         let ctx = self.new_context(id, token, origin);
+        let ctx = ctx.with_dependencies(known.dependencies().clone());
         let (name, limits) = (known.name_of(index), self.environment.limits(id, None));
         self.environment.watch().begin(id, name, Some(reply_to), &Row::None, limits);
         let state = self.activations.of(id).live_mut().state();
@@ -528,6 +529,7 @@ impl Partition {
         };
         let span = self.turn_span(id, &operation);
         let ctx = self.new_context(id, operation.token, operation.origin.clone());
+        let ctx = ctx.with_dependencies(self.environment.served(id).dependencies().clone());
         let (run, index) = (self.lifecycle.next_run(), operation.index);
         let (row, reply_to) = (operation.row.clone(), operation.reply_to().cloned());
         self.activations.of(id).await_on(run, operation);

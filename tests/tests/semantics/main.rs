@@ -2,6 +2,7 @@
 
 mod asks;
 mod bounds;
+mod dependencies;
 mod failures;
 mod keys;
 mod limits;

@@ -252,6 +252,14 @@ impl<'m> Generator<'m> {
             .policy
             .expression(model)
             .map(|policy| own!(fn policy() -> #model::Policy { #policy }));
+        let needs = &self.settings.needs;
+        let dependencies = (!needs.is_empty()).then(|| {
+            own! {
+                fn dependencies() -> ::std::vec::Vec<#model::Dependency> {
+                    ::std::vec::Vec::from([#(#model::Dependency::of::<#needs>()),*])
+                }
+            }
+        });
         let rows = self.methods.iter().map(|row| self.row(row));
         let from: Vec<u32> = upgrades.iter().map(|(from, _)| *from).collect();
         let types: Vec<&Type> = upgrades.iter().map(|(_, ty)| ty).collect();
@@ -287,6 +295,7 @@ impl<'m> Generator<'m> {
                 #upgrade
                 #hooks
                 #policy
+                #dependencies
             }
         }
     }

@@ -23,14 +23,15 @@ use self::{
     types::{bare, last},
 };
 
-/// `name = "...", version = N, upgrade_from(1 = Type, ...), on_dead_letter = method, on_activate = method`, and
-/// a policy.
+/// `name = "...", version = N, upgrade_from(1 = Type, ...), on_dead_letter = method, on_activate = method`,
+/// `needs(Type, ...)`, and a policy.
 pub(crate) struct Settings {
     name: LitStr,
     version: u32,
     upgrades: Vec<(u32, Type)>,
     on_dead_letter: Option<Ident>,
     on_activate: Option<Ident>,
+    needs: Vec<Type>,
     policy: Policy,
 }
 
@@ -38,7 +39,7 @@ impl Parse for Settings {
     fn parse(input: ParseStream<'_>) -> Result<Self> {
         let (mut name, mut version, mut upgrades) = (None, 1, Vec::new());
         let (mut on_dead_letter, mut on_activate) = (None, None);
-        let mut policy = Policy::default();
+        let (mut needs, mut policy) = (Vec::new(), Policy::default());
         while !input.is_empty() {
             let word: Ident = input.parse()?;
             match word.to_string().as_str() {
@@ -62,6 +63,11 @@ impl Parse for Settings {
                         }
                     }
                 }
+                "needs" => {
+                    let inner;
+                    syn::parenthesized!(inner in input);
+                    needs.extend(inner.parse_terminated(Type::parse, Token![,])?);
+                }
                 "on_dead_letter" => {
                     input.parse::<Token![=]>()?;
                     on_dead_letter = Some(input.parse::<Ident>()?);
@@ -72,8 +78,8 @@ impl Parse for Settings {
                 }
                 _ if policy.read(&word, true, input)? => {}
                 _ => {
-                    let rule = "expected `name`, `version`, `upgrade_from`, `on_dead_letter`, \
-                                `on_activate`, `visibility`, or a policy: `deadline`, `retries`, \
+                    let rule = "expected `name`, `version`, `upgrade_from`, `needs`, \
+                                `on_dead_letter`, `on_activate`, `visibility`, or a policy: `deadline`, `retries`, \
                                 `backoff`, `mailbox`, `idle`, `retention`";
                     return Err(Error::new(word.span(), rule));
                 }
@@ -89,7 +95,7 @@ impl Parse for Settings {
             let rule = format!("version {version} cannot upgrade from version {from}");
             return Err(Error::new_spanned(ty, rule));
         }
-        Ok(Self { name, version, upgrades, on_dead_letter, on_activate, policy })
+        Ok(Self { name, version, upgrades, on_dead_letter, on_activate, needs, policy })
     }
 }
 

@@ -16,8 +16,8 @@ use std::{
 };
 
 use stead_entities::{
-    After, Answer, Condition, Context, DeadLetter, EntityId, Error, ErrorKind, Every, Failure,
-    JsonSchema, Layout, Rejection, Timestamp, entity, entity::OperationKind,
+    After, Answer, Condition, Context, DeadLetter, Dependencies, EntityId, Error, ErrorKind, Every,
+    Failure, JsonSchema, Layout, Rejection, Timestamp, entity, entity::OperationKind,
 };
 
 use tokio::sync::Semaphore;
@@ -218,7 +218,7 @@ struct Bench {
 const LINK: Link = Link { source: 1, number: 0, place: 0 };
 
 fn types() -> Arc<EntityTypes> {
-    let known = entity_type::<Log>();
+    let known = entity_type::<Log>(&Dependencies::new());
     Arc::new(EntityTypes::from_iter([(known.name(), known)]))
 }
 
