@@ -42,6 +42,8 @@ pub struct Request {
     pub caller: Option<String>,
     /// The trace that the request is part of.
     pub trace: Option<TraceContext>,
+    /// Whether a query reads the last durable state, beside the entity's order; see [`Query::committed`].
+    pub reads_committed: bool,
 }
 
 impl Request {
@@ -58,6 +60,7 @@ impl Request {
             condition: None,
             caller: None,
             trace: None,
+            reads_committed: false,
         }
     }
 
@@ -380,6 +383,13 @@ impl<R, B: Caller> Operation<R, B> {
 }
 
 impl<R, B> Query<R, B> {
+    /// Reads the last durable state, at once: beside the entity's order, also while an operation of it
+    /// awaits or many wait. It is never ahead of what was acknowledged, and has everything that was
+    /// acknowledged before it was asked for. Without it a query comes behind all operations before it.
+    pub fn committed(self) -> Self {
+        self.change(|request| request.reads_committed = true)
+    }
+
     /// Says who asks; see [`Request::caller`].
     pub fn caller(self, caller: impl Into<String>) -> Self {
         let caller = caller.into();

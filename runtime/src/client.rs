@@ -152,6 +152,11 @@ impl Client {
             Some(Delay::At(moment)) => Some(format!("at={}", escaped(&moment.to_string()))),
             None => None,
         };
+        let query = match (query, request.reads_committed && is_query) {
+            (Some(query), true) => Some(format!("{query}&{READ_COMMITTED}")),
+            (None, true) => Some(READ_COMMITTED.to_owned()),
+            (query, false) => query,
+        };
         url.set_query(query.as_deref());
         if url.as_str().len() > URL_BYTES_MAX {
             let rule = format!("key and argument of a query fill a URL of {URL_BYTES_MAX} bytes");
@@ -292,6 +297,7 @@ const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACE_STATE: HeaderName = HeaderName::from_static("tracestate");
 const QUERIES: &str = "queries";
 const SIGNALS: &str = "signals";
+const READ_COMMITTED: &str = "read=committed";
 const JSON: &str = "application/json";
 
 type Answered = Result<Reply, Error>;

@@ -59,6 +59,7 @@ sabotages! {
     X33 AnswerOutsideCommit breaks 61: "The answer to a question is sent, and not part of a commit."
     X34 LateAnswerApplied breaks 61: "An answer that comes behind its timeout is applied too."
     X35 LetterToldOutsideCommit breaks 62: "An entity is told of its dead letter, and not by the commit that keeps it."
+    X36 CommittedReadOfLive breaks 63: "A read of the committed state shows one that is not durable yet."
 }
 
 #[cfg(feature = "sabotage")]

@@ -68,13 +68,27 @@ pub(super) async fn query(
     extensions: Extensions,
 ) -> Answer {
     headers::check(&headers, &[])?;
-    let mut parameters = parameters(&uri, &["input"])?;
+    let mut parameters = parameters(&uri, &["input", "read"])?;
+    let reads_committed = reads_committed(&parameters)?;
     let (id, rest) = path::entity(&node, &uri)?;
     let input = parameters.remove("input").unwrap_or_default().into_bytes();
     let operation = rest.into_iter().nth(1).unwrap_or_default();
     let mut request = Request::new(id, operation, input);
     (request.caller, request.trace) = (caller_of(&extensions), headers::trace(&headers));
+    request.reads_committed = reads_committed;
     result(node.query(request).await?)
+}
+
+/// Whether a read is of the last durable state, beside the entity's order.
+fn reads_committed(parameters: &HashMap<String, String>) -> Result<bool, Problem> {
+    match parameters.get("read").map(String::as_str) {
+        None => Ok(false),
+        Some("committed") => Ok(true),
+        Some(other) => Err(Problem::invalid(format!(
+            "read={other}: there is `committed`, the last durable state at once; without it a read comes in \
+             the entity's order"
+        ))),
+    }
 }
 
 async fn request(
@@ -123,10 +137,13 @@ fn show(value: &Value) -> Response {
 }
 
 pub(super) async fn state(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
-    parameters(&uri, &[])?;
+    let reads_committed = reads_committed(&parameters(&uri, &["read"])?)?;
     headers::check(&headers, &[IF_MATCH, IF_NONE_MATCH])?;
     let (id, _) = path::entity(&node, &uri)?;
-    let view = node.state(&id).await?;
+    let view = match reads_committed {
+        true => node.committed_state(&id).await?,
+        false => node.state(&id).await?,
+    };
     let version = view.as_ref().map(StateView::version);
     if let Some(condition) = headers::if_match(&headers)?
         && !condition.holds(version)

@@ -79,6 +79,11 @@ impl Local {
                 self.submit(request, used)?.await
             }
             Command::State(id) => self.show(&id, timeout)?.await,
+            Command::Committed(read) => match *read {
+                Command::Use(request, _) => self.committed_query(request, timeout).await,
+                Command::State(id) => self.committed_state(&id, timeout).await,
+                _ => Err(Error::new(ErrorKind::Invalid, "it does not only read")),
+            },
             Command::Delete(deletion) => self.delete(deletion, timeout)?.await,
             Command::Cancel(id, reminder) => self.cancel(&id, reminder, timeout)?.await,
             Command::Replay(letter) => self.replay(letter, timeout).await,
@@ -144,12 +149,7 @@ impl Local {
 
     /// Checks a request and hands it to its partition; what is returned only waits.
     pub(super) fn submit(&self, request: Request, used: Use) -> Result<ReplyReceiver, Error> {
-        let known = self.known_type(request.id.entity_type())?;
-        let found = known.find(&request.operation);
-        let found = found.filter(|found| found.is_public);
-        let found = found.ok_or_else(|| no_operation(known, &request.operation))?;
-        check_use(found, used)?;
-        let argument = self.argument(known, found, &request.input)?;
+        let (found, argument) = self.checked(&request, used)?;
         if used != Use::Query {
             self.check_room()?;
         }
@@ -177,6 +177,16 @@ impl Local {
         let timeout = deadline.map(|deadline| deadline.as_duration());
         let timeout = timeout.unwrap_or(self.host.config().call_deadline);
         self.send_within(&id, action, Terms { key, condition, origin }, timeout)
+    }
+
+    /// The operation or query that a request names, and its argument.
+    pub(super) fn checked(&self, request: &Request, used: Use) -> Result<(Found, Argument), Error> {
+        let known = self.known_type(request.id.entity_type())?;
+        let found = known.find(&request.operation);
+        let found = found.filter(|found| found.is_public);
+        let found = found.ok_or_else(|| no_operation(known, &request.operation))?;
+        check_use(found, used)?;
+        Ok((found, self.argument(known, found, &request.input)?))
     }
 
     /// The argument of an operation or query: it is decoded here, and never again unless the operation

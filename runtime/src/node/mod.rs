@@ -12,6 +12,7 @@
 
 mod audit;
 mod build;
+mod committed;
 mod lists;
 pub(crate) mod local;
 mod peers;
@@ -115,6 +116,20 @@ impl Node {
     /// cannot be read, and what can befall any request.
     pub async fn state(&self, id: &EntityId) -> Result<Option<StateView>, Error> {
         match self.perform(Command::State(id.clone())).await? {
+            Response::State(view) => Ok(view),
+            _ => Err(Error::new(ErrorKind::Internal, "another answer than a state")),
+        }
+    }
+
+    /// The last durable state of an entity, `None` before its first commit: read at once, beside the entity's
+    /// order, also while an operation of it awaits or many wait. It is never ahead of what was acknowledged,
+    /// and has everything that was acknowledged before it was asked for.
+    ///
+    /// # Errors
+    /// As [`Node::state`].
+    pub async fn committed_state(&self, id: &EntityId) -> Result<Option<StateView>, Error> {
+        let read = Command::Committed(Box::new(Command::State(id.clone())));
+        match self.perform(read).await? {
             Response::State(view) => Ok(view),
             _ => Err(Error::new(ErrorKind::Internal, "another answer than a state")),
         }

@@ -48,6 +48,8 @@ pub(crate) enum Command {
     Cancel(EntityId, ReminderId),
     Replay(DeadLetterId),
     Drop(DeadLetterId),
+    /// A query or a look at a state, of what is durable, beside the entity's order.
+    Committed(Box<Self>),
 }
 
 /// The deletion of an entity, as a caller asks for it.
@@ -107,6 +109,12 @@ impl Command {
                     _ => return Err(Error::new(ErrorKind::Invalid, "it cannot have an origin")),
                 }
             }
+            Task::Committed(task) => match Self::from_wire(*task, timeout)? {
+                read @ (Self::Use(_, Use::Query) | Self::State(_)) => {
+                    Self::Committed(Box::new(read))
+                }
+                _ => return Err(Error::new(ErrorKind::Invalid, "it does not only read")),
+            },
             Task::Replay(partition, class, number) => {
                 Self::Replay(letter(partition, class, number))
             }
@@ -121,6 +129,9 @@ impl Command {
 
     /// With its origin, where that is known.
     fn to_wire(&self) -> Result<Task, Error> {
+        if let Self::Committed(read) = self {
+            return Ok(Task::Committed(Box::new(read.to_wire()?)));
+        }
         let origin = match self {
             Self::Use(request, _) => request.origin()?,
             Self::Delete(deletion) => Origin::new(deletion.caller.clone(), None)?,
@@ -164,6 +175,7 @@ impl Command {
             Self::Cancel(id, reminder) => Task::Cancel(id.to_string(), reminder.to_string()),
             Self::Replay(letter) => Task::letter(true, *letter),
             Self::Drop(letter) => Task::letter(false, *letter),
+            Self::Committed(read) => read.to_wire_without_origin(),
         }
     }
 
@@ -174,13 +186,14 @@ impl Command {
                 host.partition_of(id)
             }
             Self::Replay(letter) | Self::Drop(letter) => letter.partition,
+            Self::Committed(read) => read.partition(host),
         }
     }
 
     /// Whether asking twice does no harm.
     fn is_safe(&self) -> bool {
         match self {
-            Self::Use(_, Use::Query) | Self::State(_) | Self::Drop(_) => true,
+            Self::Use(_, Use::Query) | Self::State(_) | Self::Drop(_) | Self::Committed(_) => true,
             Self::Use(request, Use::Call | Use::Signal) => request.idempotency_key.is_some(),
             Self::Delete(deletion) => deletion.idempotency_key.is_some(),
             Self::Replay(_) | Self::Cancel(..) => false,
@@ -198,9 +211,28 @@ impl Command {
         }
     }
 
+    fn deadline(&self) -> Option<Duration> {
+        match self {
+            Self::Use(request, _) => request.deadline.map(|deadline| deadline.as_duration()),
+            Self::Committed(read) => read.deadline(),
+            _ => None,
+        }
+    }
+
+    /// The entity type, where it reads what is durable.
+    fn committed_type(&self) -> Option<&str> {
+        let Self::Committed(read) = self else { return None };
+        match &**read {
+            Self::Use(request, _) => Some(request.id.entity_type()),
+            Self::State(id) => Some(id.entity_type()),
+            _ => None,
+        }
+    }
+
     fn bytes(&self) -> usize {
         match self {
             Self::Use(request, _) => request.input.len(),
+            Self::Committed(read) => read.bytes(),
             _ => 0,
         }
     }
@@ -224,6 +256,16 @@ impl Router {
     /// Uses an operation. It begins at once where the node shares nothing, so that what is sent first
     /// comes first though nobody awaits it yet.
     pub(super) fn use_operation(self: &Arc<Self>, request: Request, used: Use) -> Asking {
+        if request.reads_committed && used != Use::Query {
+            let rule = "only a query reads the committed state";
+            return Asking::Refused(ready(Err(Error::new(ErrorKind::Invalid, rule))));
+        }
+        if request.reads_committed {
+            let (router, query) = (self.clone(), Command::Use(request, used));
+            return Asking::Routed(Box::pin(async move {
+                router.perform(Command::Committed(Box::new(query))).await
+            }));
+        }
         if self.local.cluster.is_some() {
             let router = self.clone();
             return Asking::Routed(Box::pin(async move {
@@ -238,12 +280,13 @@ impl Router {
 
     /// Carries out a command, here or at the owner. Dropping it cancels nothing that was accepted.
     pub(super) async fn perform(&self, command: Command) -> CallResult {
-        let timeout = match &command {
-            Command::Use(request, _) => request.deadline.map(|deadline| deadline.as_duration()),
-            _ => None,
-        };
-        let timeout = timeout.unwrap_or(self.local.host.config().call_deadline);
+        let timeout = command.deadline().unwrap_or(self.local.host.config().call_deadline);
+        let types = self.local.host.types();
         match &self.local.cluster {
+            // The store tells this node as well as the owner.
+            Some(_) if command.committed_type().is_some_and(|it| types.contains_key(it)) => {
+                self.local.perform(command, timeout).await
+            }
             None => self.local.perform(command, timeout).await,
             Some(cluster) => self.routed(cluster, command, timeout).await,
         }

@@ -10,13 +10,14 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     Partition, READ_PAUSE,
-    activations::{Activation, corrupt},
+    activations::Activation,
     envelope::{
         Caller, Cancel, Delete, Envelope, Letter, Occurrence, Operation, Purge, Read, ReadKind,
         Row, Stored, Undeliverable,
     },
     idempotency::{IdempotencyKeys, LookUp},
     links::Place,
+    loaded::corrupt,
     message::{Action, Arrival, Delivery, Invocation, Link, Output},
     persist::withdrawn,
     reminders::Due,

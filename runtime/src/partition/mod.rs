@@ -40,6 +40,7 @@ mod inbox;
 mod intake;
 mod lifecycle;
 mod links;
+pub(crate) mod loaded;
 pub(crate) mod message;
 mod persist;
 mod reminders;

@@ -35,7 +35,9 @@ impl Partition {
     /// Answers `reply_to` once everything that this entity has done so far is durable.
     pub(super) fn answer(&mut self, id: &EntityId, reply_to: ReplySender, result: CallResult) {
         let unreleased = self.unreleased(id);
-        if unreleased <= self.group.released() || Sabotage::AnswerBeforeEarlierTurns.is_on() {
+        let is_early =
+            Sabotage::AnswerBeforeEarlierTurns.is_on() || Sabotage::CommittedReadOfLive.is_on();
+        if unreleased <= self.group.released() || is_early {
             self.outputs.push(Output::Reply(reply_to, result));
         } else {
             self.group.reply(reply_to, result);

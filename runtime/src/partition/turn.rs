@@ -76,7 +76,7 @@ pub(super) fn activate(
 }
 
 /// Runs a query on the state itself.
-pub(super) fn query(
+pub(crate) fn query(
     entity_type: &dyn EntityType,
     index: usize,
     state: &State,
@@ -87,7 +87,7 @@ pub(super) fn query(
 }
 
 /// Runs an author's code; a panic becomes an error.
-pub(super) fn guarded<T>(code: impl FnOnce() -> T) -> Result<T, Error> {
+pub(crate) fn guarded<T>(code: impl FnOnce() -> T) -> Result<T, Error> {
     catch_unwind(AssertUnwindSafe(code)).map_err(|panic| panicked(&*panic))
 }
 

@@ -153,6 +153,8 @@ pub(crate) enum Task {
     Cancel(String, String),
     /// An operation, query or deletion, and where it comes from.
     From(StoredOrigin, Box<Task>),
+    /// A query or a look at a state, of what is durable.
+    Committed(Box<Task>),
 }
 
 /// An operation or query of an entity.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use stead_entities::{EntityId, Error, ErrorKind, Timestamp};
+use stead_entities::{Error, Timestamp};
 
 use super::Live;
 use crate::{
@@ -507,9 +507,4 @@ impl WaitsForReminders {
             Self::Cancel(cancel) => Envelope::Cancel(cancel),
         }
     }
-}
-
-/// Says of an entity that it cannot be read.
-pub(in crate::partition) fn corrupt(id: &EntityId, why: &dyn std::fmt::Display) -> Error {
-    Error::new(ErrorKind::Corrupt, format!("{id} cannot be read: {why}"))
 }

@@ -15,24 +15,23 @@ use std::{
     time::Duration,
 };
 
-use stead_entities::{EntityId, Error, ErrorKind, Timestamp};
+use stead_entities::{EntityId, Error, Timestamp};
 
 use self::table::Table;
 pub(super) use self::{
-    activation::{Activation, Stage, WaitsForReminders, corrupt},
+    activation::{Activation, Stage, WaitsForReminders},
     live::Live,
 };
 use super::{
     READ_PAUSE,
     envelope::{Envelope, Retry},
-    turn::{self, guarded},
+    loaded::{self, corrupt},
 };
 use crate::{
     map::Map,
     rules::Rule,
-    sabotage::Sabotage,
     store::{ReadError, ReadResult, tables::states::StateRecord},
-    types::{EntityType, State},
+    types::EntityType,
 };
 
 /// How often a partition may fail while it runs an entity, before the entity is left alone.
@@ -224,45 +223,8 @@ impl Activations {
             let why = "the partition failed each time it ran this entity, which is left alone";
             return Err(corrupt(&format!("{why} until the next start")));
         }
-        let activated = |mut state, record: Option<StateRecord>| {
-            let head = record.as_ref().map(|record| &record.head);
-            let at = head.map_or((now, 0), |head| (now.max(head.committed_at), head.revision));
-            match guarded(|| turn::activate(&**known, id, &mut state, at)) {
-                Ok(()) => Ok(Live::new(state, record)),
-                Err(error) => {
-                    let message = format!("{id} cannot come into memory: {error}");
-                    Err(Error::new(ErrorKind::Internal, message))
-                }
-            }
-        };
-        let initial = |record| {
-            let state = guarded(|| known.initial_state()).map_err(|error| corrupt(&error))?;
-            activated(state, record)
-        };
-        let record = match read {
-            Err(_) if Sabotage::DamagedStateReplaced.is_on() => return initial(None),
-            Err(error) => return Err(corrupt(&error)),
-            Ok(None) => return initial(None),
-            Ok(Some(record)) => record,
-        };
-        if !known.knows(record.head.version) {
-            let (stored, present) = (record.head.version, known.version());
-            let message = format!(
-                "{id} is stored in version {stored} of its type, and this node knows version \
-                 {present}: run a newer program; the entity is left as it is"
-            );
-            return Err(Error::new(ErrorKind::Unavailable, message));
-        }
-        if record.head.generation == 0 || record.head.follows > record.head.revision {
-            return Err(corrupt(&"its revision does not follow the one before it"));
-        }
-        let decoded = guarded(|| known.decode_state(record.head.version, &record.state));
-        let decoded: Result<State, _> = decoded.map_err(|error| corrupt(&error))?;
-        match decoded {
-            Ok(state) => activated(state, Some(record)),
-            Err(_) if Sabotage::DamagedStateReplaced.is_on() => initial(Some(record)),
-            Err(error) => Err(corrupt(&error)),
-        }
+        let (state, record) = loaded::state(&**known, id, read, now)?;
+        Ok(Live::new(state, record))
     }
 
     /// Forgets an entity as if it had never been loaded.
@@ -293,6 +255,8 @@ impl Activations {
 
 #[cfg(test)]
 mod tests {
+    use stead_entities::ErrorKind;
+
     use super::*;
 
     fn id(key: &str) -> EntityId {

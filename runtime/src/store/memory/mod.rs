@@ -235,9 +235,10 @@ impl Disk {
     }
 }
 
+/// Reads show what is flushed, as those of the other stores do.
 impl Rows for Disk {
     fn get(&self, table: Table, key: &[u8]) -> ReadResult<Option<Vec<u8>>> {
-        Ok(self.live.get(&(table, key.to_vec())).cloned())
+        Ok(self.durable.get(&(table, key.to_vec())).cloned())
     }
 
     fn scan(
@@ -249,7 +250,7 @@ impl Rows for Disk {
         each: &mut EachRow<'_>,
     ) -> ReadResult<()> {
         let range = (table, from.to_vec())..(table, to.max(from).to_vec());
-        for ((_, key), value) in self.live.range(range) {
+        for ((_, key), value) in self.durable.range(range) {
             if !each(key, value)? {
                 break;
             }

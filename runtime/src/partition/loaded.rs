@@ -1,0 +1,72 @@
+//! A state as it comes out of the store: decoded and readied, or left alone, with the reason.
+//!
+//! It knows neither activations nor who asks: a partition loads an entity by it, and reads beside the
+//! entity's order use it too.
+
+use std::fmt::Display;
+
+use stead_entities::{EntityId, Error, ErrorKind, Timestamp};
+
+use super::turn::{self, guarded};
+use crate::{
+    sabotage::Sabotage,
+    store::{ReadResult, tables::states::StateRecord},
+    types::{EntityType, State},
+};
+
+/// The state of an entity that was read, with its record: the first state where there is none.
+///
+/// # Errors
+/// [`ErrorKind::Unavailable`] for a version that this program does not know, [`ErrorKind::Corrupt`] where the
+/// bytes make no sense, [`ErrorKind::Internal`] where the state cannot be readied.
+pub(crate) fn state(
+    known: &dyn EntityType,
+    id: &EntityId,
+    read: ReadResult<Option<StateRecord>>,
+    now: Timestamp,
+) -> Result<(State, Option<StateRecord>), Error> {
+    let corrupt = |why: &dyn Display| corrupt(id, why);
+    let readied = |mut state, record: Option<StateRecord>| {
+        let head = record.as_ref().map(|record| &record.head);
+        let at = head.map_or((now, 0), |head| (now.max(head.committed_at), head.revision));
+        match guarded(|| turn::activate(known, id, &mut state, at)) {
+            Ok(()) => Ok((state, record)),
+            Err(error) => {
+                let message = format!("{id} cannot come into memory: {error}");
+                Err(Error::new(ErrorKind::Internal, message))
+            }
+        }
+    };
+    let initial = |record| {
+        let state = guarded(|| known.initial_state()).map_err(|error| corrupt(&error))?;
+        readied(state, record)
+    };
+    let record = match read {
+        Err(_) if Sabotage::DamagedStateReplaced.is_on() => return initial(None),
+        Err(error) => return Err(corrupt(&error)),
+        Ok(None) => return initial(None),
+        Ok(Some(record)) => record,
+    };
+    if !known.knows(record.head.version) {
+        let (stored, present) = (record.head.version, known.version());
+        let message = format!(
+            "{id} is stored in version {stored} of its type, and this node knows version {present}: run a \
+             newer program; the entity is left as it is"
+        );
+        return Err(Error::new(ErrorKind::Unavailable, message));
+    }
+    if record.head.generation == 0 || record.head.follows > record.head.revision {
+        return Err(corrupt(&"its revision does not follow the one before it"));
+    }
+    let decoded = guarded(|| known.decode_state(record.head.version, &record.state));
+    match decoded.map_err(|error| corrupt(&error))? {
+        Ok(state) => readied(state, Some(record)),
+        Err(_) if Sabotage::DamagedStateReplaced.is_on() => initial(Some(record)),
+        Err(error) => Err(corrupt(&error)),
+    }
+}
+
+/// The error of an entity whose stored data make no sense.
+pub(super) fn corrupt(id: &EntityId, why: &dyn Display) -> Error {
+    Error::new(ErrorKind::Corrupt, format!("{id} cannot be read: {why}"))
+}
