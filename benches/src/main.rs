@@ -7,6 +7,7 @@ mod activation;
 mod asks;
 mod ceiling;
 mod cluster;
+mod committed;
 mod cpu;
 mod due;
 mod http;
@@ -33,7 +34,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 struct Command {
     #[command(subcommand)]
     verb: Option<Verb>,
-    /// Only these figures: spread, hot, asks, http, query, latency, activation, recovery, due,
+    /// Only these figures: spread, hot, asks, committed, http, query, latency, activation, recovery, due,
     /// placement, postgres, cluster.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
@@ -79,6 +80,9 @@ async fn measure(only: &[String], rounds: usize) -> Result<()> {
     }
     if wanted("asks") {
         asks::measure(&mut table, rounds).await?;
+    }
+    if wanted("committed") {
+        committed::measure(&mut table, rounds).await?;
     }
     if wanted("http") {
         http::throughput(&mut table, rounds).await?;
