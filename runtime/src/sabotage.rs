@@ -60,6 +60,7 @@ sabotages! {
     X34 LateAnswerApplied breaks 61: "An answer that comes behind its timeout is applied too."
     X35 LetterToldOutsideCommit breaks 62: "An entity is told of its dead letter, and not by the commit that keeps it."
     X36 CommittedReadOfLive breaks 63: "A read of the committed state shows one that is not durable yet."
+    X37 MovedReminderFires breaks 64: "A reminder that was moved to a later time fires at its old one too."
 }
 
 #[cfg(feature = "sabotage")]

@@ -149,7 +149,8 @@ impl Partition {
             self.group.write(Write::DeleteState(id.clone()));
         }
         for head in heads {
-            self.remove_reminder(id, &Slot::Named(head.name.into()), head.due, false);
+            let due = head.row_due();
+            self.remove_reminder(id, &Slot::Named(head.name.into()), due, false);
         }
         self.dead_letter_delayed(id, delayed);
         for operation in retries {

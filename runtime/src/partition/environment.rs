@@ -107,6 +107,11 @@ impl Environment {
         (self.minted << PARTITION_BITS) | u64::from(self.identity.number)
     }
 
+    /// The keyed hash of some parts.
+    pub(super) fn fingerprint(&self, parts: &[&[u8]]) -> u128 {
+        self.identity.settings.fingerprint(parts)
+    }
+
     /// A token for an operation.
     pub(super) fn token(&mut self) -> u128 {
         self.entropy.next_wide()

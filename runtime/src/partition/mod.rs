@@ -42,6 +42,7 @@ mod lifecycle;
 mod links;
 pub(crate) mod loaded;
 pub(crate) mod message;
+mod named;
 mod persist;
 mod reminders;
 pub(crate) mod reply;

@@ -274,7 +274,7 @@ impl Partition {
         let next = record.schedule.and_then(|schedule| schedule.next(*due, now));
         let head = next.map(|due| {
             let number = self.environment.mint(now);
-            ReminderHead { name: name.to_string(), due, number }
+            ReminderHead::new(&**name, due, number)
         });
         self.replace_reminder(id, name, head.clone());
         if let Some(head) = head {
@@ -294,33 +294,6 @@ impl Partition {
         let partition = self.environment.number();
         let (id, slot) = (id.clone(), slot.clone());
         self.group.write(Write::CancelReminder { partition, id, slot, due, has_origin });
-    }
-
-    /// Sets or removes what an entity remembers of a reminder of this name; it is written with its
-    /// state, also where nothing else of that changes.
-    pub(super) fn replace_reminder(
-        &mut self,
-        id: &EntityId,
-        name: &str,
-        head: Option<ReminderHead>,
-    ) {
-        let group = self.group.number();
-        let activation = self.activations.of(id);
-        if activation.live_mut().replace_reminder(name, head) {
-            activation.hold_until(group);
-            self.group.write_state_of(id);
-        }
-    }
-
-    /// Takes a named reminder off the disk, if it is set.
-    pub(super) fn cancel_named(&mut self, id: &EntityId, name: &str) -> bool {
-        let heads = self.activations.of(id).live_mut().reminders();
-        let Some(due) = heads.iter().find(|head| head.name == name).map(|head| head.due) else {
-            return false;
-        };
-        self.remove_reminder(id, &Slot::Named(name.into()), due, false);
-        self.replace_reminder(id, name, None);
-        true
     }
 
     /// Writes a reminder or delayed signal, and waits for its due time.

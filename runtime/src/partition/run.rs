@@ -15,19 +15,16 @@ use super::{
     deletion::unreadable,
     envelope::{AttemptCount, Delete, Envelope, Operation, Read, ReadKind, Row, Undeliverable},
     message::{Output, Returned, Start},
+    named::Standing,
     persist::withdrawn,
     reply::{Response, StateView},
     turn::{self, NextTry, Turned, guarded},
 };
 use crate::{
     rules::Rule,
-    sabotage::Sabotage,
     store::{
         ReadResult, ReminderPage,
-        tables::{
-            dead_letters::Cause,
-            reminders::{ReminderRecord, Slot},
-        },
+        tables::{dead_letters::Cause, reminders::ReminderRecord},
     },
     telemetry,
 };
@@ -256,7 +253,11 @@ impl Partition {
             self.forget(operation.key.as_ref(), operation.replays(), &withdrawn());
             return Next::Goes;
         }
-        if !self.is_current(id, &operation) {
+        let standing = self.standing(id, &operation.row);
+        if standing == Standing::Gone {
+            if let Row::Reminder(occurrence) = &operation.row {
+                self.reminders.gone(id, occurrence);
+            }
             self.activations.of(id).put_back_answers(operation.gathered);
             return Next::Goes;
         }
@@ -266,6 +267,10 @@ impl Partition {
         }
         if !self.moment.has_room {
             return self.run_without_room(id, operation);
+        }
+        if let Standing::Moved(due) = standing {
+            self.put_off(id, *operation, due);
+            return Next::Goes;
         }
         let Some(mut operation) = self.gather(id, operation) else { return Next::Goes };
         if let Some(due) = operation.due().filter(|due| *due > self.moment.now) {
@@ -292,20 +297,6 @@ impl Partition {
             true => self.start(id, operation),
             false => self.run_turn(id, operation),
         }
-    }
-
-    /// A reminder that was cancelled or set again since it fired is nothing to run.
-    fn is_current(&mut self, id: &EntityId, operation: &Operation) -> bool {
-        let Row::Reminder(occurrence) = &operation.row else { return true };
-        let Slot::Named(name) = &occurrence.slot else { return true };
-        let live = self.activations.of(id).live_mut();
-        let is_set_under_its_name = Sabotage::CancelByNameOnly.is_on()
-            && live.reminders().iter().any(|head| *head.name == **name);
-        let is_current = live.has_reminder(occurrence.number) || is_set_under_its_name;
-        if !is_current {
-            self.reminders.gone(id, occurrence);
-        }
-        is_current
     }
 
     fn refuse_by_condition(&mut self, id: &EntityId, operation: Operation, error: Error) {
@@ -408,7 +399,9 @@ impl Partition {
             true => Turned::failed(late(limits.deadline)),
         };
         #[cfg(feature = "sabotage")]
-        if Sabotage::DiscardRestoresStored.is_on() && !matches!(turned, Turned::Applied(_)) {
+        if crate::sabotage::Sabotage::DiscardRestoresStored.is_on()
+            && !matches!(turned, Turned::Applied(_))
+        {
             let next = self.settle_turn(id, operation, turned);
             self.activations.forget(id);
             self.activate(id);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use stead_entities::{
     EntityId, Error, ErrorKind, Failure, Origin, Rejection, Timestamp, Version,
     context::Effects,
-    effect::{Effect, Reminder, Signal, check_own_operations},
+    effect::{Effect, Signal, check_own_operations},
     operation::Reply,
 };
 
@@ -28,8 +28,7 @@ use crate::{
             idempotency::Remembered,
             inbox::{Asked, InboxKey, InboxRecord},
             origins::StoredOrigin,
-            reminders::{ReminderRecord, Slot, StoredSchedule},
-            states::ReminderHead,
+            reminders::{ReminderRecord, Slot},
         },
     },
 };
@@ -201,30 +200,6 @@ impl Partition {
             ..InboxRecord::signal(token, operation, signal.input, now)
         };
         self.send_row(key, record, !Sabotage::SignalsWithoutRows.is_on());
-    }
-
-    pub(super) fn remind(&mut self, id: &EntityId, reminder: Reminder) {
-        self.cancel_named(id, &reminder.name);
-        let now = self.moment.now;
-        let head = ReminderHead {
-            name: reminder.name.clone(),
-            due: reminder.schedule.first(now),
-            number: self.environment.mint(now),
-        };
-        let record = ReminderRecord {
-            due: head.due,
-            number: head.number,
-            schedule: Some(StoredSchedule::from(reminder.schedule)),
-            operation: reminder.operation.into_owned(),
-            input: reminder.input,
-            token: self.environment.token(),
-            attempts: 0,
-            accepted_at: now,
-            sender: String::new(),
-            origin: None,
-        };
-        self.replace_reminder(id, &reminder.name, Some(head));
-        self.set_reminder(id, Slot::Named(reminder.name.into()), record);
     }
 
     /// A rejection: no state, no effects, but the operation is done with.

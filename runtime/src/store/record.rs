@@ -40,12 +40,18 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Damaged> {
     decode_fields(fields_of(bytes)?)
 }
 
-/// Reads the first fields of a record; what follows is not looked at.
+/// Reads the first fields of a record of one of these formats; what follows is not looked at.
 ///
 /// # Errors
 /// Where the format is unknown or the bytes do not begin so.
-pub(super) fn decode_beginning<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Damaged> {
-    let fields = fields_of(bytes)?;
+pub(super) fn decode_beginning<T: DeserializeOwned>(
+    bytes: &[u8],
+    formats: &[u8],
+) -> Result<T, Damaged> {
+    let fields = match bytes.split_first() {
+        Some((format, fields)) if formats.contains(format) => fields,
+        _ => fields_of(bytes)?,
+    };
     let read = bincode::serde::decode_from_slice(fields, bincode::config::standard());
     read.map(|(beginning, _length)| beginning).map_err(|error| Damaged(error.to_string()))
 }

@@ -99,15 +99,36 @@ impl Live {
         (Version { generation: self.generation, revision: self.revision }, is_first)
     }
 
-    /// Sets or removes what is remembered of a reminder. Returns whether the open group has to write
-    /// the entity because of that, and did not yet.
+    /// Sets or removes what is remembered of a reminder.
     pub(in crate::partition) fn replace_reminder(
         &mut self,
         name: &str,
         head: Option<ReminderHead>,
-    ) -> bool {
+    ) {
         self.reminders.retain(|known| known.name != name);
         self.reminders.extend(head);
+    }
+
+    /// Moves a reminder to a later time, where nothing else of it changes. Says whether it did.
+    pub(in crate::partition) fn move_reminder(
+        &mut self,
+        name: &str,
+        due: Timestamp,
+        content: Option<u128>,
+    ) -> bool {
+        let known = self.reminders.iter_mut().find(|known| known.name == name);
+        let is_same = |head: &&mut ReminderHead| {
+            content.is_some() && head.content == content && due >= head.row_due()
+        };
+        let Some(head) = known.filter(is_same) else { return false };
+        let row_due = head.row_due();
+        (head.due, head.moved_from) = (due, (due > row_due).then_some(row_due));
+        true
+    }
+
+    /// Notes that the open group is to write the entity. Says whether that is news, and there is something
+    /// to write.
+    pub(in crate::partition) fn write_once(&mut self) -> bool {
         self.generation > 0 && !std::mem::replace(&mut self.is_unwritten, true)
     }
 

@@ -2,6 +2,7 @@
 
 mod asks;
 mod failures;
+mod moved;
 mod once;
 mod recovery;
 mod reminders;

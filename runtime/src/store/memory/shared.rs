@@ -21,13 +21,13 @@ use crate::{
     entropy::Entropy,
     sabotage::Sabotage,
     store::{
-        Batch, CommitOutcome, Fence, Opened, ReadError, ReadResult, Write, record,
+        Batch, CommitOutcome, Fence, Opened, ReadError, ReadResult, Write,
         shared::{
             ClusterState, Joined, Member, MemberError, MemberResult, Ownership, Registration,
             Renewed, SharedStore,
         },
         tables::states::StateRecord,
-        tables::{self, Table},
+        tables::{self, Record as _, Table},
     },
 };
 
@@ -204,7 +204,7 @@ impl Disk {
             match write {
                 Write::PutState(id, state) => {
                     let key = (Table::States, tables::states::key(id).to_vec());
-                    let stored = self.live.get(&key).map(|bytes| record::decode(bytes));
+                    let stored = self.live.get(&key).map(|bytes| StateRecord::decode(bytes));
                     let stored: Option<StateRecord> =
                         stored.transpose().map_err(|e| e.to_string())?;
                     let follows = match &stored {

@@ -18,7 +18,7 @@ pub(super) const TABLE: Description = Description {
     check: |key, value| {
         read_key(key)?;
         read_head(value)?;
-        record::decode::<StateRecord>(value).map(drop)
+        StateRecord::decode(value).map(drop)
     },
     #[cfg(any(test, feature = "testing"))]
     samples,
@@ -36,7 +36,13 @@ pub(in crate::store) fn sample(revision: u64) -> StateRecord {
             incarnation: 1,
             committed_at: Timestamp::from_micros(7),
         },
-        reminders: vec![ReminderHead { name: "r".into(), due: Timestamp::default(), number: 1 }],
+        reminders: vec![
+            ReminderHead::new("q", Timestamp::default(), 1),
+            ReminderHead {
+                moved_from: (revision == 2).then_some(Timestamp::from_micros(3)),
+                ..ReminderHead::new("r", Timestamp::from_micros(5), 2)
+            },
+        ],
         state: vec![1, 2, 3],
     }
 }
@@ -105,14 +111,37 @@ pub struct ReminderHead {
     pub due: Timestamp,
     /// Which setting of the name, and which occurrence, this is.
     pub number: u64,
+    /// The due time of its row, where it was moved to a later time since that was written: then it fires in
+    /// vain at that time, and its row follows. Kept behind the record, which has a format of its own then.
+    #[serde(skip)]
+    pub moved_from: Option<Timestamp>,
+    /// What its operation and argument are, where that is known: not stored.
+    #[serde(skip)]
+    pub content: Option<u128>,
 }
+
+impl ReminderHead {
+    /// A reminder whose row has its due time.
+    pub fn new(name: impl Into<String>, due: Timestamp, number: u64) -> Self {
+        Self { name: name.into(), due, number, moved_from: None, content: None }
+    }
+
+    /// The due time of its row.
+    pub fn row_due(&self) -> Timestamp {
+        self.moved_from.unwrap_or(self.due)
+    }
+}
+
+/// The format of a state some of whose reminders were moved: behind the record are their places, and the
+/// due times of their rows.
+const FORMAT_OF_MOVED: u8 = 2;
 
 /// Reads the beginning of a state record; what follows is not looked at.
 ///
 /// # Errors
 /// Where the format is unknown or the bytes are no such beginning.
 pub fn read_head(bytes: &[u8]) -> Result<StateHead, Damaged> {
-    record::decode_beginning(bytes)
+    record::decode_beginning(bytes, &[FORMAT_OF_MOVED])
 }
 
 impl Record for StateRecord {
@@ -120,5 +149,46 @@ impl Record for StateRecord {
     type Key = EntityId;
     fn key(of: &Self::Key) -> Vec<u8> {
         key(of).to_vec()
+    }
+    fn encode_to(&self, bytes: &mut Vec<u8>) {
+        if self.reminders.iter().all(|head| head.moved_from.is_none()) {
+            return record::encode_to(bytes, self);
+        }
+        let places = (0_u32..).zip(&self.reminders);
+        let moved = places.filter_map(|(place, head)| Some((place, head.moved_from?)));
+        record::encode_format_to(bytes, FORMAT_OF_MOVED, &(self, moved.collect::<Vec<_>>()));
+    }
+    fn decode(bytes: &[u8]) -> Result<Self, Damaged> {
+        let Some((&FORMAT_OF_MOVED, fields)) = bytes.split_first() else {
+            return record::decode(bytes);
+        };
+        let (mut record, moved): (Self, Vec<(u32, Timestamp)>) = record::decode_fields(fields)?;
+        for (place, from) in moved {
+            let head = record.reminders.get_mut(place as usize);
+            let head = head.ok_or_else(|| Damaged("there is no such reminder".into()))?;
+            head.moved_from = Some(from);
+        }
+        Ok(record)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_whose_reminders_were_moved_has_a_format_of_its_own() {
+        let plain = StateRecord { state: vec![7], ..sample(1) };
+        let moved = StateRecord { state: vec![7], ..sample(2) };
+        let head: &[&[u8]] = &[&[1, 9, 2, 1, 1, 14, 2], &[1, b'q', 0, 1], &[1, b'r', 10, 2]];
+        let fields = [&head.concat()[..], &[1, 7]].concat();
+        assert_eq!(moved.encode(), [&[2], &fields[..], &[1, 1, 6]].concat());
+        assert_eq!(plain.encode()[0], 1, "earlier programs read it");
+        for record in [plain, moved] {
+            let bytes = record.encode();
+            assert_eq!(StateRecord::decode(&bytes).as_ref(), Ok(&record));
+            assert_eq!(read_head(&bytes), Ok(record.head));
+            assert!(StateRecord::decode(&bytes[..bytes.len() - 1]).is_err());
+        }
     }
 }
