@@ -15,6 +15,7 @@ mod in_process;
 mod load;
 mod placement;
 mod postgres;
+mod rearm;
 mod recovery;
 mod table;
 
@@ -34,7 +35,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 struct Command {
     #[command(subcommand)]
     verb: Option<Verb>,
-    /// Only these figures: spread, hot, asks, committed, http, query, latency, activation, recovery, due,
+    /// Only these figures: spread, hot, asks, committed, rearm, http, query, latency, activation, recovery, due,
     /// placement, postgres, cluster.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
@@ -83,6 +84,9 @@ async fn measure(only: &[String], rounds: usize) -> Result<()> {
     }
     if wanted("committed") {
         committed::measure(&mut table, rounds).await?;
+    }
+    if wanted("rearm") {
+        rearm::measure(&mut table, rounds).await?;
     }
     if wanted("http") {
         http::throughput(&mut table, rounds).await?;

@@ -232,9 +232,18 @@ pub(super) async fn reminders(
     let after = after.cloned().map(Slot::from);
     let (partition, limit) = (node.host.partition_of(id), limit.clamp(1, PAGE_ROWS_MAX));
     let store = node.host.store();
-    let page = store.reminders(Haste::Long, partition, id.clone(), after, limit).await?;
+    let mut page = store.reminders(Haste::Long, partition, id.clone(), after, limit).await?;
     let next = page.last_before_more();
     let next = next.map(|(_, slot, _)| ReminderId::from(slot.clone()).to_string());
+    if page.rows.iter().any(|(_, slot, _)| matches!(slot, Slot::Named(_))) {
+        // The row of a reminder that was put off stays at the earlier time.
+        let state = store.load(id.clone()).await?;
+        let heads = state.map_or_else(Vec::new, |state| state.reminders);
+        for (_, _, record) in &mut page.rows {
+            let head = heads.iter().find(|head| head.number == record.number);
+            record.due = head.map_or(record.due, |head| head.due);
+        }
+    }
     Ok(Listed { rows: page.rows.into_iter().map(ReminderView::from).collect(), next })
 }
 

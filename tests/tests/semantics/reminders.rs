@@ -92,3 +92,22 @@ async fn a_reminder_whose_timer_fired_early_is_waited_for_again() {
     until_true("a due signal is applied though its timer fired early", is_applied).await;
     expect_entries(&node, "a", &[1]).await;
 }
+
+#[tokio::test]
+async fn a_reminder_that_was_put_off_is_listed_with_the_time_at_which_it_is_due() {
+    let world = World::new();
+    let node = world.start().await;
+    let journal = node.entity::<Journal>("a");
+    let id = EntityId::new("journal", "a").expect("valid");
+    journal.remind_once(60, 1).await.expect("applied");
+    world.advance(30);
+    journal.remind_once(60, 1).await.expect("applied");
+    let due = world.clock.now() + Duration::from_secs(60);
+    let listed = node.reminders(&id, None, 10).await.expect("a list").rows;
+    assert_eq!(listed.iter().map(|it| it.due).collect::<Vec<_>>(), [due]);
+    world.advance(59);
+    expect_entries(&node, "a", &[]).await;
+    world.advance(1);
+    expect_entries(&node, "a", &[1]).await;
+    node.abort().await;
+}
