@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc};
 
 use crate::{
     Answer, Dependencies, EntityId, Error, ErrorKind, Operation, Origin, Rejection, Request, Then,
-    Timestamp, TraceContext,
+    Timeout, Timestamp, TraceContext,
     ask::{Ask, Continuation},
     effect::{Effect, INTERVAL_MIN, Reminder, Schedule, Signal},
 };
@@ -262,8 +262,7 @@ impl Context {
         if request.id != self.turn.id {
             return invalid("an answer returns to the entity that asks: `Self::of(ctx.key())`");
         }
-        let is_too_late =
-            |length: &crate::Timeout| self.turn.now + length.as_duration() > Timestamp::MAX;
+        let is_too_late = |length: &Timeout| self.turn.now + length.as_duration() > Timestamp::MAX;
         if timeout.as_ref().is_some_and(is_too_late) {
             return Err(too_late());
         }
@@ -330,6 +329,31 @@ impl Context {
         self.add(Effect::CancelReminder(name));
     }
 
+    /// Has this entity expire: it is deleted with everything that belongs to it at or after this time from
+    /// now, also after downtime, unless a later turn says otherwise. Where accepted work waits for it then,
+    /// also delayed signals, or the timeout of one of its asks is to come, it expires after that. Of a type
+    /// with a time to live every other turn sets that anew. It is refused after [`Context::delete`].
+    pub fn expire_after(&mut self, length: impl Into<Timeout>) {
+        let length = length.into();
+        if self.turn.now + length.as_duration() > Timestamp::MAX {
+            return self.fail(too_late());
+        }
+        self.expire(Some(length));
+    }
+
+    /// Has this entity stay until a later turn says otherwise, in place of an expiry that was set before.
+    pub fn cancel_expiry(&mut self) {
+        self.expire(None);
+    }
+
+    fn expire(&mut self, length: Option<Timeout>) {
+        if self.deleted {
+            let rule = "an entity that is deleted in this turn does not expire";
+            return self.fail(Error::new(ErrorKind::Invalid, rule));
+        }
+        self.add(Effect::Expire(length));
+    }
+
     /// Deletes this entity in this turn's commit: its state and its reminders, also those that this
     /// turn set before. Operations behind this one, and signals that this turn sends to the entity
     /// itself, apply to its next generation, which begins with the default state.
@@ -348,6 +372,7 @@ impl Context {
             }
             Effect::Remind(reminder) => (1, reminder.input.len()),
             Effect::CancelReminder(name) => (1, name.len()),
+            Effect::Expire(_) => (1, 0),
         };
         self.effect_count += count;
         self.effect_bytes += bytes;

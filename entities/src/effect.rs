@@ -20,6 +20,8 @@ pub enum Effect {
     Remind(Reminder),
     /// Cancel the reminder of this name, if there is one.
     CancelReminder(String),
+    /// Delete the entity this long after the turn, or, where it is `None`, not by itself.
+    Expire(Option<Timeout>),
 }
 
 /// An operation for another entity, or for the same one.
@@ -165,7 +167,7 @@ pub fn check_own_operations(
                     refused(format!("an ask that {} answers", then.operation), why)
                 })?;
             }
-            Effect::Signal(_) | Effect::CancelReminder(_) => {}
+            Effect::Signal(_) | Effect::CancelReminder(_) | Effect::Expire(_) => {}
         }
     }
     Ok(())

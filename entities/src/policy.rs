@@ -55,6 +55,10 @@ pub struct Policy {
     /// How long idempotency keys are remembered; of a type. 1 s to 10 years.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retention: Option<Timeout>,
+    /// How long an entity lives after its last turn, unless that says otherwise; of a type. For ever where
+    /// nothing is set. 1 s to 10 years.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<Timeout>,
 }
 
 impl Policy {
@@ -95,6 +99,13 @@ impl Policy {
         self
     }
 
+    /// Sets [`Policy::ttl`].
+    #[must_use]
+    pub fn ttl(mut self, length: impl Into<Timeout>) -> Self {
+        self.ttl = Some(length.into());
+        self
+    }
+
     /// The policy with what it leaves open taken from another one.
     #[must_use]
     pub fn or(self, other: Self) -> Self {
@@ -105,13 +116,14 @@ impl Policy {
             mailbox: self.mailbox.or(other.mailbox),
             idle: self.idle.or(other.idle),
             retention: self.retention.or(other.retention),
+            ttl: self.ttl.or(other.ttl),
         }
     }
 
     /// The parts of it that an operation can have.
     #[must_use]
     pub fn of_operation(self) -> Self {
-        Self { mailbox: None, idle: None, retention: None, ..self }
+        Self { mailbox: None, idle: None, retention: None, ttl: None, ..self }
     }
 
     /// Everything in it that is out of its range, in words.
@@ -130,7 +142,9 @@ impl Policy {
         within("deadline", self.deadline, times);
         within("backoff", self.backoff, times);
         within("idle time", self.idle, times);
-        within("retention", self.retention, (Duration::from_secs(1), RETENTION_MAX));
+        let long = (Duration::from_secs(1), RETENTION_MAX);
+        within("retention", self.retention, long);
+        within("time to live", self.ttl, long);
         if let Some(retries) = self.retries.filter(|retries| *retries > RETRIES_MAX) {
             problems
                 .push(format!("there are {retries} retries, and must be at most {RETRIES_MAX}"));
@@ -150,8 +164,8 @@ mod tests {
     fn every_value_out_of_its_range_is_named() {
         let (zero, long) = (Duration::ZERO, RETENTION_MAX * 2);
         let bad = Policy::default().deadline(zero).backoff(long).idle(zero).retention(long);
-        let bad = bad.retries(RETRIES_MAX + 1).mailbox(0);
-        assert_eq!(bad.problems().len(), 6, "{:?}", bad.problems());
+        let bad = bad.retries(RETRIES_MAX + 1).mailbox(0).ttl(zero);
+        assert_eq!(bad.problems().len(), 7, "{:?}", bad.problems());
         let minute = Duration::from_secs(60);
         let good = Policy::default().deadline(minute).backoff(minute).idle(minute);
         let good = good.retention(RETENTION_MAX).retries(RETRIES_MAX).mailbox(MAILBOX_MAX);

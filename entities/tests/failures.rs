@@ -66,3 +66,36 @@ fn drivers_tell_of_failures_as_a_node_does() {
     };
     assert_eq!(after(&letters[1].error), Some(Duration::from_secs(60).into()));
 }
+
+/// A parcel that nobody fetches.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
+struct Locker {
+    parcels: u32,
+}
+
+#[entity(name = "locker", ttl = Duration::from_secs(60))]
+impl Locker {
+    pub(crate) fn put(&mut self) {
+        self.parcels += 1;
+    }
+
+    pub(crate) fn keep_for(&mut self, ctx: &mut Context, seconds: u64) {
+        ctx.expire_after(Duration::from_secs(seconds));
+        ctx.signal(Self::of(ctx.key()).put().after(Duration::from_secs(seconds + 5)));
+    }
+}
+
+#[test]
+fn drivers_expire_entities_as_a_node_does() {
+    let mut lockers = Drivers::new().entity::<Locker>();
+    lockers.apply(Locker::of("a").put()).expect("applied");
+    let second = Duration::from_secs(1);
+    lockers.advance(second * 59).expect("nothing fails");
+    assert_eq!(lockers.state::<Locker>("a").parcels, 1);
+    lockers.apply(Locker::of("a").keep_for(10)).expect("applied");
+    lockers.advance(second * 15).expect("nothing fails");
+    assert_eq!(lockers.state::<Locker>("a").parcels, 2, "work was waiting for it");
+    lockers.advance(second * 60).expect("nothing fails");
+    assert_eq!(lockers.state::<Locker>("a").parcels, 0);
+    assert!(lockers.take_dead_letters().is_empty());
+}

@@ -61,6 +61,7 @@ sabotages! {
     X35 LetterToldOutsideCommit breaks 62: "An entity is told of its dead letter, and not by the commit that keeps it."
     X36 CommittedReadOfLive breaks 63: "A read of the committed state shows one that is not durable yet."
     X37 MovedReminderFires breaks 64: "A reminder that was moved to a later time fires at its old one too."
+    X38 ExpiryWhileWorkWaits breaks 65: "An entity expires though accepted work waits for it."
 }
 
 #[cfg(feature = "sabotage")]

@@ -14,6 +14,7 @@ pub(super) trait Driven: Any + Send + Sync {
     fn query(&self, request: &Request) -> Result<Vec<u8>, CallError>;
     fn fire<'a>(&'a mut self, name: &'a str) -> BoxFuture<'a, Result<Vec<u8>, CallError>>;
     fn next_reminder(&self) -> Option<(Timestamp, String)>;
+    fn put_expiry_off(&mut self, until: Timestamp);
     /// The operation of a reminder, as a signal of the entity to itself.
     fn reminder(&self, name: &str) -> Option<Signal>;
     fn revision(&self) -> u64;
@@ -38,6 +39,9 @@ impl<E: Entity> Driven for Driver<E> {
     }
     fn next_reminder(&self) -> Option<(Timestamp, String)> {
         self.next_reminder()
+    }
+    fn put_expiry_off(&mut self, until: Timestamp) {
+        self.expires_at = Some(until);
     }
     fn reminder(&self, name: &str) -> Option<Signal> {
         let ((_, reminder), target) = self.reminders.get(name).zip(self.id.clone())?;

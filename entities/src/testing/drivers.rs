@@ -10,7 +10,7 @@ use std::{
 
 use serde::de::DeserializeOwned;
 
-use super::{Driver, START, at_once, driven::Driven, result};
+use super::{Driver, EXPIRY, START, at_once, driven::Driven, result};
 use crate::{
     Answer, CallError, Cause, Dependencies, Entity, EntityId, Error, ErrorKind, Failure, Operation,
     Origin, Query, Request, Timestamp,
@@ -344,7 +344,7 @@ impl Drivers {
             match effect {
                 Effect::Signal(signal) => self.accept(Sent { sender, signal, origin, asked: None }),
                 Effect::Ask(ask) => self.open_ask(id, ask, origin),
-                Effect::Remind(_) | Effect::CancelReminder(_) => {}
+                Effect::Remind(_) | Effect::CancelReminder(_) | Effect::Expire(_) => {}
             }
         }
     }
@@ -458,15 +458,30 @@ impl Drivers {
     }
 
     async fn fire(&mut self, id: &EntityId, name: &str) {
+        let work = self.work_until(id);
         let Some(driver) = self.entities.get_mut(id) else {
             return;
         };
+        if name == EXPIRY
+            && let Some(until) = work
+        {
+            return driver.put_expiry_off(until);
+        }
         let signal = driver.reminder(name);
         let result = driver.fire(name).await;
         self.collect(id, result.is_ok(), None);
         if let (Err(error), Some(signal)) = (result, signal) {
             self.lose(DeadLetter { sender: Some(id.clone()), signal, error });
         }
+    }
+
+    /// Until when something is delayed for an entity, or one of its asks may time out: it does not expire
+    /// before.
+    fn work_until(&self, id: &EntityId) -> Option<Timestamp> {
+        let delayed = self.delayed.iter().filter(|(_, sent)| sent.signal.target == *id);
+        let asks = self.asks.values().filter(|open| open.asker == *id);
+        let times = delayed.map(|((due, _), _)| *due).chain(asks.filter_map(|open| open.due));
+        times.max().map(|due| due + Duration::from_secs(1))
     }
 
     /// Keeps a dead letter, and has its entity hear of it, where that wants to.

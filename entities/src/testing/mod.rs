@@ -76,6 +76,8 @@ pub struct Driver<E> {
     /// The signals and asks, in order.
     sent: Vec<Effect>,
     reminders: BTreeMap<String, (Timestamp, Reminder)>,
+    /// When the entity is deleted by itself.
+    expires_at: Option<Timestamp>,
     dependencies: Arc<Dependencies>,
 }
 
@@ -91,6 +93,7 @@ impl<E: Entity> Driver<E> {
             number: 0,
             sent: Vec::new(),
             reminders: BTreeMap::new(),
+            expires_at: None,
             dependencies: Arc::default(),
         };
         driver.activate();
@@ -252,15 +255,34 @@ impl<E: Entity> Driver<E> {
         self.reminders.get(name).map(|(due, _)| *due)
     }
 
-    /// The reminder that is due first; of several at one moment, the first by name.
+    /// When the entity expires, if it does.
+    pub fn expires_at(&self) -> Option<Timestamp> {
+        self.expires_at
+    }
+
+    /// The reminder that is due first; of several at one moment, the first by name. The expiry is one.
     fn next_reminder(&self) -> Option<(Timestamp, String)> {
-        let reminders = self.reminders.iter().map(|(name, (due, _))| (*due, name));
-        reminders.min().map(|(due, name)| (due, name.clone()))
+        let reminders = self.reminders.iter().map(|(name, (due, _))| (*due, &**name));
+        let next = reminders.chain(self.expires_at.map(|at| (at, EXPIRY))).min();
+        next.map(|(due, name)| (due, name.to_owned()))
+    }
+
+    /// Deletes the entity.
+    fn reset(&mut self) {
+        self.state = E::default();
+        self.revision = 0;
+        self.reminders.clear();
+        self.expires_at = None;
+        self.activate();
     }
 
     /// Applies the operation of a reminder. The reminder is gone, or due again, once its turn has
     /// run: if this future is dropped before, nothing has changed.
     async fn fire(&mut self, name: &str) -> Result<Vec<u8>, CallError> {
+        if name == EXPIRY {
+            self.reset();
+            return Ok(b"null".to_vec());
+        }
         let found = self.reminders.get(name).zip(self.id.clone());
         let Some(((due, reminder), id)) = found else {
             return Err(Error::new(ErrorKind::NotFound, format!("no reminder {name}")).into());
@@ -361,7 +383,11 @@ impl<E: Entity> Driver<E> {
         if result.is_ok() {
             self.state = state;
         }
-        self.revision += u64::from(result.is_ok() || !effects.list.is_empty());
+        if result.is_ok() || !effects.list.is_empty() {
+            self.revision += 1;
+            let of_type = E::policy().ttl.map(|length| self.now + length.as_duration());
+            self.expires_at = of_type.or(self.expires_at);
+        }
         for effect in effects.list {
             match effect {
                 effect @ (Effect::Signal(_) | Effect::Ask(_)) => self.sent.push(effect),
@@ -370,17 +396,20 @@ impl<E: Entity> Driver<E> {
                     self.reminders.insert(reminder.name.clone(), (due, reminder));
                 }
                 Effect::CancelReminder(name) => drop(self.reminders.remove(&name)),
+                Effect::Expire(length) => {
+                    self.expires_at = length.map(|length| self.now + length.as_duration());
+                }
             }
         }
         if effects.deleted {
-            self.state = E::default();
-            self.revision = 0;
-            self.reminders.clear();
-            self.activate();
+            self.reset();
         }
         result.map_err(CallError::Rejected)
     }
 }
+
+/// The name of the expiry among the reminders.
+const EXPIRY: &str = "?expiry";
 
 /// A turn fails where its state could not be read back, from the store or from JSON.
 fn prove<E: Entity>(state: &E) -> Result<(), Error> {

@@ -14,7 +14,7 @@ use super::{Inner, router::Command};
 use crate::{
     admission::Permit,
     clock,
-    partition::PURGE,
+    partition::{EXPIRE, PURGE},
     store::{
         DeadLetterFilter, Haste, PAGE_BYTES_MAX, Reminder, TypedReads as _,
         tables::{
@@ -330,7 +330,7 @@ pub(super) async fn unserved(node: &Inner) -> Result<Vec<UnservedView>, Error> {
             continue;
         }
         // Those that are served, and what the runtime itself stores.
-        let mut except = vec![PURGE.to_owned()];
+        let mut except = vec![PURGE.to_owned(), EXPIRE.to_owned()];
         let served_names = served.map_or_else(Vec::new, |served| served.all_names());
         except.extend(served_names.into_iter().map(str::to_owned));
         for partition in 0..node.host.store().opened().settings.partitions {

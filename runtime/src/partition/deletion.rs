@@ -55,9 +55,9 @@ impl Partition {
         self.outputs.push(match waits {
             WaitsForReminders::Cancel(cancel) => Output::Reminder(id.clone(), cancel.slot.clone()),
             WaitsForReminders::Purge(purge) => Output::Reminders(id.clone(), purge.after.clone()),
-            WaitsForReminders::Delete(_) | WaitsForReminders::Turn(..) => {
-                Output::Reminders(id.clone(), None)
-            }
+            WaitsForReminders::Delete(_)
+            | WaitsForReminders::Turn(..)
+            | WaitsForReminders::Expire(_) => Output::Reminders(id.clone(), None),
         });
     }
 

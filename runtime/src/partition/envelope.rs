@@ -27,6 +27,8 @@ pub(super) enum Envelope {
     Purge(Box<Purge>),
     /// A reminder or delayed signal that cannot run; it becomes a dead letter in its turn.
     Undeliverable(Box<Undeliverable>),
+    /// The end of the entity, whose time has come.
+    Expire(Box<Expire>),
 }
 
 /// A query, or a look at the committed state.
@@ -129,6 +131,12 @@ pub(super) struct Purge {
 pub(super) struct Undeliverable {
     pub(super) occurrence: Occurrence,
     pub(super) letter: Letter,
+    pub(super) permit: Option<OwnedSemaphorePermit>,
+}
+
+/// The end of an entity at its time, of which a reminder tells.
+pub(super) struct Expire {
+    pub(super) occurrence: Occurrence,
     pub(super) permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -355,7 +363,11 @@ impl Envelope {
         match self {
             Self::Operation(operation) => operation.key.as_ref(),
             Self::Delete(delete) => delete.key.as_ref(),
-            Self::Read(_) | Self::Cancel(_) | Self::Purge(_) | Self::Undeliverable(_) => None,
+            Self::Read(_)
+            | Self::Cancel(_)
+            | Self::Purge(_)
+            | Self::Undeliverable(_)
+            | Self::Expire(_) => None,
         }
     }
 
@@ -366,7 +378,7 @@ impl Envelope {
             Self::Operation(operation) => operation.reply_to(),
             Self::Delete(delete) => Some(&delete.reply_to),
             Self::Cancel(cancel) => Some(&cancel.reply_to),
-            Self::Purge(_) | Self::Undeliverable(_) => None,
+            Self::Purge(_) | Self::Undeliverable(_) | Self::Expire(_) => None,
         }
     }
 
@@ -377,7 +389,7 @@ impl Envelope {
             Self::Operation(operation) => operation.into_reply_to(),
             Self::Delete(delete) => Some(delete.reply_to),
             Self::Cancel(cancel) => Some(cancel.reply_to),
-            Self::Purge(_) | Self::Undeliverable(_) => None,
+            Self::Purge(_) | Self::Undeliverable(_) | Self::Expire(_) => None,
         }
     }
 
@@ -385,7 +397,7 @@ impl Envelope {
     pub(super) fn is_stored(&self) -> bool {
         match self {
             Self::Operation(operation) => operation.row != Row::None,
-            Self::Purge(_) | Self::Undeliverable(_) => true,
+            Self::Purge(_) | Self::Undeliverable(_) | Self::Expire(_) => true,
             Self::Read(_) | Self::Delete(_) | Self::Cancel(_) => false,
         }
     }
@@ -396,6 +408,7 @@ impl Envelope {
             Self::Operation(operation) => operation.permit = Some(permit),
             Self::Purge(purge) => purge.permit = Some(permit),
             Self::Undeliverable(undeliverable) => undeliverable.permit = Some(permit),
+            Self::Expire(expire) => expire.permit = Some(permit),
             Self::Read(_) | Self::Delete(_) | Self::Cancel(_) => {}
         }
     }
@@ -407,6 +420,7 @@ impl Envelope {
             Self::Operation(operation) => operation.permit = None,
             Self::Purge(purge) => purge.permit = None,
             Self::Undeliverable(undeliverable) => undeliverable.permit = None,
+            Self::Expire(expire) => expire.permit = None,
             Self::Read(_) | Self::Delete(_) | Self::Cancel(_) => {}
         }
     }
@@ -419,6 +433,7 @@ impl Envelope {
                 Row::None | Row::Inbox(_) => None,
             },
             Self::Undeliverable(undeliverable) => Some(&undeliverable.occurrence),
+            Self::Expire(expire) => Some(&expire.occurrence),
             Self::Read(_) | Self::Delete(_) | Self::Cancel(_) | Self::Purge(_) => None,
         }
     }
@@ -439,6 +454,7 @@ impl std::fmt::Debug for Envelope {
             Self::Cancel(_) => "Cancel",
             Self::Purge(_) => "Purge",
             Self::Undeliverable(_) => "Undeliverable",
+            Self::Expire(_) => "Expire",
         })
     }
 }

@@ -15,6 +15,7 @@ use super::{
         Caller, Cancel, Delete, Envelope, Letter, Occurrence, Operation, Purge, Read, ReadKind,
         Row, Stored, Undeliverable,
     },
+    expiry::EXPIRE,
     idempotency::{IdempotencyKeys, LookUp},
     links::Place,
     loaded::corrupt,
@@ -498,6 +499,9 @@ impl Partition {
 
     fn due_envelope(&mut self, id: &EntityId, slot: Slot, record: ReminderRecord) -> Envelope {
         let occurrence = Occurrence::new(slot.clone(), &record);
+        if record.operation == EXPIRE {
+            return Envelope::expire(occurrence);
+        }
         match self.environment.operation(id, &record.operation) {
             Ok((index, awaits)) => {
                 let stored = Stored {

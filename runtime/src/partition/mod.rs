@@ -34,6 +34,7 @@ mod dead_letters;
 mod deletion;
 mod envelope;
 mod environment;
+mod expiry;
 mod handle;
 mod idempotency;
 mod inbox;
@@ -83,6 +84,7 @@ pub(crate) use self::{
     attempts::Predecessor,
     envelope::{Occurrence, Row},
     environment::Identity,
+    expiry::EXPIRE,
     handle::{Closed, Handle, Hosting},
     intake::PURGE,
     watch::{Late, Watches},

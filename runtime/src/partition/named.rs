@@ -27,7 +27,7 @@ use crate::{
     },
 };
 
-/// What is to be done with an occurrence of a reminder whose turn has come.
+/// The standing of an occurrence of a reminder whose turn has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Standing {
     Current,
@@ -104,7 +104,7 @@ impl Partition {
         true
     }
 
-    /// What is to be done with an operation whose turn has come, where a reminder brought it about.
+    /// The standing of a row whose turn has come; one of no reminder is current.
     pub(super) fn standing(&mut self, id: &EntityId, row: &Row) -> Standing {
         let Row::Reminder(Occurrence { slot: Slot::Named(name), due, number, .. }) = row else {
             return Standing::Current;

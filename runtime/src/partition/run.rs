@@ -140,6 +140,15 @@ impl Partition {
                 self.activations.retry(self.moment.now + ROOM_PAUSE, id);
                 Next::Waits
             }
+            Envelope::Expire(expire) => {
+                if !self.moment.has_room {
+                    return self.wait_for_room(id, Envelope::Expire(expire));
+                }
+                match self.run_expiry(id, expire) {
+                    true => Next::Waits,
+                    false => Next::Goes,
+                }
+            }
             Envelope::Undeliverable(undeliverable) => {
                 if !self.moment.has_room {
                     return self.wait_for_room(id, Envelope::Undeliverable(undeliverable));
@@ -468,6 +477,7 @@ impl Partition {
             (WaitsForReminders::Turn(operation, _), Err(error)) => {
                 self.fail(id, operation, unreadable(&error), NextTry::ByPolicy);
             }
+            (WaitsForReminders::Expire(expire), page) => self.expire(id, *expire, page),
             (WaitsForReminders::Cancel(_), _) => unreachable!("it waits for one reminder"),
         }
         self.activations.make_ready(id);

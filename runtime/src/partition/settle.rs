@@ -111,7 +111,7 @@ impl Partition {
         }
         self.consume(id, &mut operation);
         let ended = delayed.map(|it| self.begin_deletion(id, operation.accepted_at, it));
-        let mut index = 0;
+        let (mut index, mut expiry) = (0, None);
         for effect in effects.list {
             let origin = &operation.origin;
             match effect {
@@ -122,10 +122,12 @@ impl Partition {
                 Effect::Ask(ask) => index = self.ask(id, (version, index), ask, origin.as_ref()),
                 Effect::Remind(reminder) => self.remind(id, reminder),
                 Effect::CancelReminder(name) => drop(self.cancel_named(id, &name)),
+                Effect::Expire(length) => expiry = Some(length),
             }
         }
-        if let Some(ended) = ended {
-            self.end_generation(id, ended);
+        match ended {
+            Some(ended) => self.end_generation(id, ended),
+            None => self.arm_expiry(id, expiry),
         }
         self.conclude(id, *operation, reply);
     }

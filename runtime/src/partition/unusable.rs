@@ -31,6 +31,9 @@ impl Partition {
                 Envelope::Undeliverable(it) => {
                     self.leave_stored(id, &Row::Reminder(it.occurrence), 0);
                 }
+                Envelope::Expire(it) => {
+                    self.leave_stored(id, &Row::Reminder(it.occurrence), 0);
+                }
                 Envelope::Delete(delete) => self.refuse_deletion(*delete, error),
                 Envelope::Read(read) => self.refuse(read.reply_to, error),
                 Envelope::Cancel(cancel) => self.refuse(cancel.reply_to, error),

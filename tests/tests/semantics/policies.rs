@@ -179,3 +179,57 @@ async fn every_policy_out_of_its_range_is_named_at_the_start() {
     }
     assert_eq!(problems.len(), 5, "{problems:?}");
 }
+
+/// Lives for a minute after its last turn.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
+struct Cart {
+    items: u32,
+}
+
+#[entity(name = "cart", ttl = MINUTE)]
+impl Cart {
+    pub fn put(&mut self) -> u32 {
+        self.items += 1;
+        self.items
+    }
+
+    pub fn keep(&mut self, ctx: &mut Context) {
+        ctx.cancel_expiry();
+    }
+
+    pub fn count(&self) -> u32 {
+        self.items
+    }
+}
+
+#[tokio::test]
+async fn entities_of_a_type_with_a_time_to_live_end_when_nobody_has_used_them_for_that_long() {
+    let world = World::new();
+    let node = node(&world).entity::<Cart>().start().await.expect("starts");
+    for cart in ["a", "b"] {
+        node.entity::<Cart>(cart).put().await.expect("applied");
+    }
+    for _ in 0..3 {
+        world.advance(50);
+        assert_eq!(node.entity::<Cart>("a").count().await.expect("a query") % 4, {
+            node.entity::<Cart>("a").put().await.expect("applied") - 1
+        });
+    }
+    let ended = async || world.disk.rows(Table::States).len() == 1;
+    until_true("the other one has ended", ended).await;
+    assert_eq!(node.entity::<Cart>("a").count().await.expect("a query"), 4);
+    node.entity::<Cart>("a").keep().await.expect("applied");
+    world.advance(3_600);
+    until_true("nothing is due", async || world.disk.rows(Table::Due).is_empty()).await;
+    assert_eq!(node.entity::<Cart>("a").count().await.expect("a query"), 4);
+    // The next turn is one of a type with a time to live again.
+    node.entity::<Cart>("a").put().await.expect("applied");
+    node.abort().await;
+    world.disk.crash();
+    world.advance(3_600);
+    let builder = self::node(&world);
+    let node = builder.entity::<Cart>().start().await.expect("starts");
+    until_true("it has ended", async || world.disk.rows(Table::States).is_empty()).await;
+    assert_eq!(node.entity::<Cart>("a").count().await.expect("a query"), 0);
+    node.abort().await;
+}

@@ -12,7 +12,7 @@ use super::generate::own;
 /// The words of a policy that operations and types have.
 const OF_ALL: [&str; 3] = ["deadline", "retries", "backoff"];
 /// The words that only types have.
-const OF_TYPES: [&str; 3] = ["mailbox", "idle", "retention"];
+const OF_TYPES: [&str; 4] = ["mailbox", "idle", "retention", "ttl"];
 
 /// A policy as it is written.
 #[derive(Default)]

@@ -9,7 +9,8 @@ use crate::{
     map::Map,
     partition::{
         envelope::{
-            AttemptCount, Cancel, Delete, Envelope, Occurrence, Operation, Purge, Row, Sender,
+            AttemptCount, Cancel, Delete, Envelope, Expire, Occurrence, Operation, Purge, Row,
+            Sender,
         },
         message::Keyed,
         turn::Applied,
@@ -65,6 +66,7 @@ pub(in crate::partition) enum WaitsForReminders {
     Turn(Box<Operation>, Box<Applied>),
     Purge(Box<Purge>),
     Cancel(Box<Cancel>),
+    Expire(Box<Expire>),
 }
 
 /// Signals of one sender that wait for the first of them to be tried again.
@@ -295,6 +297,11 @@ impl Activation {
         Some(answer)
     }
 
+    /// Whether answers wait for others of their asks.
+    pub(in crate::partition) fn has_gathered(&self) -> bool {
+        !self.gathered.is_empty()
+    }
+
     /// Takes the answers of an ask that wait for the others.
     fn take_gathered(&mut self, ask: u64) -> Vec<Operation> {
         self.gathered.remove(&ask).unwrap_or_default()
@@ -505,6 +512,7 @@ impl WaitsForReminders {
             Self::Turn(operation, _) => Envelope::Operation(operation),
             Self::Purge(purge) => Envelope::Purge(purge),
             Self::Cancel(cancel) => Envelope::Cancel(cancel),
+            Self::Expire(expire) => Envelope::Expire(expire),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The state machine driven by hand: every read, flush and tick happens when a test says so.
 
 mod asks;
+mod expiry;
 mod failures;
 mod moved;
 mod once;
@@ -121,6 +122,25 @@ impl Log {
     pub fn remind_once(&mut self, ctx: &mut Context, entry: u32) {
         let after = Duration::from_secs(10);
         ctx.remind("once", After(after), Self::of(ctx.key()).append(entry));
+    }
+
+    /// Adds an entry, and ends so many seconds later, or never by itself.
+    pub fn append_for(&mut self, ctx: &mut Context, entry: u32, seconds: Option<u64>) {
+        self.entries.push(entry);
+        match seconds {
+            Some(seconds) => ctx.expire_after(Duration::from_secs(seconds)),
+            None => ctx.cancel_expiry(),
+        }
+    }
+
+    /// Adds an entry, and tells another, once so much time has passed.
+    pub fn append_from(&mut self, ctx: &mut Context, from: Timestamp) -> Result<(), Failure> {
+        if ctx.now() < from {
+            return Err(Failure::retry("not yet").after(from.since(ctx.now())));
+        }
+        self.entries.push(7);
+        ctx.signal(Self::of("told").append(self.entries.len() as u32));
+        Ok(())
     }
 
     pub fn end_and_begin(&mut self, ctx: &mut Context) {

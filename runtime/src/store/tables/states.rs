@@ -115,7 +115,7 @@ pub struct ReminderHead {
     /// vain at that time, and its row follows. Kept behind the record, which has a format of its own then.
     #[serde(skip)]
     pub moved_from: Option<Timestamp>,
-    /// What its operation and argument are, where that is known: not stored.
+    /// The hash of its operation and argument, where that is known. It is not stored.
     #[serde(skip)]
     pub content: Option<u128>,
 }
