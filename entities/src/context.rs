@@ -3,10 +3,10 @@
 use std::{fmt, sync::Arc};
 
 use crate::{
-    Answer, Dependencies, EntityId, Error, ErrorKind, Operation, Origin, Rejection, Request, Then,
-    Timeout, Timestamp, TraceContext,
+    Answer, Dependencies, EntityId, Error, ErrorKind, Operation, Origin, Rejection, Request,
+    Schedule, Then, Timeout, Timestamp, TraceContext,
     ask::{Ask, Continuation},
-    effect::{Effect, INTERVAL_MIN, Reminder, Schedule, Signal},
+    effect::{Effect, Reminder, Signal},
 };
 
 /// The most effects one turn may have; each question of an ask is one.
@@ -293,12 +293,13 @@ impl Context {
         if name.starts_with(RUNTIME_NAMES) {
             return self.fail(is_the_runtimes());
         }
-        if matches!(schedule, Schedule::Every(interval) if interval.as_duration() < INTERVAL_MIN) {
-            let rule = format!("a reminder's interval is at least {INTERVAL_MIN:?}");
-            return self.fail(Error::new(ErrorKind::Invalid, rule));
-        }
-        if schedule.first(self.turn.now) > Timestamp::MAX {
-            return self.fail(too_late());
+        match schedule.first(self.turn.now) {
+            Err(why) => {
+                let rule = format!("the reminder {name:?} has no schedule: {why}");
+                return self.fail(Error::new(ErrorKind::Invalid, rule));
+            }
+            Ok(first) if first > Timestamp::MAX => return self.fail(too_late()),
+            Ok(_) => {}
         }
         match operation.into_request() {
             Ok(request)

@@ -2,10 +2,10 @@
 //! commit of the turn that produced them: `partition::settle` of the runtime says which rows each one
 //! writes, `testing` what it does without a runtime.
 
-use std::{borrow::Cow, time::Duration};
+use std::borrow::Cow;
 
 use crate::{
-    EntityId, Error, ErrorKind, Failure, Timeout, Timestamp,
+    EntityId, Error, ErrorKind, Failure, Schedule, Timeout, Timestamp,
     ask::{Ask, answer_json},
 };
 
@@ -69,78 +69,6 @@ impl Delay {
     }
 }
 
-/// When a reminder is due. Times are the store's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Schedule {
-    /// Once, this long after the turn that sets it.
-    After(Timeout),
-    /// Once, at this moment; at once if it has passed.
-    At(Timestamp),
-    /// Again and again, first after one interval. Occurrences missed in a downtime are caught up
-    /// once; the next one keeps the original rhythm.
-    Every(Timeout),
-}
-
-/// The shortest interval of a recurring reminder.
-pub const INTERVAL_MIN: Duration = Duration::from_millis(10);
-
-impl Schedule {
-    /// The due time of the first occurrence when the reminder is set at `now`.
-    pub fn first(self, now: Timestamp) -> Timestamp {
-        match self {
-            Self::After(length) | Self::Every(length) => now + length.as_duration(),
-            Self::At(moment) => moment,
-        }
-    }
-
-    /// The due time of the occurrence after the one that was due at `due`, when that one is
-    /// settled at `now`: the first later point of the rhythm that has not passed.
-    pub fn next(self, due: Timestamp, now: Timestamp) -> Option<Timestamp> {
-        let Self::Every(interval) = self else {
-            return None;
-        };
-        let interval = interval.as_duration().max(INTERVAL_MIN);
-        let missed = now.since(due).as_micros() / interval.as_micros();
-        let steps = u32::try_from(missed + 1).unwrap_or(u32::MAX);
-        Some(due + interval.saturating_mul(steps))
-    }
-}
-
-/// `After(duration)`: a one-shot reminder, counted from the turn that sets it.
-#[derive(Debug, Clone, Copy)]
-pub struct After<L: Into<Timeout>>(
-    /// A [`Timeout`] or a [`Duration`].
-    pub L,
-);
-/// `At(timestamp)`: a one-shot reminder at a moment.
-#[derive(Debug, Clone, Copy)]
-pub struct At(
-    /// The moment.
-    pub Timestamp,
-);
-/// `Every(interval)`: a recurring reminder; the interval is at least [`INTERVAL_MIN`].
-#[derive(Debug, Clone, Copy)]
-pub struct Every<L: Into<Timeout>>(
-    /// A [`Timeout`] or a [`Duration`].
-    pub L,
-);
-
-impl<L: Into<Timeout>> From<After<L>> for Schedule {
-    fn from(after: After<L>) -> Self {
-        Self::After(after.0.into())
-    }
-}
-impl From<At> for Schedule {
-    fn from(at: At) -> Self {
-        Self::At(at.0)
-    }
-}
-impl<L: Into<Timeout>> From<Every<L>> for Schedule {
-    fn from(every: Every<L>) -> Self {
-        Self::Every(every.0.into())
-    }
-}
-
 /// Checks the operations of its own that an entity is to apply later: those of the reminders that a turn
 /// sets and of the asks that it makes. `check` says of an operation and its argument why the entity does
 /// not take them.
@@ -171,29 +99,4 @@ pub fn check_own_operations(
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(seconds: i64) -> Timestamp {
-        Timestamp::from_micros(seconds * 1_000_000)
-    }
-
-    #[test]
-    fn a_missed_recurrence_is_caught_up_once_and_keeps_its_rhythm() {
-        let every = Schedule::Every(Timeout::from(Duration::from_secs(10)));
-        assert_eq!(every.first(at(100)), at(110));
-        assert_eq!(every.next(at(110), at(110)), Some(at(120)));
-        assert_eq!(every.next(at(110), at(119)), Some(at(120)));
-        assert_eq!(every.next(at(110), at(155)), Some(at(160)));
-        assert_eq!(every.next(at(110), at(160)), Some(at(170)));
-    }
-
-    #[test]
-    fn a_one_shot_has_no_next() {
-        assert_eq!(Schedule::At(at(1)).next(at(1), at(5)), None);
-        assert_eq!(Schedule::After(Timeout::default()).next(at(1), at(5)), None);
-    }
 }

@@ -40,8 +40,8 @@ pub use http::{CallerIdentity, Server, ServerSettings};
 #[cfg(feature = "http")]
 pub use listen::{Listen, ListenError};
 pub use node::{
-    BulkView, DeadLetterView, Deletion, EntityView, Listed, Node, NodeBuilder, ReminderView,
-    StartError, UnservedView,
+    BulkView, CronView, DeadLetterView, Deletion, EntityView, Listed, Node, NodeBuilder,
+    ReminderView, StartError, UnservedView,
 };
 pub use partition::reply::StateView;
 #[cfg(feature = "postgres")]
@@ -50,12 +50,13 @@ pub use store::PostgresStore;
 pub use store::RocksStore;
 
 pub use stead_entities::{
-    Accepted, After, Answer, At, BoxFuture, CallError, Caller, Cause, Condition, Context,
+    Accepted, After, Answer, At, BoxFuture, CallError, Caller, Cause, Condition, Context, Cron,
     DeadLetter, Delay, Dependencies, Dependency, Deserialize, Entity, EntityId, Error, ErrorKind,
-    Every, Failure, Json, JsonSchema, Layout, Operation, OperationType, Origin, Policy, Query,
-    Reference, Rejection, ReminderId, Request, Serialize, Then, Timeout, Timestamp, TraceContext,
-    TypedReference, Unbound, Version, ask, context, dependencies, effect, entity, error, failure,
-    id, input, json, operation, policy, schemars, serde, state, stock, stored, testing, time,
+    Every, Failure, Json, JsonSchema, Layout, Missed, Operation, OperationType, Origin, Policy,
+    Query, Reference, Rejection, ReminderId, Request, Schedule, Serialize, Then, Timeout,
+    Timestamp, TraceContext, TypedReference, Unbound, Version, ask, context, dependencies, effect,
+    entity, error, failure, id, input, json, operation, policy, schedule, schemars, serde, state,
+    stock, stored, testing, time,
 };
 pub use store::DeadLetterFilter;
 pub use store::tables::dead_letters::DeadLetterId;

@@ -62,6 +62,7 @@ sabotages! {
     X36 CommittedReadOfLive breaks 63: "A read of the committed state shows one that is not durable yet."
     X37 MovedReminderFires breaks 64: "A reminder that was moved to a later time fires at its old one too."
     X38 ExpiryWhileWorkWaits breaks 65: "An entity expires though accepted work waits for it."
+    X39 CronTwiceInFold breaks 66: "A time of day that comes twice, as clocks are set back, is due twice."
 }
 
 #[cfg(feature = "sabotage")]

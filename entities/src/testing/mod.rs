@@ -392,7 +392,7 @@ impl<E: Entity> Driver<E> {
             match effect {
                 effect @ (Effect::Signal(_) | Effect::Ask(_)) => self.sent.push(effect),
                 Effect::Remind(reminder) => {
-                    let due = reminder.schedule.first(self.now);
+                    let due = reminder.schedule.first(self.now).unwrap_or(Timestamp::MAX);
                     self.reminders.insert(reminder.name.clone(), (due, reminder));
                 }
                 Effect::CancelReminder(name) => drop(self.reminders.remove(&name)),

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, str::FromStr as _, time::Duration};
 
 use serde::Serialize;
 use serde_json::value::RawValue;
-use stead_entities::{EntityId, Error, ReminderId, Timeout, Timestamp};
+use stead_entities::{EntityId, Error, Missed, ReminderId, Schedule, Timeout, Timestamp};
 
 use super::{Inner, router::Command};
 use crate::{
@@ -71,12 +71,46 @@ pub struct ReminderView {
     pub is_delayed_signal: bool,
     /// When it is due.
     pub due: Timestamp,
-    /// How often it recurs, if it does.
+    /// How often it recurs, if it does at an interval.
     pub every: Option<Timeout>,
+    /// The cron expression and the time zone by which it recurs, if it does.
+    pub cron: Option<CronView>,
+    /// The fate of occurrences that are missed, if it recurs.
+    pub missed: Option<Missed>,
+    /// When it is due after that, if it recurs: the next five times.
+    pub next: Vec<Timestamp>,
     /// The operation that it applies.
     pub operation: String,
+    /// Its argument; a text where it is no JSON, `null` where it takes none.
+    #[serde(serialize_with = "as_json")]
+    pub input: Vec<u8>,
     /// How often it was tried in vain.
     pub attempts: u32,
+}
+
+/// A cron expression, its zone, and when it is due next as clocks there show it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct CronView {
+    /// The expression.
+    pub expression: String,
+    /// The name of the zone.
+    pub zone: String,
+    /// The due time, in the form of RFC 9557.
+    pub local: Option<String>,
+}
+
+/// How many occurrences of a recurring reminder are shown behind the next one.
+const OCCURRENCES_SHOWN: usize = 5;
+
+fn as_json<S: serde::Serializer>(input: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    if input.is_empty() {
+        return serializer.serialize_none();
+    }
+    match serde_json::from_slice::<&RawValue>(input) {
+        Ok(json) => json.serialize(serializer),
+        Err(_) => String::from_utf8_lossy(input).serialize(serializer),
+    }
 }
 
 fn as_text<S: serde::Serializer>(id: &ReminderId, serializer: S) -> Result<S::Ok, S::Error> {
@@ -85,10 +119,18 @@ fn as_text<S: serde::Serializer>(id: &ReminderId, serializer: S) -> Result<S::Ok
 
 impl From<Reminder> for ReminderView {
     fn from((_, slot, record): Reminder) -> Self {
-        let every = match record.schedule {
-            Some(StoredSchedule::Every(micros)) => Some(Timeout::from_micros(micros)),
-            Some(StoredSchedule::Once) | None => None,
+        let schedule = record.schedule.as_ref().and_then(StoredSchedule::recurring);
+        let (every, cron, missed) = match &schedule {
+            Some(Schedule::Every(interval, missed)) => (Some(*interval), None, Some(*missed)),
+            Some(Schedule::Cron(cron)) => {
+                let (expression, zone, missed) = cron.parts();
+                let (expression, zone) = (expression.to_owned(), zone.to_owned());
+                let local = cron.local(record.due);
+                (None, Some(CronView { expression, zone, local }), Some(missed))
+            }
+            _ => (None, None, None),
         };
+        let next = schedule.map(|it| it.upcoming(record.due, OCCURRENCES_SHOWN));
         let id = ReminderId::from(slot);
         let name = match &id {
             ReminderId::Named(name) => Some(name.clone()),
@@ -100,7 +142,11 @@ impl From<Reminder> for ReminderView {
             name,
             due: record.due,
             every,
+            cron,
+            missed,
+            next: next.unwrap_or_default(),
             operation: record.operation,
+            input: record.input,
             attempts: record.attempts,
         }
     }

@@ -47,7 +47,9 @@ use crate::{
 pub use build::{NodeBuilder, StartError};
 #[cfg(feature = "http")]
 pub(crate) use lists::PAGE_ROWS_MAX;
-pub use lists::{BulkView, DeadLetterView, EntityView, Listed, ReminderView, UnservedView};
+pub use lists::{
+    BulkView, CronView, DeadLetterView, EntityView, Listed, ReminderView, UnservedView,
+};
 pub use router::Deletion;
 
 /// How long a fresh look at the cluster is waited for.

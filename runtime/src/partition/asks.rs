@@ -16,7 +16,8 @@ use stead_entities::{
     Answer, EntityId, Failure, Origin, Timeout, Version,
     ask::{Ask, Continuation, answer_json},
     context::RUNTIME_NAMES,
-    effect::{Reminder, Schedule},
+    effect::Reminder,
+    schedule::Schedule,
 };
 
 use super::{

@@ -8,9 +8,7 @@
 use std::time::Duration;
 
 use stead_entities::{
-    EntityId, Timeout, Timestamp,
-    context::RUNTIME_NAMES,
-    effect::{Reminder, Schedule},
+    EntityId, Timeout, Timestamp, context::RUNTIME_NAMES, effect::Reminder, schedule::Schedule,
 };
 
 use super::{
@@ -51,7 +49,7 @@ impl Partition {
         match self.standing(id, &Row::Reminder(expire.occurrence.clone())) {
             Standing::Gone => self.reminders.gone(id, &expire.occurrence),
             Standing::Moved(due) => self.put_expiry_off(id, *expire, due),
-            Standing::Current => match self.work_until(id) {
+            Standing::Current | Standing::Missed => match self.work_until(id) {
                 Some(until) => self.put_expiry_off(id, *expire, until),
                 None => {
                     self.wait_for_reminders(id, WaitsForReminders::Expire(expire));

@@ -9,10 +9,7 @@
 
 use std::sync::Arc;
 
-use stead_entities::{
-    EntityId, Timestamp,
-    effect::{Reminder, Schedule},
-};
+use stead_entities::{EntityId, Timestamp, effect::Reminder, schedule::Schedule};
 
 use super::{
     Partition,
@@ -35,18 +32,21 @@ pub(super) enum Standing {
     Gone,
     /// It was moved to this time.
     Moved(Timestamp),
+    /// It is too late for a turn, which its schedule does not want to be caught up.
+    Missed,
 }
 
 impl Partition {
     pub(super) fn remind(&mut self, id: &EntityId, reminder: Reminder) {
         let now = self.moment.now;
-        let due = reminder.schedule.first(now);
+        // The turn was refused where there is none.
+        let Ok(due) = reminder.schedule.first(now) else { return };
         let content = match reminder.schedule {
             Schedule::After(_) | Schedule::At(_) => {
                 let parts = [reminder.operation.as_bytes(), &reminder.input[..]];
                 Some(self.environment.fingerprint(&parts))
             }
-            Schedule::Every(_) => None,
+            Schedule::Every(..) | Schedule::Cron(_) => None,
         };
         if self.activations.of(id).live_mut().move_reminder(&reminder.name, due, content) {
             return self.write_state_of(id);
@@ -57,7 +57,7 @@ impl Partition {
         let record = ReminderRecord {
             due,
             number,
-            schedule: Some(StoredSchedule::from(reminder.schedule)),
+            schedule: Some(StoredSchedule::from(&reminder.schedule)),
             operation: reminder.operation.into_owned(),
             input: reminder.input,
             token: self.environment.token(),
@@ -117,6 +117,7 @@ impl Partition {
             Some(head) if head.due > *due && !Sabotage::MovedReminderFires.is_on() => {
                 Standing::Moved(head.due)
             }
+            Some(_) if self.reminders.is_missed(id, row, self.moment.now) => Standing::Missed,
             Some(_) => Standing::Current,
             None if is_set_under_its_name => Standing::Current,
             None => Standing::Gone,

@@ -271,7 +271,7 @@ impl Partition {
             return;
         }
         let now = self.moment.now;
-        let next = record.schedule.and_then(|schedule| schedule.next(*due, now));
+        let next = record.schedule.as_ref().and_then(|schedule| schedule.next(*due, now));
         let head = next.map(|due| {
             let number = self.environment.mint(now);
             ReminderHead::new(&**name, due, number)

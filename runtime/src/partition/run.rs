@@ -257,7 +257,7 @@ impl Partition {
     }
 
     fn run_operation(&mut self, id: &EntityId, operation: Box<Operation>) -> Next {
-        let Some(operation) = self.wait_for_retry(id, operation) else { return Next::Goes };
+        let Some(mut operation) = self.wait_for_retry(id, operation) else { return Next::Goes };
         if !operation.take() {
             self.forget(operation.key.as_ref(), operation.replays(), &withdrawn());
             return Next::Goes;
@@ -277,9 +277,16 @@ impl Partition {
         if !self.moment.has_room {
             return self.run_without_room(id, operation);
         }
-        if let Standing::Moved(due) = standing {
-            self.put_off(id, *operation, due);
-            return Next::Goes;
+        match standing {
+            Standing::Moved(due) => {
+                self.put_off(id, *operation, due);
+                return Next::Goes;
+            }
+            Standing::Missed => {
+                self.consume(id, &mut operation);
+                return Next::Goes;
+            }
+            Standing::Current | Standing::Gone => {}
         }
         let Some(mut operation) = self.gather(id, operation) else { return Next::Goes };
         if let Some(due) = operation.due().filter(|due| *due > self.moment.now) {

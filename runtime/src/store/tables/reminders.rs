@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use stead_entities::{EntityId, Origin, ReminderId, Timeout, Timestamp, effect::Schedule};
+use stead_entities::{Cron, EntityId, Missed, Origin, ReminderId, Schedule, Timeout, Timestamp};
 
 #[cfg(any(test, feature = "testing"))]
 use super::Sample;
@@ -13,7 +13,10 @@ use super::{
 };
 #[cfg(any(test, feature = "testing"))]
 use crate::store::Write;
-use crate::store::record::{self, Damaged};
+use crate::{
+    sabotage::Sabotage,
+    store::record::{self, Damaged},
+};
 
 pub(super) const TABLE: Description = Description {
     name: "reminders",
@@ -113,33 +116,105 @@ pub struct ReminderRecord {
 }
 
 /// A [`Schedule`] as it is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StoredSchedule {
     /// One occurrence.
     Once,
-    /// One occurrence after another, at an interval in microseconds.
+    /// One occurrence after another, at an interval in microseconds. What is missed is caught up once.
     Every(u64),
+    /// The same, where what is missed is caught up in full, or left out.
+    EveryMissed(u64, StoredMissed),
+    /// A cron expression, a zone, and what becomes of what is missed.
+    Cron(String, String, StoredMissed),
 }
 
-impl From<Schedule> for StoredSchedule {
-    fn from(schedule: Schedule) -> Self {
+/// A [`Missed`] as it is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StoredMissed {
+    /// It is caught up once.
+    Once,
+    /// Each is caught up.
+    All,
+    /// It is left out.
+    None,
+}
+
+impl From<Missed> for StoredMissed {
+    fn from(missed: Missed) -> Self {
+        match missed {
+            Missed::Once => Self::Once,
+            Missed::All => Self::All,
+            Missed::None => Self::None,
+        }
+    }
+}
+
+impl From<StoredMissed> for Missed {
+    fn from(missed: StoredMissed) -> Self {
+        match missed {
+            StoredMissed::Once => Self::Once,
+            StoredMissed::All => Self::All,
+            StoredMissed::None => Self::None,
+        }
+    }
+}
+
+impl From<&Schedule> for StoredSchedule {
+    fn from(schedule: &Schedule) -> Self {
         match schedule {
             Schedule::After(_) | Schedule::At(_) => Self::Once,
-            Schedule::Every(interval) => {
+            Schedule::Every(interval, missed) => {
                 let micros = interval.as_duration().as_micros();
-                Self::Every(u64::try_from(micros).unwrap_or(u64::MAX))
+                let micros = u64::try_from(micros).unwrap_or(u64::MAX);
+                match missed {
+                    // As earlier programs read it.
+                    Missed::Once => Self::Every(micros),
+                    missed => Self::EveryMissed(micros, (*missed).into()),
+                }
+            }
+            Schedule::Cron(cron) => {
+                let (expression, zone, missed) = cron.parts();
+                Self::Cron(expression.to_owned(), zone.to_owned(), missed.into())
             }
         }
     }
 }
 
 impl StoredSchedule {
+    /// How it recurs; `None` where it does not.
+    pub fn recurring(&self) -> Option<Schedule> {
+        Some(match self {
+            Self::Once => return None,
+            Self::Every(micros) => {
+                Schedule::Every(Timeout::from_micros(*micros), Missed::default())
+            }
+            Self::EveryMissed(micros, missed) => {
+                Schedule::Every(Timeout::from_micros(*micros), (*missed).into())
+            }
+            Self::Cron(expression, zone, missed) => {
+                Cron::new(expression, zone).missed((*missed).into()).into()
+            }
+        })
+    }
+
     /// The occurrence after the one that was due at `due` and is settled at `now`.
-    pub fn next(self, due: Timestamp, now: Timestamp) -> Option<Timestamp> {
-        match self {
-            Self::Once => None,
-            Self::Every(micros) => Schedule::Every(Timeout::from_micros(micros)).next(due, now),
+    pub fn next(&self, due: Timestamp, now: Timestamp) -> Option<Timestamp> {
+        if let Some(Schedule::Cron(cron)) = self.recurring()
+            && Sabotage::CronTwiceInFold.is_on()
+        {
+            // An hour later by the same clock.
+            let later = due + std::time::Duration::from_secs(3_600);
+            let wall = |moment| cron.local(moment).map(|local| local[..16].to_owned());
+            if wall(due) == wall(later) {
+                return Some(later);
+            }
         }
+        self.recurring()?.next(due, now)
+    }
+
+    /// Whether an occurrence that was due at `due` is too late at `now`.
+    pub fn is_missed(&self, due: Timestamp, now: Timestamp) -> bool {
+        self.recurring().is_some_and(|schedule| schedule.is_missed(due, now))
     }
 }
 
