@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use stead::{Context, Layout, NodeBuilder, Rejection, entity};
-use stead_tests::log::Log;
+use stead_tests::log::{Ember, Log};
 
 /// Appends, and fails in every way.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
@@ -126,7 +126,7 @@ impl Forgetful {
 
 fn main() {
     stead::server::run(|node: NodeBuilder| {
-        let node = node.entity::<Unruly>().entity::<Log>();
+        let node = node.entity::<Unruly>().entity::<Log>().entity::<Ember>();
         match std::env::var("SHIFTY").unwrap_or_default().as_str() {
             "renamed" => node.entity::<Renamed>(),
             "moved" => node.entity::<Moved>(),

@@ -18,6 +18,8 @@ mod macro_support;
 pub mod operation;
 pub mod origin;
 pub mod policy;
+#[cfg(feature = "http")]
+pub mod problem;
 pub mod schedule;
 pub mod state;
 pub mod stock;

@@ -448,6 +448,14 @@ mod tests {
 
     use super::*;
 
+    #[cfg(feature = "http")]
+    #[test]
+    fn every_kind_of_problem_is_known() {
+        for kind in ErrorKind::ALL {
+            assert_eq!(kind_of(stead_entities::problem::slug_of(kind)), Some(kind));
+        }
+    }
+
     fn kind_after(is_safe: bool, deadline: Duration, kinds: &[ErrorKind]) -> Option<ErrorKind> {
         let mut timeout = Timeout::new(deadline, is_safe);
         let mut tries = kinds.iter().map(|kind| timeout.pause_after(Error::new(*kind, "")));

@@ -36,12 +36,12 @@ pub use client::Client;
 pub use commit::Fatal;
 pub use config::Config;
 #[cfg(feature = "http")]
-pub use http::{CallerIdentity, Server, ServerSettings};
+pub use http::{CallerIdentity, EntityPath, Routes, Server, ServerSettings};
 #[cfg(feature = "http")]
 pub use listen::{Listen, ListenError};
 pub use node::{
     BulkView, CronView, DeadLetterView, Deletion, EntityView, Listed, Node, NodeBuilder,
-    ReminderView, StartError, UnservedView,
+    ReminderView, Snapshot, StartError, UnservedView,
 };
 pub use partition::reply::StateView;
 #[cfg(feature = "postgres")]

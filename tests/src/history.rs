@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::log::Log;
+use crate::log::{Log, TICKS};
 
 /// What clients know.
 #[derive(Debug, Default)]
@@ -11,7 +11,7 @@ pub struct History {
     pub sent: BTreeMap<(String, u64), Kind>,
     /// What was answered.
     pub acknowledged: BTreeSet<(String, u64)>,
-    /// The delayed signals, with their receivers.
+    /// The delayed signals, and what others stumble over, with their receivers.
     pub delayed: BTreeMap<u64, String>,
     /// Who was asked, for each id.
     pub asked: BTreeMap<u64, Vec<String>>,
@@ -28,6 +28,7 @@ pub enum Kind {
     Tell,
     Remind,
     Ask,
+    Stumble,
 }
 
 /// Compares what is stored in the end with what clients know. Returns what is wrong.
@@ -46,6 +47,7 @@ pub fn compare(history: &History, logs: &BTreeMap<String, Log>) -> Vec<String> {
         wrong.extend(heard(key, log, logs));
         wrong.extend(answered(history, key, log));
         wrong.extend(judged(history, key, log, logs));
+        wrong.extend(stumbled(history, key, log, logs));
         let reminded =
             |entry: &&u64| history.sent.get(&(key.clone(), **entry)) == Some(&Kind::Remind);
         let due: BTreeSet<u64> = log.entries.iter().filter(reminded).copied().collect();
@@ -78,6 +80,33 @@ pub fn compare(history: &History, logs: &BTreeMap<String, Log>) -> Vec<String> {
         }
         if let Some(missing) = known.iter().find(|entry| !read.contains(entry)) {
             wrong.push(format!("{key} was read without {missing}, acknowledged before"));
+        }
+    }
+    wrong
+}
+
+/// What another stumbled over came to what it must, once; its ember has burned down, and its reminder was
+/// due as often as it should be.
+fn stumbled(history: &History, key: &str, log: &Log, logs: &BTreeMap<String, Log>) -> Vec<String> {
+    let of = |entry: &&u64| history.sent.get(&(key.to_owned(), **entry)) == Some(&Kind::Stumble);
+    let count = |list: &[u64], entry: u64| list.iter().filter(|of| **of == entry).count();
+    let mut wrong = Vec::new();
+    for entry in log.entries.iter().filter(of).copied() {
+        let other = history.delayed.get(&entry).and_then(|other| logs.get(other));
+        let Some(other) = other else { continue };
+        let came =
+            [count(&other.took, entry), count(&other.lost, entry), count(&log.refused, entry)];
+        let expected = match entry % 4 {
+            1 => [0, 1, 0],
+            2 => [0, 1, 1],
+            _ => [1, 0, 0],
+        };
+        if came != expected {
+            wrong.push(format!("{entry} of {key} was taken, lost and refused {came:?} times"));
+        }
+        let (burned, ticked) = (count(&log.burned, entry), count(&log.ticked, entry));
+        if (burned, ticked) != (1, TICKS) {
+            wrong.push(format!("{entry} of {key} burned down {burned}, and ticked {ticked} times"));
         }
     }
     wrong

@@ -1,11 +1,13 @@
 //! What the clients of a cluster work with: lists, in which an id that is lost, doubled or
 //! out of order is seen at once.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use stead::{After, Answer, Context, Failure, Layout, Rejection, entity};
+use stead::{
+    After, Answer, Context, Cron, DeadLetter, Failure, Layout, Missed, Rejection, Timestamp, entity,
+};
 
 /// Everything that an entity applied, in order.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema, Layout)]
@@ -24,9 +26,23 @@ pub struct Log {
     pub judged: Vec<u64>,
     /// The answers that it got, by the id for which it asked.
     pub answers: Vec<(u64, Vec<String>)>,
+    /// The ids that it took at last, those of which it was told that they were refused, and those whose
+    /// dead letters it has heard of.
+    pub took: Vec<u64>,
+    /// See [`Log::took`].
+    pub refused: Vec<u64>,
+    /// See [`Log::took`].
+    pub lost: Vec<u64>,
+    /// The ids of the embers that have burned down.
+    pub burned: Vec<u64>,
+    /// The ids of the cron reminders, as often as they were due.
+    pub ticked: Vec<u64>,
 }
 
-#[entity(name = "log")]
+/// How often a cron reminder is due before it is cancelled.
+pub const TICKS: usize = 3;
+
+#[entity(name = "log", on_dead_letter = on_lost)]
 impl Log {
     /// Appends an id.
     pub fn append(&mut self, entry: u64) -> usize {
@@ -47,7 +63,7 @@ impl Log {
     /// Appends an id, and is reminded of it.
     pub fn remind(&mut self, ctx: &mut Context, entry: u64, other: String) {
         self.entries.push(entry);
-        let soon = std::time::Duration::from_millis(entry % 700);
+        let soon = Duration::from_millis(entry % 700);
         ctx.remind(format!("{entry}"), After(soon), Self::of(ctx.key()).ring(entry));
         ctx.signal(Self::of(&other).arrive(entry).after(soon));
     }
@@ -57,7 +73,7 @@ impl Log {
         self.entries.push(entry);
         let then = Self::of(ctx.key()).on_judged(entry);
         let then = match entry % 2 {
-            0 => then.within(std::time::Duration::from_millis(1 + entry % 900)),
+            0 => then.within(Duration::from_millis(1 + entry % 900)),
             _ => then,
         };
         ctx.ask_all(others.iter().map(|other| Self::of(other).judge(entry)), then);
@@ -81,6 +97,59 @@ impl Log {
         self.answers.push((entry, shown.collect()));
     }
 
+    /// Appends an id, has another stumble over it, lights an ember, and ticks for a while.
+    pub fn stumble(&mut self, ctx: &mut Context, entry: u64, other: String) {
+        self.entries.push(entry);
+        let from = ctx.now() + Duration::from_millis(entry % 300);
+        ctx.signal(Self::of(&other).take(entry, ctx.key().to_owned(), from));
+        ctx.signal(Ember::of(entry.to_string()).glow(ctx.key().to_owned()));
+        let every_second = Cron::new("* * * * * *", "UTC").missed(Missed::All);
+        ctx.remind(format!("tick {entry}"), every_second, Self::of(ctx.key()).tick(entry));
+    }
+
+    /// Takes an id, later, never, or not.
+    #[operation(retries = 200)]
+    pub(crate) fn take(
+        &mut self,
+        ctx: &mut Context,
+        entry: u64,
+        sender: String,
+        from: Timestamp,
+    ) -> Result<(), Failure> {
+        self.took.push(entry);
+        match entry % 4 {
+            0 if ctx.now() < from => {
+                Err(Failure::retry("too early").after(Duration::from_millis(50)))
+            }
+            1 => Err(Failure::fatal("every fourth")),
+            2 => {
+                ctx.signal(Self::of(sender).hear_of_no(entry));
+                Err(Rejection::new("every fourth").with_effects().into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(crate) fn hear_of_no(&mut self, entry: u64) {
+        self.refused.push(entry);
+    }
+
+    pub(crate) fn on_lost(&mut self, letter: DeadLetter) {
+        let input: serde_json::Value = serde_json::from_str(&letter.input).unwrap_or_default();
+        self.lost.extend(input["entry"].as_u64());
+    }
+
+    pub(crate) fn tick(&mut self, ctx: &mut Context, entry: u64) {
+        self.ticked.push(entry);
+        if self.ticked.iter().filter(|ticked| **ticked == entry).count() == TICKS {
+            ctx.cancel_reminder(format!("tick {entry}"));
+        }
+    }
+
+    pub(crate) fn burn_down(&mut self, entry: u64) {
+        self.burned.push(entry);
+    }
+
     /// Hears of an id.
     pub(crate) fn hear(&mut self, sender: String, number: u64) {
         self.heard.push((sender, number));
@@ -97,5 +166,26 @@ impl Log {
     /// Everything.
     pub fn all(&self) -> Log {
         self.clone()
+    }
+}
+
+/// One of a kind, which is gone when it has burned down.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
+pub struct Ember {
+    owner: String,
+}
+
+#[entity(name = "ember")]
+impl Ember {
+    /// Glows for a tenth of a second, but for as long as it has something to do.
+    pub(crate) fn glow(&mut self, ctx: &mut Context, owner: String) {
+        self.owner = owner;
+        ctx.expire_after(Duration::from_millis(100));
+        ctx.signal(Self::of(ctx.key()).burn_down().after(Duration::from_millis(400)));
+    }
+
+    pub(crate) fn burn_down(&mut self, ctx: &mut Context) {
+        let entry = ctx.key().parse().unwrap_or_default();
+        ctx.signal(Log::of(&self.owner).burn_down(entry));
     }
 }

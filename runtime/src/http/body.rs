@@ -8,8 +8,8 @@ use axum::{
 };
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 
-use super::problem::Problem;
 use crate::clock;
+use stead_entities::problem::Problem;
 
 /// How long a body may take to arrive.
 const BODY_DEADLINE: Duration = Duration::from_secs(30);

@@ -6,7 +6,7 @@
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use stead_entities::{Condition, TraceContext, Version};
 
-use super::problem::Problem;
+use stead_entities::problem::Problem;
 
 pub(super) use axum::http::header::{IF_MATCH, IF_NONE_MATCH};
 

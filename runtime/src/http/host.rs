@@ -4,7 +4,7 @@ use std::net::Ipv6Addr;
 
 use axum::http::{HeaderMap, Version, header};
 
-use super::problem::Problem;
+use stead_entities::problem::Problem;
 
 /// The characters of a host's name beside letters and digits (RFC 3986, section 3.2.2).
 const MARKS: &[u8] = b"-._~!$&'()*+,;=";

@@ -6,18 +6,24 @@
 
 mod body;
 mod connection;
+mod extract;
 mod headers;
 mod host;
+mod narrow;
 mod path;
-mod problem;
 mod routes;
 mod serve;
 
+pub use extract::EntityPath;
+pub use narrow::Routes;
 pub use serve::{Server, ServerSettings};
+
+use std::sync::Arc;
 
 use axum::{
     Router,
     extract::DefaultBodyLimit,
+    middleware,
     routing::{delete, get, post},
 };
 
@@ -34,6 +40,12 @@ impl Node {
     /// The HTTP surface of this node, for any axum application: nest it where it suits.
     pub fn router<S: Clone + Send + Sync + 'static>(&self) -> Router<S> {
         router(self)
+    }
+
+    /// A part of the HTTP surface of this node: some types, some keys, or what only reads.
+    pub fn router_of<S: Clone + Send + Sync + 'static>(&self, routes: Routes) -> Router<S> {
+        let shown = (self.clone(), Arc::new(routes));
+        router(self).layer(middleware::from_fn_with_state(shown, narrow::narrow))
     }
 }
 

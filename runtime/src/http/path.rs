@@ -4,8 +4,8 @@ use axum::http::Uri;
 use percent_encoding::percent_decode_str;
 use stead_entities::EntityId;
 
-use super::problem::Problem;
 use crate::Node;
+use stead_entities::problem::Problem;
 
 /// The decoded segments of a path behind `/v1/`. Where the router is nested, axum has taken its
 /// prefix off.

@@ -12,13 +12,13 @@ use axum::{
 use serde_json::{Value, json, value::RawValue};
 use stead_entities::{
     Caller, Delay, Error, ErrorKind, ReminderId, Request, Timeout, Timestamp, operation::Reply,
+    problem::Problem,
 };
 
 use super::{
     CallerIdentity, body,
     headers::{self, IDEMPOTENCY_KEY, IF_MATCH, IF_NONE_MATCH},
     path,
-    problem::Problem,
 };
 use crate::{
     Deletion, Node, StateView,
@@ -132,7 +132,7 @@ fn json_response(status: StatusCode, json: Vec<u8>) -> Response {
     (status, [(header::CONTENT_TYPE, kind)], json).into_response()
 }
 
-fn show(value: &Value) -> Response {
+pub(super) fn show(value: &Value) -> Response {
     json_response(StatusCode::OK, value.to_string().into_bytes())
 }
 
@@ -141,8 +141,8 @@ pub(super) async fn state(State(node): State<Node>, uri: Uri, headers: HeaderMap
     headers::check(&headers, &[IF_MATCH, IF_NONE_MATCH])?;
     let (id, _) = path::entity(&node, &uri)?;
     let view = match reads_committed {
-        true => node.committed_state(&id).await?,
-        false => node.state(&id).await?,
+        true => node.committed_state_of(&id).await?,
+        false => node.state_of(&id).await?,
     };
     let version = view.as_ref().map(StateView::version);
     if let Some(condition) = headers::if_match(&headers)?
@@ -246,7 +246,7 @@ pub(super) async fn list(State(node): State<Node>, uri: Uri, headers: HeaderMap)
     let entity_type = segments.into_iter().nth(1).unwrap_or_default();
     let prefix = parameters.get("prefix").map_or("", String::as_str);
     let after = parameters.get("after").map(String::as_str);
-    let page = node.list(&entity_type, prefix, after, limit(&parameters)?).await?;
+    let page = node.list_of(&entity_type, prefix, after, limit(&parameters)?).await?;
     Ok(show(&json!({ "entities": page.rows, "next": page.next })))
 }
 
@@ -385,6 +385,12 @@ fn plain_parameters(
 }
 
 /// The query parameters, each known and given once.
+/// The prefix of keys that a list asks for.
+pub(super) fn prefix(uri: &Uri) -> Result<String, Problem> {
+    let mut parameters = parameters(uri, &["prefix", "after", "limit"])?;
+    Ok(parameters.remove("prefix").unwrap_or_default())
+}
+
 fn parameters(uri: &Uri, known: &[&str]) -> Result<HashMap<String, String>, Problem> {
     if uri.query().is_none() {
         return Ok(HashMap::new());

@@ -8,13 +8,15 @@ use std::{collections::BTreeMap, str::FromStr as _, time::Duration};
 
 use serde::Serialize;
 use serde_json::value::RawValue;
-use stead_entities::{EntityId, Error, Missed, ReminderId, Schedule, Timeout, Timestamp};
+use stead_entities::{
+    Entity, EntityId, Error, ErrorKind, Missed, ReminderId, Schedule, Timeout, Timestamp, Version,
+};
 
 use super::{Inner, router::Command};
 use crate::{
     admission::Permit,
     clock,
-    partition::{EXPIRE, PURGE},
+    partition::{EXPIRE, PURGE, reply::StateView},
     store::{
         DeadLetterFilter, Haste, PAGE_BYTES_MAX, Reminder, TypedReads as _,
         tables::{
@@ -56,6 +58,30 @@ pub struct EntityView {
     pub revision: u64,
     /// When the last of them was.
     pub committed_at: Timestamp,
+}
+
+/// A state at a version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Snapshot<E> {
+    /// The state.
+    pub state: E,
+    /// Its version.
+    pub version: Version,
+    /// When it was committed.
+    pub committed_at: Timestamp,
+}
+
+impl<E: Entity> Snapshot<E> {
+    /// The state that a node shows, as its type.
+    pub(super) fn new(view: StateView) -> Result<Self, Error> {
+        let (version, committed_at) = (view.version(), view.committed_at);
+        let state = serde_json::from_slice(&view.state).map_err(|error| {
+            let message = "the state does not have the type that is expected";
+            Error::new(ErrorKind::Internal, message).with_source(error)
+        })?;
+        Ok(Self { state, version, committed_at })
+    }
 }
 
 /// A reminder or a delayed signal that is not yet applied.

@@ -28,8 +28,8 @@ use std::{
 };
 
 use stead_entities::{
-    Accepted, BoxFuture, Caller, EntityId, Error, ErrorKind, Reference, ReminderId, Request,
-    Timestamp, TypedReference, entity::EntityDescription, operation::Reply,
+    Accepted, BoxFuture, Caller, Entity, EntityId, Error, ErrorKind, Reference, ReminderId,
+    Request, Timestamp, TypedReference, entity::EntityDescription, operation::Reply,
 };
 
 use self::{
@@ -48,7 +48,7 @@ pub use build::{NodeBuilder, StartError};
 #[cfg(feature = "http")]
 pub(crate) use lists::PAGE_ROWS_MAX;
 pub use lists::{
-    BulkView, CronView, DeadLetterView, EntityView, Listed, ReminderView, UnservedView,
+    BulkView, CronView, DeadLetterView, EntityView, Listed, ReminderView, Snapshot, UnservedView,
 };
 pub use router::Deletion;
 
@@ -110,13 +110,56 @@ impl Node {
         all
     }
 
+    /// The committed state of an entity as its type, `None` before its first commit. It is read in the entity's
+    /// order and shows only what is durable. It comes as JSON: what serde leaves out there has its default.
+    ///
+    /// # Errors
+    /// As [`Node::state_of`].
+    pub async fn state<E: Entity>(
+        &self,
+        key: impl AsRef<str>,
+    ) -> Result<Option<Snapshot<E>>, Error> {
+        let id = EntityId::new(E::NAME, key.as_ref())?;
+        self.state_of(&id).await?.map(Snapshot::new).transpose()
+    }
+
+    /// A page of the entities of a type, as [`Node::list_of`] shows it.
+    ///
+    /// # Errors
+    /// As [`Node::list_of`].
+    pub async fn list<E: Entity>(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Listed<EntityView>, Error> {
+        self.list_of(E::NAME, prefix, after, limit).await
+    }
+
+    /// How many entities of a type have a state and a key that begins with `prefix`. It reads a row of each,
+    /// a page at a time.
+    ///
+    /// # Errors
+    /// As [`Node::list_of`].
+    pub async fn count<E: Entity>(&self, prefix: &str) -> Result<u64, Error> {
+        let (mut count, mut after) = (0, None::<String>);
+        loop {
+            let page = self.list::<E>(prefix, after.as_deref(), PAGE_ROWS_MAX).await?;
+            count += page.rows.len() as u64;
+            after = page.next;
+            if after.is_none() {
+                return Ok(count);
+            }
+        }
+    }
+
     /// The committed state of an entity, `None` before its first commit. It is read in the entity's
     /// order and shows only what is durable.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] for an unknown type, [`ErrorKind::Corrupt`] where the stored state
     /// cannot be read, and what can befall any request.
-    pub async fn state(&self, id: &EntityId) -> Result<Option<StateView>, Error> {
+    pub async fn state_of(&self, id: &EntityId) -> Result<Option<StateView>, Error> {
         match self.perform(Command::State(id.clone())).await? {
             Response::State(view) => Ok(view),
             _ => Err(Error::new(ErrorKind::Internal, "another answer than a state")),
@@ -128,8 +171,8 @@ impl Node {
     /// and has everything that was acknowledged before it was asked for.
     ///
     /// # Errors
-    /// As [`Node::state`].
-    pub async fn committed_state(&self, id: &EntityId) -> Result<Option<StateView>, Error> {
+    /// As [`Node::state_of`].
+    pub async fn committed_state_of(&self, id: &EntityId) -> Result<Option<StateView>, Error> {
         let read = Command::Committed(Box::new(Command::State(id.clone())));
         match self.perform(read).await? {
             Response::State(view) => Ok(view),
@@ -142,7 +185,7 @@ impl Node {
     /// after this is answered, page by page. None of them is applied.
     ///
     /// # Errors
-    /// As [`Node::state`].
+    /// As [`Node::state_of`].
     pub async fn delete(&self, id: &EntityId) -> Result<(), Error> {
         self.delete_with(Deletion::new(id.clone())).await
     }
@@ -150,7 +193,7 @@ impl Node {
     /// The same, once under an idempotency key, and only under a condition.
     ///
     /// # Errors
-    /// As [`Node::state`]; [`ErrorKind::Precondition`] where the condition does not hold, and
+    /// As [`Node::state_of`]; [`ErrorKind::Precondition`] where the condition does not hold, and
     /// [`ErrorKind::Conflict`] where the key was used for something else.
     pub async fn delete_with(&self, deletion: Deletion) -> Result<(), Error> {
         self.perform(Command::Delete(deletion)).await.map(drop)
@@ -182,7 +225,7 @@ impl Node {
     /// # Errors
     /// [`ErrorKind::NotFound`] for a type that nobody serves, [`ErrorKind::Overloaded`] where too much
     /// is read at one time, [`ErrorKind::Unavailable`] where the store cannot be read.
-    pub async fn list(
+    pub async fn list_of(
         &self,
         entity_type: &str,
         prefix: &str,
@@ -197,7 +240,7 @@ impl Node {
     /// most `limit`, and at most 1,000.
     ///
     /// # Errors
-    /// As [`Node::list`].
+    /// As [`Node::list_of`].
     pub async fn reminders(
         &self,
         id: &EntityId,
@@ -211,7 +254,7 @@ impl Node {
     /// `limit`, and at most 1,000; fewer, perhaps none, where many do not fit.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] for what is no id, else as [`Node::list`].
+    /// [`ErrorKind::Invalid`] for what is no id, else as [`Node::list_of`].
     pub async fn dead_letters(
         &self,
         filter: &DeadLetterFilter,
@@ -248,7 +291,7 @@ impl Node {
     /// when it is due.
     ///
     /// # Errors
-    /// As [`Node::list`].
+    /// As [`Node::list_of`].
     pub async fn unserved(&self) -> Result<Vec<UnservedView>, Error> {
         lists::unserved(&self.0).await
     }

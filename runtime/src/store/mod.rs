@@ -31,7 +31,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use siphasher::sip128::{Hasher128, SipHasher24};
-use stead_entities::{BoxFuture, EntityId, Error, ErrorKind, Timestamp};
+use stead_entities::{BoxFuture, Entity, EntityId, Error, ErrorKind, Timestamp};
 
 pub use memory::MemoryStore;
 #[cfg(feature = "postgres")]
@@ -230,6 +230,11 @@ pub struct DeadLetterFilter {
 }
 
 impl DeadLetterFilter {
+    /// Letters of entities of a type.
+    pub fn of<E: Entity>() -> Self {
+        Self { entity_type: Some(E::NAME.to_owned()), ..Self::default() }
+    }
+
     /// Whether a letter is meant.
     pub fn fits(&self, letter: &DeadLetter) -> bool {
         let entity_type = letter.entity.split('/').next();

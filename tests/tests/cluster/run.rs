@@ -161,10 +161,17 @@ impl Run {
             if wrong.is_empty() {
                 wrong = compare(&lock(&self.shared.history), &logs);
             }
-            for table in ["stead_inbox", "stead_due", "stead_dead_letters", "stead_origins"] {
+            let lost: usize = logs.values().map(|log| log.lost.len()).sum();
+            for (table, due) in [
+                ("stead_inbox", 0),
+                ("stead_due", 0),
+                ("stead_origins", 0),
+                ("stead_dead_letters", lost),
+                ("stead_states where position('ember/'::bytea in key) = 1", 0),
+            ] {
                 let rows = self.database.number(&format!("select count(*) from {table}")).await?;
-                if rows > 0 {
-                    wrong.push(format!("{rows} rows are left in {table}"));
+                if rows != due as i64 {
+                    wrong.push(format!("{rows} rows are left in {table}, and not {due}"));
                 }
             }
             if wrong.is_empty() || whole.elapsed() > Duration::from_secs(30) + LEASE {
@@ -193,11 +200,12 @@ impl Shared {
             let key = format!("e{}", random.below(ENTITIES));
             let entry = client * 1_000_000 + request;
             request += 1;
-            match random.below(10) {
+            match random.below(11) {
                 0..3 => self.send(&mut random, &clients, &key, entry, Kind::Append).await,
                 3..6 => self.send(&mut random, &clients, &key, entry, Kind::Tell).await,
                 6 => self.send(&mut random, &clients, &key, entry, Kind::Remind).await,
                 7 => self.send(&mut random, &clients, &key, entry, Kind::Ask).await,
+                8 => self.send(&mut random, &clients, &key, entry, Kind::Stumble).await,
                 _ => self.read(&mut random, &clients, &key).await,
             }
         }
@@ -213,7 +221,7 @@ impl Shared {
     ) {
         lock(&self.history).sent.insert((key.to_owned(), entry), kind);
         let others: Vec<_> = (0..3).map(|_| format!("e{}", random.below(ENTITIES))).collect();
-        if kind == Kind::Remind {
+        if matches!(kind, Kind::Remind | Kind::Stumble) {
             lock(&self.history).delayed.insert(entry, others[0].clone());
         }
         if kind == Kind::Ask {
@@ -240,6 +248,10 @@ impl Shared {
                     let reminded = log.remind(entry, others[0].clone());
                     reminded.trace(trace()).idempotency_key(&id).deadline(TIMEOUT).await
                 }
+                Kind::Stumble => {
+                    let stumbled = log.stumble(entry, others[0].clone());
+                    stumbled.trace(trace()).idempotency_key(&id).deadline(TIMEOUT).await
+                }
             };
             match answered {
                 Ok(()) => {
@@ -261,7 +273,12 @@ impl Shared {
             of_key.map(|(_, entry)| *entry).collect()
         };
         let log = clients[random.below(3) as usize].entity::<Log>(key);
-        match tokio::time::timeout(TIMEOUT, log.all()).await {
+        // Half of them beside the entity's order.
+        let read = match random.below(2) {
+            0 => log.all(),
+            _ => log.all().committed(),
+        };
+        match tokio::time::timeout(TIMEOUT, read.into_future()).await {
             Ok(Ok(log)) => lock(&self.history).reads.push((key.to_owned(), log.entries, known)),
             Err(_) => {}
             Ok(Err(CallError::Failed(error))) if may_be_repeated(error.kind()) => {}

@@ -202,12 +202,12 @@ async fn lists_take_room_like_other_requests() {
     world.config.requests_max = 1;
     let node = start(&world).await;
     let id = EntityId::new("journal", "a").expect("valid");
-    assert!(node.list("journal", "", None, 10).await.is_ok());
+    assert!(node.list_of("journal", "", None, 10).await.is_ok());
     let mut hanging = node.entity::<Journal>("a").hang().into_future();
     assert!(is_pending(&mut hanging).await);
     let filter = stead::DeadLetterFilter::default();
     let refused = [
-        node.list("journal", "", None, 10).await.map(drop),
+        node.list_of("journal", "", None, 10).await.map(drop),
         node.reminders(&id, None, 10).await.map(drop),
         node.dead_letters(&filter, None, 10).await.map(drop),
         node.replay_all(&filter).await.map(drop),
@@ -216,6 +216,6 @@ async fn lists_take_room_like_other_requests() {
         assert_eq!(refused.map_err(|error| error.kind()), Err(ErrorKind::Overloaded));
     }
     assert!(hanging.await.is_err(), "its deadline");
-    let has_room = async || node.list("journal", "", None, 10).await.is_ok();
+    let has_room = async || node.list_of("journal", "", None, 10).await.is_ok();
     until_true("the room is given back", has_room).await;
 }

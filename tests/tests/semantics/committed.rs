@@ -22,7 +22,7 @@ async fn a_committed_read_waits_neither_for_an_operation_that_awaits_nor_for_a_l
     let in_order = tokio::spawn(entity.entries().into_future());
     for _ in 0..10 {
         assert_eq!(entity.entries().committed().await.expect("a read"), [1]);
-        let shown = node.committed_state(&journal("a")).await.expect("a read").expect("a state");
+        let shown = node.committed_state_of(&journal("a")).await.expect("a read").expect("a state");
         assert_eq!(shown.revision, 1);
     }
     assert!(!in_order.is_finished() && waiting.iter().all(|it| !it.is_finished()));
@@ -58,11 +58,11 @@ async fn a_committed_read_of_what_was_never_committed_is_as_one_in_order() {
     let node = world.start().await;
     let entity = node.entity::<Journal>("a");
     assert_eq!(entity.entries().committed().await.expect("a read"), Vec::<u32>::new());
-    assert_eq!(node.committed_state(&journal("a")).await.expect("a read"), None);
+    assert_eq!(node.committed_state_of(&journal("a")).await.expect("a read"), None);
     entity.append(1).await.expect("applied");
     node.delete(&journal("a")).await.expect("deleted");
     assert_eq!(entity.entries().committed().await.expect("a read"), Vec::<u32>::new());
-    assert_eq!(node.committed_state(&journal("a")).await.expect("a read"), None);
+    assert_eq!(node.committed_state_of(&journal("a")).await.expect("a read"), None);
     // A stored one that makes no sense is said to be so, and one that was damaged is left alone.
     node.entity::<Journal>("b").append(1).await.expect("applied");
     world.disk.damage(&journal("b"), |bytes| bytes.truncate(3));

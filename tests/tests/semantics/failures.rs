@@ -240,7 +240,7 @@ async fn a_rejection_may_keep_its_effects_and_never_its_state() {
     expect_notes(&node, "watch", &["a paid 5"]).await;
     assert_eq!(account.balance().await.expect("a query"), 3);
     let id = EntityId::new("account", "a").expect("valid");
-    let revision = async || node.state(&id).await.expect("a state").expect("committed").revision;
+    let revision = async || node.state_of(&id).await.expect("a state").expect("committed").revision;
     assert_eq!(revision().await, 2, "its effects are a turn");
     // A signal's is a dead letter, and is heard of, beside the effects.
     account.withdraw(9).signal().await.expect("accepted");

@@ -10,6 +10,7 @@ mod limits;
 mod origins;
 mod policies;
 mod reminders;
+mod routes;
 mod schedules;
 mod signals;
 mod turns;

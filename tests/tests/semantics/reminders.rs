@@ -64,17 +64,17 @@ async fn a_deletion_takes_reminders_and_delayed_signals_along() {
     journal.remind_once(60, 5).await.expect("a call");
     journal.append(6).after(Duration::from_secs(60)).signal().await.expect("a signal");
     let id = EntityId::new("journal", "a").expect("valid");
-    let before = node.state(&id).await.expect("readable").expect("a state");
+    let before = node.state_of(&id).await.expect("readable").expect("a state");
     node.delete(&id).await.expect("deleted");
-    assert_eq!(node.state(&id).await.expect("readable"), None);
+    assert_eq!(node.state_of(&id).await.expect("readable"), None);
     assert!(world.disk.rows(Table::States).is_empty());
     assert!(world.disk.rows(Table::Due).is_empty());
     assert_eq!(world.disk.rows(Table::DeadLetters).len(), 1, "the delayed signal");
     assert_eq!(journal.append(2).await.expect("a new incarnation"), 1);
-    let after = node.state(&id).await.expect("readable").expect("a state");
+    let after = node.state_of(&id).await.expect("readable").expect("a state");
     assert!(after.generation > before.generation);
     journal.end().await.expect("deletes itself");
-    assert_eq!(node.state(&id).await.expect("readable"), None);
+    assert_eq!(node.state_of(&id).await.expect("readable"), None);
 }
 
 /// A clock that ticks more slowly than time passes, or stands for a while, makes timers fire early.

@@ -14,7 +14,7 @@ use stead::{
 
 use stead_tests::{
     history::{History, Kind, compare},
-    log::Log,
+    log::{Ember, Log},
     random::Random,
 };
 
@@ -137,6 +137,7 @@ impl Run {
                 .config(config.clone())
                 .deterministic(seed)
                 .entity::<Log>()
+                .entity::<Ember>()
                 .start()
                 .await;
             match started {
@@ -230,11 +231,12 @@ impl Run {
             tokio::time::sleep(Duration::from_millis(random.below(self.settings.pause))).await;
             let key = format!("e{}", random.below(self.settings.entities));
             let entry = client * 1_000_000 + request;
-            match random.below(10) {
+            match random.below(11) {
                 0..3 => self.send(&mut random, &key, entry, Kind::Append).await,
                 3..6 => self.send(&mut random, &key, entry, Kind::Tell).await,
                 6 => self.send(&mut random, &key, entry, Kind::Remind).await,
                 7 => self.send(&mut random, &key, entry, Kind::Ask).await,
+                8 => self.send(&mut random, &key, entry, Kind::Stumble).await,
                 _ => self.read(&mut random, &key).await,
             }
         }
@@ -253,7 +255,7 @@ impl Run {
         lock(&self.history).sent.insert((key.to_owned(), entry), kind);
         let other = |random: &mut Random| format!("e{}", random.below(self.settings.entities));
         let others: Vec<_> = (0..3).map(|_| other(random)).collect();
-        if kind == Kind::Remind {
+        if matches!(kind, Kind::Remind | Kind::Stumble) {
             lock(&self.history).delayed.insert(entry, others[0].clone());
         }
         if kind == Kind::Ask {
@@ -270,6 +272,7 @@ impl Run {
                 Kind::Tell => log.tell(entry, others.clone()).idempotency_key(&id).await,
                 Kind::Ask => log.ask(entry, others.clone()).idempotency_key(&id).await,
                 Kind::Remind => log.remind(entry, others[0].clone()).idempotency_key(&id).await,
+                Kind::Stumble => log.stumble(entry, others[0].clone()).idempotency_key(&id).await,
             };
             match answered {
                 Ok(()) => {
@@ -305,7 +308,12 @@ impl Run {
             of_key.map(|(_, entry)| *entry).collect()
         };
         let Some(log) = self.any(random, key) else { return };
-        match log.all().await {
+        // Half of them beside the entity's order.
+        let read = match random.below(2) {
+            0 => log.all().await,
+            _ => log.all().committed().await,
+        };
+        match read {
             Ok(log) => lock(&self.history).reads.push((key.to_owned(), log.entries, known)),
             Err(CallError::Failed(error)) if self.may_be_repeated(error.kind()) => {}
             Err(error) => self.object(format!("{key}: {error:?}")),
@@ -329,6 +337,11 @@ impl Run {
             }
             if wrong.is_empty() {
                 wrong = compare(&lock(&self.history), &logs);
+            }
+            let place = self.place(0).expect("it runs");
+            match place.node.list_of("ember", "", None, 10).await {
+                Ok(left) if left.rows.is_empty() => {}
+                left => wrong.push(format!("embers are left: {left:?}")),
             }
             if wrong.is_empty() {
                 break;

@@ -1,0 +1,122 @@
+//! Routers that show a part of a node: some types, some keys, or nothing that changes anything.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::{Request, State},
+    http::{Method, StatusCode},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use serde_json::json;
+use stead_entities::{Entity, Error, ErrorKind, problem::Problem};
+
+use super::{path, routes};
+use crate::Node;
+
+/// The part of a node that [`Node::router_of`] shows. What is not shown is answered 404, as if it did not
+/// exist; what only reads answers everything else with 405.
+///
+/// ```
+/// # use stead::{Node, Routes, stock::Counter};
+/// # fn routes(node: &Node) -> axum::Router {
+/// let of_visits = Routes::new().entity::<Counter>().keys("visits/").read_only();
+/// axum::Router::new().nest("/public", node.router_of(of_visits))
+/// # }
+/// ```
+///
+/// Where types or keys are chosen, dead letters, the cluster and what is unserved are not shown: they tell of
+/// all of them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Routes {
+    types: Vec<&'static str>,
+    keys: Option<String>,
+    is_read_only: bool,
+}
+
+impl Routes {
+    /// Everything.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Shows a type, and of others only those that are named so too.
+    #[must_use]
+    pub fn entity<E: Entity>(mut self) -> Self {
+        self.types.push(E::NAME);
+        self
+    }
+
+    /// Shows entities only whose keys begin so. A list has to ask for such a prefix itself.
+    #[must_use]
+    pub fn keys(mut self, prefix: impl Into<String>) -> Self {
+        self.keys = Some(prefix.into());
+        self
+    }
+
+    /// Shows what reads only: states, queries and lists.
+    #[must_use]
+    pub fn read_only(mut self) -> Self {
+        self.is_read_only = true;
+        self
+    }
+
+    fn is_whole(&self) -> bool {
+        self.types.is_empty() && self.keys.is_none()
+    }
+
+    fn shows_type(&self, name: &str) -> bool {
+        self.types.is_empty() || self.types.contains(&name)
+    }
+
+    /// Refuses what is not shown.
+    fn check(&self, request: &Request) -> Result<(), Problem> {
+        let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+        if self.is_read_only && !reads {
+            let (status, title) = (StatusCode::METHOD_NOT_ALLOWED, "Method not allowed");
+            return Err(Problem::new(status, "method", title, "these routes only read"));
+        }
+        if self.is_whole() || matches!(request.uri().path(), "/livez" | "/readyz") {
+            return Ok(());
+        }
+        let segments = path::segments(request.uri())?;
+        let hidden = |what: String| Problem::from(Error::new(ErrorKind::NotFound, what));
+        match &segments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            ["entities"] => Ok(()),
+            ["entities" | "placement", name, ..] if !self.shows_type(name) => {
+                let shown = self.types.join(", ");
+                Err(hidden(format!("there is no entity type {name:?} here; there are: {shown}")))
+            }
+            ["entities", _] => match &self.keys {
+                Some(keys) if !routes::prefix(request.uri())?.starts_with(keys.as_str()) => {
+                    Err(Problem::invalid(format!("list by ?prefix={keys}, or a longer one")))
+                }
+                _ => Ok(()),
+            },
+            ["entities" | "placement", name, key, ..] => match &self.keys {
+                Some(keys) if !key.starts_with(keys.as_str()) => {
+                    Err(hidden(format!("there is no {name}/{key} here")))
+                }
+                _ => Ok(()),
+            },
+            _ => Err(hidden("there is no such route here".into())),
+        }
+    }
+}
+
+/// Lets through what is shown.
+pub(super) async fn narrow(
+    State((node, shown)): State<(Node, Arc<Routes>)>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if let Err(problem) = shown.check(&request) {
+        return problem.into_response();
+    }
+    if !shown.types.is_empty() && request.uri().path() == "/v1/entities" {
+        let mut types = node.descriptions();
+        types.retain(|description| shown.shows_type(description.name));
+        return routes::show(&json!({ "types": types }));
+    }
+    next.run(request).await
+}
