@@ -67,6 +67,7 @@ fn the_examples_print_what_they_say() -> Result<()> {
     let directory = this.parent().and_then(std::path::Path::parent).context("a directory")?;
     for (name, expected) in [
         ("counter", "1\n3\nthe state survives: 3\n"),
+        ("orders", "25 paid, 15 refused; 0 bolts and 75 nuts left; 25 payments booked\n"),
         (
             "approval",
             "requested: pending\ntwo seconds later: escalated\n\
