@@ -283,6 +283,7 @@ pub struct OperationType<E> {
     decode_answers: fn(&[u8]) -> Result<Argument, InputError>,
     takes_nothing: bool,
     policy: Policy,
+    formerly: Vec<&'static str>,
     input_schema: Schemas,
     output_schema: Schemas,
 }
@@ -350,6 +351,7 @@ impl<E: Entity> OperationType<E> {
             decode: |input| decode::<A>(input).map(Argument::of),
             decode_answers: |input| decode_answers::<A>(input).map(Argument::of),
             policy: Policy::default(),
+            formerly: Vec::new(),
             takes_nothing: TypeId::of::<A>() == TypeId::of::<()>(),
             input_schema: |generator| generator.subschema_for::<A>(),
             output_schema: R::schema,
@@ -373,6 +375,18 @@ impl<E: Entity> OperationType<E> {
     pub fn taking_answers(mut self) -> Self {
         self.decode = self.decode_answers;
         self
+    }
+
+    /// Has the operation take what was stored under a name that it had before: signals, reminders, answers to
+    /// asks, and dead letters that are replayed. Callers use its present name.
+    pub fn renamed_from(mut self, name: &'static str) -> Self {
+        self.formerly.push(name);
+        self
+    }
+
+    /// The names that it had before.
+    pub fn formerly(&self) -> &[&'static str] {
+        &self.formerly
     }
 
     /// Sets the policy. What it leaves open comes from the type, and then from the node.

@@ -73,9 +73,11 @@ pub(crate) trait EntityType: Send + Sync {
         version == self.version() || self.layouts().iter().any(|(of, _)| *of == version)
     }
     fn find(&self, operation: &str) -> Option<Found>;
+    /// The operation that takes what was stored under a name, which it may have had before.
+    fn find_stored(&self, operation: &str) -> Option<Found>;
     /// The names of the public operations and queries.
     fn names(&self) -> Vec<&'static str>;
-    /// The names of all operations.
+    /// The names of all operations, also those that they had before.
     fn all_names(&self) -> Vec<&'static str>;
     fn name_of(&self, index: usize) -> &'static str;
     /// Reads an argument of an operation from its JSON.
@@ -162,6 +164,15 @@ fn typed<E: Entity>(state: &State) -> &E {
     state.downcast_ref().expect("a state of this type")
 }
 
+impl<E: Entity> Typed<E> {
+    fn found(&self, index: usize) -> Option<Found> {
+        let known = self.operations.get(index)?;
+        let is_public = known.visibility() == Visibility::Public;
+        let takes_nothing = known.takes_nothing();
+        Some(Found { index, name: known.name(), kind: known.kind(), is_public, takes_nothing })
+    }
+}
+
 impl<E: Entity> EntityType for Typed<E> {
     fn name(&self) -> &'static str {
         E::NAME
@@ -198,11 +209,12 @@ impl<E: Entity> EntityType for Typed<E> {
     }
 
     fn find(&self, operation: &str) -> Option<Found> {
-        let index = self.operations.iter().position(|known| known.name() == operation)?;
-        let known = &self.operations[index];
-        let is_public = known.visibility() == Visibility::Public;
-        let takes_nothing = known.takes_nothing();
-        Some(Found { index, name: known.name(), kind: known.kind(), is_public, takes_nothing })
+        self.found(self.operations.iter().position(|known| known.name() == operation)?)
+    }
+
+    fn find_stored(&self, operation: &str) -> Option<Found> {
+        let was = |known: &OperationType<E>| known.formerly().contains(&operation);
+        self.find(operation).or_else(|| self.found(self.operations.iter().position(was)?))
     }
 
     fn names(&self) -> Vec<&'static str> {
@@ -213,7 +225,8 @@ impl<E: Entity> EntityType for Typed<E> {
 
     fn all_names(&self) -> Vec<&'static str> {
         let changes = |known: &&OperationType<E>| known.kind() != OperationKind::Query;
-        self.operations.iter().filter(changes).map(OperationType::name).collect()
+        let names = |known: &OperationType<E>| [&[known.name()], known.formerly()].concat();
+        self.operations.iter().filter(changes).flat_map(names).collect()
     }
 
     fn name_of(&self, index: usize) -> &'static str {

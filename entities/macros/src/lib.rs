@@ -22,7 +22,8 @@ use syn::{Ident, parse_macro_input};
 /// method` a private method that readies a state that comes into memory. `deadline`, `retries`, `backoff`,
 /// `mailbox`, `idle`, `retention`, `ttl` and `visibility = "internal"` set a policy of the type, and the first three
 /// and the last, as `#[operation(deadline = Duration::from_secs(30))]`, one of a method: what is not set comes
-/// from the type, and then from the node.
+/// from the type, and then from the node. `#[operation(renamed_from = "old")]` has it take what was stored under
+/// a name that it had before.
 ///
 /// The typed reference to an `Order` is called `OrderRef`, and `Order::of(key)` makes one; both names
 /// are taken. A name in URLs, JSON and schemas is the Rust name without `r#`: the operation of

@@ -309,6 +309,12 @@ fn problems_of(known: &dyn EntityType, others: &EntityTypes) -> Vec<String> {
     {
         problems.push(format!("{name}: no operation {told}, which is to hear of dead letters"));
     }
+    let mut names = known.all_names();
+    names.sort_unstable();
+    let twice = names.windows(2).find(|pair| pair[0] == pair[1]);
+    problems.extend(twice.map(|pair| {
+        format!("{name}: two operations are named {}, or were (`renamed_from`)", pair[0])
+    }));
     if others.contains_key(name) {
         problems.push(format!("two entity types are named {name}"));
     }

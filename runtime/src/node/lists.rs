@@ -397,7 +397,7 @@ pub(super) async fn unserved(node: &Inner) -> Result<Vec<UnservedView>, Error> {
             // Other nodes know what it has.
             continue;
         }
-        let has = |name: &str| served.is_some_and(|served| served.find(name).is_some());
+        let has = |name: &str| served.is_some_and(|served| served.find_stored(name).is_some());
         if served.is_some() && known.iter().all(|name| has(name)) {
             continue;
         }

@@ -97,9 +97,10 @@ impl Local {
         let stored =
             stored.ok_or_else(|| Error::new(ErrorKind::NotFound, "no such dead letter"))?;
         let id = EntityId::parse(&stored.entity)?;
-        let found = self.find(&id, &stored.operation)?;
-        self.check_room()?;
         let known = self.known_type(id.entity_type())?;
+        let found = known.find_stored(&stored.operation);
+        let found = found.ok_or_else(|| no_operation(known, &stored.operation))?;
+        self.check_room()?;
         check_use(found, Use::Signal)?;
         let argument = self.argument(known, found, &stored.input)?;
         let invocation = invocation(found, stored.input, argument);

@@ -138,7 +138,7 @@ impl Environment {
     /// Why the entity cannot apply it, in words.
     pub(super) fn operation(&self, id: &EntityId, name: &str) -> Result<(usize, bool), String> {
         let known = self.type_of(id).ok_or("the entity type is not served")?;
-        let found = known.find(name).ok_or_else(|| format!("no operation {name}"))?;
+        let found = known.find_stored(name).ok_or_else(|| format!("no operation {name}"))?;
         match found.kind {
             OperationKind::Operation => Ok((found.index, false)),
             OperationKind::Async => Ok((found.index, true)),

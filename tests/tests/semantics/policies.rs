@@ -237,3 +237,92 @@ async fn entities_of_a_type_with_a_time_to_live_end_when_nobody_has_used_them_fo
     assert!(world.disk.rows(Table::States).is_empty());
     node.abort().await;
 }
+
+/// A clerk of an earlier program.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
+struct Former {
+    done: u32,
+}
+
+#[entity(name = "teller")]
+impl Former {
+    pub fn count_up(&mut self, ctx: &mut Context) {
+        ctx.remind("again", After(MINUTE), Self::of(ctx.key()).count_by(10));
+        ctx.signal(Self::of(ctx.key()).count_by(100).after(MINUTE));
+    }
+
+    pub fn count_by(&mut self, number: u32) {
+        self.done += number;
+    }
+
+    pub fn lose(&mut self, _number: u32) -> Result<(), Failure> {
+        Err(Failure::fatal("lost"))
+    }
+}
+
+/// The same with other names.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
+struct Present {
+    done: u32,
+}
+
+#[entity(name = "teller")]
+impl Present {
+    #[operation(renamed_from = "count_by", renamed_from = "lose")]
+    pub fn add(&mut self, number: u32) {
+        self.done += number;
+    }
+
+    pub fn count_up(&mut self) {}
+
+    pub fn done(&self) -> u32 {
+        self.done
+    }
+}
+
+#[tokio::test]
+async fn what_was_stored_under_a_former_name_is_applied_under_the_present_one() {
+    let world = World::new();
+    let node = node(&world).entity::<Former>().start().await.expect("starts");
+    node.entity::<Former>("a").count_up().await.expect("applied");
+    node.entity::<Former>("a").lose(1).signal().await.expect("accepted");
+    let letters = async |node: &Node| {
+        let letters = node.dead_letters(&DeadLetterFilter::default(), None, 10).await;
+        letters.expect("readable").rows.len()
+    };
+    until_true("it is a dead letter", async || letters(&node).await == 1).await;
+    node.abort().await;
+
+    let node = self::node(&world).entity::<Present>().start().await.expect("starts");
+    assert!(node.unserved().await.expect("readable").is_empty());
+    world.advance(60);
+    let all = DeadLetterFilter::default();
+    assert_eq!(node.replay_all(&all).await.expect("replayed").done, 1);
+    let done = async || node.entity::<Present>("a").done().await.expect("a query") == 111;
+    until_true("everything was applied", done).await;
+    assert_eq!(letters(&node).await, 0);
+    let id = EntityId::new("teller", "a").expect("valid");
+    let outside = stead::Request::new(id, "count_by", b"1".to_vec());
+    let refused = stead::Caller::call(&node, outside).await.expect_err("callers know the present");
+    assert_eq!(refused.kind(), ErrorKind::NotFound);
+    node.abort().await;
+}
+
+/// Two operations that were one.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
+struct Forked;
+
+#[entity(name = "forked")]
+impl Forked {
+    #[operation(renamed_from = "two")]
+    pub fn one(&mut self) {}
+
+    pub fn two(&mut self) {}
+}
+
+#[tokio::test]
+async fn a_former_name_is_no_other_operations() {
+    let world = World::new();
+    let refused = node(&world).entity::<Forked>().start().await.expect_err("two of a name");
+    assert!(refused.to_string().contains("two operations are named two"), "{refused}");
+}

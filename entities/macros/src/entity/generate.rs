@@ -344,9 +344,11 @@ impl<'m> Generator<'m> {
         let internal = is_internal.then(|| own!(.internal()));
         let policy = method.settings.policy.expression(model).map(|it| own!(.with_policy(#it)));
         let answers = method.takes_answer.then(|| own!(.taking_answers()));
+        let renamed = &method.settings.renamed_from;
         own! {
             #(#[cfg(#conditions)])*
             #model::OperationType::#make.described(#description)#internal #answers #policy
+                #(.renamed_from(#renamed))*
         }
     }
 }

@@ -64,6 +64,8 @@ impl Policy {
 #[derive(Default)]
 pub(super) struct OperationSettings {
     pub(super) policy: Policy,
+    /// The names that it had before.
+    pub(super) renamed_from: Vec<LitStr>,
 }
 
 impl Parse for OperationSettings {
@@ -71,11 +73,14 @@ impl Parse for OperationSettings {
         let mut settings = Self::default();
         while !input.is_empty() {
             let word: Ident = input.parse()?;
-            if !settings.policy.read(&word, false, input)? {
+            if word == "renamed_from" {
+                input.parse::<Token![=]>()?;
+                settings.renamed_from.push(input.parse()?);
+            } else if !settings.policy.read(&word, false, input)? {
                 let rule = if OF_TYPES.iter().any(|known| word == known) {
                     "this is a policy of the type: `#[entity(...)]`"
                 } else {
-                    "expected `deadline`, `retries`, `backoff` or `visibility`"
+                    "expected `deadline`, `retries`, `backoff`, `visibility` or `renamed_from`"
                 };
                 return Err(Error::new(word.span(), rule));
             }
