@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::log::{Log, TICKS};
 
 /// What clients know.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct History {
     /// What was asked for, and by which operation.
     pub sent: BTreeMap<(String, u64), Kind>,

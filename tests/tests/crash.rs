@@ -1,10 +1,22 @@
 //! A real process, killed with SIGKILL under load: nothing that was acknowledged is missing, and
 //! nothing is applied twice.
 
-use std::{collections::BTreeMap, process::Command, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    process::Command,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
-use stead_tests::Server;
+use stead::Client;
+use stead_tests::{
+    Server, command_of, free_address,
+    history::{History, Kind, compare},
+    log::Log,
+    random::Random,
+    wait::until,
+};
 
 const SENDERS: usize = 8;
 const KILLS: usize = 8;
@@ -95,6 +107,69 @@ fn the_permits_replay_ends_without_a_difference() -> Result<()> {
         ensure!(said.contains("no difference: 8577 events"), "seed {seed}: {said}");
     }
     Ok(())
+}
+
+/// What entities send, ask, refuse, give up, put off, let expire and repeat, across kills: everything comes to
+/// what it must, once.
+#[tokio::test]
+async fn what_entities_do_among_themselves_survives_every_kill() -> Result<()> {
+    let data = tempfile::tempdir()?;
+    let (mut random, history) = (Random(1), Arc::new(Mutex::new(History::default())));
+    let lock = |history: &Mutex<History>| history.lock().expect("no panic").clone();
+    let mut entry = 0;
+    for kill in 0..KILLS as u64 {
+        let server = unruly(data.path()).await?;
+        let client = Client::new(&format!("http://{}", server.address()))?;
+        let mut senders = tokio::task::JoinSet::new();
+        for _ in 0..40 {
+            let key = format!("e{}", random.below(5));
+            let others: Vec<_> = (0..3).map(|_| format!("e{}", random.below(5))).collect();
+            let kind =
+                [Kind::Tell, Kind::Remind, Kind::Ask, Kind::Stumble][random.below(4) as usize];
+            entry += 1;
+            let mut known = history.lock().expect("no panic");
+            known.sent.insert((key.clone(), entry), kind);
+            known.delayed.insert(entry, others[0].clone());
+            known.asked.insert(entry, others.clone());
+            let (log, history) = (client.entity::<Log>(&key), history.clone());
+            senders.spawn(async move {
+                let operation = match kind {
+                    Kind::Tell => log.tell(entry, others),
+                    Kind::Remind => log.remind(entry, others[0].clone()),
+                    Kind::Ask => log.ask(entry, others),
+                    Kind::Append | Kind::Stumble => log.stumble(entry, others[0].clone()),
+                };
+                if operation.deadline(Duration::from_millis(300)).await.is_ok() {
+                    history.lock().expect("no panic").acknowledged.insert((key, entry));
+                }
+            });
+        }
+        tokio::time::sleep(Duration::from_millis(20 + 40 * kill)).await;
+        server.kill_now()?;
+        senders.join_all().await;
+    }
+    let server = unruly(data.path()).await?;
+    let client = Client::new(&format!("http://{}", server.address()))?;
+    let settled = async || {
+        let mut logs = BTreeMap::new();
+        for number in 0..5 {
+            let key = format!("e{number}");
+            logs.insert(key.clone(), client.entity::<Log>(&key).all().await?);
+        }
+        let wrong = compare(&lock(&history), &logs);
+        let embers: serde_json::Value =
+            server.get("/v1/entities/ember").send().await?.json().await?;
+        let is_right = wrong.is_empty() && embers["entities"] == serde_json::json!([]);
+        Ok(is_right.then_some(()))
+    };
+    until("everything has come to what it must", settled).await?;
+    ensure!(lock(&history).acknowledged.len() > 40, "too little was acknowledged");
+    Ok(())
+}
+
+async fn unruly(data: &std::path::Path) -> Result<Server> {
+    let address = free_address()?;
+    Server::run(command_of("unruly", data, address, &[])?, address).await
 }
 
 /// The outcomes of repeated keys, across kills: each key is applied exactly once.

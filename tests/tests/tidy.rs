@@ -375,7 +375,7 @@ fn words_that_were_given_up_do_not_come_back() {
 const SLEEPS: [(&str, usize, &str); 20] = [
     ("src/wait.rs", 1, "asks again for what nobody tells of"),
     ("src/proxy.rs", 1, "what was held passes later"),
-    ("tests/crash.rs", 1, "the moment of a kill"),
+    ("tests/crash.rs", 2, "the moments of kills"),
     ("tests/cluster/clocks.rs", 1, "nobody must be evicted meanwhile"),
     ("tests/cluster/refusals.rs", 1, "a lease has to run out behind a cut"),
     ("tests/cluster/run.rs", 3, "the moments of faults, requests and looks"),
