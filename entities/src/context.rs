@@ -342,7 +342,8 @@ impl Context {
         self.expire(Some(length));
     }
 
-    /// Has this entity stay until a later turn says otherwise, in place of an expiry that was set before.
+    /// Has this entity stay until a later turn says otherwise, in place of an expiry that was set before. Of a
+    /// type with a time to live the next turn sets that anew.
     pub fn cancel_expiry(&mut self) {
         self.expire(None);
     }

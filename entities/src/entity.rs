@@ -158,7 +158,7 @@ impl Outcome {
     /// The answer of a call or query.
     ///
     /// # Errors
-    /// Where there is none: [`ErrorKind::Unavailable`], with the time, where another attempt may help, else
+    /// Where there is none: [`ErrorKind::Later`], with the time, where another attempt may help, else
     /// [`ErrorKind::Internal`].
     pub fn into_reply(self) -> Result<Reply, Error> {
         let failed = |why| Err(Error::new(ErrorKind::Internal, why));
@@ -166,7 +166,7 @@ impl Outcome {
             Self::Replied(json) => Ok(Ok(json)),
             Self::Rejected(rejection) => Ok(Err(rejection)),
             Self::Retry(reason, after) => {
-                let error = Error::new(ErrorKind::Unavailable, reason);
+                let error = Error::new(ErrorKind::Later, reason);
                 Err(match after {
                     Some(after) => error.with_retry_after(after),
                     None => error,

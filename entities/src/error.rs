@@ -35,11 +35,14 @@ pub enum ErrorKind {
     Corrupt,
     /// The operation panicked, or the runtime has a bug. The turn left nothing.
     Internal,
+    /// The operation ran, and says that it cannot be done at the moment; try again later. Nothing of its turn
+    /// was applied, but what it did outside may have been.
+    Later,
 }
 
 impl ErrorKind {
     /// Every kind that this version knows.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Invalid,
         Self::NotFound,
         Self::Overloaded,
@@ -53,6 +56,7 @@ impl ErrorKind {
         Self::Closed,
         Self::Corrupt,
         Self::Internal,
+        Self::Later,
     ];
 }
 

@@ -4,7 +4,7 @@
 //! | returned | a call hears | a signal | an asker hears |
 //! |---|---|---|---|
 //! | [`Rejection`] | the rejection | becomes a dead letter | [`Failure::Rejected`] |
-//! | [`Failure::retry`] | unavailable, with the time | is tried again by policy | what comes of it in the end |
+//! | [`Failure::retry`] | that it is to come back later, and when | is tried again by policy | what comes of it in the end |
 //! | [`Failure::fatal`] | a failure | becomes a dead letter at once | [`Failure::Failed`] |
 //!
 //! Nothing of the turn is kept, but for the effects of a [`Rejection::with_effects`].
@@ -233,13 +233,15 @@ pub enum Failure {
 impl Failure {
     /// Gives this attempt up: nothing of the turn is kept. A signal or reminder is tried again, as often as
     /// its policy says, and is a dead letter then. A call is not tried again: its caller hears
-    /// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable).
+    /// [`ErrorKind::Later`](crate::ErrorKind::Later), and what it calls then is another operation, with another
+    /// token.
     pub fn retry(reason: impl fmt::Display) -> Self {
         Self::Retry { reason: reason.to_string(), after: None }
     }
 
-    /// Sets how long to wait before the next attempt, in place of the policy's back-off. It means nothing
-    /// for a failure that is not tried again.
+    /// Sets how long to wait before the next attempt, in place of the policy's back-off. A signal waits in
+    /// memory: after a restart, or at another node, it is tried at once. It means nothing for a failure that
+    /// is not tried again.
     #[must_use]
     pub fn after(mut self, length: impl Into<Timeout>) -> Self {
         if let Self::Retry { after, .. } = &mut self {

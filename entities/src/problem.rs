@@ -58,6 +58,7 @@ fn describe(kind: ErrorKind) -> (StatusCode, &'static str, &'static str) {
         }
         ErrorKind::Conflict => (S::CONFLICT, "conflict", "Idempotency key conflict"),
         ErrorKind::Precondition => (S::PRECONDITION_FAILED, "precondition", "Precondition failed"),
+        ErrorKind::Later => (S::SERVICE_UNAVAILABLE, "later", "Not possible at the moment"),
         ErrorKind::Fenced => (S::SERVICE_UNAVAILABLE, "fenced", "Not the owner"),
         ErrorKind::Closed => (S::SERVICE_UNAVAILABLE, "closed", "Node is stopping"),
         ErrorKind::Corrupt => (S::INTERNAL_SERVER_ERROR, "corrupt", "Stored data is corrupt"),
@@ -100,7 +101,7 @@ impl From<Failure> for Problem {
             Failure::Failed(reason) => internal(reason),
             Failure::TimedOut => Error::new(ErrorKind::Unknown, failure.to_string()).into(),
             Failure::Retry { reason, after } => {
-                let error = Error::new(ErrorKind::Unavailable, reason);
+                let error = Error::new(ErrorKind::Later, reason);
                 match after {
                     Some(after) => error.with_retry_after(after).into(),
                     None => error.into(),
@@ -180,6 +181,7 @@ mod tests {
             (ErrorKind::Closed, 503),
             (ErrorKind::Corrupt, 500),
             (ErrorKind::Internal, 500),
+            (ErrorKind::Later, 503),
         ];
         assert!(ErrorKind::ALL.iter().all(|kind| rows.iter().any(|(of, _)| of == kind)));
         for (kind, status) in rows {

@@ -133,8 +133,8 @@ impl Order {
 
     /// Puts back what was reserved.
     fn give_up(&mut self, ctx: &mut Context, why: &str) {
-        for (line, _) in self.lines.iter().zip(&self.is_reserved).filter(|(_, reserved)| **reserved)
-        {
+        let is_reserved = std::mem::take(&mut self.is_reserved);
+        for (line, _) in self.lines.iter().zip(is_reserved).filter(|(_, reserved)| *reserved) {
             ctx.signal(Stock::of(&line.sku).fill(line.pieces));
         }
         self.status = Status::Refused(why.to_owned());

@@ -428,6 +428,7 @@ pub(crate) fn kind_of(slug: &str) -> Option<ErrorKind> {
         "closed" => ErrorKind::Closed,
         "corrupt" => ErrorKind::Corrupt,
         "internal" => ErrorKind::Internal,
+        "later" => ErrorKind::Later,
         _ => return None,
     })
 }

@@ -186,6 +186,11 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
+    /// The same with a deadline of at most so long.
+    pub(crate) fn at_most(self, deadline: Duration) -> Self {
+        Self { deadline: self.deadline.min(deadline), ..self }
+    }
+
     /// The wait before attempt `attempts + 1`: doubled each time, up to a minute.
     pub(crate) fn retry_after(&self, attempts: u32) -> Duration {
         let doubled = 2_u32.saturating_pow(attempts.saturating_sub(1).min(16));

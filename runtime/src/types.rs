@@ -214,7 +214,9 @@ impl<E: Entity> EntityType for Typed<E> {
 
     fn find_stored(&self, operation: &str) -> Option<Found> {
         let was = |known: &OperationType<E>| known.formerly().contains(&operation);
-        self.find(operation).or_else(|| self.found(self.operations.iter().position(was)?))
+        let present = self.find(operation);
+        let former = || self.found(self.operations.iter().position(was)?);
+        present.filter(|found| found.kind != OperationKind::Query).or_else(former).or(present)
     }
 
     fn names(&self) -> Vec<&'static str> {

@@ -44,7 +44,7 @@ impl Node {
 
     /// A part of the HTTP surface of this node: some types, some keys, or what only reads.
     pub fn router_of<S: Clone + Send + Sync + 'static>(&self, routes: Routes) -> Router<S> {
-        let shown = (self.clone(), Arc::new(routes));
+        let shown = Arc::new(routes);
         router(self).layer(middleware::from_fn_with_state(shown, narrow::narrow))
     }
 }

@@ -8,11 +8,9 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use serde_json::json;
 use stead_entities::{Entity, Error, ErrorKind, problem::Problem};
 
 use super::{path, routes};
-use crate::Node;
 
 /// The part of a node that [`Node::router_of`] shows. What is not shown is answered 404, as if it did not
 /// exist; what only reads answers everything else with 405.
@@ -65,7 +63,7 @@ impl Routes {
         self.types.is_empty() && self.keys.is_none()
     }
 
-    fn shows_type(&self, name: &str) -> bool {
+    pub(super) fn shows_type(&self, name: &str) -> bool {
         self.types.is_empty() || self.types.contains(&name)
     }
 
@@ -106,17 +104,13 @@ impl Routes {
 
 /// Lets through what is shown.
 pub(super) async fn narrow(
-    State((node, shown)): State<(Node, Arc<Routes>)>,
-    request: Request,
+    State(shown): State<Arc<Routes>>,
+    mut request: Request,
     next: Next,
 ) -> Response {
     if let Err(problem) = shown.check(&request) {
         return problem.into_response();
     }
-    if !shown.types.is_empty() && request.uri().path() == "/v1/entities" {
-        let mut types = node.descriptions();
-        types.retain(|description| shown.shows_type(description.name));
-        return routes::show(&json!({ "types": types }));
-    }
+    request.extensions_mut().insert(shown);
     next.run(request).await
 }

@@ -1,7 +1,7 @@
 //! The handlers, one function a route. The list of routes is in `http::mod`; what a handler reads or changes
 //! is a typed method of [`Node`](crate::Node).
 
-use std::{collections::HashMap, str::FromStr};
+use std::{collections::HashMap, str::FromStr, sync::Arc};
 
 use axum::{
     body::Body,
@@ -16,7 +16,7 @@ use stead_entities::{
 };
 
 use super::{
-    CallerIdentity, body,
+    CallerIdentity, Routes, body,
     headers::{self, IDEMPOTENCY_KEY, IF_MATCH, IF_NONE_MATCH},
     path,
 };
@@ -132,7 +132,7 @@ fn json_response(status: StatusCode, json: Vec<u8>) -> Response {
     (status, [(header::CONTENT_TYPE, kind)], json).into_response()
 }
 
-pub(super) fn show(value: &Value) -> Response {
+fn show(value: &Value) -> Response {
     json_response(StatusCode::OK, value.to_string().into_bytes())
 }
 
@@ -235,9 +235,18 @@ fn reminder_id(text: &str) -> Result<ReminderId, Problem> {
     text.parse().map_err(|error: Error| Problem::invalid(error.message()))
 }
 
-pub(super) async fn types(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
+pub(super) async fn types(
+    State(node): State<Node>,
+    uri: Uri,
+    headers: HeaderMap,
+    extensions: Extensions,
+) -> Answer {
     plain_parameters(&uri, &headers, &[])?;
-    Ok(show(&json!({ "types": node.descriptions() })))
+    let mut types = node.descriptions();
+    if let Some(shown) = extensions.get::<Arc<Routes>>() {
+        types.retain(|description| shown.shows_type(description.name));
+    }
+    Ok(show(&json!({ "types": types })))
 }
 
 pub(super) async fn list(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
@@ -384,13 +393,13 @@ fn plain_parameters(
     Ok(found)
 }
 
-/// The query parameters, each known and given once.
 /// The prefix of keys that a list asks for.
 pub(super) fn prefix(uri: &Uri) -> Result<String, Problem> {
     let mut parameters = parameters(uri, &["prefix", "after", "limit"])?;
     Ok(parameters.remove("prefix").unwrap_or_default())
 }
 
+/// The query parameters, each known and given once.
 fn parameters(uri: &Uri, known: &[&str]) -> Result<HashMap<String, String>, Problem> {
     if uri.query().is_none() {
         return Ok(HashMap::new());

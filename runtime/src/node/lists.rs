@@ -309,8 +309,8 @@ pub(super) async fn reminders(
     let next = next.map(|(_, slot, _)| ReminderId::from(slot.clone()).to_string());
     if page.rows.iter().any(|(_, slot, _)| matches!(slot, Slot::Named(_))) {
         // The row of a reminder that was put off stays at the earlier time.
-        let state = store.load(id.clone()).await?;
-        let heads = state.map_or_else(Vec::new, |state| state.reminders);
+        let state = store.load(id.clone()).await;
+        let heads = state.ok().flatten().map_or_else(Vec::new, |state| state.reminders);
         for (_, _, record) in &mut page.rows {
             let head = heads.iter().find(|head| head.number == record.number);
             record.due = head.map_or(record.due, |head| head.due);

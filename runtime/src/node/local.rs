@@ -265,7 +265,8 @@ impl Local {
                 return Err(Error::new(ErrorKind::Invalid, message));
             }
             // Refused a little before it is forgotten, so that it can never run a second time.
-            if born + self.host.limits(id).retention <= now + BIRTH_SKEW {
+            let retention = self.host.limits(id).retention;
+            if born + retention <= now + BIRTH_SKEW.min(retention / 2) {
                 let message = "the idempotency key is older than keys are remembered";
                 return Err(Error::new(ErrorKind::Invalid, message));
             }

@@ -409,7 +409,6 @@ fn reply(response: Response) -> Result<Reply, Error> {
     match response {
         Response::Replied(json) => Ok(Ok(json)),
         Response::Rejected(rejection) => Ok(Err(rejection)),
-        Response::Failed(error) => Err(error),
         Response::Done | Response::Scheduled(_) | Response::State(_) => {
             Err(Error::new(ErrorKind::Conflict, "this idempotency key was used for a signal"))
         }

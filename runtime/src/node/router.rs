@@ -283,9 +283,16 @@ impl Router {
         let timeout = command.deadline().unwrap_or(self.local.host.config().call_deadline);
         let types = self.local.host.types();
         match &self.local.cluster {
-            // The store tells this node as well as the owner.
-            Some(_) if command.committed_type().is_some_and(|it| types.contains_key(it)) => {
-                self.local.perform(command, timeout).await
+            // The store tells this node as well as the owner, which may know more versions and queries.
+            Some(cluster) if command.committed_type().is_some_and(|it| types.contains_key(it)) => {
+                match self.local.perform(command.clone(), timeout).await {
+                    Err(error)
+                        if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unavailable) =>
+                    {
+                        self.routed(cluster, command, timeout).await
+                    }
+                    told => told,
+                }
             }
             None => self.local.perform(command, timeout).await,
             Some(cluster) => self.routed(cluster, command, timeout).await,

@@ -62,7 +62,7 @@ impl Inner {
         self.check_clock();
         let now = clock::monotonic();
         self.host.partitions().iter().for_each(|partition| partition.expire(Some(now)));
-        let late = self.host.watches().check();
+        let late = self.host.watches().check(self.host.config().block_limit);
         *self.blocked.lock().unwrap_or_else(PoisonError::into_inner) =
             late.first().map(|late| late.name.clone());
         // Readiness is false before the caller hears of it.

@@ -346,7 +346,8 @@ impl Hosted {
 
     /// Runs an operation that awaits in a task of its own, at most until its deadline.
     fn start(&mut self, term: u64, start: Start) {
-        let Start { id, run, index, state, ctx, argument, row, reply_to, limits, span } = start;
+        let Start { id, run, index, state, ctx, argument, row, reply_to, limits, polled, span } =
+            start;
         let handle = self.shell.handle.clone();
         let known = self.shell.types.get(id.entity_type()).cloned();
         let known = known.expect("an operation of a type that is served");
@@ -355,7 +356,7 @@ impl Hosted {
         let work = async move {
             let running = known.start(index, state, ctx, argument);
             let name = known.name_of(index);
-            let seen = || watch.begin(&watched_id, name, reply_to.as_ref(), &row, limits);
+            let seen = || watch.begin(&watched_id, name, reply_to.as_ref(), &row, polled);
             task::Polled { running, seen, watch: &watch }.await
         };
         let work = work.instrument(span);

@@ -45,8 +45,18 @@ impl Partition {
     }
 
     /// Begins the expiry of an entity whose time has come; says whether something is waited for.
-    pub(super) fn run_expiry(&mut self, id: &EntityId, expire: Box<Expire>) -> bool {
-        match self.standing(id, &Row::Reminder(expire.occurrence.clone())) {
+    pub(super) fn run_expiry(&mut self, id: &EntityId, mut expire: Box<Expire>) -> bool {
+        let standing = self.standing(id, &Row::Reminder(expire.occurrence.clone()));
+        if !self.moment.has_room && standing != Standing::Gone {
+            // What only reads goes before it meanwhile.
+            expire.permit = None;
+            let activation = self.activations.of(id);
+            let is_alone = activation.waiting() == 0;
+            activation.push(Envelope::Expire(expire));
+            self.activations.retry(self.moment.now + PAUSE, id);
+            return is_alone;
+        }
+        match standing {
             Standing::Gone => self.reminders.gone(id, &expire.occurrence),
             Standing::Moved(due) => self.put_expiry_off(id, *expire, due),
             Standing::Current | Standing::Missed => match self.work_until(id) {
@@ -89,10 +99,12 @@ impl Partition {
             return None;
         }
         let (now, has_backlog) = (self.moment.now, self.inbox.has_backlog(id));
+        let is_rescanning = self.links.is_rescanning();
         let activation = self.activations.of(id);
         let asks = activation.live_mut().reminders().iter();
         let asks = asks.filter(|head| is_timeout(&head.name)).map(|head| head.due + PAUSE).max();
-        let works = has_backlog || activation.waiting() > 0 || activation.has_gathered();
+        let works =
+            has_backlog || is_rescanning || activation.waiting() > 0 || activation.has_gathered();
         asks.or(works.then_some(now + PAUSE))
     }
 

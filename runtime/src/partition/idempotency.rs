@@ -102,7 +102,12 @@ impl IdempotencyKeys {
         let pending = self.0.get_mut(key)?;
         pending.is_looking = false;
         Some(match found {
-            Ok(Some(record)) if is_forgotten(record.at) => LookUp::IsNew,
+            // One that is under way is never forgotten.
+            Ok(Some(record))
+                if is_forgotten(record.at) && record.outcome != Remembered::Pending =>
+            {
+                LookUp::IsNew
+            }
             Ok(None) => LookUp::IsNew,
             Ok(Some(record)) if !pending.fingerprint.fits(record.fingerprint) => {
                 LookUp::Answered(Err(conflict()))

@@ -253,6 +253,8 @@ pub(crate) struct Start {
     pub(crate) row: Row,
     pub(crate) reply_to: Option<ReplySender>,
     pub(crate) limits: Limits,
+    /// The limits of one poll.
+    pub(crate) polled: Limits,
     /// The span of its log lines.
     pub(crate) span: Span,
 }

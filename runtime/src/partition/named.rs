@@ -13,7 +13,7 @@ use stead_entities::{EntityId, Timestamp, effect::Reminder, schedule::Schedule};
 
 use super::{
     Partition,
-    envelope::{Occurrence, Operation, Row},
+    envelope::{Occurrence, Operation, Row, Undeliverable},
     write_group::Release,
 };
 use crate::{
@@ -129,6 +129,24 @@ impl Partition {
         if let Row::Reminder(occurrence) = &operation.row {
             self.put_off_occurrence(id, occurrence, due);
             self.group.hold(operation.permit.take());
+        }
+    }
+
+    /// Ends a reminder or delayed signal that cannot run as a dead letter, unless it was put off, cancelled or
+    /// set again since it fired.
+    pub(super) fn end_undeliverable(&mut self, id: &EntityId, undeliverable: Undeliverable) {
+        let Undeliverable { occurrence, letter, permit } = undeliverable;
+        let row = Row::Reminder(occurrence.clone());
+        match self.standing(id, &row) {
+            Standing::Gone => self.reminders.gone(id, &occurrence),
+            Standing::Moved(due) => {
+                self.put_off_occurrence(id, &occurrence, due);
+                self.group.hold(permit);
+            }
+            Standing::Current | Standing::Missed => {
+                self.consume_row(id, &row, letter.input.len(), permit);
+                self.keep_letter(id, letter);
+            }
         }
     }
 

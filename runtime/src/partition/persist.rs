@@ -272,6 +272,9 @@ impl Partition {
         }
         let now = self.moment.now;
         let next = record.schedule.as_ref().and_then(|schedule| schedule.next(*due, now));
+        if next.is_none() && record.schedule.as_ref().is_some_and(|it| it.recurring().is_some()) {
+            tracing::error!(entity = %id, reminder = %name, "a recurring reminder has no next time, and ends");
+        }
         let head = next.map(|due| {
             let number = self.environment.mint(now);
             ReminderHead::new(&**name, due, number)

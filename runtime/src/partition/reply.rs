@@ -35,9 +35,6 @@ pub(crate) enum Response {
     Rejected(Rejection),
     /// The committed state, if there is one.
     State(Option<StateView>),
-    /// The call ran, and failed: nothing of it stays, and it is not tried again. An error in place of an
-    /// answer may be in doubt; this is not. Its caller gets the error.
-    Failed(Error),
 }
 
 /// A committed state as HTTP shows it.
@@ -138,11 +135,7 @@ impl ReplySender {
 
     /// Tells the caller; the first answer counts.
     pub(crate) fn answer(&self, response: CallResult) {
-        let response = match response {
-            Ok(Response::Failed(error)) => Err(error),
-            Ok(response) => Ok(response),
-            Err(error) => Err(self.honest(error)),
-        };
+        let response = response.map_err(|error| self.honest(error));
         let mut reply = self.reply();
         if let Reply::Open(waker) = &mut *reply {
             let waker = waker.take();

@@ -13,7 +13,7 @@ use super::{
     Partition,
     activations::{Stage, WaitsForReminders},
     deletion::unreadable,
-    envelope::{AttemptCount, Delete, Envelope, Operation, Read, ReadKind, Row, Undeliverable},
+    envelope::{AttemptCount, Delete, Envelope, Operation, Read, ReadKind, Row},
     message::{Output, Returned, Start},
     named::Standing,
     persist::withdrawn,
@@ -140,22 +140,15 @@ impl Partition {
                 self.activations.retry(self.moment.now + ROOM_PAUSE, id);
                 Next::Waits
             }
-            Envelope::Expire(expire) => {
-                if !self.moment.has_room {
-                    return self.wait_for_room(id, Envelope::Expire(expire));
-                }
-                match self.run_expiry(id, expire) {
-                    true => Next::Waits,
-                    false => Next::Goes,
-                }
-            }
+            Envelope::Expire(expire) => match self.run_expiry(id, expire) {
+                true => Next::Waits,
+                false => Next::Goes,
+            },
             Envelope::Undeliverable(undeliverable) => {
                 if !self.moment.has_room {
                     return self.wait_for_room(id, Envelope::Undeliverable(undeliverable));
                 }
-                let Undeliverable { occurrence, letter, permit } = *undeliverable;
-                self.consume_row(id, &Row::Reminder(occurrence), letter.input.len(), permit);
-                self.keep_letter(id, letter);
+                self.end_undeliverable(id, *undeliverable);
                 Next::Goes
             }
         }
@@ -544,9 +537,11 @@ impl Partition {
         let (row, reply_to) = (operation.row.clone(), operation.reply_to().cloned());
         self.activations.of(id).await_on(run, operation);
         let limits = self.environment.limits(id, Some(index));
+        // It may await for long, but no poll of it blocks its thread for longer than a turn may.
+        let polled = limits.at_most(self.environment.config().turn_deadline);
         let start = {
             let id = id.clone();
-            Start { id, run, index, state, ctx, argument, row, reply_to, limits, span }
+            Start { id, run, index, state, ctx, argument, row, reply_to, limits, polled, span }
         };
         self.outputs.push(Output::Start(Box::new(start)));
         self.accept_waiting(id);

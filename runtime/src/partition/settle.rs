@@ -225,7 +225,7 @@ impl Partition {
             IdempotencyKeys::forget_stored(call.key.as_ref(), &error, &mut self.group);
         }
         if let Some(reply_to) = call.into_reply_to() {
-            self.group.reply(reply_to, Ok(Response::Failed(error)));
+            self.group.reply(reply_to, Err(error));
         }
     }
 

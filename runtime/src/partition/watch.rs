@@ -49,12 +49,13 @@ impl Watch {
         running.is_some_and(|running| running.is_late)
     }
 
-    /// The turn that runs, if it has run for longer than its deadline; it is then discarded when it ends.
-    pub(crate) fn check(&self) -> Option<Late> {
+    /// The turn that runs, if it has run for longer than its deadline, or than any turn may; it is then
+    /// discarded when it ends.
+    pub(crate) fn check(&self, block_limit: Duration) -> Option<Late> {
         let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let running = running.as_mut()?;
         let elapsed = since(*running.seen.get_or_insert_with(monotonic));
-        if elapsed < running.limits.deadline {
+        if elapsed < running.limits.deadline.min(block_limit) {
             return None;
         }
         let name = format!("{} of {}", running.operation, running.id);
@@ -82,10 +83,10 @@ impl Watches {
         watch
     }
 
-    /// Every turn that has run for longer than its deadline.
-    pub(crate) fn check(&self) -> Vec<Late> {
+    /// Every turn that has run for longer than its deadline, or than any turn may.
+    pub(crate) fn check(&self, block_limit: Duration) -> Vec<Late> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.iter().filter_map(|watch| watch.upgrade()?.check()).collect()
+        all.iter().filter_map(|watch| watch.upgrade()?.check(block_limit)).collect()
     }
 }
 

@@ -243,7 +243,7 @@ pub(crate) struct Failure {
     input: Option<(String, String, bool)>,
 }
 
-const KINDS: [ErrorKind; 13] = [
+const KINDS: [ErrorKind; 14] = [
     ErrorKind::Invalid,
     ErrorKind::NotFound,
     ErrorKind::Overloaded,
@@ -257,6 +257,7 @@ const KINDS: [ErrorKind; 13] = [
     ErrorKind::Corrupt,
     ErrorKind::Internal,
     ErrorKind::Precondition,
+    ErrorKind::Later,
 ];
 
 impl From<&Error> for Failure {
@@ -298,7 +299,7 @@ impl From<CallResult> for PeerResponse {
             Ok(Response::State(view)) => {
                 Self::State(view.map(|it| (it.generation, it.revision, it.committed_at, it.state)))
             }
-            Ok(Response::Failed(error)) | Err(error) => {
+            Err(error) => {
                 let failure = Failure::from(&error);
                 let micros = error.retry_after().map(|it| it.as_duration().as_micros());
                 match micros.map(u64::try_from) {

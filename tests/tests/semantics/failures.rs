@@ -10,6 +10,9 @@ use super::*;
 /// How often the bank was asked.
 static ASKED: AtomicU32 = AtomicU32::new(0);
 
+/// How often `fetch_by_call` ran.
+static TRIED: AtomicU32 = AtomicU32::new(0);
+
 /// What a shop needs to know where there is too little on an account.
 #[derive(Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 struct Missing {
@@ -54,6 +57,7 @@ impl Account {
     }
 
     pub fn fetch_by_call(&mut self) -> Result<(), Failure> {
+        TRIED.fetch_add(1, Ordering::SeqCst);
         self.cents += 1;
         Err(Failure::retry("the bank is busy").after(Duration::from_secs(30)))
     }
@@ -171,17 +175,30 @@ async fn callers_hear_of_a_retry_that_nothing_was_applied_and_when_to_come_back(
     let node = start(&world).await;
     let account = node.entity::<Account>("a");
     let busy = error(account.fetch_by_call().await);
-    assert_eq!(busy.kind(), ErrorKind::Unavailable, "{busy}");
+    assert_eq!(busy.kind(), ErrorKind::Later, "{busy}");
     assert_eq!(busy.retry_after(), Some(Duration::from_secs(30).into()));
     // One that awaits has a row of its own, and is settled all the same.
     let busy = error(account.fetch_slowly().idempotency_key("k").await);
-    assert_eq!(busy.kind(), ErrorKind::Unavailable, "{busy}");
+    assert_eq!(busy.kind(), ErrorKind::Later, "{busy}");
     let given_up = error(account.close().await);
     assert_eq!(given_up.kind(), ErrorKind::Internal);
     assert!(given_up.message().contains("accounts of this kind stay"), "{given_up}");
     assert_eq!(error(account.impossible().await).kind(), ErrorKind::Internal);
     assert_eq!(account.balance().await.expect("a query"), 0);
     assert!(world.disk.rows(Table::Inbox).is_empty());
+    // Over a URL too: a call that ran is not sent again, since it may have done something outside.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("bound"));
+    let served = tokio::spawn(axum::serve(listener, node.router::<()>()).into_future());
+    let client = stead::Client::new(&url).expect("a URL");
+    let tried = TRIED.load(Ordering::SeqCst);
+    let busy = error(client.entity::<Account>("a").fetch_by_call().await);
+    assert_eq!(
+        (busy.kind(), busy.retry_after()),
+        (ErrorKind::Later, Some(Duration::from_secs(30).into()))
+    );
+    assert_eq!(TRIED.load(Ordering::SeqCst), tried + 1);
+    served.abort();
     node.abort().await;
 }
 

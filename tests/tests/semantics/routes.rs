@@ -104,6 +104,8 @@ async fn a_router_shows_the_types_and_keys_and_methods_that_were_chosen() {
         ("GET", "/mine/v1/dead-letters".into(), 404),
         ("GET", "/mine/v1/cluster".into(), 404),
         ("GET", "/mine/livez".into(), 200),
+        ("GET", "/mine/v1/entities?x=1".into(), 400),
+        ("POST", "/mine/v1/entities".into(), 405),
         ("GET", format!("/read/{entity}/mine%2F1/queries/entries"), 200),
         ("POST", format!("/read/{entity}/mine%2F1/calls/append"), 405),
         ("DELETE", format!("/read/{entity}/mine%2F1"), 405),

@@ -122,3 +122,15 @@ fn an_entity_does_not_expire_while_accepted_work_waits_for_it() {
     pass(&mut bench, 10);
     assert_eq!((bench.entries("a"), bench.rows(Table::DeadLetters)), (vec![], 0));
 }
+
+#[test]
+fn an_expiry_keeps_no_read_waiting_while_the_disk_is_nearly_full() {
+    let mut bench = Bench::new();
+    live_for(&mut bench, "a", 10);
+    bench.has_room = false;
+    pass(&mut bench, 15);
+    assert_eq!(bench.entries("a"), [1]);
+    bench.has_room = true;
+    pass(&mut bench, 2);
+    assert!(!is_there(&bench));
+}
