@@ -306,6 +306,7 @@ impl Local {
     }
 
     /// The operation or query of a name.
+    #[cfg(feature = "http")]
     pub(crate) fn find(&self, id: &EntityId, operation: &str) -> Result<Found, Error> {
         let known = self.known_type(id.entity_type())?;
         known.find(operation).ok_or_else(|| no_operation(known, operation))

@@ -144,7 +144,7 @@ impl Node {
     pub async fn count<E: Entity>(&self, prefix: &str) -> Result<u64, Error> {
         let (mut count, mut after) = (0, None::<String>);
         loop {
-            let page = self.list::<E>(prefix, after.as_deref(), PAGE_ROWS_MAX).await?;
+            let page = self.list::<E>(prefix, after.as_deref(), lists::PAGE_ROWS_MAX).await?;
             count += page.rows.len() as u64;
             after = page.next;
             if after.is_none() {
