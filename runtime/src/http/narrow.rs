@@ -12,8 +12,8 @@ use stead_entities::{Entity, Error, ErrorKind, problem::Problem};
 
 use super::{path, routes};
 
-/// The part of a node that [`Node::router_of`] shows. What is not shown is answered 404, as if it did not
-/// exist; what only reads answers everything else with 405.
+/// The part of a node that [`Node::router_of`](crate::Node::router_of) shows. What is not shown is answered
+/// 404, as if it did not exist; what only reads answers everything else with 405.
 ///
 /// ```
 /// # use stead::{Node, Routes, stock::Counter};
