@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use stead_entities::{
-    EntityId, Error, ErrorKind, Origin, Request, Timestamp,
+    EntityId, Error, ErrorKind, Origin, Request, Timestamp, Version,
     context::{Context, Turn},
     entity::Argument,
 };
@@ -17,8 +17,8 @@ use crate::{
     clock,
     partition::{
         Row, loaded,
-        reply::{CallResult, Response, StateView},
-        turn::{self, guarded},
+        reply::{CallResult, Response},
+        turn,
     },
     sabotage::Sabotage,
     store::{ReadError, ReadResult, TypedReads as _, tables::states::StateRecord},
@@ -54,11 +54,10 @@ impl Local {
         else {
             return Ok(Response::State(None));
         };
-        let state = guarded(|| state.json())?;
-        let state = state.map_err(|why| Error::new(ErrorKind::Internal, why.to_string()))?;
         let (generation, revision) = (record.head.generation, record.head.revision);
-        let committed_at = record.head.committed_at;
-        Ok(Response::State(Some(StateView { generation, revision, committed_at, state })))
+        let version = Version { generation, revision };
+        let shown = turn::show(&state, version, record.head.committed_at);
+        shown.map(|view| Response::State(Some(view)))
     }
 
     /// The stored row of an entity.
@@ -108,9 +107,6 @@ impl Local {
         watch.begin(id, name, None, &Row::None, limits);
         let result = span.in_scope(|| turn::query(known, index, &state, &ctx, argument));
         watch.end();
-        Ok(match result? {
-            Ok(json) => Response::Replied(json),
-            Err(rejection) => Response::Rejected(rejection),
-        })
+        result.map(Response::from)
     }
 }

@@ -160,10 +160,7 @@ impl Node {
     /// [`ErrorKind::NotFound`] for an unknown type, [`ErrorKind::Corrupt`] where the stored state
     /// cannot be read, and what can befall any request.
     pub async fn state_of(&self, id: &EntityId) -> Result<Option<StateView>, Error> {
-        match self.perform(Command::State(id.clone())).await? {
-            Response::State(view) => Ok(view),
-            _ => Err(Error::new(ErrorKind::Internal, "another answer than a state")),
-        }
+        view(self.perform(Command::State(id.clone())).await?)
     }
 
     /// The last durable state of an entity, `None` before its first commit: read at once, beside the entity's
@@ -174,10 +171,7 @@ impl Node {
     /// As [`Node::state_of`].
     pub async fn committed_state_of(&self, id: &EntityId) -> Result<Option<StateView>, Error> {
         let read = Command::Committed(Box::new(Command::State(id.clone())));
-        match self.perform(read).await? {
-            Response::State(view) => Ok(view),
-            _ => Err(Error::new(ErrorKind::Internal, "another answer than a state")),
-        }
+        view(self.perform(read).await?)
     }
 
     /// Deletes an entity in its order: its state and its reminders. What was delayed, or waited for
@@ -402,6 +396,13 @@ impl Caller for Node {
     ) -> BoxFuture<'static, Result<(), Error>> {
         let router = self.0.router.clone();
         Box::pin(async move { router.perform(Command::Cancel(id, reminder)).await.map(drop) })
+    }
+}
+
+fn view(response: Response) -> Result<Option<StateView>, Error> {
+    match response {
+        Response::State(view) => Ok(view),
+        _ => Err(Error::new(ErrorKind::Internal, "another answer than a state")),
     }
 }
 

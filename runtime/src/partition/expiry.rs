@@ -46,7 +46,7 @@ impl Partition {
 
     /// Begins the expiry of an entity whose time has come; says whether something is waited for.
     pub(super) fn run_expiry(&mut self, id: &EntityId, mut expire: Box<Expire>) -> bool {
-        let standing = self.standing(id, &Row::Reminder(expire.occurrence.clone()));
+        let standing = self.standing(id, &expire.occurrence);
         if !self.moment.has_room && standing != Standing::Gone {
             // What only reads goes before it meanwhile.
             expire.permit = None;
@@ -58,9 +58,9 @@ impl Partition {
         }
         match standing {
             Standing::Gone => self.reminders.gone(id, &expire.occurrence),
-            Standing::Moved(due) => self.put_expiry_off(id, *expire, due),
+            Standing::Moved(due) => self.put_off(id, &expire.occurrence, due, expire.permit),
             Standing::Current | Standing::Missed => match self.work_until(id) {
-                Some(until) => self.put_expiry_off(id, *expire, until),
+                Some(until) => self.put_off(id, &expire.occurrence, until, expire.permit),
                 None => {
                     self.wait_for_reminders(id, WaitsForReminders::Expire(expire));
                     return true;
@@ -72,12 +72,13 @@ impl Partition {
 
     /// Ends an entity, unless something is delayed for it, or came meanwhile.
     pub(super) fn expire(&mut self, id: &EntityId, expire: Expire, page: ReadResult<ReminderPage>) {
-        let later = self.moment.now + PAUSE;
+        let Expire { occurrence, permit } = expire;
         let page = match page {
             Ok(page) => page,
             Err(error) => {
                 tracing::error!(entity = %id, %error, "reminders cannot be read");
-                return self.put_expiry_off(id, expire, later);
+                let later = self.moment.now + PAUSE;
+                return self.put_off(id, &occurrence, later, permit);
             }
         };
         let delayed = page.rows.iter().filter(|(_, slot, _)| matches!(slot, Slot::Delayed(_)));
@@ -85,10 +86,9 @@ impl Partition {
         if let Some(until) = delayed.or(self.work_until(id))
             && !Sabotage::ExpiryWhileWorkWaits.is_on()
         {
-            return self.put_expiry_off(id, expire, until);
+            return self.put_off(id, &occurrence, until, permit);
         }
         tracing::debug!(entity = %id, "an entity expires");
-        let Expire { occurrence, permit } = expire;
         self.consume_row(id, &Row::Reminder(occurrence), 0, permit);
         self.end_generation(id, Vec::new());
     }
@@ -106,12 +106,6 @@ impl Partition {
         let works =
             has_backlog || is_rescanning || activation.waiting() > 0 || activation.has_gathered();
         asks.or(works.then_some(now + PAUSE))
-    }
-
-    fn put_expiry_off(&mut self, id: &EntityId, expire: Expire, due: Timestamp) {
-        let Expire { occurrence, permit } = expire;
-        self.put_off_occurrence(id, &occurrence, due);
-        self.group.hold(permit);
     }
 }
 

@@ -10,10 +10,11 @@
 use std::sync::Arc;
 
 use stead_entities::{EntityId, Timestamp, effect::Reminder, schedule::Schedule};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     Partition,
-    envelope::{Occurrence, Operation, Row, Undeliverable},
+    envelope::{Occurrence, Row, Undeliverable},
     write_group::Release,
 };
 use crate::{
@@ -82,16 +83,6 @@ impl Partition {
         self.write_state_of(id);
     }
 
-    /// Has the open group write the state of an entity, if it has one.
-    fn write_state_of(&mut self, id: &EntityId) {
-        let group = self.group.number();
-        let activation = self.activations.of(id);
-        if activation.live_mut().write_once() {
-            activation.hold_until(group);
-            self.group.write_state_of(id);
-        }
-    }
-
     /// Takes a named reminder off the disk, if it is set.
     pub(super) fn cancel_named(&mut self, id: &EntityId, name: &str) -> bool {
         let heads = self.activations.of(id).live_mut().reminders();
@@ -104,9 +95,9 @@ impl Partition {
         true
     }
 
-    /// The standing of a row whose turn has come; one of no reminder is current.
-    pub(super) fn standing(&mut self, id: &EntityId, row: &Row) -> Standing {
-        let Row::Reminder(Occurrence { slot: Slot::Named(name), due, number, .. }) = row else {
+    /// The standing of an occurrence whose turn has come; a delayed signal is current.
+    pub(super) fn standing(&mut self, id: &EntityId, occurrence: &Occurrence) -> Standing {
+        let Occurrence { slot: Slot::Named(name), due, number, .. } = occurrence else {
             return Standing::Current;
         };
         let live = self.activations.of(id).live_mut();
@@ -117,18 +108,12 @@ impl Partition {
             Some(head) if head.due > *due && !Sabotage::MovedReminderFires.is_on() => {
                 Standing::Moved(head.due)
             }
-            Some(_) if self.reminders.is_missed(id, row, self.moment.now) => Standing::Missed,
+            Some(_) if self.reminders.is_missed(id, occurrence, self.moment.now) => {
+                Standing::Missed
+            }
             Some(_) => Standing::Current,
             None if is_set_under_its_name => Standing::Current,
             None => Standing::Gone,
-        }
-    }
-
-    /// Puts an occurrence that fired before its time off to the time that its entity knows.
-    pub(super) fn put_off(&mut self, id: &EntityId, mut operation: Operation, due: Timestamp) {
-        if let Row::Reminder(occurrence) = &operation.row {
-            self.put_off_occurrence(id, occurrence, due);
-            self.group.hold(operation.permit.take());
         }
     }
 
@@ -136,28 +121,27 @@ impl Partition {
     /// set again since it fired.
     pub(super) fn end_undeliverable(&mut self, id: &EntityId, undeliverable: Undeliverable) {
         let Undeliverable { occurrence, letter, permit } = undeliverable;
-        let row = Row::Reminder(occurrence.clone());
-        match self.standing(id, &row) {
+        match self.standing(id, &occurrence) {
             Standing::Gone => self.reminders.gone(id, &occurrence),
-            Standing::Moved(due) => {
-                self.put_off_occurrence(id, &occurrence, due);
-                self.group.hold(permit);
-            }
+            Standing::Moved(due) => self.put_off(id, &occurrence, due, permit),
             Standing::Current | Standing::Missed => {
+                let row = Row::Reminder(occurrence);
                 self.consume_row(id, &row, letter.input.len(), permit);
                 self.keep_letter(id, letter);
             }
         }
     }
 
-    /// Moves the row of an occurrence that fired.
-    pub(super) fn put_off_occurrence(
+    /// Puts an occurrence that fired off to a later time: its row follows.
+    pub(super) fn put_off(
         &mut self,
         id: &EntityId,
         occurrence: &Occurrence,
         due: Timestamp,
+        permit: Option<OwnedSemaphorePermit>,
     ) {
         let Slot::Named(name) = &occurrence.slot else { return };
+        self.group.hold(permit);
         let record = self.reminders.consume(id, occurrence);
         let heads = self.activations.of(id).live_mut().reminders();
         let content = heads.iter().find(|head| *head.name == **name).and_then(|head| head.content);

@@ -286,6 +286,16 @@ impl Partition {
         }
     }
 
+    /// Has the open group write the state of an entity, if it has one.
+    pub(super) fn write_state_of(&mut self, id: &EntityId) {
+        let group = self.group.number();
+        let activation = self.activations.of(id);
+        if activation.live_mut().write_once() {
+            activation.hold_until(group);
+            self.group.write_state_of(id);
+        }
+    }
+
     /// Takes a reminder or delayed signal off the disk.
     pub(super) fn remove_reminder(
         &mut self,

@@ -15,11 +15,7 @@ use std::{collections::BTreeMap, time::Duration};
 use stead_entities::{EntityId, Timestamp};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::{
-    envelope::{Occurrence, Row},
-    environment::number_of_partition,
-    message::Output,
-};
+use super::{envelope::Occurrence, environment::number_of_partition, message::Output};
 use crate::{
     map::Map,
     rules::Rule,
@@ -222,8 +218,7 @@ impl Reminders {
     }
 
     /// Whether the first try of an occurrence that fired is too late.
-    pub(super) fn is_missed(&self, id: &EntityId, row: &Row, now: Timestamp) -> bool {
-        let Row::Reminder(occurrence) = row else { return false };
+    pub(super) fn is_missed(&self, id: &EntityId, occurrence: &Occurrence, now: Timestamp) -> bool {
         let Some(record) = self.fired.get(&key(id, occurrence)) else { return false };
         let schedule = record.schedule.as_ref().filter(|_| record.attempts == 0);
         schedule.is_some_and(|schedule| schedule.is_missed(record.due, now))

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use stead_entities::{Error, ErrorKind, Rejection, Timestamp, Version};
+use stead_entities::{Error, ErrorKind, Rejection, Timestamp, Version, operation};
 
 use crate::{admission::Permit, clock::deadline_after, sabotage::Sabotage};
 
@@ -35,6 +35,15 @@ pub(crate) enum Response {
     Rejected(Rejection),
     /// The committed state, if there is one.
     State(Option<StateView>),
+}
+
+impl From<operation::Reply> for Response {
+    fn from(reply: operation::Reply) -> Self {
+        match reply {
+            Ok(json) => Self::Replied(json),
+            Err(rejection) => Self::Rejected(rejection),
+        }
+    }
 }
 
 /// A committed state as HTTP shows it.

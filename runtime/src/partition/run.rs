@@ -17,7 +17,7 @@ use super::{
     message::{Output, Returned, Start},
     named::Standing,
     persist::withdrawn,
-    reply::{Response, StateView},
+    reply::Response,
     turn::{self, NextTry, Turned, guarded},
 };
 use crate::{
@@ -216,13 +216,11 @@ impl Partition {
 
     fn show_state(&mut self, id: &EntityId) -> Result<Response, Error> {
         let live = self.activations.of(id).live_mut();
-        let Some(Version { generation, revision }) = live.version() else {
+        let Some(version) = live.version() else {
             return Ok(Response::State(None));
         };
-        let state = guarded(|| live.state().json())?;
-        let state = state.map_err(|why| Error::new(ErrorKind::Internal, why.to_string()))?;
-        let committed_at = live.committed_at();
-        Ok(Response::State(Some(StateView { generation, revision, committed_at, state })))
+        turn::show(live.state(), version, live.committed_at())
+            .map(|view| Response::State(Some(view)))
     }
 
     fn query(
@@ -243,10 +241,7 @@ impl Partition {
         let state = self.activations.of(id).live_mut().state();
         let result = span.in_scope(|| turn::query(&*known, index, state, &ctx, argument));
         self.environment.watch().end();
-        Ok(match result? {
-            Ok(json) => Response::Replied(json),
-            Err(rejection) => Response::Rejected(rejection),
-        })
+        result.map(Response::from)
     }
 
     fn run_operation(&mut self, id: &EntityId, operation: Box<Operation>) -> Next {
@@ -255,11 +250,12 @@ impl Partition {
             self.forget(operation.key.as_ref(), operation.replays(), &withdrawn());
             return Next::Goes;
         }
-        let standing = self.standing(id, &operation.row);
-        if standing == Standing::Gone {
-            if let Row::Reminder(occurrence) = &operation.row {
-                self.reminders.gone(id, occurrence);
-            }
+        let standing = match &operation.row {
+            Row::Reminder(occurrence) => self.standing(id, occurrence),
+            Row::None | Row::Inbox(_) => Standing::Current,
+        };
+        if let (Standing::Gone, Row::Reminder(occurrence)) = (standing, &operation.row) {
+            self.reminders.gone(id, occurrence);
             self.activations.of(id).put_back_answers(operation.gathered);
             return Next::Goes;
         }
@@ -270,16 +266,16 @@ impl Partition {
         if !self.moment.has_room {
             return self.run_without_room(id, operation);
         }
-        match standing {
-            Standing::Moved(due) => {
-                self.put_off(id, *operation, due);
+        match (standing, &operation.row) {
+            (Standing::Moved(due), Row::Reminder(occurrence)) => {
+                self.put_off(id, occurrence, due, operation.permit.take());
                 return Next::Goes;
             }
-            Standing::Missed => {
+            (Standing::Missed, _) => {
                 self.consume(id, &mut operation);
                 return Next::Goes;
             }
-            Standing::Current | Standing::Gone => {}
+            _ => {}
         }
         let Some(mut operation) = self.gather(id, operation) else { return Next::Goes };
         if let Some(due) = operation.due().filter(|due| *due > self.moment.now) {

@@ -99,16 +99,11 @@ impl Partition {
         if let Err(error) = self.check_effects(id, &operation, &effects) {
             return self.fail(id, operation, error, NextTry::ByPolicy);
         }
-        let (now, group) = (self.moment.now, self.group.number());
+        let now = self.moment.now;
         let known = self.activations.of(id).live_mut().version();
         let generation = known.map_or_else(|| self.environment.mint(now), |it| it.generation);
-        let activation = self.activations.of(id);
-        activation.hold_until(group);
-        let live = activation.live_mut();
-        let (version, is_first) = live.apply(state, now, generation);
-        if is_first {
-            self.group.write_state_of(id);
-        }
+        let version = self.activations.of(id).live_mut().apply(state, now, generation);
+        self.write_state_of(id);
         self.consume(id, &mut operation);
         let ended = delayed.map(|it| self.begin_deletion(id, operation.accepted_at, it));
         let (mut index, mut expiry) = (0, None);

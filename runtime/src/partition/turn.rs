@@ -3,12 +3,13 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use stead_entities::{
-    Context, EntityId, Error, ErrorKind, Rejection, Timeout, Timestamp,
+    Context, EntityId, Error, ErrorKind, Rejection, Timeout, Timestamp, Version,
     context::{Effects, Turn},
     entity::{Argument, Outcome},
     operation::Reply,
 };
 
+use super::reply::StateView;
 use crate::types::{EntityType, State, Trust};
 
 /// The longest result of an operation, as JSON, in bytes.
@@ -84,6 +85,18 @@ pub(crate) fn query(
     argument: Argument,
 ) -> Result<Reply, Error> {
     reply(guarded(|| entity_type.query(index, state, ctx, argument))?)
+}
+
+/// Shows a state as JSON.
+pub(crate) fn show(
+    state: &State,
+    version: Version,
+    committed_at: Timestamp,
+) -> Result<StateView, Error> {
+    let state = guarded(|| state.json())?;
+    let state = state.map_err(|why| failed(why.to_string()))?;
+    let Version { generation, revision } = version;
+    Ok(StateView { generation, revision, committed_at, state })
 }
 
 /// Runs an author's code; a panic becomes an error.

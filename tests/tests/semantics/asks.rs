@@ -139,9 +139,7 @@ async fn an_order_asks_many_and_makes_up_for_what_it_got_in_vain() {
 async fn results_failures_and_callers_come_back_over_http_and_a_crash() {
     let world = World::new();
     let node = start(&world).await;
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let url = format!("http://{}", listener.local_addr().expect("bound"));
-    let served = tokio::spawn(axum::serve(listener, node.router::<()>()).into_future());
+    let (url, served) = serve(node.router()).await;
     let client = Client::new(&url).expect("a URL");
     client.entity::<Basket>("1").weigh("feather".into()).await.expect("applied");
     expect_story(&node, "1", &["0.5 kg, for nobody"]).await;

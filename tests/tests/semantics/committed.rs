@@ -75,9 +75,7 @@ async fn a_committed_read_of_what_was_never_committed_is_as_one_in_order() {
 async fn a_committed_read_over_http_is_named_in_the_query() {
     let world = World::new();
     let node = world.start().await;
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let url = format!("http://{}", listener.local_addr().expect("bound"));
-    let served = tokio::spawn(axum::serve(listener, node.router::<()>()).into_future());
+    let (url, served) = serve(node.router()).await;
     let client = Client::new(&url).expect("a URL");
     client.entity::<Journal>("a").append(5).await.expect("applied");
     let seen = client.entity::<Journal>("a").entries().committed().await.expect("a read");

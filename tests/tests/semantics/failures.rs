@@ -187,9 +187,7 @@ async fn callers_hear_of_a_retry_that_nothing_was_applied_and_when_to_come_back(
     assert_eq!(account.balance().await.expect("a query"), 0);
     assert!(world.disk.rows(Table::Inbox).is_empty());
     // Over a URL too: a call that ran is not sent again, since it may have done something outside.
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let url = format!("http://{}", listener.local_addr().expect("bound"));
-    let served = tokio::spawn(axum::serve(listener, node.router::<()>()).into_future());
+    let (url, served) = serve(node.router()).await;
     let client = stead::Client::new(&url).expect("a URL");
     let tried = TRIED.load(Ordering::SeqCst);
     let busy = error(client.entity::<Account>("a").fetch_by_call().await);
@@ -223,9 +221,7 @@ async fn what_fails_for_good_is_a_dead_letter_at_once_and_its_asker_and_its_enti
 async fn a_rejection_carries_its_code_and_details_also_out_of_the_store() {
     let world = World::new();
     let node = start(&world).await;
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let url = format!("http://{}", listener.local_addr().expect("bound"));
-    let served = tokio::spawn(axum::serve(listener, node.router::<()>()).into_future());
+    let (url, served) = serve(node.router()).await;
     let client = stead::Client::new(&url).expect("a URL");
     let check = |told: Result<u64, CallError>| match told {
         Err(CallError::Rejected(no)) => {

@@ -155,6 +155,13 @@ impl World {
     }
 }
 
+/// Serves routes on a port of this machine: their URL, and the task that serves them.
+async fn serve(app: axum::Router) -> (String, tokio::task::JoinHandle<std::io::Result<()>>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("bound"));
+    (url, tokio::spawn(axum::serve(listener, app).into_future()))
+}
+
 /// Reads until `expected` is there; the caller's deadline ends a wait that is in vain.
 async fn expect_entries(node: &Node, key: &str, expected: &[u32]) {
     let journal = node.entity::<Journal>(key);

@@ -195,10 +195,7 @@ async fn http_tells_the_turn_who_asked() {
     let world = World::new();
     let node = start(&world).await;
     let caller = axum::Extension(CallerIdentity("alice".into()));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let url = format!("http://{}", listener.local_addr().expect("bound"));
-    let application = node.router().layer(caller);
-    let serving = tokio::spawn(async move { axum::serve(listener, application).await });
+    let (url, serving) = serve(node.router().layer(caller)).await;
     let client = Client::new(&url).expect("a client");
     let a = client.entity::<Witness>("a");
     assert_eq!(a.see().trace(trace()).await.expect("applied"), ALICE);

@@ -43,13 +43,6 @@ async fn ask(url: &str, method: &str, path: &str) -> (u16, Value) {
     (status, serde_json::from_slice(&answer.bytes().await.expect("a body")).unwrap_or_default())
 }
 
-async fn serve(app: Router) -> String {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let url = format!("http://{}", listener.local_addr().expect("bound"));
-    tokio::spawn(axum::serve(listener, app).into_future());
-    url
-}
-
 #[tokio::test]
 async fn errors_and_rejections_are_answers_of_an_application_too() {
     let world = World::new();
@@ -59,7 +52,7 @@ async fn errors_and_rejections_are_answers_of_an_application_too() {
         .route("/tenants/{tenant}/journals/{key}/refusal", post(refuse))
         .route("/given-up", get(give_up))
         .with_state(App { node: node.clone() });
-    let url = serve(app).await;
+    let (url, _served) = serve(app).await;
     assert_eq!(ask(&url, "POST", "/journals/a%2Fb").await, (200, json!(1)));
     assert_eq!(node.entity::<Journal>("a/b").entries().await.expect("a query"), [7]);
     let (status, told) = ask(&url, "POST", "/tenants/t/journals/a/refusal").await;
@@ -86,7 +79,7 @@ async fn a_router_shows_the_types_and_keys_and_methods_that_were_chosen() {
         .nest("/mine", node.router_of(shown.clone()))
         .nest("/read", node.router_of(shown.read_only()))
         .nest("/reads", node.router_of(Routes::new().read_only()));
-    let url = serve(app).await;
+    let (url, _served) = serve(app).await;
     let status = async |method: &str, path: &str| ask(&url, method, path).await.0;
     let entity = "v1/entities/journal";
     for (method, path, expected) in [

@@ -34,7 +34,7 @@ pub(super) struct Generator<'m> {
     /// The predicates of the `impl` block's `cfg` attributes.
     pub(super) conditions: Vec<TokenStream>,
     description: String,
-    block: &'m ItemImpl,
+    pub(super) block: &'m ItemImpl,
     pub(super) methods: Vec<Row<'m>>,
 }
 
@@ -245,8 +245,7 @@ impl<'m> Generator<'m> {
 
     fn implementation(&self) -> TokenStream {
         let (model, entity, description) = (&self.model, self.entity, &self.description);
-        let (Settings { name, version, upgrades, .. }, hooks) =
-            (self.settings, self.hooks(self.block));
+        let (Settings { name, version, upgrades, .. }, hooks) = (self.settings, self.hooks());
         let policy = self
             .settings
             .policy

@@ -52,7 +52,7 @@ fn method<'b>(block: &'b ItemImpl, name: &Ident) -> Option<&'b ImplItemFn> {
 
 impl Generator<'_> {
     /// The items of the trait that tell the runtime what to call.
-    pub(super) fn hooks(&self, block: &ItemImpl) -> TokenStream {
+    pub(super) fn hooks(&self) -> TokenStream {
         let (model, entity) = (&self.model, self.entity);
         let letters = self.settings.on_dead_letter.as_ref().map(|name| {
             let text = name.to_string();
@@ -63,7 +63,7 @@ impl Generator<'_> {
         });
         let activate = self.settings.on_activate.as_ref().map(|name| {
             let name = respanned(name);
-            let takes_context = method(block, &name).is_some_and(|it| it.sig.inputs.len() > 1);
+            let takes_context = method(self.block, &name).is_some_and(|it| it.sig.inputs.len() > 1);
             let ctx = takes_context.then(|| own!(, __ctx));
             own! {
                 fn on_activate(__state: &mut Self, __ctx: &#model::Context) {

@@ -77,13 +77,13 @@ impl Live {
     }
 
     /// Takes over the state that a turn left, in the present generation or the one that it begins; `None`
-    /// where the turn leaves the state as it is. Returns the version of the state, and whether the open group did not write the entity yet.
+    /// where the turn leaves the state as it is. Returns the version of the state.
     pub(in crate::partition) fn apply(
         &mut self,
         state: Option<State>,
         now: Timestamp,
         generation: u64,
-    ) -> (Version, bool) {
+    ) -> Version {
         match self.generation {
             0 => Rule::GenerationsGrow.check(generation > self.ended),
             known => Rule::GenerationsGrow.check(generation == known),
@@ -95,8 +95,7 @@ impl Live {
         }
         self.revision += 1;
         self.committed_at = self.committed_at.max(now);
-        let is_first = !std::mem::replace(&mut self.is_unwritten, true);
-        (Version { generation: self.generation, revision: self.revision }, is_first)
+        Version { generation: self.generation, revision: self.revision }
     }
 
     /// Sets or removes what is remembered of a reminder.

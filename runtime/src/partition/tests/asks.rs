@@ -37,14 +37,7 @@ fn an_answer_arrives_once_whenever_the_process_ends() {
     for flushes in 0..4 {
         let mut bench = Bench::new();
         bench.call("a", "ask", r#"{"other":"b","seconds":null}"#);
-        bench.answer();
-        bench.flush();
-        for _ in 0..flushes {
-            bench.answer();
-            bench.flush();
-        }
-        let mut bench = bench.crashed();
-        bench.settle();
+        let mut bench = bench.crashed_after(1 + flushes);
         assert_eq!((bench.entries("a"), bench.entries("b")), (vec![1], vec![7]), "{flushes}");
         assert_eq!(bench.rows(Table::Inbox), 0);
     }

@@ -24,14 +24,7 @@ fn a_dead_letter_is_heard_of_once_whenever_the_process_ends() {
     for flushes in 0..4 {
         let mut bench = Bench::new();
         bench.signal("a", "give_up", "null");
-        bench.answer();
-        bench.flush();
-        for _ in 0..flushes {
-            bench.answer();
-            bench.flush();
-        }
-        let mut bench = bench.crashed();
-        bench.settle();
+        let mut bench = bench.crashed_after(1 + flushes);
         assert_eq!(bench.entries("a"), [1_001], "{flushes}");
         assert_eq!((bench.rows(Table::Inbox), bench.rows(Table::DeadLetters)), (0, 1));
     }

@@ -335,7 +335,7 @@ impl Bench {
         Self::on(self.disk, self.now + Duration::from_secs(1))
     }
 
-    /// The same, at the first step of the new incarnation.
+    /// Crashes, and is at the first step of the new incarnation.
     fn crashed_quietly(self) -> Self {
         self.disk.crash();
         Self::open(self.disk, self.now + Duration::from_secs(1))

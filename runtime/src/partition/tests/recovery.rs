@@ -3,6 +3,19 @@
 use super::*;
 use crate::store::{Write, record::Damaged};
 
+impl Bench {
+    /// Reads and commits so many times, crashes, and lets the next incarnation finish what it finds.
+    pub(super) fn crashed_after(mut self, flushes: usize) -> Self {
+        for _ in 0..flushes {
+            self.answer();
+            self.flush();
+        }
+        let mut bench = self.crashed();
+        bench.settle();
+        bench
+    }
+}
+
 #[test]
 fn a_restart_in_process_counts_no_attempt() {
     let mut bench = Bench::new();
