@@ -58,6 +58,11 @@ pub trait Entity:
     /// The operation that hears of the dead letters of an entity; it takes a
     /// [`DeadLetter`](crate::DeadLetter).
     const ON_DEAD_LETTER: Option<&'static str> = None;
+    /// Readies the state of an entity that comes into memory, before anything uses it: one that was read
+    /// from the store, or the first of a generation. What it changes is no turn: it is not committed by
+    /// itself, and has no effects. An entity of which it panics, or leaves a state that cannot be stored, is
+    /// refused until it comes into memory again.
+    const ON_ACTIVATE: Option<fn(&mut Self, &Context)> = None;
 
     /// The operations and queries.
     fn operations() -> Vec<OperationType<Self>>;
@@ -71,11 +76,6 @@ pub trait Entity:
     fn dependencies() -> Vec<Dependency> {
         Vec::new()
     }
-
-    /// Readies the state of an entity that comes into memory, before anything uses it: one that was read
-    /// from the store, or the first of a generation. What it changes is no turn: it is not committed by
-    /// itself, and has no effects. An entity of which it panics is refused until it comes into memory again.
-    fn on_activate(_state: &mut Self, _ctx: &Context) {}
 
     /// Reads a state that an earlier version wrote.
     ///

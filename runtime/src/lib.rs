@@ -41,7 +41,7 @@ pub use http::{CallerIdentity, EntityPath, Routes, Server, ServerSettings};
 pub use listen::{Listen, ListenError};
 pub use node::{
     BulkView, CronView, DeadLetterView, Deletion, EntityView, Listed, Node, NodeBuilder,
-    ReminderView, Snapshot, StartError, UnservedView,
+    ReminderView, Snapshot, StartError, UnservedView, UpgradeView, VersionView, VersionsView,
 };
 pub use partition::reply::StateView;
 #[cfg(feature = "postgres")]

@@ -84,6 +84,8 @@ pub(crate) trait EntityType: Send + Sync {
     fn decode_argument(&self, index: usize, input: &[u8]) -> Result<Argument, InputError>;
     /// The state before the first turn.
     fn initial_state(&self) -> State;
+    /// Whether states are readied when they come into memory.
+    fn has_on_activate(&self) -> bool;
     /// Readies a state that comes into memory.
     fn activate(&self, state: &mut State, ctx: &Context);
     /// The operation that hears of dead letters.
@@ -243,8 +245,14 @@ impl<E: Entity> EntityType for Typed<E> {
         Box::new(E::default())
     }
 
+    fn has_on_activate(&self) -> bool {
+        E::ON_ACTIVATE.is_some()
+    }
+
     fn activate(&self, state: &mut State, ctx: &Context) {
-        E::on_activate(typed_mut::<E>(state), ctx);
+        if let Some(ready) = E::ON_ACTIVATE {
+            ready(typed_mut::<E>(state), ctx);
+        }
     }
 
     fn on_dead_letter(&self) -> Option<&'static str> {

@@ -203,6 +203,7 @@ fn no_layer_uses_one_above_it() {
         ("ServerSettings", "http"),
         ("StartError", "node"),
         ("StateView", "partition"),
+        ("VersionsView", "node"),
     ];
     let mut back = Vec::new();
     for (path, text) in sources() {

@@ -114,8 +114,8 @@ impl<E: Entity> Driver<E> {
 
     /// Readies the state, as where an entity comes into memory.
     fn activate(&mut self) {
-        if let Ok(turn) = self.turn(None) {
-            E::on_activate(&mut self.state, &Context::new(turn));
+        if let (Some(ready), Ok(turn)) = (E::ON_ACTIVATE, self.turn(None)) {
+            ready(&mut self.state, &Context::new(turn));
         }
     }
 

@@ -1,7 +1,7 @@
 //! The layout guard: a state whose layout changed without a new version would be read as something
 //! else, so the node refuses to start.
 
-use super::Host;
+use super::{Host, versions::LeftOut};
 use crate::store::{
     Batch, CommitOutcome, Fence, TypedReads as _, Write,
     tables::meta::{LayoutText, OperationNames},
@@ -16,10 +16,12 @@ pub(crate) enum LayoutError {
     Unavailable(String),
 }
 
-/// Compares every layout with the stored one and stores the new ones, behind the last batch of the
-/// lane of an incarnation. Returns how many batches that took.
+/// Compares every layout with the stored one, stores the new ones and forgets those of versions left out, of
+/// which nothing is stored, behind the last batch of the lane of an incarnation. Returns how many batches
+/// that took.
 pub(crate) async fn guard(
     node: &Host,
+    left_out: &[LeftOut],
     (incarnation, last_batch): (u64, u64),
 ) -> Result<u64, LayoutError> {
     let (store, types) = (node.store(), node.types());
@@ -41,11 +43,15 @@ pub(crate) async fn guard(
                     "states of a newer version cannot be read by this program: run a newer one"
                 );
             } else if !known.iter().any(|(of, _)| of == version) {
-                problems.push(format!(
-                    "{name}: the store may hold states of version {version}, which this program \
-                     cannot read: name their type in `upgrade_from({version} = ...)`; nothing was \
-                     changed"
-                ));
+                let found =
+                    left_out.iter().find(|it| (it.entity_type, it.version) == (name, *version));
+                match found.map(|it| it.states) {
+                    Some(0) => {
+                        tracing::info!(entity_type = name, version, "a version is forgotten");
+                        writes.push(Write::delete::<LayoutText>(&(name.to_owned(), *version)));
+                    }
+                    states => problems.push(unreadable(name, *version, states)),
+                }
             }
         }
         for (version, text) in known {
@@ -77,6 +83,20 @@ pub(crate) async fn guard(
         CommitOutcome::Committed => Ok(1),
         other => Err(LayoutError::Unavailable(format!("the layouts cannot be stored: {other:?}"))),
     }
+}
+
+/// The refusal of states of a version that a program leaves out.
+fn unreadable(name: &str, version: u32, states: Option<u64>) -> String {
+    let how_many = match states {
+        Some(1) => "1 state is stored".to_owned(),
+        Some(states) => format!("{states} states are stored"),
+        None => "states may be stored".to_owned(),
+    };
+    format!(
+        "{name}: {how_many} in version {version}, which this program cannot read: name their type in \
+         `upgrade_from({version} = ...)`, or run the program that still does, have it rewrite them by \
+         `stead upgrade {name}`, and start this one then; nothing was changed"
+    )
 }
 
 /// The operations of each type, beside those that it had before, so that a later program knows what it

@@ -5,6 +5,7 @@
 //! partitions are hosted is decided by `placement`, or, where the store is not shared, is all of them.
 
 pub(crate) mod layouts;
+pub(crate) mod versions;
 
 use std::{
     io,

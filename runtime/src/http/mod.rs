@@ -62,6 +62,7 @@ fn router<S: Clone + Send + Sync + 'static>(node: &Node) -> Router<S> {
         .route("/v1/dead-letters", get(routes::dead_letters).delete(routes::drop_all))
         .route("/v1/dead-letters/replay", post(routes::replay_all))
         .route("/v1/unserved", get(routes::unserved))
+        .route("/v1/upgrades/{type}", post(routes::upgrade))
         .route("/v1/dead-letters/{id}", delete(routes::drop_dead_letter))
         .route("/v1/dead-letters/{id}/replay", post(routes::replay))
         .route("/v1/placement/{type}/{key}", get(routes::placement))

@@ -63,6 +63,10 @@ impl Routes {
         self.types.is_empty() && self.keys.is_none()
     }
 
+    pub(super) fn shows_all_keys(&self) -> bool {
+        self.keys.is_none()
+    }
+
     pub(super) fn shows_type(&self, name: &str) -> bool {
         self.types.is_empty() || self.types.contains(&name)
     }

@@ -11,8 +11,8 @@ use axum::{
 };
 use serde_json::{Value, json, value::RawValue};
 use stead_entities::{
-    Caller, Delay, Error, ErrorKind, ReminderId, Request, Timeout, Timestamp, operation::Reply,
-    problem::Problem,
+    Caller, Delay, Error, ErrorKind, ReminderId, Request, Timeout, Timestamp,
+    entity::EntityDescription, operation::Reply, problem::Problem,
 };
 
 use super::{
@@ -21,8 +21,8 @@ use super::{
     path,
 };
 use crate::{
-    Deletion, Node, StateView,
-    node::PAGE_ROWS_MAX,
+    Deletion, Node, StateView, VersionsView,
+    node::{COUNTED_MAX, PAGE_ROWS_MAX},
     store::{DeadLetterFilter, tables::dead_letters::DeadLetterId},
 };
 
@@ -241,12 +241,44 @@ pub(super) async fn types(
     headers: HeaderMap,
     extensions: Extensions,
 ) -> Answer {
-    plain_parameters(&uri, &headers, &[])?;
+    let parameters = plain_parameters(&uri, &headers, &["count"])?;
+    let max = match parameters.get("count").map(String::as_str) {
+        None => COUNTED_MAX,
+        Some("all") => usize::MAX,
+        Some(other) => return Err(Problem::invalid(format!("count is all, not {other:?}"))),
+    };
     let mut types = node.descriptions();
-    if let Some(shown) = extensions.get::<Arc<Routes>>() {
-        types.retain(|description| shown.shows_type(description.name));
+    let routes = extensions.get::<Arc<Routes>>();
+    if let Some(routes) = routes {
+        types.retain(|description| routes.shows_type(description.name));
     }
-    Ok(show(&json!({ "types": types })))
+    let mut shown = Vec::with_capacity(types.len());
+    let counts = routes.is_none_or(|routes| routes.shows_all_keys());
+    for description in types {
+        // What a type is does not depend on the store; what is stored of it does.
+        let states = match counts {
+            true => node.versions_of(description.name, max).await.ok(),
+            false => None,
+        };
+        shown.push(Described { description, states });
+    }
+    Ok(show(&json!({ "types": shown })))
+}
+
+/// A type in words, and how many states are stored of it; `null` where the store cannot be read, or a part of
+/// the keys is shown.
+#[derive(serde::Serialize)]
+struct Described {
+    #[serde(flatten)]
+    description: EntityDescription,
+    states: Option<VersionsView>,
+}
+
+pub(super) async fn upgrade(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
+    let parameters = plain_parameters(&uri, &headers, &["after", "limit"])?;
+    let entity_type = path::segments(&uri)?.into_iter().nth(1).unwrap_or_default();
+    let after = parameters.get("after").map(String::as_str);
+    Ok(show(&json!(node.upgrade_page(&entity_type, after, limit(&parameters)?).await?)))
 }
 
 pub(super) async fn list(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {

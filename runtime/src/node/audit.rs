@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     Inner,
-    lists::{self, UnservedView},
+    unserved::{self, Depth, UnservedView},
 };
 use crate::{
     clock::{self, AHEAD_MAX},
@@ -77,9 +77,14 @@ impl Inner {
 }
 
 async fn audit(inner: Weak<Inner>) {
+    // Arguments are looked at when the node has started, and again until all fit: programs change then only.
+    let mut depth = Depth::Arguments;
     while let Some(node) = inner.upgrade() {
-        match lists::unserved(&node).await {
+        match unserved::look(&node, depth).await {
             Ok(found) => {
+                if !found.iter().any(|it| it.argument.is_some()) {
+                    depth = Depth::Names;
+                }
                 let texts: Vec<_> = found.iter().map(UnservedView::text).collect();
                 let mut known = node.audit.unserved.lock().unwrap_or_else(PoisonError::into_inner);
                 texts.iter().filter(|text| !known.contains(text)).for_each(|text| {

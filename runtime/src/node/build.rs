@@ -16,7 +16,7 @@ use crate::{
     clock::{Clock, HighWaterClock, SharedClock},
     config::Config,
     entropy::Entropy,
-    host::{Host, Parts, layouts},
+    host::{Host, Parts, layouts, versions},
     placement::{
         cluster::Cluster,
         member::{self, JoinError},
@@ -254,16 +254,19 @@ impl Inner {
         let host = &self.host;
         host.start_partitions().await.map_err(|error| unavailable(&error))?;
         let opened = host.store().opened();
+        // Before there is a lease, for it may take long. Where it fails the guard says so.
+        let left_out = versions::left_out(host).await.unwrap_or_default();
         match self.cluster() {
             None => {
                 let lane = (opened.incarnation, opened.last_batch);
-                let batches = layouts::guard(host, lane).await.map_err(JoinError::from)?;
+                let batches =
+                    layouts::guard(host, &left_out, lane).await.map_err(JoinError::from)?;
                 host.begin_only_session(batches).map_err(|error| unavailable(&error))?;
             }
             Some(cluster) => {
                 cluster.transport.listen(Arc::new(Peer::new(self)));
                 let (started, joined) = oneshot::channel();
-                let running = member::run(cluster.clone(), Arc::downgrade(host), started);
+                let running = member::run(cluster.clone(), Arc::downgrade(host), left_out, started);
                 let running = host.threads().run_apart("stead-member", running);
                 running.map_err(|error| unavailable(&error))?;
                 joined.await.map_err(|error| unavailable(&error))??;

@@ -1,10 +1,9 @@
-//! The lists that a node shows of its store, page by page: entities, reminders, dead letters, and rows for
-//! types and operations that nobody serves.
+//! The lists that a node shows of its store, page by page: entities, reminders, dead letters.
 //!
 //! Lists read the store whichever node is asked, show what is durable, and are admitted like other
 //! requests: each takes room for a page of the node's limits while it is read.
 
-use std::{collections::BTreeMap, str::FromStr as _, time::Duration};
+use std::{str::FromStr as _, time::Duration};
 
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -16,7 +15,7 @@ use super::{Inner, router::Command};
 use crate::{
     admission::Permit,
     clock,
-    partition::{EXPIRE, PURGE, reply::StateView},
+    partition::reply::StateView,
     store::{
         DeadLetterFilter, Haste, PAGE_BYTES_MAX, Reminder, TypedReads as _,
         tables::{
@@ -32,10 +31,6 @@ pub(crate) const PAGE_ROWS_MAX: usize = 1_000;
 const LETTERS_AT_ONCE: usize = 64;
 /// The wait before a bulk operation asks for room again.
 const ROOM_PAUSE: Duration = Duration::from_millis(50);
-/// How many signals, and as many reminders, of one type and partition are counted of what nobody
-/// serves.
-const UNSERVED_ROWS_MAX: usize = 1_000;
-
 /// A page of a list.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Listed<R> {
@@ -237,37 +232,6 @@ pub struct BulkView {
     pub reason: Option<String>,
 }
 
-/// Stored signals and reminders that nobody can apply.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct UnservedView {
-    /// The entity type.
-    #[serde(rename = "type")]
-    pub entity_type: String,
-    /// The operation that the type no longer has; none where no node serves the type.
-    pub operation: Option<String>,
-    /// How many signals name it; of each partition at most 1,000 are counted.
-    pub signals: u64,
-    /// How many reminders and delayed signals do; counted likewise.
-    pub reminders: u64,
-    /// One of the entities that they are for.
-    pub example: String,
-}
-
-impl UnservedView {
-    /// The same in words, for logs and readiness.
-    pub(crate) fn text(&self) -> String {
-        let Self { entity_type, operation, signals, reminders, example } = self;
-        let what = format!("{signals} signals and {reminders} reminders, such as of {example},");
-        match operation {
-            Some(operation) => {
-                format!("{what} name {entity_type}.{operation}, which does not exist")
-            }
-            None => format!("{what} wait for the type {entity_type}, which no node serves"),
-        }
-    }
-}
-
 /// A page of the entities of a type.
 pub(super) async fn entities(
     node: &Inner,
@@ -384,55 +348,8 @@ pub(super) async fn each_letter(
     }
 }
 
-/// Stored signals and reminders that nobody can apply.
-pub(super) async fn unserved(node: &Inner) -> Result<Vec<UnservedView>, Error> {
-    let mut found: BTreeMap<(String, Option<String>), UnservedView> = BTreeMap::new();
-    let mut types = node.host.store().operations().await?;
-    types.extend(node.host.met_unserved().into_iter().map(|name| (name, Vec::new())));
-    types.sort_unstable_by(|one, other| one.0.cmp(&other.0));
-    types.dedup_by(|other, one| one.0 == other.0);
-    for (entity_type, known) in types {
-        let served = node.host.types().get(entity_type.as_str());
-        if served.is_none() && node.local().serves(&entity_type) {
-            // Other nodes know what it has.
-            continue;
-        }
-        let has = |name: &str| served.is_some_and(|served| served.find_stored(name).is_some());
-        if served.is_some() && known.iter().all(|name| has(name)) {
-            continue;
-        }
-        // Those that are served, and what the runtime itself stores.
-        let mut except = vec![PURGE.to_owned(), EXPIRE.to_owned()];
-        let served_names = served.map_or_else(Vec::new, |served| served.all_names());
-        except.extend(served_names.into_iter().map(str::to_owned));
-        for partition in 0..node.host.store().opened().settings.partitions {
-            let _room = room_for_a_page(node)?;
-            let reading = node.host.store().waiting(
-                partition,
-                entity_type.clone(),
-                except.clone(),
-                UNSERVED_ROWS_MAX,
-            );
-            for row in reading.await? {
-                let operation = served.is_some().then_some(row.operation);
-                let key = (entity_type.clone(), operation.clone());
-                let view = found.entry(key).or_insert_with(|| UnservedView {
-                    entity_type: entity_type.clone(),
-                    operation,
-                    signals: 0,
-                    reminders: 0,
-                    example: row.id.to_string(),
-                });
-                view.signals += u64::from(!row.is_reminder);
-                view.reminders += u64::from(row.is_reminder);
-            }
-        }
-    }
-    Ok(found.into_values().collect())
-}
-
 /// Room for a page in the node's limits, given back when the page is read.
-fn room_for_a_page(node: &Inner) -> Result<Permit, Error> {
+pub(super) fn room_for_a_page(node: &Inner) -> Result<Permit, Error> {
     let share = PAGE_BYTES_MAX.min(node.host.config().request_bytes_max);
     node.local().admit(share)
 }

@@ -86,6 +86,11 @@ impl Local {
             },
             Command::Delete(deletion) => self.delete(deletion, timeout)?.await,
             Command::Cancel(id, reminder) => self.cancel(&id, reminder, timeout)?.await,
+            Command::Upgrade(id, version) => {
+                self.known_type(id.entity_type())?;
+                let action = Action::Upgrade(version);
+                self.send_within(&id, action, Terms::default(), timeout)?.await
+            }
             Command::Replay(letter) => self.replay(letter, timeout).await,
             Command::Drop(letter) => self.drop_letter(letter, timeout)?.await,
         }

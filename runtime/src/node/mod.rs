@@ -8,7 +8,7 @@
 //!
 //! `host` has the partitions, `placement` decides which of them are hosted. This folder holds what is
 //! above both: `build` (put together and start), `router` and `local` (the way of a request), `peers`
-//! (requests of other nodes), `lists`, `readiness`, `stop`, `watchdog`, `audit`.
+//! (requests of other nodes), `lists`, `upgrades`, `readiness`, `stop`, `watchdog`, `audit`.
 
 mod audit;
 mod build;
@@ -19,6 +19,8 @@ mod peers;
 mod readiness;
 mod router;
 mod stop;
+mod unserved;
+mod upgrades;
 mod watchdog;
 
 use std::{
@@ -35,6 +37,7 @@ use stead_entities::{
 use self::{
     local::{Local, Use},
     router::{Command, Router},
+    unserved::Depth,
 };
 use crate::{
     commit::Fatal,
@@ -47,10 +50,12 @@ use crate::{
 pub use build::{NodeBuilder, StartError};
 #[cfg(feature = "http")]
 pub(crate) use lists::PAGE_ROWS_MAX;
-pub use lists::{
-    BulkView, CronView, DeadLetterView, EntityView, Listed, ReminderView, Snapshot, UnservedView,
-};
+pub use lists::{BulkView, CronView, DeadLetterView, EntityView, Listed, ReminderView, Snapshot};
 pub use router::Deletion;
+pub use unserved::UnservedView;
+#[cfg(feature = "http")]
+pub(crate) use upgrades::COUNTED_MAX;
+pub use upgrades::{UpgradeView, VersionView, VersionsView};
 
 /// How long a fresh look at the cluster is waited for.
 const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
@@ -151,6 +156,60 @@ impl Node {
                 return Ok(count);
             }
         }
+    }
+
+    /// How many states of a type are stored in each of its versions. It reads a row of each, a page at a time.
+    ///
+    /// # Errors
+    /// As [`Node::list_of`].
+    pub async fn versions<E: Entity>(&self) -> Result<VersionsView, Error> {
+        self.versions_of(E::NAME, usize::MAX).await
+    }
+
+    /// Stores every state of a type that an earlier version wrote as the present version does, page by page, as
+    /// [`Node::upgrade_page`] does. When nothing failed, the earlier versions can be left out of the next
+    /// program.
+    ///
+    /// Dropping the future stops it between two states; what was rewritten stays so, and the next run goes
+    /// on with the rest.
+    ///
+    /// # Errors
+    /// Where states cannot be listed. What becomes of each state is counted in the answer.
+    pub async fn upgrade_all<E: Entity>(&self) -> Result<UpgradeView, Error> {
+        let mut done = UpgradeView::default();
+        loop {
+            let after = done.next.take();
+            let page = self.upgrade_page(E::NAME, after.as_deref(), lists::PAGE_ROWS_MAX).await?;
+            done.and_then(page);
+            if done.next.is_none() {
+                return Ok(done);
+            }
+        }
+    }
+
+    /// How many states of a type are stored in each of its versions: of the first `max` states, or a page
+    /// more.
+    ///
+    /// # Errors
+    /// As [`Node::list_of`].
+    pub async fn versions_of(&self, entity_type: &str, max: usize) -> Result<VersionsView, Error> {
+        upgrades::versions(&self.0, entity_type, max).await
+    }
+
+    /// Looks at a page of the states of a type, by key, behind the key `after`, at most `limit` and at most
+    /// 1,000, and stores those that an earlier version wrote as the present version does. Each is rewritten by
+    /// its owner in its entity's order, which is no turn: its revision stays, and nobody hears of it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] for a type that this node does not serve, else as [`Node::list_of`]. What becomes
+    /// of each state is counted in the answer.
+    pub async fn upgrade_page(
+        &self,
+        entity_type: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<UpgradeView, Error> {
+        upgrades::page(&self.0, entity_type, after, limit).await
     }
 
     /// The committed state of an entity, `None` before its first commit. It is read in the entity's
@@ -280,14 +339,15 @@ impl Node {
         lists::each_letter(&self.0, filter, Command::Drop).await
     }
 
-    /// Stored signals and reminders that nobody can apply: for types that no node serves, and for
-    /// operations that their types no longer have. What names such an operation becomes a dead letter
-    /// when it is due.
+    /// Stored signals and reminders that nobody can apply: for types that no node serves, for operations that
+    /// their types no longer have, and with arguments that no longer fit. Of the last two each becomes a dead
+    /// letter when its turn comes. Of each type and partition at most 1,000 signals, and as many reminders,
+    /// are looked at.
     ///
     /// # Errors
     /// As [`Node::list_of`].
     pub async fn unserved(&self) -> Result<Vec<UnservedView>, Error> {
-        lists::unserved(&self.0).await
+        unserved::look(&self.0, Depth::Arguments).await
     }
 
     /// Which node owns an entity, as far as this one knows, and which one should.

@@ -50,6 +50,8 @@ pub(crate) enum Command {
     Drop(DeadLetterId),
     /// A query or a look at a state, of what is durable, beside the entity's order.
     Committed(Box<Self>),
+    /// Store the state in this version of its type.
+    Upgrade(EntityId, u32),
 }
 
 /// The deletion of an entity, as a caller asks for it.
@@ -115,6 +117,7 @@ impl Command {
                 }
                 _ => return Err(Error::new(ErrorKind::Invalid, "it does not only read")),
             },
+            Task::Upgrade(id, version) => Self::Upgrade(EntityId::parse(&id)?, version),
             Task::Replay(partition, class, number) => {
                 Self::Replay(letter(partition, class, number))
             }
@@ -176,15 +179,17 @@ impl Command {
             Self::Replay(letter) => Task::letter(true, *letter),
             Self::Drop(letter) => Task::letter(false, *letter),
             Self::Committed(read) => read.to_wire_without_origin(),
+            Self::Upgrade(id, version) => Task::Upgrade(id.to_string(), *version),
         }
     }
 
     pub(crate) fn partition(&self, host: &Host) -> u16 {
         match self {
             Self::Use(request, _) => host.partition_of(&request.id),
-            Self::State(id) | Self::Cancel(id, _) | Self::Delete(Deletion { id, .. }) => {
-                host.partition_of(id)
-            }
+            Self::State(id)
+            | Self::Cancel(id, _)
+            | Self::Upgrade(id, _)
+            | Self::Delete(Deletion { id, .. }) => host.partition_of(id),
             Self::Replay(letter) | Self::Drop(letter) => letter.partition,
             Self::Committed(read) => read.partition(host),
         }
@@ -193,7 +198,11 @@ impl Command {
     /// Whether asking twice does no harm.
     fn is_safe(&self) -> bool {
         match self {
-            Self::Use(_, Use::Query) | Self::State(_) | Self::Drop(_) | Self::Committed(_) => true,
+            Self::Use(_, Use::Query)
+            | Self::State(_)
+            | Self::Drop(_)
+            | Self::Committed(_)
+            | Self::Upgrade(..) => true,
             Self::Use(request, Use::Call | Use::Signal) => request.idempotency_key.is_some(),
             Self::Delete(deletion) => deletion.idempotency_key.is_some(),
             Self::Replay(_) | Self::Cancel(..) => false,

@@ -29,6 +29,8 @@ pub(super) enum Envelope {
     Undeliverable(Box<Undeliverable>),
     /// The end of the entity, whose time has come.
     Expire(Box<Expire>),
+    /// The state is to be stored in this version of its type.
+    Upgrade(u32, ReplySender),
 }
 
 /// A query, or a look at the committed state.
@@ -367,7 +369,8 @@ impl Envelope {
             | Self::Cancel(_)
             | Self::Purge(_)
             | Self::Undeliverable(_)
-            | Self::Expire(_) => None,
+            | Self::Expire(_)
+            | Self::Upgrade(..) => None,
         }
     }
 
@@ -378,6 +381,7 @@ impl Envelope {
             Self::Operation(operation) => operation.reply_to(),
             Self::Delete(delete) => Some(&delete.reply_to),
             Self::Cancel(cancel) => Some(&cancel.reply_to),
+            Self::Upgrade(_, reply_to) => Some(reply_to),
             Self::Purge(_) | Self::Undeliverable(_) | Self::Expire(_) => None,
         }
     }
@@ -389,6 +393,7 @@ impl Envelope {
             Self::Operation(operation) => operation.into_reply_to(),
             Self::Delete(delete) => Some(delete.reply_to),
             Self::Cancel(cancel) => Some(cancel.reply_to),
+            Self::Upgrade(_, reply_to) => Some(reply_to),
             Self::Purge(_) | Self::Undeliverable(_) | Self::Expire(_) => None,
         }
     }
@@ -398,7 +403,7 @@ impl Envelope {
         match self {
             Self::Operation(operation) => operation.row != Row::None,
             Self::Purge(_) | Self::Undeliverable(_) | Self::Expire(_) => true,
-            Self::Read(_) | Self::Delete(_) | Self::Cancel(_) => false,
+            Self::Read(_) | Self::Delete(_) | Self::Cancel(_) | Self::Upgrade(..) => false,
         }
     }
 
@@ -409,7 +414,7 @@ impl Envelope {
             Self::Purge(purge) => purge.permit = Some(permit),
             Self::Undeliverable(undeliverable) => undeliverable.permit = Some(permit),
             Self::Expire(expire) => expire.permit = Some(permit),
-            Self::Read(_) | Self::Delete(_) | Self::Cancel(_) => {}
+            Self::Read(_) | Self::Delete(_) | Self::Cancel(_) | Self::Upgrade(..) => {}
         }
     }
 
@@ -421,7 +426,7 @@ impl Envelope {
             Self::Purge(purge) => purge.permit = None,
             Self::Undeliverable(undeliverable) => undeliverable.permit = None,
             Self::Expire(expire) => expire.permit = None,
-            Self::Read(_) | Self::Delete(_) | Self::Cancel(_) => {}
+            Self::Read(_) | Self::Delete(_) | Self::Cancel(_) | Self::Upgrade(..) => {}
         }
     }
 
@@ -434,7 +439,11 @@ impl Envelope {
             },
             Self::Undeliverable(undeliverable) => Some(&undeliverable.occurrence),
             Self::Expire(expire) => Some(&expire.occurrence),
-            Self::Read(_) | Self::Delete(_) | Self::Cancel(_) | Self::Purge(_) => None,
+            Self::Read(_)
+            | Self::Delete(_)
+            | Self::Cancel(_)
+            | Self::Purge(_)
+            | Self::Upgrade(..) => None,
         }
     }
 
@@ -455,6 +464,7 @@ impl std::fmt::Debug for Envelope {
             Self::Purge(_) => "Purge",
             Self::Undeliverable(_) => "Undeliverable",
             Self::Expire(_) => "Expire",
+            Self::Upgrade(..) => "Upgrade",
         })
     }
 }

@@ -134,6 +134,7 @@ impl Partition {
                 Envelope::Delete(Box::new(Delete { key, condition, accepted_at: now, reply_to }))
             }
             Action::Cancel(slot) => Envelope::Cancel(Box::new(Cancel { slot, reply_to })),
+            Action::Upgrade(version) => Envelope::Upgrade(version, reply_to),
         }
     }
 

@@ -11,7 +11,7 @@ use super::turn::{self, guarded};
 use crate::{
     sabotage::Sabotage,
     store::{ReadResult, tables::states::StateRecord},
-    types::{EntityType, State},
+    types::{EntityType, State, Trust},
 };
 
 /// The state of an entity that was read, with its record: the first state where there is none.
@@ -29,13 +29,22 @@ pub(crate) fn state(
     let readied = |mut state, record: Option<StateRecord>| {
         let head = record.as_ref().map(|record| &record.head);
         let at = head.map_or((now, 0), |head| (now.max(head.committed_at), head.revision));
-        match guarded(|| turn::activate(known, id, &mut state, at)) {
-            Ok(()) => Ok((state, record)),
-            Err(error) => {
-                let message = format!("{id} cannot come into memory: {error}");
-                Err(Error::new(ErrorKind::Internal, message))
+        // What no turn has checked may be written all the same, with a reminder that is put off.
+        let is_new =
+            known.has_on_activate() || head.is_some_and(|head| head.version != known.version());
+        let ready = || {
+            turn::activate(known, id, &mut state, at);
+            match is_new {
+                true => known.check_state(&state, usize::MAX, Trust::Unproven),
+                false => Ok(()),
             }
-        }
+        };
+        let readied = guarded(ready).map_err(|error| error.to_string()).flatten();
+        readied.map_err(|why| {
+            let message = format!("{id} cannot come into memory: {why}");
+            Error::new(ErrorKind::Internal, message)
+        })?;
+        Ok((state, record))
     };
     let initial = |record| {
         let state = guarded(|| known.initial_state()).map_err(|error| corrupt(&error))?;

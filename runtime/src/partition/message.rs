@@ -79,6 +79,8 @@ pub(crate) enum Action {
     Delete,
     /// Cancel a reminder or delayed signal.
     Cancel(Slot),
+    /// Store the state in this version of its type, where an earlier one is stored.
+    Upgrade(u32),
 }
 
 impl Action {
@@ -88,7 +90,11 @@ impl Action {
             Self::Call(invocation)
             | Self::Signal { invocation, .. }
             | Self::Replay { invocation, .. } => invocation.input.len(),
-            Self::State | Self::Query { .. } | Self::Delete | Self::Cancel(_) => 0,
+            Self::State
+            | Self::Query { .. }
+            | Self::Delete
+            | Self::Cancel(_)
+            | Self::Upgrade(_) => 0,
         }
     }
 }

@@ -13,7 +13,7 @@
 //! `write_group` (what is written, and what becomes true when it is durable), `lifecycle` and
 //! `environment`. What a step does with them is in six layers, each of which uses only those before
 //! it: `persist` (rows, keys, answers), `intake` (into mailboxes), `unusable` (entities that cannot be
-//! read), `deletion`, `settle` (what a turn leaves behind), `run` (mailboxes and turns). This file keeps
+//! read), `deletion` and `upgrade`, `settle` (what a turn leaves behind), `run` (mailboxes and turns). This file keeps
 //! the order of a step.
 //!
 //! What must never happen:
@@ -55,6 +55,7 @@ mod task;
 mod tests;
 pub(crate) mod turn;
 mod unusable;
+mod upgrade;
 mod watch;
 mod write_group;
 

@@ -129,6 +129,10 @@ impl Partition {
                 self.cancel(id, cancel);
                 self.unless_busy(id)
             }
+            Envelope::Upgrade(version, reply_to) => {
+                self.upgrade(id, version, reply_to);
+                Next::Goes
+            }
             Envelope::Purge(mut purge) => {
                 if self.moment.has_room {
                     self.wait_for_reminders(id, WaitsForReminders::Purge(purge));
@@ -574,6 +578,6 @@ fn late(deadline: Duration) -> Error {
     Error::new(ErrorKind::Deadline, format!("the turn took longer than {deadline:?}"))
 }
 
-fn full() -> Error {
+pub(super) fn full() -> Error {
     Error::new(ErrorKind::Full, "the disk is nearly full")
 }

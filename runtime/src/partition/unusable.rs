@@ -37,6 +37,7 @@ impl Partition {
                 Envelope::Delete(delete) => self.refuse_deletion(*delete, error),
                 Envelope::Read(read) => self.refuse(read.reply_to, error),
                 Envelope::Cancel(cancel) => self.refuse(cancel.reply_to, error),
+                Envelope::Upgrade(_, reply_to) => self.refuse(reply_to, error),
             }
         }
         if self.inbox.forget_backlog(id) {

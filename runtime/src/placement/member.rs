@@ -24,6 +24,7 @@ use crate::{
     host::{
         Host, Session,
         layouts::{self, LayoutError},
+        versions::LeftOut,
     },
     lease::Lease,
     store::shared::{Joined, MemberError},
@@ -88,7 +89,12 @@ impl Drop for Alarm {
 pub(crate) type Started = oneshot::Sender<Result<(), JoinError>>;
 
 /// Keeps a node a member until it leaves, or cannot go on.
-pub(crate) async fn run(cluster: Arc<Cluster>, node: Weak<Host>, started: Started) {
+pub(crate) async fn run(
+    cluster: Arc<Cluster>,
+    node: Weak<Host>,
+    left_out: Vec<LeftOut>,
+    started: Started,
+) {
     let _alarm = Alarm(cluster.clone());
     let mut started = Some(started);
     loop {
@@ -96,7 +102,10 @@ pub(crate) async fn run(cluster: Arc<Cluster>, node: Weak<Host>, started: Starte
             Ok(joined) => joined,
             Err(error) => return fail(&cluster, started, error),
         };
-        let begun = begin(&cluster, &node, started.is_some(), asked, joined).await;
+        let begun = {
+            let left_out = started.is_some().then_some(&left_out[..]);
+            begin(&cluster, &node, left_out, asked, joined).await
+        };
         let session = match begun {
             Ok(Some(session)) => session,
             Ok(None) => return,
@@ -195,16 +204,16 @@ async fn join(
 async fn begin(
     cluster: &Arc<Cluster>,
     node: &Weak<Host>,
-    is_first: bool,
+    left_out: Option<&[LeftOut]>,
     asked: Instant,
     joined: Joined,
 ) -> Result<Option<Arc<Session>>, JoinError> {
     let Some(host) = node.upgrade() else { return Ok(None) };
     host.clock().advance_to(joined.time);
     let mut last_batch = 0;
-    if is_first {
+    if let Some(left_out) = left_out {
         let lane = (joined.incarnation, last_batch);
-        last_batch += layouts::guard(&host, lane).await?;
+        last_batch += layouts::guard(&host, left_out, lane).await?;
     }
     let lease = Arc::new(Lease::given(asked, cluster.registration.lease));
     let number = joined.incarnation;

@@ -7,6 +7,7 @@
 mod flags;
 mod open;
 mod stop;
+mod upgrade;
 
 use std::{
     io::{IsTerminal as _, Write as _},
@@ -66,6 +67,13 @@ pub fn run(entities: impl FnOnce(NodeBuilder) -> NodeBuilder) -> ! {
                 Verb::Placement { entity_type, key, server } => {
                     show(&server, &["v1", "placement", &entity_type, &key], &stop).await
                 }
+                Verb::Upgrade { entity_type, server } => tokio::select! {
+                    code = upgrade::run(&server.url, entity_type.as_deref()) => code,
+                    _asked = stop.asked() => {
+                        let _ended = stop.end();
+                        exit::FAILED
+                    }
+                },
                 Verb::Cluster { server } => show(&server, &["v1", "cluster"], &stop).await,
             }
         }),

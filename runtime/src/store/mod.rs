@@ -252,6 +252,8 @@ pub struct Waiting {
     pub id: EntityId,
     /// The operation.
     pub operation: String,
+    /// Its argument as JSON; none of an answer to an ask, of which that is made later.
+    pub input: Option<Vec<u8>>,
     /// Whether it is a reminder or a delayed signal.
     pub is_reminder: bool,
 }

@@ -399,20 +399,21 @@ pub(super) fn waiting(
     from.push(b'/');
     let to = tables::key::after(&from);
     let (range, limit) = ((&from[..], &to[..]), Limit::page(limit));
-    let meant = |id, operation, is_reminder| {
+    let meant = |id, operation, input, is_reminder| {
         let is_meant = !except.contains(&operation);
-        Ok(is_meant.then_some(Waiting { id, operation, is_reminder }))
+        Ok(is_meant.then_some(Waiting { id, operation, input, is_reminder }))
     };
     let (signals, _) = take(rows, (Table::Inbox, "an inbox row"), range, limit, |key, value| {
         let (key, record) = (tables::inbox::read_key(key)?, InboxRecord::decode(value)?);
-        let InboxRecord { operation, .. } = record;
-        meant(key.receiver, operation, false)
+        let InboxRecord { operation, input, .. } = record;
+        let input = (!key.is_answer()).then_some(input);
+        meant(key.receiver, operation, input, false)
     })?;
     let (reminders, _) =
         take(rows, (Table::Reminders, "a reminder"), range, limit, |key, value| {
             let ((id, _), record) = (tables::reminders::read_key(key)?, record::decode(value)?);
-            let ReminderRecord { operation, .. } = record;
-            meant(id, operation, true)
+            let ReminderRecord { operation, input, .. } = record;
+            meant(id, operation, Some(input), true)
         })?;
     Ok([signals.rows, reminders.rows].concat())
 }

@@ -155,6 +155,8 @@ pub(crate) enum Task {
     From(StoredOrigin, Box<Task>),
     /// A query or a look at a state, of what is durable.
     Committed(Box<Task>),
+    /// Store the state of an entity in this version of its type.
+    Upgrade(String, u32),
 }
 
 /// An operation or query of an entity.

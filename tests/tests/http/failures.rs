@@ -106,6 +106,47 @@ async fn a_changed_layout_is_refused_and_an_upgrade_is_not() -> Result<()> {
 }
 
 #[tokio::test]
+async fn the_command_line_rewrites_earlier_versions_and_the_next_program_leaves_them_out()
+-> Result<()> {
+    let data = tempfile::tempdir()?;
+    let server = unruly(data.path(), &[], "first").await?;
+    for key in 0..30 {
+        server.call(&format!("/v1/entities/shifty/k{key}/calls/count"), "").await?;
+    }
+    server.kill()?;
+    let server = unruly(data.path(), &[], "second").await?;
+    let versions = async |server: &Server| -> Result<serde_json::Value> {
+        let types: serde_json::Value = server.get("/v1/entities").send().await?.json().await?;
+        let types = types["types"].as_array().cloned().unwrap_or_default();
+        let shifty = types.into_iter().find(|it| it["name"] == "shifty");
+        Ok(shifty.map(|it| it["states"].clone()).unwrap_or_default())
+    };
+    let all = |version: u32| json!({ "versions": [{ "version": version, "entities": 30 }], "is_complete": true });
+    assert_eq!(versions(&server).await?, all(1));
+    let page = server.post("/v1/upgrades/shifty?limit=7", "").send().await?;
+    let page: serde_json::Value = page.json().await?;
+    assert_eq!((&page["rewritten"], &page["looked_at"]), (&7.into(), &7.into()));
+    let (status, slug, _) = problem(server.post("/v1/upgrades/nothing", "").send().await?).await?;
+    assert_eq!((status, slug.as_str()), (404, "not-found"));
+    let url = format!("http://{}", server.address());
+    for (types, rewritten) in [(&["shifty"][..], 23), (&[], 0)] {
+        let mut upgrade = std::process::Command::new(stead_tests::binary("stead")?);
+        let told = upgrade.arg("upgrade").args(types).args(["--url", &url]).output()?;
+        let said = String::from_utf8(told.stdout)?;
+        assert!(told.status.success(), "{said}");
+        let of_shifty = said.lines().find(|line| line.contains("shifty")).unwrap_or_default();
+        let told: serde_json::Value = serde_json::from_str(of_shifty)?;
+        assert_eq!((&told["rewritten"], &told["failed"]), (&rewritten.into(), &0.into()), "{said}");
+    }
+    server.kill()?;
+    let server = unruly(data.path(), &[], "forgetful").await?;
+    assert_eq!(versions(&server).await?, all(2));
+    assert_eq!(server.call("/v1/entities/shifty/k7/calls/count", "").await?, 2);
+    assert_eq!(server.terminate().await?.code(), Some(0));
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_damaged_state_is_500_for_that_entity_only() -> Result<()> {
     let data = tempfile::tempdir()?;
     let server = Server::start(data.path(), &[]).await?;

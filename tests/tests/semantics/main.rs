@@ -14,6 +14,7 @@ mod routes;
 mod schedules;
 mod signals;
 mod turns;
+mod upgrades;
 
 use std::{
     future::IntoFuture,

@@ -66,10 +66,11 @@ impl Generator<'_> {
             let takes_context = method(self.block, &name).is_some_and(|it| it.sig.inputs.len() > 1);
             let ctx = takes_context.then(|| own!(, __ctx));
             own! {
-                fn on_activate(__state: &mut Self, __ctx: &#model::Context) {
-                    let _ = __ctx;
-                    <#entity>::#name(__state #ctx);
-                }
+                const ON_ACTIVATE: ::core::option::Option<fn(&mut Self, &#model::Context)> =
+                    ::core::option::Option::Some(|__state, __ctx| {
+                        let _ = __ctx;
+                        <#entity>::#name(__state #ctx);
+                    });
             }
         });
         own!(#letters #activate)

@@ -22,6 +22,8 @@ pub(in crate::partition) struct Live {
     reminders: Vec<ReminderHead>,
     /// Whether the open write group is to write it.
     is_unwritten: bool,
+    /// The version of the type in which it was last sent, or read; none before the first turn.
+    stored_version: Option<u32>,
     trust: Trust,
 }
 
@@ -37,6 +39,7 @@ impl Live {
             committed_at: Timestamp::from_micros(i64::MIN),
             reminders: Vec::new(),
             is_unwritten: false,
+            stored_version: None,
             trust: Trust::Unproven,
         };
         let Some(record) = record else { return initial };
@@ -45,6 +48,7 @@ impl Live {
             revision: record.head.revision,
             sent_revision: record.head.revision,
             committed_at: record.head.committed_at,
+            stored_version: Some(record.head.version),
             reminders: record.reminders,
             ..initial
         }
@@ -58,6 +62,11 @@ impl Live {
     pub(in crate::partition) fn version(&self) -> Option<Version> {
         let (generation, revision) = (self.generation, self.revision);
         (generation > 0).then_some(Version { generation, revision })
+    }
+
+    /// The version of the type in which it was last sent, or read; none before the first turn.
+    pub(in crate::partition) fn stored_version(&self) -> Option<u32> {
+        self.stored_version
     }
 
     pub(in crate::partition) fn revision(&self) -> u64 {
@@ -146,6 +155,7 @@ impl Live {
         Rule::StatesFollow.check(self.generation > 0 && self.revision >= self.sent_revision);
         let follows = std::mem::replace(&mut self.sent_revision, self.revision);
         self.is_unwritten = false;
+        self.stored_version = Some(version);
         let head = StateHead {
             version,
             generation: self.generation,

@@ -52,6 +52,14 @@ pub(super) enum Verb {
         #[command(flatten)]
         server: Asked,
     },
+    /// Has a running server store the states that earlier versions of a type wrote as the present version
+    /// does, so that the next program can leave those versions out. It can be interrupted, and run again.
+    Upgrade {
+        /// The type [default: every type that the server serves].
+        entity_type: Option<String>,
+        #[command(flatten)]
+        server: Asked,
+    },
     /// Prints the members of the cluster, who owns which partition, and what moves.
     Cluster {
         #[command(flatten)]

@@ -162,12 +162,21 @@ fn every_flag_has_its_variable() {
 fn the_other_verbs_read_their_server_from_the_environment_too() {
     let url = |environment: &[(&str, &str)], arguments: &[&str]| match read(environment, arguments)
     {
-        Ok(Verb::Cluster { server } | Verb::Placement { server, .. }) => server.url,
+        Ok(
+            Verb::Cluster { server }
+            | Verb::Placement { server, .. }
+            | Verb::Upgrade { server, .. },
+        ) => server.url,
         other => panic!("{other:?}"),
     };
     let (usual, given) = ("http://127.0.0.1:8080", ("STEAD_URL", "http://h:1"));
-    for verb in [&["cluster"][..], &["placement", "counter", "k"], &["placement", "--", "c", "--k"]]
-    {
+    for verb in [
+        &["cluster"][..],
+        &["upgrade"],
+        &["upgrade", "counter"],
+        &["placement", "counter", "k"],
+        &["placement", "--", "c", "--k"],
+    ] {
         assert_eq!(url(&[], verb), usual);
         assert_eq!(url(&[("STEAD_URL", "")], verb), usual);
         assert_eq!(url(&[given], verb), "http://h:1");

@@ -1,0 +1,48 @@
+//! A state that an earlier version of its type stored is written anew, as the present version stores it.
+//!
+//! That is no turn: the state says the same, its revision stays, and nobody hears of it but who asked. It
+//! goes through the entity's order like everything else, so that it meets no turn halfway.
+
+use stead_entities::{EntityId, Error, ErrorKind};
+
+use super::{
+    Partition,
+    reply::{ReplySender, Response},
+    run::full,
+    turn::guarded,
+};
+
+impl Partition {
+    /// Stores the state of an entity in this version of its type, unless it is stored so. Answered once that
+    /// is durable.
+    pub(super) fn upgrade(&mut self, id: &EntityId, version: u32, reply_to: ReplySender) {
+        if !reply_to.take() {
+            return;
+        }
+        if !self.moment.has_room {
+            return self.refuse(reply_to, &full());
+        }
+        let result = self.upgraded(id, version).map(|()| Response::Done);
+        self.answer(id, reply_to, result);
+    }
+
+    fn upgraded(&mut self, id: &EntityId, version: u32) -> Result<(), Error> {
+        let known = self.environment.served(id);
+        if known.version() < version {
+            let present = known.version();
+            let message = format!("the owner of {id} runs a program that knows version {present}");
+            return Err(Error::new(ErrorKind::Unavailable, message));
+        }
+        let live = self.activations.of(id).live_mut();
+        if live.stored_version().is_none_or(|stored| stored >= version) {
+            return Ok(());
+        }
+        let (bytes_max, trust) = (self.environment.config().state_bytes_max, live.trust());
+        guarded(|| known.check_state(live.state(), bytes_max, trust))?.map_err(|why| {
+            let message = format!("{id} is left in its earlier version: {why}");
+            Error::new(ErrorKind::Internal, message)
+        })?;
+        self.write_state_of(id);
+        Ok(())
+    }
+}

@@ -1,0 +1,211 @@
+//! Programs that follow one another over the same data: states are rewritten, versions left out, and what no
+//! longer fits is found.
+
+use stead::{Entity, StartError, UpgradeView, VersionView};
+
+use super::*;
+
+/// The first program's basket, whose wish for a reminder stands in its state.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
+struct First {
+    items: u32,
+}
+
+#[entity(name = "basket")]
+impl First {
+    pub fn put(&mut self, ctx: &mut Context, items: u32) -> u32 {
+        self.items += items;
+        ctx.remind("tidy", After(Duration::from_secs(3_600)), Self::of(ctx.key()).tidy(1));
+        self.items
+    }
+
+    pub fn tidy(&mut self, by: u32) {
+        self.items -= by;
+    }
+}
+
+/// The second one's: it knows the first, and holds what it has in another form.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
+struct Second {
+    items: Vec<String>,
+    ratio: f64,
+}
+
+impl From<First> for Second {
+    fn from(first: First) -> Self {
+        // An upgrade with a mistake, which one of them meets.
+        let ratio = if first.items == 13 { f64::NAN } else { 1.0 };
+        Self { items: vec!["thing".into(); first.items as usize], ratio }
+    }
+}
+
+#[entity(name = "basket", version = 2, upgrade_from(1 = First))]
+impl Second {
+    pub fn put(&mut self, items: u32) -> u32 {
+        self.items.extend(vec!["thing".into(); items as usize]);
+        self.count()
+    }
+
+    pub fn tidy(&mut self, by: u32) {
+        self.items.truncate(self.items.len() - by as usize);
+    }
+
+    pub fn count(&self) -> u32 {
+        self.items.len() as u32
+    }
+}
+
+/// The third one's, which has left the first version out, and whose `tidy` takes another argument.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
+struct Third {
+    items: Vec<String>,
+    ratio: f64,
+}
+
+#[entity(name = "basket", version = 2)]
+impl Third {
+    pub fn put(&mut self, items: u32) -> u32 {
+        self.items.extend(vec!["thing".into(); items as usize]);
+        self.count()
+    }
+
+    pub fn tidy(&mut self, name: String) {
+        self.items.retain(|item| *item != name);
+    }
+
+    pub fn count(&self) -> u32 {
+        self.items.len() as u32
+    }
+}
+
+async fn try_start<E: Entity>(world: &World) -> Result<Node, StartError> {
+    let store = world.disk.open().expect("readable");
+    let builder = Node::builder().store(store).config(world.config.clone());
+    builder.clock(world.clock.clone()).entity::<E>().start().await
+}
+
+async fn start<E: Entity>(world: &World) -> Node {
+    try_start::<E>(world).await.expect("starts")
+}
+
+async fn counts<E: Entity>(node: &Node) -> Vec<(u32, u64)> {
+    let counted = node.versions::<E>().await.expect("counted");
+    assert!(counted.is_complete);
+    counted
+        .versions
+        .iter()
+        .map(|VersionView { version, entities, .. }| (*version, *entities))
+        .collect()
+}
+
+const ENTITIES: u32 = 40;
+
+/// A store with states of the first version: `b00` to `b39`, each with so many items.
+async fn first(world: &World) {
+    let node = start::<First>(world).await;
+    for number in 1..=ENTITIES {
+        let basket = node.entity::<First>(format!("b{number:02}"));
+        basket.put(number).await.expect("put");
+        // The row of its reminder stays at the earlier time.
+        world.clock.advance_to(world.clock.now() + Duration::from_millis(1));
+        basket.put(0).await.expect("put off");
+    }
+    node.drain().await.expect("drained");
+}
+
+#[tokio::test]
+async fn states_are_rewritten_page_by_page_through_kills_and_their_version_left_out() {
+    let world = World::new();
+    first(&world).await;
+    // The program that leaves the version out says how many there are.
+    let refused = try_start::<Third>(&world).await.expect_err("refused").to_string();
+    for part in
+        ["40 states are stored in version 1", "upgrade_from(1 = ...)", "stead upgrade basket"]
+    {
+        assert!(refused.contains(part), "{refused}");
+    }
+    let node = start::<Second>(&world).await;
+    assert_eq!(counts::<Second>(&node).await, [(1, 40)]);
+    // A turn upgrades its own entity.
+    assert_eq!(node.entity::<Second>("b01").put(1).await.expect("put"), 2);
+    let before = node.state::<Second>("b02").await.expect("read").expect("there");
+    let page = node.upgrade_page("basket", None, 10).await.expect("a page");
+    assert_eq!((page.rewritten, page.looked_at, page.next.as_deref()), (9, 10, Some("b10")));
+    node.abort().await;
+    // What was answered is durable, and is not done again.
+    let node = start::<Second>(&world).await;
+    assert_eq!(counts::<Second>(&node).await, [(1, 30), (2, 10)]);
+    let after = node.state::<Second>("b02").await.expect("read").expect("there");
+    assert_eq!((after.version, after.committed_at), (before.version, before.committed_at));
+    let done = node.upgrade_all::<Second>().await.expect("upgraded");
+    let UpgradeView { rewritten, failed, reason, .. } = done;
+    assert_eq!((rewritten, failed), (29, 1), "{reason:?}");
+    assert!(reason.is_some_and(|why| why.contains("basket/b13") && why.contains("JSON")));
+    assert_eq!(counts::<Second>(&node).await, [(1, 1), (2, 39)]);
+    // It is left as it is, until somebody sees to it.
+    let refused = try_start::<Third>(&world).await;
+    assert!(refused.is_err(), "the first node runs, and one state is left");
+    let unreadable = node.entity::<Second>("b13").count().await.expect_err("it cannot be kept");
+    assert!(unreadable.to_string().contains("JSON"), "{unreadable}");
+    node.abort().await;
+    let node = start::<First>(&world).await;
+    node.entity::<First>("b13").put(1).await.expect("mended by the first program");
+    node.drain().await.expect("drained");
+    let node = start::<Second>(&world).await;
+    assert_eq!(node.upgrade_all::<Second>().await.expect("upgraded").rewritten, 1);
+    assert_eq!(counts::<Second>(&node).await, [(2, 40)]);
+    node.drain().await.expect("drained");
+    let node = start::<Third>(&world).await;
+    assert_eq!(node.entity::<Third>("b30").count().await.expect("read"), 30);
+    // What waits is told before it is due.
+    let unserved = node.unserved().await.expect("looked for");
+    let [found] = &unserved[..] else { panic!("{unserved:?}") };
+    assert_eq!((found.operation.as_deref(), found.signals, found.reminders), (Some("tidy"), 0, 40));
+    assert!(found.argument.as_ref().is_some_and(|why| why.contains("string")), "{found:?}");
+    until_true("readiness tells of it", async || {
+        node.notes().iter().any(|note| note.contains("an argument that basket.tidy does not take"))
+    })
+    .await;
+    node.drain().await.expect("drained");
+    // The program before it still runs, and the reminders fire once.
+    let node = start::<Second>(&world).await;
+    assert_eq!(node.unserved().await.expect("looked for"), []);
+    world.advance(7_200);
+    let basket = node.entity::<Second>("b40");
+    until_true("the reminder fires", async || basket.count().await.expect("read") == 39).await;
+}
+
+#[tokio::test]
+async fn a_rewriting_waits_for_its_commit_and_tells_the_truth_when_that_fails() {
+    let world = World::new();
+    first(&world).await;
+    let node = start::<Second>(&world).await;
+    world.disk.inject(Fault::Refuse);
+    let page = node.upgrade_page("basket", None, 1).await.expect("a page");
+    assert_eq!((page.rewritten, page.failed), (0, 1), "{page:?}");
+    assert_eq!(counts::<Second>(&node).await, [(1, 40)]);
+    let page = node.upgrade_page("basket", None, 1).await.expect("a page");
+    assert_eq!((page.rewritten, page.failed), (1, 0), "{page:?}");
+    // Beside turns of the same entities.
+    let busy = node.entity::<Second>("b02");
+    let turns = async {
+        for _ in 0..100 {
+            busy.put(1).await.expect("put");
+        }
+    };
+    let (done, ()) = tokio::join!(node.upgrade_all::<Second>(), turns);
+    assert_eq!(done.expect("upgraded").failed, 1, "b13");
+    node.abort().await;
+    let node = start::<Second>(&world).await;
+    assert_eq!(node.entity::<Second>("b02").count().await.expect("read"), 102);
+}
+
+#[tokio::test]
+async fn what_cannot_be_upgraded_is_refused_with_the_reason() {
+    let node = World::new().start().await;
+    let error = node.upgrade_page("nothing", None, 1).await.expect_err("no such type");
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+    let empty = node.upgrade_all::<Journal>().await.expect("nothing to do");
+    assert_eq!((empty.rewritten, empty.looked_at), (0, 0));
+    assert_eq!(counts::<Journal>(&node).await, []);
+}
