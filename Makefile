@@ -53,6 +53,8 @@ features: setup
 		echo "with feature: $$feature"; \
 		$(CARGO) clippy --release --locked -p stead --no-default-features --features "$${feature#none}" -- -D warnings; \
 	done
+	@# The kit for tests of entities needs no RocksDB.
+	$(CARGO) test --release --locked -p stead --no-default-features --features testing --doc testing
 	@# Without RocksDB, whose C++ each toolchain would compile again.
 	@if rustup toolchain install $(RUST_VERSION) --profile minimal >/dev/null 2>&1; then \
 		$(CARGO) +$(RUST_VERSION) check --release --locked -p stead --no-default-features --features client,postgres,peers,testing; \

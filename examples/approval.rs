@@ -34,3 +34,30 @@ async fn main() -> Result<()> {
     node.drain().await?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use stead::{stock::Status, testing::NodeTest};
+
+    use super::*;
+
+    #[test]
+    fn an_approval_is_escalated_in_time_also_after_downtime() {
+        NodeTest::new().entity::<Approval>().crash_everywhere(async |node| {
+            let holiday = node.entity::<Approval>("holiday-7");
+            let (approver, timeout) =
+                ("kim".to_owned(), Duration::from_secs(7 * 24 * 3_600).into());
+            let request = ApprovalRequest { approver, timeout, escalate_to: None };
+            holiday.request(request).await.unwrap();
+            node.advance(Duration::from_secs(6 * 24 * 3_600)).await;
+            assert_eq!(holiday.status().await.unwrap(), Status::Pending);
+            node.kill().await;
+            node.advance(Duration::from_secs(2 * 24 * 3_600)).await;
+            node.restart().await;
+            node.assert_settles().await;
+            assert_eq!(holiday.status().await.unwrap(), Status::Escalated);
+            let late = holiday.approve("kim".into()).await.unwrap_err();
+            assert!(late.rejection().is_some(), "{late}");
+        });
+    }
+}

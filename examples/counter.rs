@@ -35,3 +35,21 @@ async fn main() -> Result<()> {
     node.drain().await?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use stead::testing::NodeTest;
+
+    use super::*;
+
+    #[test]
+    fn a_counter_counts_once_wherever_the_process_ends() {
+        NodeTest::new().entity::<Counter>().crash_everywhere(async |node| {
+            let visits = node.entity::<Counter>("visits");
+            assert_eq!(visits.add(1).await.unwrap(), 1);
+            visits.add(2).signal().await.unwrap();
+            node.restart().await;
+            assert_eq!(visits.value().await.unwrap(), 3);
+        });
+    }
+}

@@ -57,3 +57,22 @@ async fn main() -> Result<()> {
     node.drain().await?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use stead::testing::NodeTest;
+
+    use super::*;
+
+    #[test]
+    fn visitors_are_counted() {
+        NodeTest::new().entity::<Counter>().run(async |test| {
+            for visitor in 1..=2 {
+                let shop = Arc::new(Shop { greeting: "welcome", node: test.node().await });
+                let welcome = format!("welcome, visitor {visitor}\n");
+                assert_eq!(home(State(shop)).await, Ok(welcome));
+                test.restart().await;
+            }
+        });
+    }
+}

@@ -1,7 +1,6 @@
 //! Forty checkouts of twenty-five bolts, through kills: nothing is sold twice, and nothing is lost.
 //!
-//! `cargo run --release --bin orders` starts itself as a child process, kills that again and again, goes on
-//! where the last one ended, and prints
+//! `cargo run --release --bin orders` runs itself as a child, which it kills six times, and prints
 //!
 //! ```text
 //! 25 paid, 15 refused; 0 bolts and 75 nuts left; 25 payments booked
@@ -64,9 +63,9 @@ async fn serve(data: &Path) -> Result<String> {
         // What is put back is a signal, and comes in its own time.
         if paid + refused == ORDERS && nuts as usize + paid == 100 {
             node.drain().await?;
-            let left =
-                format!("{paid} paid, {refused} refused; {bolts} bolts and {nuts} nuts left");
-            return Ok(format!("{left}; {} payments booked", bank().booked()));
+            let left = format!("{bolts} bolts and {nuts} nuts left");
+            let booked = format!("{} payments booked", bank().booked());
+            return Ok(format!("{paid} paid, {refused} refused; {left}; {booked}"));
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }

@@ -148,29 +148,30 @@ impl Order {
 
 #[cfg(test)]
 mod tests {
-    use stead::testing::Drivers;
-
     use super::*;
 
-    /// Orders one bolt and so many nuts, and shows what came of it, and what is left of both.
-    fn order(pieces: u32, cents: u64) -> (Status, u32, u32) {
-        let bank = Bank { books: "/dev/null".into(), calls: 1.into() };
-        let mut shop =
-            Drivers::new().entity::<Cart>().entity::<Stock>().entity::<Order>().with(bank);
-        for (sku, pieces) in [("bolts", 1), ("nuts", pieces)] {
-            shop.apply(Stock::of(sku).fill(5)).expect("filled");
-            shop.apply(Cart::of("c").put(Line { sku: sku.into(), pieces, cents })).expect("put");
-        }
-        shop.apply(Cart::of("c").check_out("1".into())).expect("checked out");
-        let left = |sku: &str| shop.query(Stock::of(sku).pieces()).expect("a query");
-        (shop.query(Order::of("1").status()).expect("a query"), left("bolts"), left("nuts"))
+    /// Orders a bolt and so many nuts, with a crash at every commit. Expects what is left of them.
+    fn order(pieces: u32, cents: u64, expected: (Status, u32, u32)) {
+        let bank = || Bank { books: "/dev/null".into(), calls: 1.into() };
+        let shop = stead::testing::NodeTest::new().entity::<Cart>().entity::<Stock>();
+        shop.entity::<Order>().with(bank).crash_everywhere(async |node| {
+            let cart = node.entity::<Cart>("c");
+            for (sku, pieces) in [("bolts", 1), ("nuts", pieces)] {
+                node.entity::<Stock>(sku).fill(5).await.unwrap();
+                cart.put(Line { sku: sku.into(), pieces, cents }).await.unwrap();
+            }
+            cart.check_out("1".into()).await.unwrap();
+            node.assert_settles().await;
+            let left = async |sku: &str| node.state::<Stock>(sku).await.unwrap().pieces;
+            let (order, bolts) = (node.state::<Order>("1").await.unwrap(), left("bolts").await);
+            assert_eq!((order.status, bolts, left("nuts").await), expected);
+        });
     }
 
     #[test]
     fn an_order_is_paid_or_leaves_nothing() {
-        assert_eq!(order(5, 100), (Status::Paid, 4, 0));
-        let refused = |why: &str| Status::Refused(why.into());
-        assert_eq!(order(6, 100), (refused("rejected: sold out"), 5, 5));
-        assert_eq!(order(5, 1_000), (refused("the bank does not pay"), 5, 5));
+        order(5, 100, (Status::Paid, 4, 0));
+        order(6, 100, (Status::Refused("rejected: sold out".into()), 5, 5));
+        order(5, 1_000, (Status::Refused("the bank does not pay".into()), 5, 5));
     }
 }

@@ -56,3 +56,26 @@ impl Activity {
         *self.done_by.entry(resource).or_default() += 1;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use stead::testing::{CommitFaults, NodeTest};
+
+    use super::*;
+
+    #[test]
+    fn every_event_is_counted_once_whatever_goes_wrong() {
+        let test = NodeTest::new().entity::<Permit>().entity::<Clerk>().entity::<Activity>();
+        test.faults(CommitFaults::usual()).run_seeds(0..20, async |node| {
+            for number in 0..12 {
+                let activity = format!("activity {}", number % 3);
+                let event = Event { activity, resource: "kim".into() };
+                node.entity::<Permit>(format!("{}", number % 4)).record(event).await.unwrap();
+            }
+            node.assert_settles().await;
+            let kim = node.state::<Clerk>("kim").await.unwrap();
+            assert_eq!(kim.handled.values().collect::<Vec<_>>(), [&4; 3]);
+            assert_eq!(node.state::<Activity>("activity 1").await.unwrap().done_by["kim"], 4);
+        });
+    }
+}

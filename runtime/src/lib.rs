@@ -27,6 +27,7 @@ mod sabotage;
 pub mod server;
 pub mod store;
 pub mod telemetry;
+pub mod testing;
 mod threads;
 pub mod transport;
 mod types;
@@ -56,7 +57,7 @@ pub use stead_entities::{
     Query, Reference, Rejection, ReminderId, Request, Schedule, Serialize, Then, Timeout,
     Timestamp, TraceContext, TypedReference, Unbound, Version, ask, context, dependencies, effect,
     entity, error, failure, id, input, json, operation, policy, schedule, schemars, serde, state,
-    stock, stored, testing, time,
+    stock, stored, time,
 };
 pub use store::DeadLetterFilter;
 pub use store::tables::dead_letters::DeadLetterId;

@@ -140,7 +140,7 @@ const LAYERS: [&[&str]; 11] = [
     &["host"],
     &["placement"],
     &["node"],
-    &["http"],
+    &["http", "testing"],
     &["server"],
 ];
 

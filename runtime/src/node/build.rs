@@ -152,6 +152,13 @@ impl NodeBuilder {
         self
     }
 
+    /// Gives these values, in place of all that were given.
+    #[cfg(feature = "testing")]
+    pub(crate) fn given(mut self, dependencies: Dependencies) -> Self {
+        self.dependencies = dependencies;
+        self
+    }
+
     /// Replaces the settings.
     pub fn config(mut self, config: Config) -> Self {
         self.config = config;

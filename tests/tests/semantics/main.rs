@@ -6,6 +6,7 @@ mod committed;
 mod dependencies;
 mod failures;
 mod keys;
+mod kit;
 mod limits;
 mod origins;
 mod policies;

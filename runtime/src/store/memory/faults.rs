@@ -1,7 +1,8 @@
 //! Faults of a disk in memory, and looks at it, for tests.
 
 use std::{
-    sync::{Mutex, atomic::Ordering},
+    fmt,
+    sync::{Arc, Mutex, atomic::Ordering},
     time::Duration,
 };
 
@@ -10,10 +11,27 @@ use stead_entities::EntityId;
 use super::{Fault, MemoryDisk, MemoryStore, Reach};
 use crate::{
     entropy::Entropy,
-    store::tables::{self, Table},
+    store::{
+        Batch,
+        tables::{self, Table},
+    },
 };
 
+/// Sees every batch of a disk, and decides what becomes of it. It is called under the disk's lock, which it
+/// does not take.
+pub trait CommitWatch: Send + Sync + fmt::Debug {
+    /// The fault of a batch whose turn has come, where no other was injected.
+    fn fault(&self, batch: &Batch) -> Option<Fault>;
+    /// Told of a batch that is durable, before anybody else is.
+    fn committed(&self, batch: &Batch);
+}
+
 impl MemoryDisk {
+    /// Has every batch from here on seen.
+    pub fn watch(&self, watch: Arc<dyn CommitWatch>) {
+        self.lock().watch = Some(watch);
+    }
+
     /// Lets the next commit end as `fault` says.
     pub fn inject(&self, fault: Fault) {
         self.lock().fault = Some(fault);

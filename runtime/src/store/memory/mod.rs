@@ -15,21 +15,22 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use stead_entities::{BoxFuture, Timestamp};
 use tokio::sync::Notify;
 
-#[cfg(any(test, feature = "testing"))]
-pub use self::shared::Reach;
 use self::shared::{Cluster, Way};
+#[cfg(any(test, feature = "testing"))]
+pub use self::{faults::CommitWatch, shared::Reach};
 use super::{
     Batch, CommitOutcome, Fence, Haste, Opened, Read, ReadError, ReadResult, Store, record,
     rows::{self, EachRow, Limit, Rows},
     tables::meta::{LaneRecord, Settings},
     tables::{self, Table},
 };
-use crate::sabotage::Sabotage;
+use crate::{clock, sabotage::Sabotage};
 
 type Key = (Table, Vec<u8>);
 type Image = BTreeMap<Key, Vec<u8>>;
@@ -49,6 +50,13 @@ pub enum Fault {
     LoseAndPoison,
     /// All is written; answered unknown.
     KeepAndPoison,
+    /// All is written, after so long.
+    Delay(Duration),
+    /// The process ends, before the batch is written or behind it: nothing is answered any more.
+    Stop {
+        /// Whether the batch is durable.
+        is_written: bool,
+    },
 }
 
 /// The disk that a [`MemoryStore`] is opened on. It outlives the store.
@@ -63,6 +71,8 @@ struct Disk {
     unflushed: Vec<Key>,
     incarnation: u64,
     fault: Option<Fault>,
+    #[cfg(any(test, feature = "testing"))]
+    watch: Option<Arc<dyn CommitWatch>>,
     commits: u64,
     stalled: bool,
     cluster: Cluster,
@@ -110,7 +120,7 @@ impl MemoryDisk {
             incarnation,
             last_batch: lane.as_ref().map_or(0, |lane| lane.number),
             time,
-            numbers_ahead: std::time::Duration::ZERO,
+            numbers_ahead: Duration::ZERO,
             was_unclean: lane.is_some_and(|lane| !lane.is_clean),
             running: Vec::new(),
         };
@@ -133,11 +143,12 @@ impl MemoryDisk {
         self.lock().commits
     }
 
-    /// Makes the live image durable, unless flushes are held.
-    fn flush(&self) -> bool {
+    /// Makes the live image durable, a batch with it, unless flushes are held.
+    fn flush(&self, batch: &Batch) -> bool {
         let mut disk = self.lock();
         if !disk.stalled {
             disk.flush();
+            disk.tell(batch);
         }
         !disk.stalled
     }
@@ -148,8 +159,16 @@ impl MemoryDisk {
 }
 
 impl MemoryStore {
+    /// The fault that befalls a batch, if its turn has come.
+    fn fault_of(&self, batch: &Batch) -> Option<Fault> {
+        let mut disk = self.disk.lock();
+        let is_shared = !self.way.is_plain();
+        let is_next = disk.is_next(&batch.fence, is_shared);
+        (is_next && !self.poisoned.load(Ordering::SeqCst)).then(|| disk.next_fault(batch))?
+    }
+
     /// Writes the live image, or says why not.
-    fn write(&self, batch: &Batch) -> Option<CommitOutcome> {
+    fn write(&self, batch: &Batch, fault: Option<Fault>) -> Option<CommitOutcome> {
         let mut disk = self.disk.lock();
         if self.poisoned.load(Ordering::SeqCst) {
             return Some(CommitOutcome::Unknown("poisoned".into()));
@@ -158,12 +177,11 @@ impl MemoryStore {
         if !disk.is_next(&batch.fence, is_shared) {
             return Some(CommitOutcome::Fenced);
         }
-        let fault = disk.fault.take();
         match fault {
             Some(Fault::Refuse) => return Some(CommitOutcome::Unavailable("injected".into())),
             Some(Fault::Full) => return Some(CommitOutcome::Full("injected".into())),
             Some(Fault::LoseAndPoison) => return Some(self.poison()),
-            Some(Fault::KeepAndPoison) | None => {}
+            Some(Fault::KeepAndPoison | Fault::Delay(_) | Fault::Stop { .. }) | None => {}
         }
         let mut changes = Vec::new();
         let gathered = rows::each_change(batch, |change| {
@@ -190,8 +208,9 @@ impl MemoryStore {
         }
         disk.apply(changes);
         disk.commits += 1;
-        if fault.is_some() {
+        if fault == Some(Fault::KeepAndPoison) {
             disk.flush();
+            disk.tell(batch);
             return Some(self.poison());
         }
         None
@@ -213,6 +232,25 @@ impl Disk {
         let last = last.and_then(|bytes| record::decode::<LaneRecord>(bytes).ok());
         let next = last.map_or(0, |lane| lane.number) + 1;
         fence.incarnation == self.incarnation && fence.number == next
+    }
+
+    fn next_fault(&mut self, batch: &Batch) -> Option<Fault> {
+        #[cfg(any(test, feature = "testing"))]
+        if let Some(watch) = &self.watch {
+            let decided = watch.fault(batch);
+            return self.fault.take().or(decided);
+        }
+        let _of_every_batch = batch;
+        self.fault.take()
+    }
+
+    /// Tells whoever watches that a batch is durable.
+    fn tell(&self, batch: &Batch) {
+        #[cfg(any(test, feature = "testing"))]
+        if let Some(watch) = &self.watch {
+            watch.committed(batch);
+        }
+        let _to_nobody = batch;
     }
 
     fn apply(&mut self, changes: Vec<(Key, Option<Vec<u8>>)>) {
@@ -269,7 +307,13 @@ impl Store for MemoryStore {
             if let Err(why) = self.way.there().await {
                 return self.settle(&batch.fence, why).await;
             }
-            let refused = self.write(&batch);
+            let fault = self.fault_of(&batch);
+            match fault {
+                Some(Fault::Delay(length)) => clock::sleep(length).await,
+                Some(Fault::Stop { is_written: false }) => std::future::pending().await,
+                _ => {}
+            }
+            let refused = self.write(&batch, fault);
             if let Err(why) = self.way.back().await {
                 return self.settle(&batch.fence, why).await;
             }
@@ -279,7 +323,10 @@ impl Store for MemoryStore {
             loop {
                 let mut resumed = std::pin::pin!(self.disk.1.notified());
                 resumed.as_mut().enable();
-                if self.disk.flush() {
+                if self.disk.flush(&batch) {
+                    if fault == Some(Fault::Stop { is_written: true }) {
+                        std::future::pending().await
+                    }
                     return CommitOutcome::Committed;
                 }
                 resumed.await;
