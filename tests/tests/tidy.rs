@@ -194,6 +194,8 @@ fn no_layer_uses_one_above_it() {
         ("Config", "config"),
         ("Fatal", "commit"),
         ("Listen", "listen"),
+        ("DeadLetterFilter", "store"),
+        ("DeadLetterView", "node"),
         ("Deletion", "node"),
         ("Node", "node"),
         ("NodeBuilder", "node"),
@@ -373,7 +375,7 @@ fn words_that_were_given_up_do_not_come_back() {
 }
 
 /// Where tests sleep, how often, and why nothing could be waited for instead.
-const SLEEPS: [(&str, usize, &str); 20] = [
+const SLEEPS: [(&str, usize, &str); 21] = [
     ("src/wait.rs", 1, "asks again for what nobody tells of"),
     ("src/proxy.rs", 1, "what was held passes later"),
     ("tests/crash.rs", 2, "the moments of kills"),
@@ -386,6 +388,7 @@ const SLEEPS: [(&str, usize, &str); 20] = [
     ("tests/http/refusals.rs", 1, "a client that crawls"),
     ("tests/http/waiting.rs", 2, "paces replays that are withdrawn at their deadlines"),
     ("tests/semantics/keys.rs", 1, "callers arrive while a flush is held"),
+    ("tests/semantics/kit.rs", 1, "virtual time"),
     ("tests/semantics/limits.rs", 3, "callers arrive while an operation hangs"),
     ("tests/semantics/policies.rs", 2, "operations that take long"),
     ("tests/semantics/reminders.rs", 2, "nothing must be applied meanwhile"),

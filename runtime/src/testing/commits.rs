@@ -1,4 +1,4 @@
-//! What a node commits, as a test sees it, and what goes wrong with it.
+//! The commits of a node, as a test sees them, and what goes wrong with them.
 
 use std::{
     fmt,
@@ -252,7 +252,7 @@ impl Watcher {
         *lock(&self.injected) = Some(fault);
     }
 
-    /// What was committed since the last time, in order.
+    /// Takes what was committed since the last time, in order.
     pub(super) fn take(&self) -> Vec<Committed> {
         std::mem::take(&mut lock(&self.log))
     }

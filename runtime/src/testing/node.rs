@@ -109,7 +109,7 @@ impl TestNode {
         Ok(self.again(read).await?.rows)
     }
 
-    /// What was made durable since the last time, in order.
+    /// Takes what was made durable since the last time, in order.
     pub fn take_committed(&self) -> Vec<Committed> {
         self.0.watcher.take()
     }
@@ -286,7 +286,7 @@ impl TestNode {
         }
     }
 
-    /// What the store holds that is to happen by now, in words.
+    /// The work that the store holds and that is to happen by now, in words.
     fn waiting(&self, now: Timestamp) -> Vec<String> {
         let rows = self.0.disk.rows(Table::Inbox).into_iter();
         let mut waiting: Vec<_> = rows.map(|(key, row)| inbox_text(&key, &row)).collect();
