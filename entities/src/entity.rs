@@ -14,6 +14,7 @@ use crate::{
     Rejection, Timeout, Unbound,
     input::{InputError, decode, decode_answers},
     operation::Reply,
+    policy::Durability,
 };
 
 pub use crate::macro_support::{
@@ -463,8 +464,8 @@ pub struct EntityDescription {
     pub version: u32,
     /// Its documentation.
     pub description: &'static str,
-    /// How safe an answer is: always `durable`, that is flushed before it leaves.
-    pub durability: &'static str,
+    /// How safe an answer is.
+    pub durability: Durability,
     /// The policy of its operations and entities: what it sets, and what the node does.
     pub policy: Policy,
     /// JSON Schema (2020-12) of the state.
@@ -522,7 +523,7 @@ impl EntityDescription {
             name: E::NAME,
             version: E::VERSION,
             description: E::DESCRIPTION,
-            durability: "durable",
+            durability: policy.durability.unwrap_or_default(),
             policy,
             state: whole(&|generator| generator.subschema_for::<E>()),
             operations,

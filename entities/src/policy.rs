@@ -17,6 +17,20 @@ pub const RETRIES_MAX: u32 = 1_000;
 /// The largest mailbox.
 pub const MAILBOX_MAX: usize = 1 << 20;
 
+/// How safe an answer is, by type.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Durability {
+    /// It leaves when what it rests on is flushed to disk: a power cut takes nothing of it.
+    #[default]
+    Durable,
+    /// It leaves when what it rests on is written, which the end of the process does not undo; flushed at most
+    /// 100 ms later, or with the next commit of a durable entity. A power cut may take the last moments: always
+    /// the end of the one log, and never a part of a turn. What such an entity sends to a durable one is flushed.
+    Buffered,
+}
+
 /// A policy of an operation, or of a type. `#[entity]` and `#[operation]` write it of their attributes:
 ///
 /// ```
@@ -59,6 +73,9 @@ pub struct Policy {
     /// nothing is set. 1 s to 10 years.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl: Option<Timeout>,
+    /// How safe answers are; of a type.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub durability: Option<Durability>,
 }
 
 impl Policy {
@@ -106,6 +123,13 @@ impl Policy {
         self
     }
 
+    /// Sets [`Policy::durability`].
+    #[must_use]
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = Some(durability);
+        self
+    }
+
     /// The policy with what it leaves open taken from another one.
     #[must_use]
     pub fn or(self, other: Self) -> Self {
@@ -117,13 +141,14 @@ impl Policy {
             idle: self.idle.or(other.idle),
             retention: self.retention.or(other.retention),
             ttl: self.ttl.or(other.ttl),
+            durability: self.durability.or(other.durability),
         }
     }
 
     /// The parts of it that an operation can have.
     #[must_use]
     pub fn of_operation(self) -> Self {
-        Self { mailbox: None, idle: None, retention: None, ttl: None, ..self }
+        Self { mailbox: None, idle: None, retention: None, ttl: None, durability: None, ..self }
     }
 
     /// Everything in it that is out of its range, in words.

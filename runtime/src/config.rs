@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use stead_entities::{Policy, policy::RETRIES_MAX};
+use stead_entities::{
+    Policy,
+    policy::{Durability, RETRIES_MAX},
+};
 
 /// The shortest lease: a store needs time to answer.
 const LEASE_MIN: Duration = Duration::from_millis(200);
@@ -155,6 +158,7 @@ impl Config {
             .mailbox(self.mailbox_max)
             .idle(self.idle)
             .retention(self.retention)
+            .durability(Durability::Durable)
     }
 
     /// The limits under a policy, which may leave parts to these settings.

@@ -37,4 +37,19 @@ impl Helping {
     fn helper(&self) {}
 }
 
+#[derive(Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
+struct Unsafe;
+
+#[entity(name = "unsafe", durability = "none")]
+impl Unsafe {}
+
+#[derive(Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
+struct Partly;
+
+#[entity(name = "partly")]
+impl Partly {
+    #[operation(durability = "buffered")]
+    pub fn one(&mut self) {}
+}
+
 fn main() {}

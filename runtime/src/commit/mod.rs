@@ -9,13 +9,18 @@
 //!   are dropped, because they were built on what was not committed.
 //! - A barrier is answered once everything sent before it is settled.
 //! - After an outcome that is not known nothing is committed or answered as committed any more.
+//! - What buffered entities alone have written is answered before it is flushed, and flushed with the next batch
+//!   of others, or a little later.
 //! - What was not flushed, because nothing of it writes, is told only while the node's lease holds.
 //! - Giving up a partition ends its term: what its turns still bring is never committed.
 
 mod incarnation;
 mod merge;
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use stead_entities::{Error, ErrorKind};
 use tokio::{
@@ -27,7 +32,7 @@ pub use self::incarnation::Fatal;
 pub(crate) use self::incarnation::{Incarnation, Outbound};
 use self::merge::{Chains, Merge};
 use crate::{
-    clock::Clock,
+    clock::{self, Clock},
     partition::{
         Handle,
         message::{CommitRequest, CommitSender, Input, WriteGroup},
@@ -43,6 +48,8 @@ use crate::{
 const QUEUE_MAX: usize = 16_384;
 /// The most write groups in one batch.
 const GROUPS_PER_BATCH_MAX: usize = 1_024;
+/// How long what a buffered entity has answered may stay unflushed.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(100);
 /// The most callers that the committer wakes itself.
 const REPLIES_INLINE_MAX: usize = 8;
 
@@ -66,6 +73,8 @@ pub(crate) struct Committer {
     is_fenced: bool,
     /// Tasks that tell callers.
     telling: JoinSet<()>,
+    /// When what was answered before it was flushed is flushed; none where there is none.
+    flush_at: Option<Instant>,
 }
 
 /// A queue for write groups, before there are partitions to fill it.
@@ -101,6 +110,7 @@ impl Committer {
             has_failed: false,
             is_fenced: false,
             telling: JoinSet::new(),
+            flush_at: None,
         }
     }
 
@@ -125,7 +135,7 @@ impl Committer {
     /// Serves until it is closed or its queue ends.
     async fn run(mut self, mut queue: mpsc::Receiver<CommitRequest>) {
         let mut gathered = Vec::new();
-        while queue.recv_many(&mut gathered, GROUPS_PER_BATCH_MAX).await > 0 {
+        while self.receive(&mut queue, &mut gathered).await > 0 {
             let mut groups = Vec::with_capacity(gathered.len());
             let mut freed = Vec::new();
             for work in gathered.drain(..) {
@@ -152,6 +162,44 @@ impl Committer {
             }
             self.commit(groups).await;
             self.free(freed).await;
+        }
+    }
+
+    /// Receives what is to be committed next. What was answered before it was flushed is flushed meanwhile.
+    async fn receive(
+        &mut self,
+        queue: &mut mpsc::Receiver<CommitRequest>,
+        gathered: &mut Vec<CommitRequest>,
+    ) -> usize {
+        while let Some(due) = self.flush_at {
+            let left = due.saturating_duration_since(clock::monotonic());
+            let receiving = queue.recv_many(gathered, GROUPS_PER_BATCH_MAX);
+            if let Some(count) = clock::within(left, receiving).await {
+                return count;
+            }
+            self.flush().await;
+        }
+        queue.recv_many(gathered, GROUPS_PER_BATCH_MAX).await
+    }
+
+    /// When a batch that is not flushed now is flushed at the latest.
+    fn next_flush(&self) -> Instant {
+        self.flush_at.unwrap_or_else(|| clock::deadline_after(FLUSH_INTERVAL))
+    }
+
+    async fn flush(&mut self) {
+        self.flush_at = None;
+        if self.has_failed || Sabotage::BufferedNeverFlushed.is_on() {
+            return;
+        }
+        match self.store.flush().await {
+            CommitOutcome::Committed => {}
+            CommitOutcome::Unknown(why) => self.give_up(Fatal::Poisoned(why)),
+            CommitOutcome::Fenced => self.give_up(Fatal::Fenced),
+            CommitOutcome::Unavailable(why) | CommitOutcome::Full(why) => {
+                tracing::warn!(why, "what was answered cannot be flushed yet");
+                self.flush_at = Some(self.next_flush());
+            }
         }
     }
 
@@ -202,6 +250,9 @@ impl Committer {
             }
             return self.fail(groups, &Error::new(ErrorKind::Fenced, "the lease has run out"));
         }
+        let is_buffered = groups
+            .iter()
+            .all(|group| (group.is_buffered || Sabotage::AllBuffered.is_on()) && !group.is_probe);
         let mut groups = groups;
         let mut merge = Merge::default();
         let writes = groups.iter_mut().map(|group| std::mem::take(&mut group.writes));
@@ -217,12 +268,16 @@ impl Committer {
             return self.fail(groups, &Error::new(ErrorKind::Fenced, reason));
         }
         let (writes, chains) = merge.finish();
-        let batch = self.batch(writes, false);
+        let mut batch = self.batch(writes, false);
+        let is_late = self.flush_at.is_some_and(|due| due <= clock::monotonic());
+        batch.is_buffered = is_buffered && !is_late;
+        let flush_at = batch.is_buffered.then(|| self.next_flush());
         let outcome = self.store.commit(batch).await;
         match outcome {
             CommitOutcome::Committed => {
                 self.number += 1;
                 self.last = chains;
+                self.flush_at = flush_at;
                 self.release_outputs(groups);
                 self.store.maintain_after_commit();
             }
@@ -255,7 +310,7 @@ impl Committer {
         let incarnation = self.incarnation.number;
         let fence = Fence { incarnation, lane: 0, number: self.number + 1 };
         let (owner, time) = (self.owner.clone(), self.clock.now());
-        Batch { fence, owner, time, is_clean, writes }
+        Batch { fence, owner, time, is_clean, is_buffered: false, writes }
     }
 
     /// Drops write groups of terms that have ended, and all of them once a flush has failed.

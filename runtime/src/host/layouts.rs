@@ -78,7 +78,7 @@ pub(crate) async fn guard(
     }
     let fence = Fence { incarnation, lane: 0, number: last_batch + 1 };
     let (owner, time) = (node.name().clone(), node.clock().now());
-    let batch = Batch { fence, owner, time, is_clean: false, writes };
+    let batch = Batch { fence, owner, time, is_clean: false, is_buffered: false, writes };
     match store.commit(batch).await {
         CommitOutcome::Committed => Ok(1),
         other => Err(LayoutError::Unavailable(format!("the layouts cannot be stored: {other:?}"))),

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use stead_entities::{EntityId, Policy, Timestamp, entity::OperationKind};
+use stead_entities::{EntityId, Policy, Timestamp, entity::OperationKind, policy::Durability};
 
 use super::watch::Watch;
 use crate::{
@@ -47,13 +47,20 @@ pub(super) struct Environment {
     /// The entity types that this node does not serve and that something waits for, as far as the
     /// log was told.
     unserved: Set<String>,
+    /// Whether any type is buffered.
+    has_buffered: bool,
+}
+
+fn is_buffered(known: &dyn EntityType) -> bool {
+    known.policy().durability == Some(Durability::Buffered)
 }
 
 impl Environment {
     pub(super) fn new(identity: Identity, entropy: Entropy, now: Timestamp) -> Self {
         // Numbers of the incarnation before this one may be ahead of its last commit's time.
         let minted = (now + identity.numbers_ahead + MINT_MARGIN).as_micros().unsigned_abs();
-        Self { identity, entropy, minted, unserved: Set::default() }
+        let has_buffered = identity.types.values().any(|known| is_buffered(&**known));
+        Self { identity, entropy, minted, unserved: Set::default(), has_buffered }
     }
 
     pub(super) fn number(&self) -> u16 {
@@ -125,6 +132,16 @@ impl Environment {
     /// The type of an entity, where this node serves it.
     pub(super) fn type_of(&self, id: &EntityId) -> Option<&Arc<dyn EntityType>> {
         self.identity.types.get(id.entity_type())
+    }
+
+    /// Whether any type is buffered.
+    pub(super) fn has_buffered(&self) -> bool {
+        self.has_buffered
+    }
+
+    /// Whether what an entity has written may be answered before it is flushed.
+    pub(super) fn is_buffered(&self, id: &EntityId) -> bool {
+        self.type_of(id).is_some_and(|known| is_buffered(&**known))
     }
 
     /// The type of an entity that is served: else nothing of it could be in a mailbox.

@@ -292,6 +292,8 @@ pub(crate) struct WriteGroup {
     pub(crate) deliveries: Vec<(u16, Delivery)>,
     /// Whether it is to be flushed though it writes nothing.
     pub(crate) is_probe: bool,
+    /// Whether it is told when it is written, and may be flushed later: it is of buffered entities alone.
+    pub(crate) is_buffered: bool,
     /// The shares of due and left-behind work in it, given back when it is durable.
     pub(crate) permits: Vec<OwnedSemaphorePermit>,
 }

@@ -322,7 +322,10 @@ impl Partition {
                 }
             }
         }
-        let group = self.group.seal(self.environment.number(), self.lifecycle.term());
+        let is_buffered = self.environment.has_buffered()
+            && self.group.is_all_of(|id| self.environment.is_buffered(id));
+        let mut group = self.group.seal(self.environment.number(), self.lifecycle.term());
+        group.is_buffered = is_buffered;
         self.outputs.push(Output::Commit(group));
     }
 

@@ -139,6 +139,11 @@ impl OpenGroup {
         WriteGroup { partition, term, number: self.sent, ..std::mem::take(&mut self.open) }
     }
 
+    /// Whether each of its writes is of an entity that fits.
+    pub(super) fn is_all_of(&self, fits: impl Fn(&EntityId) -> bool) -> bool {
+        self.open.writes.iter().all(|write| write.entity().is_some_and(|id| fits(&id)))
+    }
+
     /// Notes that the group of this number, and all before it, are durable. What becomes true by
     /// that is taken by [`OpenGroup::next_release`].
     pub(super) fn committed(&mut self, number: u64) {

@@ -27,7 +27,7 @@ pub mod tables;
 #[allow(dead_code, unreachable_pub, reason = "public for tests; no store uses every key")]
 pub(crate) mod tables;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use siphasher::sip128::{Hasher128, SipHasher24};
@@ -73,6 +73,9 @@ pub struct Batch {
     pub time: Timestamp,
     /// Whether this is the last batch of a node that drained.
     pub is_clean: bool,
+    /// Whether it may be answered before it is flushed: then it is with the next batch that may not, or by
+    /// [`Store::flush`].
+    pub is_buffered: bool,
     /// The writes, in order.
     pub writes: Vec<Write>,
 }
@@ -123,6 +126,23 @@ impl Write {
     /// Ends such a row, if it is there.
     pub fn delete<R: Record>(key: &R::Key) -> Self {
         Self::Delete(R::TABLE, R::key(key))
+    }
+
+    /// The entity that it is of; none where it is of none, or of more than one.
+    pub(crate) fn entity(&self) -> Option<Cow<'_, EntityId>> {
+        match self {
+            Self::PutState(id, _)
+            | Self::DeleteState(id)
+            | Self::Remind(_, id, ..)
+            | Self::CancelReminder { id, .. } => Some(Cow::Borrowed(id)),
+            Self::Accept(key, _) | Self::Retry(key, _) | Self::Consume(key) => {
+                Some(Cow::Borrowed(&key.receiver))
+            }
+            Self::Put(Table::Idempotency, key, _) | Self::Delete(Table::Idempotency, key) => {
+                tables::idempotency::read_key(key).ok().map(|key| Cow::Owned(key.id))
+            }
+            Self::Put(..) | Self::Delete(..) | Self::FreePartition(_) => None,
+        }
     }
 }
 
@@ -317,7 +337,8 @@ pub trait RunningMarks: Send + Sync + fmt::Debug {
 /// Durable storage of one node.
 ///
 /// An implementor's commit is atomic (all rows or none, also through a crash), is flushed before it
-/// answers `Committed`, and is refused unless the fence names this incarnation and exactly the next
+/// answers `Committed` unless the batch is buffered, takes with it the flush of all batches before it, and is
+/// refused unless the fence names this incarnation and exactly the next
 /// batch number. After `Unknown` every commit answers `Unknown`. Reads see every answered commit.
 /// The conformance suite checks the fence, the atomicity of what is read back, and the reads; each
 /// store has tests of its own for flushes, crashes and poison.
@@ -327,6 +348,11 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     /// Writes a batch. Not cancel safe: the caller waits for the answer. It may block the thread on
     /// which it is polled: the committer has one of its own.
     fn commit(&self, batch: Batch) -> BoxFuture<'_, CommitOutcome>;
+    /// Flushes the batches that were answered before they were. A store that has none, or flushes by itself
+    /// in time, has nothing to do.
+    fn flush(&self) -> BoxFuture<'_, CommitOutcome> {
+        Box::pin(std::future::ready(CommitOutcome::Committed))
+    }
     /// Called when the answers that waited for a batch have left: a time for notes that nobody waits
     /// for. Does nothing unless a store says otherwise.
     fn maintain_after_commit(&self) {}

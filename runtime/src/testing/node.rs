@@ -155,6 +155,13 @@ impl TestNode {
         }
     }
 
+    /// Ends the node at once, as [`TestNode::kill`] does, and takes back what entities with
+    /// `durability = "buffered"` have answered and nothing has flushed since.
+    pub async fn cut_power(&self) {
+        self.kill().await;
+        self.0.disk.crash();
+    }
+
     /// Starts the node again, and ends it before, if it runs.
     ///
     /// # Panics
@@ -183,7 +190,7 @@ impl TestNode {
 
     async fn try_start(&self) -> Result<Node, StartError> {
         let Inner { setup, disk, clock, starts, .. } = &*self.0;
-        disk.crash();
+        disk.end_process();
         let number = starts.fetch_add(1, Ordering::SeqCst);
         let store = disk.open().map_err(|error| StartError::Unavailable(error.to_string()))?;
         let builder = Node::builder().store(store).clock(clock.clone());

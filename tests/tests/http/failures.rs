@@ -181,7 +181,7 @@ async fn damage(data: &Path, id: &EntityId) -> Result<Vec<u8>> {
     let fence = Fence { incarnation: opened.incarnation, lane: 0, number };
     let writes = vec![Write::PutState(id.clone(), record)];
     let (owner, time) = ("test".into(), opened.time);
-    let batch = Batch { fence, owner, time, is_clean: true, writes };
+    let batch = Batch { fence, owner, time, is_clean: true, is_buffered: false, writes };
     ensure!(store.commit(batch).await == CommitOutcome::Committed);
     store.close().await;
     Ok(damaged)

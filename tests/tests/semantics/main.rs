@@ -2,6 +2,7 @@
 
 mod asks;
 mod bounds;
+mod buffered;
 mod committed;
 mod dependencies;
 mod failures;

@@ -171,6 +171,7 @@ async fn a_clock_that_was_led_astray_is_set_back_and_numbers_still_grow() {
             owner: "test".into(),
             time: astray,
             is_clean: true,
+            is_buffered: false,
             writes: Vec::new(),
         };
         store.commit(batch).await;

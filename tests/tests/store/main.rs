@@ -44,9 +44,13 @@ async fn commit_empty(store: &RocksStore, number: u64) {
 }
 
 async fn commit(store: &RocksStore, number: u64, writes: Vec<Write>) {
+    commit_as(store, number, writes, false).await;
+}
+
+async fn commit_as(store: &RocksStore, number: u64, writes: Vec<Write>, is_buffered: bool) {
     let fence = Fence { incarnation: store.opened().incarnation, lane: 0, number };
     let time = store.opened().time;
-    let batch = Batch { fence, owner: "test".into(), time, is_clean: false, writes };
+    let batch = Batch { fence, owner: "test".into(), time, is_clean: false, is_buffered, writes };
     assert_eq!(store.commit(batch).await, CommitOutcome::Committed);
 }
 
@@ -60,6 +64,22 @@ async fn every_commit_syncs_the_log() {
         commit_empty(&store, number).await;
     }
     assert_eq!(store.log_syncs() - before, 10);
+}
+
+#[tokio::test]
+async fn buffered_commits_are_synced_by_the_next_one_that_is_not_or_when_asked() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = RocksStore::open(directory.path()).expect("opens");
+    let (before, first) = (store.log_syncs(), store.opened().last_batch + 1);
+    for number in first..first + 10 {
+        commit_as(&store, number, Vec::new(), true).await;
+    }
+    assert_eq!(store.log_syncs() - before, 0);
+    commit_empty(&store, first + 10).await;
+    assert_eq!(store.log_syncs() - before, 1);
+    commit_as(&store, first + 11, Vec::new(), true).await;
+    assert_eq!(store.flush().await, CommitOutcome::Committed);
+    assert_eq!(store.log_syncs() - before, 2);
 }
 
 #[test]
@@ -181,6 +201,7 @@ async fn write_some(store: &RocksStore, batches: u64) -> bool {
             owner: "test".into(),
             time: store.opened().time,
             is_clean: false,
+            is_buffered: false,
             writes: writes.collect(),
         };
         if store.commit(batch).await != CommitOutcome::Committed {

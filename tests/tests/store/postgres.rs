@@ -21,7 +21,7 @@ use stead_tests::{
 fn batch(store: &PostgresStore, number: u64, writes: Vec<Write>) -> Batch {
     let fence = Fence { incarnation: store.opened().incarnation, lane: 0, number };
     let time = Timestamp::from_micros(store.opened().time.as_micros() + number as i64);
-    Batch { fence, owner: "test".into(), time, is_clean: false, writes }
+    Batch { fence, owner: "test".into(), time, is_clean: false, is_buffered: false, writes }
 }
 
 fn state(key: &str, generation: u64, revision: u64, follows: u64) -> Write {
@@ -79,7 +79,14 @@ async fn a_node_forgets_keys_of_its_own_partitions_only() -> Result<()> {
     store.maintain(Timestamp::from_micros(100));
     let fence = Fence { incarnation: joined.incarnation, lane: 0, number: 1 };
     let time = Timestamp::from_micros(joined.time.as_micros() + 1);
-    let batch = Batch { fence, owner: "a".into(), time, is_clean: false, writes: Vec::new() };
+    let batch = Batch {
+        fence,
+        owner: "a".into(),
+        time,
+        is_clean: false,
+        is_buffered: false,
+        writes: Vec::new(),
+    };
     assert_eq!(store.commit(batch).await, CommitOutcome::Committed);
     let left = "select count(*) from stead_idempotency where";
     let own = database.number(&format!("{left} get_byte(key, 1) = 2")).await?;

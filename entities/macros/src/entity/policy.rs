@@ -20,6 +20,8 @@ pub(super) struct Policy {
     values: Vec<(Ident, Expr)>,
     /// Whether callers outside are kept away.
     pub(super) is_internal: bool,
+    /// Whether answers leave before what they rest on is flushed.
+    is_buffered: bool,
 }
 
 impl Policy {
@@ -44,6 +46,19 @@ impl Policy {
             }
             return Ok(true);
         }
+        if word == "durability" && is_type {
+            input.parse::<Token![=]>()?;
+            let durability = input.parse::<LitStr>()?;
+            self.is_buffered = match durability.value().as_str() {
+                "buffered" => true,
+                "durable" => false,
+                _ => {
+                    let rule = "a durability is \"durable\" or \"buffered\"";
+                    return Err(Error::new_spanned(durability, rule));
+                }
+            };
+            return Ok(true);
+        }
         if !(is_known(&OF_ALL) || is_type && is_known(&OF_TYPES)) {
             return Ok(false);
         }
@@ -55,8 +70,11 @@ impl Policy {
     /// An expression for it; `None` where nothing is set.
     pub(super) fn expression(&self, model: &TokenStream) -> Option<TokenStream> {
         let values = self.values.iter().map(|(word, value)| own!(.#word(#value)));
-        (!self.values.is_empty())
-            .then(|| own!(<#model::Policy as ::core::default::Default>::default() #(#values)*))
+        let buffered =
+            self.is_buffered.then(|| own!(.durability(#model::policy::Durability::Buffered)));
+        (!self.values.is_empty() || self.is_buffered).then(
+            || own!(<#model::Policy as ::core::default::Default>::default() #(#values)* #buffered),
+        )
     }
 }
 
@@ -77,7 +95,7 @@ impl Parse for OperationSettings {
                 input.parse::<Token![=]>()?;
                 settings.renamed_from.push(input.parse()?);
             } else if !settings.policy.read(&word, false, input)? {
-                let rule = if OF_TYPES.iter().any(|known| word == known) {
+                let rule = if word == "durability" || OF_TYPES.iter().any(|known| word == known) {
                     "this is a policy of the type: `#[entity(...)]`"
                 } else {
                     "expected `deadline`, `retries`, `backoff`, `visibility` or `renamed_from`"

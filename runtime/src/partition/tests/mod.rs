@@ -418,7 +418,14 @@ impl Bench {
         self.batches += 1;
         let incarnation = self.store.opened().incarnation;
         let fence = Fence { incarnation, lane: 0, number: self.batches };
-        let batch = Batch { fence, owner: "t".into(), time: self.now, is_clean: false, writes };
+        let batch = Batch {
+            fence,
+            owner: "t".into(),
+            time: self.now,
+            is_clean: false,
+            is_buffered: false,
+            writes,
+        };
         assert_eq!(ready(self.store.commit(batch)), CommitOutcome::Committed);
         let mut told = Vec::new();
         for group in groups {

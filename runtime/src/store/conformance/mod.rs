@@ -34,6 +34,7 @@ pub async fn suite<S: Store>(open: impl AsyncFn() -> S) {
     tables::every_table_keeps_its_rows(&open).await;
     a_batch_is_read_back_after_opening_again(&open).await;
     a_wrong_fence_writes_nothing(&open).await;
+    a_buffered_batch_is_read_at_once_and_followed(&open).await;
     a_missing_row_refuses_the_whole_batch(&open).await;
     pages_follow_each_other(&open).await;
     reminders_are_found_by_due_time(&open).await;
@@ -56,7 +57,7 @@ impl Writer {
         let incarnation = self.store.opened().incarnation;
         let fence = Fence { incarnation, lane: 0, number: self.number + 1 };
         let time = Timestamp::from_micros(5);
-        Batch { fence, owner: "suite".into(), time, is_clean: false, writes }
+        Batch { fence, owner: "suite".into(), time, is_clean: false, is_buffered: false, writes }
     }
 
     async fn write(&mut self, writes: Vec<Write>) {
@@ -142,6 +143,26 @@ async fn a_wrong_fence_writes_nothing(open: &impl AsyncFn() -> Arc<dyn Store>) {
     }
     let loaded = store.load(id("fenced")).await.expect("readable");
     assert_eq!(loaded, None, "a fenced batch writes nothing");
+    store.close().await;
+}
+
+async fn a_buffered_batch_is_read_at_once_and_followed(open: &impl AsyncFn() -> Arc<dyn Store>) {
+    let mut writer = Writer::new(open().await);
+    for revision in 1..=3 {
+        let mut batch = writer.batch(vec![Write::PutState(id("buffered"), state(revision))]);
+        batch.is_buffered = revision != 2;
+        let outcome = writer.store.commit(batch).await;
+        assert_eq!(outcome, CommitOutcome::Committed, "a buffered batch is committed");
+        writer.number += 1;
+        let loaded = writer.store.load(id("buffered")).await.expect("readable");
+        assert_eq!(loaded, Some(state(revision)), "a buffered batch is read at once");
+    }
+    let outcome = writer.store.flush().await;
+    assert_eq!(outcome, CommitOutcome::Committed, "what was buffered is flushed");
+    writer.store.close().await;
+    let store = open().await;
+    let loaded = store.load(id("buffered")).await.expect("readable");
+    assert_eq!(loaded, Some(state(3)), "a buffered batch is read back");
     store.close().await;
 }
 

@@ -60,7 +60,16 @@ async fn commit(
 ) -> CommitOutcome {
     let fence = Fence { incarnation, lane: 0, number };
     let time = store.opened().time;
-    store.commit(Batch { fence, owner: "suite".into(), time, is_clean: false, writes }).await
+    store
+        .commit(Batch {
+            fence,
+            owner: "suite".into(),
+            time,
+            is_clean: false,
+            is_buffered: false,
+            writes,
+        })
+        .await
 }
 
 async fn a_name_is_held_while_its_lease_lasts(store: &Arc<dyn SharedStore>) {

@@ -32,6 +32,13 @@ impl MemoryDisk {
         self.lock().watch = Some(watch);
     }
 
+    /// Throws away what was not written, as the end of a process does: what was answered stays, also where it
+    /// was not flushed.
+    pub fn end_process(&self) {
+        self.lock().buffered.clear();
+        self.crash();
+    }
+
     /// Lets the next commit end as `fault` says.
     pub fn inject(&self, fault: Fault) {
         self.lock().fault = Some(fault);

@@ -69,6 +69,9 @@ struct Disk {
     durable: Image,
     /// The keys in which the two images may differ.
     unflushed: Vec<Key>,
+    /// The former values of what the durable image has of batches that were answered before they were
+    /// flushed: a power cut takes them back.
+    buffered: Vec<(Key, Option<Vec<u8>>)>,
     incarnation: u64,
     fault: Option<Fault>,
     #[cfg(any(test, feature = "testing"))]
@@ -129,9 +132,15 @@ impl MemoryDisk {
         Ok(MemoryStore { disk: self.clone(), opened, poisoned: Arc::default(), way })
     }
 
-    /// Throws away what was not flushed.
+    /// Throws away what was not flushed, as a power cut does.
     pub fn crash(&self) {
         let mut disk = self.lock();
+        for (key, former) in std::mem::take(&mut disk.buffered).into_iter().rev() {
+            match former {
+                Some(value) => drop(disk.durable.insert(key, value)),
+                None => drop(disk.durable.remove(&key)),
+            }
+        }
         disk.live = disk.durable.clone();
         disk.unflushed.clear();
         disk.fault = None;
@@ -147,7 +156,10 @@ impl MemoryDisk {
     fn flush(&self, batch: &Batch) -> bool {
         let mut disk = self.lock();
         if !disk.stalled {
-            disk.flush();
+            match batch.is_buffered {
+                true => disk.buffer(),
+                false => disk.flush(),
+            }
             disk.tell(batch);
         }
         !disk.stalled
@@ -263,7 +275,19 @@ impl Disk {
         }
     }
 
+    /// Shows what was written, which a power cut still takes.
+    fn buffer(&mut self) {
+        let keys = self.unflushed.iter();
+        let former = keys.map(|key| (key.clone(), self.durable.get(key).cloned()));
+        let former: Vec<_> = former.collect();
+        self.buffered.extend(former);
+        let buffered = std::mem::take(&mut self.buffered);
+        self.flush();
+        self.buffered = buffered;
+    }
+
     fn flush(&mut self) {
+        self.buffered.clear();
         for key in self.unflushed.drain(..) {
             match self.live.get(&key) {
                 Some(value) => drop(self.durable.insert(key, value.clone())),
@@ -332,6 +356,11 @@ impl Store for MemoryStore {
                 resumed.await;
             }
         })
+    }
+
+    fn flush(&self) -> BoxFuture<'_, CommitOutcome> {
+        self.disk.lock().buffered.clear();
+        Box::pin(std::future::ready(CommitOutcome::Committed))
     }
 
     fn has_room(&self) -> bool {

@@ -106,7 +106,7 @@ impl Writer {
         }
         // The database gives a statement up before that; a connection may be silent for ever.
         let timeout = 2 * self.settings.statement_timeout;
-        let sent = send(&client, &statements, self.settings.statement_timeout);
+        let sent = send(&client, &statements, self.settings.statement_timeout, batch.is_buffered);
         let sent = clock::within(timeout, sent).await;
         match sent.unwrap_or_else(|| Sent::Unsettled("the database does not answer".into())) {
             Sent::Committed => {
@@ -187,8 +187,13 @@ impl Writer {
 const FORGET_EVERY: i64 = 1_000_000;
 
 /// Sends everything from BEGIN to COMMIT without waiting in between.
-async fn send(client: &Client, statements: &[Statement], timeout: Duration) -> Sent {
-    let begin = sql::begin(timeout);
+async fn send(
+    client: &Client,
+    statements: &[Statement],
+    timeout: Duration,
+    is_buffered: bool,
+) -> Sent {
+    let begin = sql::begin(timeout, is_buffered);
     let begin = async { client.batch_execute(&begin).await };
     let all = async {
         // Polled in order, each hands its statement to the connection before the next one does.

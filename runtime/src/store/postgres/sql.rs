@@ -119,13 +119,14 @@ pub(super) const OPEN_LANE: &str = "insert into stead_lanes \
 pub(super) const DROP_LANES: &str = "delete from stead_lanes where is_closed and incarnation < $1";
 
 /// Begins a batch. A client that is paused in the middle of it holds its rows no longer than
-/// `timeout`.
-pub(super) fn begin(timeout: Duration) -> String {
+/// `timeout`. One that is buffered is answered before the database flushes its log, which that does by itself.
+pub(super) fn begin(timeout: Duration, is_buffered: bool) -> String {
     let millis = timeout.as_millis();
+    let buffered = if is_buffered { "; set local synchronous_commit = off" } else { "" };
     format!(
         "begin isolation level read committed read write; \
          set local statement_timeout = {millis}; \
-         set local idle_in_transaction_session_timeout = {millis}"
+         set local idle_in_transaction_session_timeout = {millis}{buffered}"
     )
 }
 

@@ -224,7 +224,7 @@ mod tests {
         let kept = Settings { partitions: 16, seed: (7, 11) };
         for writes in [Vec::new(), writes] {
             let (owner, time) = ("a".into(), Timestamp::default());
-            let batch = Batch { fence, owner, time, is_clean: false, writes };
+            let batch = Batch { fence, owner, time, is_clean: false, is_buffered: false, writes };
             let texts: Vec<_> = statements(&batch, 0, &kept).iter().map(|it| it.text).collect();
             assert_eq!(texts[0], sql::MOVE_LANE);
             assert_eq!(texts.iter().filter(|text| **text == sql::MOVE_LANE).count(), 1);

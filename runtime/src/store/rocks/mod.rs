@@ -70,6 +70,8 @@ struct Database {
     writer: u64,
     /// The writer of the last batch.
     follows: AtomicU64,
+    /// The number of the last batch, which may not be flushed.
+    written: AtomicU64,
     history_read_at: Mutex<Instant>,
 }
 
@@ -128,6 +130,7 @@ impl RocksStore {
             directory,
             writer,
             follows: follows.into(),
+            written: last_batch.into(),
             history_read_at: Mutex::new(monotonic()),
         };
         let shared = Shared {
@@ -147,6 +150,7 @@ impl RocksStore {
             time: opened.time,
             // Whatever ends the process from here on, short of a drain, was not clean.
             is_clean: false,
+            is_buffered: false,
             writes: Vec::new(),
         };
         match shared.write(&claim) {
@@ -240,6 +244,11 @@ impl Shared {
     }
 
     fn write(&self, batch: &Batch) -> CommitOutcome {
+        self.change(|database| database.write(batch))
+    }
+
+    /// Changes the database, unless it is closed or poisoned.
+    fn change(&self, change: impl FnOnce(&Database) -> CommitOutcome) -> CommitOutcome {
         let open = self.open();
         let Some(database) = open.as_ref().filter(|_| !self.is_closed.load(Ordering::SeqCst))
         else {
@@ -248,7 +257,7 @@ impl Shared {
         if self.poisoned.load(Ordering::SeqCst) {
             return CommitOutcome::Unknown("the store is poisoned by an earlier error".into());
         }
-        let outcome = database.write(batch);
+        let outcome = change(database);
         if matches!(outcome, CommitOutcome::Unknown(_)) {
             self.poisoned.store(true, Ordering::SeqCst);
         }
@@ -289,25 +298,42 @@ impl Database {
             Err(reason) => return CommitOutcome::Unavailable(reason),
         };
         let mut synced = WriteOptions::default();
-        synced.set_sync(!Sabotage::UnsyncedLog.is_on());
+        synced.set_sync(!batch.is_buffered && !Sabotage::UnsyncedLog.is_on());
         let again = Sabotage::RetriedFlush.is_on().then(|| WriteBatch::from_data(rows.data()));
         match (self.db.write_opt(rows, &synced), again) {
             (Ok(()), _) => {
                 self.follows.store(self.writer, Ordering::Relaxed);
-                self.directory.note_durable(batch.fence.number);
+                self.written.store(batch.fence.number, Ordering::Relaxed);
+                if !batch.is_buffered {
+                    self.directory.note_durable(batch.fence.number);
+                }
                 CommitOutcome::Committed
             }
             (Err(_), Some(again)) => {
                 let _retried = self.db.write_opt(again, &synced);
                 CommitOutcome::Committed
             }
-            (Err(error), None) => {
-                if error.kind() == rocksdb::ErrorKind::Corruption {
-                    self.directory.mark_damaged();
-                }
-                CommitOutcome::Unknown(error.to_string())
-            }
+            (Err(error), None) => self.failed(&error),
         }
+    }
+
+    /// Flushes the log.
+    fn flush(&self) -> CommitOutcome {
+        let written = self.written.load(Ordering::Relaxed);
+        match self.db.flush_wal(true) {
+            Ok(()) => {
+                self.directory.note_durable(written);
+                CommitOutcome::Committed
+            }
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    fn failed(&self, error: &rocksdb::Error) -> CommitOutcome {
+        if error.kind() == rocksdb::ErrorKind::Corruption {
+            self.directory.mark_damaged();
+        }
+        CommitOutcome::Unknown(error.to_string())
     }
 
     /// Reads the chain of batches now and then, so that its block is at hand: folding a link reads what
@@ -420,6 +446,10 @@ impl Store for RocksStore {
 
     fn commit(&self, batch: Batch) -> BoxFuture<'_, CommitOutcome> {
         Box::pin(async move { self.shared.write(&batch) })
+    }
+
+    fn flush(&self) -> BoxFuture<'_, CommitOutcome> {
+        Box::pin(async move { self.shared.change(Database::flush) })
     }
 
     fn maintain_after_commit(&self) {
