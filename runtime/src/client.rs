@@ -6,6 +6,9 @@
 //!
 //! The home of reqwest.
 
+#[cfg(feature = "server")]
+mod show;
+
 use std::time::{Duration, Instant};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -93,40 +96,6 @@ impl Client {
     /// A typed reference to an entity behind this URL.
     pub fn entity<E: TypedReference>(&self, key: impl AsRef<str>) -> E::Reference<Self> {
         E::reference(Reference::new(E::NAME, key.as_ref()).bind(self.clone()))
-    }
-
-    /// Reads the JSON that the server shows under a path.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Unavailable`] where it cannot be reached, and what it answers instead.
-    #[cfg(feature = "server")]
-    pub(crate) async fn show(&self, path: &[&str]) -> Result<serde_json::Value, Error> {
-        let asked = Prepared::bare(Method::GET, self.url(path));
-        read(self.once(&asked, CONNECT_DEADLINE).await?)
-    }
-
-    /// Posts to a path, with parameters, what does no harm when it is repeated, and reads the JSON that is
-    /// answered.
-    ///
-    /// # Errors
-    /// As [`Client::show`].
-    #[cfg(feature = "server")]
-    pub(crate) async fn change(
-        &self,
-        path: &[&str],
-        parameters: &[(&str, &str)],
-        deadline: Duration,
-    ) -> Result<serde_json::Value, Error> {
-        let mut url = self.url(path);
-        url.query_pairs_mut().extend_pairs(parameters);
-        let asked = Prepared::bare(Method::POST, url);
-        let mut timeout = Timeout::new(deadline, true);
-        loop {
-            match self.once(&asked, timeout.left()).await {
-                Ok(answer) => return read(answer),
-                Err(error) => clock::sleep(timeout.pause_after(error)?).await,
-            }
-        }
     }
 
     /// The URL of a path, each part of which is escaped.
@@ -330,23 +299,6 @@ struct Prepared {
     body: Vec<u8>,
     /// The status of success.
     success: StatusCode,
-}
-
-#[cfg(feature = "server")]
-impl Prepared {
-    /// A request without a body.
-    fn bare(method: Method, url: Url) -> Self {
-        let (headers, body) = (HeaderMap::new(), Vec::new());
-        Self { method, url, headers, body, success: StatusCode::OK }
-    }
-}
-
-/// The JSON of an answer.
-#[cfg(feature = "server")]
-fn read(answer: Reply) -> Result<serde_json::Value, Error> {
-    let shown = answer.map_err(|no| Error::new(ErrorKind::Invalid, no.reason()))?;
-    serde_json::from_slice(&shown)
-        .map_err(|error| Error::new(ErrorKind::Invalid, error.to_string()))
 }
 
 /// The state of repeated tries.

@@ -58,6 +58,8 @@ sabotages! {
     X32 AttemptsInMemory breaks 23: "Attempts are counted in memory only."
     X40 BufferedNeverFlushed breaks 68: "What a buffered entity has answered is never flushed by itself."
     X41 AllBuffered breaks 68: "Durable entities are answered before their commit is flushed, too."
+    X42 RewritingSkipped breaks 67: "A state is said to be rewritten, and is not."
+    X43 VersionForgottenUncounted breaks 67: "A version is left out though states are stored in it."
     X33 AnswerOutsideCommit breaks 61: "The answer to a question is sent, and not part of a commit."
     X34 LateAnswerApplied breaks 61: "An answer that comes behind its timeout is applied too."
     X35 LetterToldOutsideCommit breaks 62: "An entity is told of its dead letter, and not by the commit that keeps it."

@@ -17,7 +17,7 @@ pub(crate) struct Counted {
     pub(crate) is_complete: bool,
 }
 
-/// Counts the states of a type by version, `max` of them or a page more.
+/// Counts the states of a type by version: `max` of them, rounded up to whole pages.
 pub(crate) async fn count(store: &dyn Store, entity_type: &str, max: usize) -> ReadResult<Counted> {
     let (mut counted, mut looked_at, mut after) = (Counted::default(), 0, None);
     while looked_at < max {

@@ -23,8 +23,8 @@ use super::{path, routes};
 /// # }
 /// ```
 ///
-/// Where types or keys are chosen, dead letters, the cluster and what is unserved are not shown: they tell of
-/// all of them.
+/// Where types or keys are chosen, dead letters, the cluster, what is unserved and upgrades are not shown: they
+/// are of all of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Routes {
     types: Vec<&'static str>,

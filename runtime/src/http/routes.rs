@@ -245,7 +245,10 @@ pub(super) async fn types(
     let max = match parameters.get("count").map(String::as_str) {
         None => COUNTED_MAX,
         Some("all") => usize::MAX,
-        Some(other) => return Err(Problem::invalid(format!("count is all, not {other:?}"))),
+        Some("none") => 0,
+        Some(other) => {
+            return Err(Problem::invalid(format!("count is all or none, not {other:?}")));
+        }
     };
     let mut types = node.descriptions();
     let routes = extensions.get::<Arc<Routes>>();
@@ -253,7 +256,9 @@ pub(super) async fn types(
         types.retain(|description| routes.shows_type(description.name));
     }
     let mut shown = Vec::with_capacity(types.len());
-    let counts = routes.is_none_or(|routes| routes.shows_all_keys());
+    // A part of the node does not have all of it read.
+    let max = if routes.is_some() { max.min(COUNTED_MAX) } else { max };
+    let counts = max > 0 && routes.is_none_or(|routes| routes.shows_all_keys());
     for description in types {
         // What a type is does not depend on the store; what is stored of it does.
         let states = match counts {
@@ -265,8 +270,8 @@ pub(super) async fn types(
     Ok(show(&json!({ "types": shown })))
 }
 
-/// A type in words, and how many states are stored of it; `null` where the store cannot be read, or a part of
-/// the keys is shown.
+/// A type in words, and how many states are stored of it; `null` where they are not counted: the store
+/// cannot be read at present, a part of the keys is shown, or nobody wants to know.
 #[derive(serde::Serialize)]
 struct Described {
     #[serde(flatten)]

@@ -77,7 +77,8 @@ impl Inner {
 }
 
 async fn audit(inner: Weak<Inner>) {
-    // Arguments are looked at when the node has started, and again until all fit: programs change then only.
+    // Arguments are looked at when the node has started, and again until all fit. What nodes of an earlier program
+    // store later is met where it is applied.
     let mut depth = Depth::Arguments;
     while let Some(node) = inner.upgrade() {
         match unserved::look(&node, depth).await {

@@ -261,8 +261,8 @@ impl Inner {
         let host = &self.host;
         host.start_partitions().await.map_err(|error| unavailable(&error))?;
         let opened = host.store().opened();
-        // Before there is a lease, for it may take long. Where it fails the guard says so.
-        let left_out = versions::left_out(host).await.unwrap_or_default();
+        // Before there is a lease, for it may take long.
+        let left_out = versions::left_out(host).await.map_err(|error| unavailable(&error))?;
         match self.cluster() {
             None => {
                 let lane = (opened.incarnation, opened.last_batch);

@@ -50,7 +50,8 @@ impl Local {
     pub(super) async fn committed_state(&self, id: &EntityId, timeout: Duration) -> CallResult {
         let record = self.stored(id, timeout).await?;
         let known = self.known_type(id.entity_type())?;
-        let (state, Some(record)) = loaded::state(known, id, record, self.host.clock().now())?
+        let (state, Some(record)) =
+            loaded::state(known, id, record, (self.host.clock().now(), false))?
         else {
             return Ok(Response::State(None));
         };
@@ -89,7 +90,7 @@ impl Local {
     ) -> CallResult {
         let Query { index, argument, origin } = query;
         let now = self.host.clock().now();
-        let (state, record) = loaded::state(known, id, record, now)?;
+        let (state, record) = loaded::state(known, id, record, (now, false))?;
         let head = record.map(|record| (record.head.revision, record.head.committed_at));
         let (revision, committed_at) = head.unwrap_or((0, Timestamp::default()));
         let (name, limits) = (known.name_of(index), self.host.limits(id));

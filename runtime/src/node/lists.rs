@@ -31,6 +31,7 @@ pub(crate) const PAGE_ROWS_MAX: usize = 1_000;
 const LETTERS_AT_ONCE: usize = 64;
 /// The wait before a bulk operation asks for room again.
 const ROOM_PAUSE: Duration = Duration::from_millis(50);
+
 /// A page of a list.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Listed<R> {

@@ -8,7 +8,7 @@
 //!
 //! `host` has the partitions, `placement` decides which of them are hosted. This folder holds what is
 //! above both: `build` (put together and start), `router` and `local` (the way of a request), `peers`
-//! (requests of other nodes), `lists`, `upgrades`, `readiness`, `stop`, `watchdog`, `audit`.
+//! (requests of other nodes), `lists`, `unserved`, `upgrades`, `readiness`, `stop`, `watchdog`, `audit`.
 
 mod audit;
 mod build;
@@ -187,8 +187,8 @@ impl Node {
         }
     }
 
-    /// How many states of a type are stored in each of its versions: of the first `max` states, or a page
-    /// more.
+    /// How many states of a type are stored in each of its versions: of the first `max` states, rounded up to
+    /// whole pages.
     ///
     /// # Errors
     /// As [`Node::list_of`].

@@ -85,8 +85,8 @@ pub(super) async fn look(node: &Inner, depth: Depth) -> Result<Vec<UnservedView>
     Ok(found.into_values().collect())
 }
 
-/// Rows whose type or operation nobody has. Reads the rows of a type only where that lacks an operation which
-/// it had.
+/// Finds rows whose type or operation nobody has. The rows of a type are read only where it lacks one of the
+/// operations that it had.
 async fn unknown_names(node: &Inner, found: &mut Found) -> Result<(), Error> {
     let mut types = node.host.store().operations().await?;
     types.extend(node.host.met_unserved().into_iter().map(|name| (name, Vec::new())));
@@ -98,7 +98,11 @@ async fn unknown_names(node: &Inner, found: &mut Found) -> Result<(), Error> {
             // Other nodes know what it has.
             continue;
         }
-        let has = |name: &str| served.is_some_and(|served| served.find_stored(name).is_some());
+        let has = |name: &str| {
+            let found = served.and_then(|served| served.find_stored(name));
+            // One that has become a query changes nothing any more.
+            found.is_some_and(|found| found.kind != OperationKind::Query)
+        };
         if served.is_some() && known.iter().all(|name| has(name)) {
             continue;
         }
@@ -112,7 +116,7 @@ async fn unknown_names(node: &Inner, found: &mut Found) -> Result<(), Error> {
     Ok(())
 }
 
-/// Rows of a type whose arguments do not fit.
+/// Finds rows of a type whose arguments do not fit.
 async fn misfits(node: &Inner, known: &dyn EntityType, found: &mut Found) -> Result<(), Error> {
     each_row(node, known.name(), &[], |row| {
         let operation = known.find_stored(&row.operation);

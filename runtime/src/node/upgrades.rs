@@ -4,6 +4,8 @@
 //! time. What was rewritten is not rewritten again, so whoever is interrupted begins again, or goes on behind
 //! the last key.
 
+use std::time::Duration;
+
 use serde::Serialize;
 use stead_entities::{Error, ErrorKind};
 use tokio::task::JoinSet;
@@ -14,13 +16,19 @@ use super::{
     router::Command,
 };
 use crate::{
+    clock::{self, deadline_after, monotonic},
     host::versions,
     store::{StatePage, TypedReads as _},
 };
 
 /// How many states are rewritten at one time.
 const STATES_AT_ONCE: usize = 64;
+/// The wait before a state whose entity, or node, has no room is tried again.
+const ROOM_PAUSE: Duration = Duration::from_millis(50);
+/// How long a state is tried.
+const ROOM_DEADLINE: Duration = Duration::from_secs(10);
 /// How many states of a type are counted by version where nobody asks for all.
+#[cfg(feature = "http")]
 pub(crate) const COUNTED_MAX: usize = 10_000;
 
 /// How many states of a type are stored in one of its versions.
@@ -47,7 +55,7 @@ pub struct VersionsView {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct UpgradeView {
-    /// How many states are now stored in the present version.
+    /// How many states of earlier versions were looked at and are not stored in those any more.
     pub rewritten: u64,
     /// How many could not be rewritten, and are stored as before.
     pub failed: u64,
@@ -59,7 +67,7 @@ pub struct UpgradeView {
     pub next: Option<String>,
 }
 
-/// The states of a type by version, about `max` of them.
+/// The states of a type by version: `max` of them, rounded up to whole pages.
 pub(super) async fn versions(
     node: &Inner,
     entity_type: &str,
@@ -91,7 +99,21 @@ pub(super) async fn page(
             done.add(rewriting.join_next().await);
         }
         let router = node.router.clone();
-        rewriting.spawn(async move { router.perform(Command::Upgrade(id, present)).await });
+        rewriting.spawn(async move {
+            let deadline = deadline_after(ROOM_DEADLINE);
+            loop {
+                let told = router.perform(Command::Upgrade(id.clone(), present)).await;
+                match told {
+                    // Callers come first.
+                    Err(error)
+                        if error.kind() == ErrorKind::Overloaded && monotonic() < deadline =>
+                    {
+                        clock::sleep(ROOM_PAUSE).await;
+                    }
+                    told => return told,
+                }
+            }
+        });
     }
     while !rewriting.is_empty() {
         done.add(rewriting.join_next().await);

@@ -14,7 +14,8 @@ use crate::{
     types::{EntityType, State, Trust},
 };
 
-/// The state of an entity that was read, with its record: the first state where there is none.
+/// The state of an entity that was read, with its record: the first state where there is none. One that is kept
+/// in memory, and so may be written, is proven to be readable where no turn has left it so.
 ///
 /// # Errors
 /// [`ErrorKind::Unavailable`] for a version that this program does not know, [`ErrorKind::Corrupt`] where the
@@ -23,18 +24,18 @@ pub(crate) fn state(
     known: &dyn EntityType,
     id: &EntityId,
     read: ReadResult<Option<StateRecord>>,
-    now: Timestamp,
+    (now, is_kept): (Timestamp, bool),
 ) -> Result<(State, Option<StateRecord>), Error> {
     let corrupt = |why: &dyn Display| corrupt(id, why);
     let readied = |mut state, record: Option<StateRecord>| {
         let head = record.as_ref().map(|record| &record.head);
         let at = head.map_or((now, 0), |head| (now.max(head.committed_at), head.revision));
-        // What no turn has checked may be written all the same, with a reminder that is put off.
-        let is_new =
-            known.has_on_activate() || head.is_some_and(|head| head.version != known.version());
         let ready = || {
             turn::activate(known, id, &mut state, at);
-            match is_new {
+            // What no turn has checked may be written all the same, with a reminder that is put off.
+            let is_new =
+                known.has_on_activate() || head.is_some_and(|head| head.version != known.version());
+            match is_new && is_kept {
                 true => known.check_state(&state, usize::MAX, Trust::Unproven),
                 false => Ok(()),
             }

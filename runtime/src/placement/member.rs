@@ -95,6 +95,7 @@ pub(crate) async fn run(
     left_out: Vec<LeftOut>,
     started: Started,
 ) {
+    let mut left_out = Some(left_out);
     let _alarm = Alarm(cluster.clone());
     let mut started = Some(started);
     loop {
@@ -102,10 +103,7 @@ pub(crate) async fn run(
             Ok(joined) => joined,
             Err(error) => return fail(&cluster, started, error),
         };
-        let begun = {
-            let left_out = started.is_some().then_some(&left_out[..]);
-            begin(&cluster, &node, left_out, asked, joined).await
-        };
+        let begun = begin(&cluster, &node, left_out.take(), asked, joined).await;
         let session = match begun {
             Ok(Some(session)) => session,
             Ok(None) => return,
@@ -204,7 +202,7 @@ async fn join(
 async fn begin(
     cluster: &Arc<Cluster>,
     node: &Weak<Host>,
-    left_out: Option<&[LeftOut]>,
+    left_out: Option<Vec<LeftOut>>,
     asked: Instant,
     joined: Joined,
 ) -> Result<Option<Arc<Session>>, JoinError> {
@@ -213,7 +211,7 @@ async fn begin(
     let mut last_batch = 0;
     if let Some(left_out) = left_out {
         let lane = (joined.incarnation, last_batch);
-        last_batch += layouts::guard(&host, left_out, lane).await?;
+        last_batch += layouts::guard(&host, &left_out, lane).await?;
     }
     let lease = Arc::new(Lease::given(asked, cluster.registration.lease));
     let number = joined.incarnation;

@@ -44,7 +44,7 @@ async fn types(
     if let Some(name) = entity_type {
         return Ok(vec![name.to_owned()]);
     }
-    let shown = client.show(&["v1", "entities"]).await?;
+    let shown = client.show_with(&["v1", "entities"], &[("count", "none")]).await?;
     let all = shown["types"].as_array().into_iter().flatten();
     Ok(all.filter_map(|known| known["name"].as_str()).map(str::to_owned).collect())
 }

@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 
 use crate::{
     entropy::Entropy,
-    partition::{EXPIRE, PURGE},
+    partition::PURGE,
     store::{
         Batch, Write,
         memory::{CommitWatch, Fault},
@@ -28,10 +28,21 @@ use crate::{
     },
 };
 
+/// The most commits that take no time; those behind them take a while each, until time has made up for them.
+const COMMITS_AT_ONCE_MAX: u64 = 10_000;
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
+
 /// How often a commit goes wrong, as parts of one, and how. Which ones do is decided by the seed of a test.
 ///
 /// A node that is told of a commit that it may be there or not ends itself, and one that crashes ends at once;
 /// both start again by themselves. What a test asks for meanwhile is asked again under an idempotency key.
+///
+/// ```
+/// use stead::testing::CommitFaults;
+///
+/// let refused = CommitFaults::default().with(|faults| faults.refused = 0.1);
+/// assert_eq!(refused.crash_before, 0.0);
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 #[non_exhaustive]
 pub struct CommitFaults {
@@ -48,10 +59,20 @@ pub struct CommitFaults {
 }
 
 impl CommitFaults {
-    /// Every fault at one commit in twenty, and commits that take up to 20 ms.
+    /// Each kind of fault at one commit in twenty, so that one in five goes wrong, and commits that take up to
+    /// 20 ms.
     pub fn usual() -> Self {
         let (refused, answer_lost, crash_before, crash_after) = (0.05, 0.05, 0.05, 0.05);
         Self { refused, answer_lost, crash_before, crash_after, delay: Duration::from_millis(20) }
+    }
+
+    /// Everything in it that cannot be used, in words.
+    pub(super) fn problem(&self) -> Option<&'static str> {
+        let Self { refused, answer_lost, crash_before, crash_after, .. } = *self;
+        let shares = [refused, answer_lost, crash_before, crash_after];
+        let is_good = shares.iter().all(|share| (0.0..=1.0).contains(share));
+        let is_whole = is_good && shares.iter().sum::<f64>() <= 1.0;
+        (!is_whole).then_some("shares of commits are 0 to 1, and together at most 1")
     }
 
     /// The same with one change.
@@ -64,6 +85,10 @@ impl CommitFaults {
 
 /// A thing that a node has made durable. Those of one commit are in the order of its turns, and the states
 /// that these left come last.
+///
+/// The timeouts of asks, expiries and retries are not shown. A reminder that is set again under its name for a
+/// later time, with the same operation and argument, moves in its entity's state alone; its row follows at the
+/// earlier time, and is shown then as ended and set.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Committed {
@@ -135,16 +160,20 @@ fn value(input: &[u8]) -> Value {
     serde_json::from_slice(input).unwrap_or_else(|_| Value::String(text()))
 }
 
+/// Whether a reminder is the runtime's own: the timeout of an ask, or an expiry.
+fn is_of_runtime(slot: &Slot) -> bool {
+    matches!(slot, Slot::Named(name) if name.starts_with(RUNTIME_NAMES))
+}
+
 impl Committed {
     fn of(write: &Write) -> Option<Self> {
         Some(match write {
             Write::Accept(key, row) if row.operation != PURGE => Self::sent(key, row),
-            Write::Remind(_, id, slot, row) if row.attempts == 0 && row.operation != EXPIRE => {
+            Write::Remind(_, id, slot, row) if row.attempts == 0 && !is_of_runtime(slot) => {
                 Self::remind(id, slot, row)
             }
-            Write::CancelReminder { id, slot: Slot::Named(name), .. }
-                if !name.starts_with(RUNTIME_NAMES) =>
-            {
+            Write::CancelReminder { id, slot, .. } if !is_of_runtime(slot) => {
+                let Slot::Named(name) = slot else { return None };
                 Self::ReminderEnded { entity: id.clone(), name: name.to_string() }
             }
             Write::Put(Table::DeadLetters, _, bytes) => {
@@ -206,6 +235,8 @@ pub(super) struct Watcher {
     injected: Mutex<Option<Fault>>,
     /// The commits that were begun.
     begun: AtomicU64,
+    /// How many commits were begun, less those that time has made up for, and since when.
+    busy: Mutex<(Timestamp, u64)>,
     /// How often something went wrong for which what is asked is asked again.
     incidents: AtomicU64,
     log: Mutex<Vec<Committed>>,
@@ -227,6 +258,7 @@ impl Watcher {
             crash,
             injected: Mutex::default(),
             begun: AtomicU64::new(0),
+            busy: Mutex::default(),
             incidents: AtomicU64::new(0),
             log: Mutex::default(),
             ends: AtomicBool::new(false),
@@ -247,7 +279,7 @@ impl Watcher {
         self.incidents.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Has the next commit go wrong.
+    /// Makes the next commit go wrong.
     pub(super) fn inject(&self, fault: Fault) {
         *lock(&self.injected) = Some(fault);
     }
@@ -257,10 +289,19 @@ impl Watcher {
         std::mem::take(&mut lock(&self.log))
     }
 
-    fn decide(&self, number: u64) -> Option<Fault> {
-        if let Some(crash) = self.crash.filter(|crash| crash.commit == number) {
-            return Some(Fault::Stop { is_written: crash.is_written });
-        }
+    /// Whether so much was committed in so little time that something seems to go on for ever: then time has to
+    /// move for the test to see that.
+    fn is_busy(&self, moment: Timestamp) -> bool {
+        let mut busy = lock(&self.busy);
+        let (last, count) = *busy;
+        let forgiven = moment.since(last).as_millis() / BUSY_PAUSE.as_millis();
+        let count = count.saturating_sub(u64::try_from(forgiven).unwrap_or(u64::MAX)) + 1;
+        // The rest of the time counts for the next one.
+        *busy = (if forgiven > 0 { moment } else { last }, count);
+        count > COMMITS_AT_ONCE_MAX
+    }
+
+    fn by_chance(&self) -> Option<Fault> {
         let CommitFaults { refused, answer_lost, crash_before, crash_after, delay } = self.faults;
         let mut entropy = lock(&self.entropy);
         let mut part = || (entropy.next() >> 11) as f64 / (1_u64 << 53) as f64;
@@ -282,10 +323,14 @@ impl Watcher {
 }
 
 impl CommitWatch for Watcher {
-    fn fault(&self, _batch: &Batch) -> Option<Fault> {
+    fn fault(&self, batch: &Batch) -> Option<Fault> {
         let number = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
-        let injected = lock(&self.injected).take();
-        let fault = injected.or_else(|| self.decide(number));
+        let crash = self.crash.filter(|crash| crash.commit == number);
+        let crash = crash.map(|crash| Fault::Stop { is_written: crash.is_written });
+        let injected = if crash.is_none() { lock(&self.injected).take() } else { None };
+        let fault = crash.or(injected).or_else(|| self.by_chance());
+        let fault = fault.or_else(|| self.is_busy(batch.time).then_some(Fault::Delay(BUSY_PAUSE)));
+        self.ends.store(false, Ordering::SeqCst);
         let is_told = injected.is_some() && matches!(fault, Some(Fault::Refuse | Fault::Full));
         if !is_told && !matches!(fault, None | Some(Fault::Delay(_))) {
             self.add_incident();

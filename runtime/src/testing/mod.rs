@@ -5,7 +5,7 @@
 //! - [`Driver`] drives one entity by hand: its operations, its reminders, what it sends.
 //! - [`Drivers`] drives entities of several types that reach one another.
 //! - [`NodeTest`] runs a whole node in memory: real turns, commits, retries and recoveries, with time that
-//!   moves when told, faults by seed, and a crash behind every commit. It needs the feature `testing`, and no
+//!   moves when told, faults by seed, and a crash before and behind every commit. It needs the feature `testing`, and no
 //!   RocksDB.
 
 #[cfg(feature = "testing")]
@@ -21,4 +21,6 @@ pub use self::{
     node::TestNode,
     run::NodeTest,
 };
+#[cfg(feature = "testing")]
+pub use crate::store::memory::Fault;
 pub use stead_entities::testing::*;

@@ -13,14 +13,17 @@ use stead_entities::{
     Accepted, BoxFuture, Caller, Entity, EntityId, Error, ErrorKind, Reference, ReminderId,
     Request, Timestamp, TypedReference, operation::Reply,
 };
-use tokio::{runtime::Handle, sync::watch};
+use tokio::{
+    runtime::Handle,
+    sync::{Mutex, watch},
+};
 
 use super::{Committed, commits::Watcher, run::Setup};
 use crate::{
-    DeadLetterFilter, DeadLetterView, Node, StartError,
-    clock::{Clock as _, SharedClock, sleep},
+    DeadLetterFilter, DeadLetterView, Deletion, Node, StartError,
+    clock::{self, Clock as _, SharedClock, sleep},
     store::{
-        memory::{Fault, MemoryDisk},
+        memory::{Fault, MemoryDisk, PARTITIONS},
         tables::{Record as _, Table, due, inbox},
     },
 };
@@ -29,12 +32,18 @@ use crate::{
 const START: Timestamp = Timestamp::from_micros(1_767_225_600_000_000);
 /// The wait for what is under way, again and again.
 const STEP: Duration = Duration::from_millis(1);
+/// How much longer than it is told time moves, while what is due is under way.
+const ENDS_WITHIN: Duration = Duration::from_secs(1);
+/// The most that time moves at once.
+const ADVANCE_MAX: Duration = Duration::from_secs(1_000 * 365 * 24 * 3_600);
 /// The longest of those waits.
 const STEP_MAX: Duration = Duration::from_secs(1);
 /// How long a test waits until everything has settled, where it does not say.
 const SETTLES_WITHIN: Duration = Duration::from_secs(3_600);
 /// How far time jumps at once where something has waited for longer than that.
 const LEAP: Duration = Duration::from_secs(60);
+/// How long a node is waited for that nobody starts: about as long as timers last.
+const NEVER: Duration = Duration::from_secs(700 * 24 * 3_600);
 /// How often a node that is made to fail is started before a test gives up.
 const STARTS_MAX: usize = 100;
 /// How many of what has not settled are named.
@@ -56,10 +65,26 @@ struct Inner {
     disk: MemoryDisk,
     clock: Arc<SharedClock>,
     watcher: Arc<Watcher>,
-    /// The node that runs; none while it is down.
-    place: watch::Sender<Option<Node>>,
+    place: watch::Sender<Place>,
+    /// Held by who ends the node or starts it.
+    turn: Mutex<()>,
     starts: AtomicU64,
     requests: AtomicU64,
+    /// Cloned by each request that waits for its answer.
+    under_way: Arc<()>,
+}
+
+/// The state of the node.
+#[derive(Debug, Clone)]
+enum Place {
+    /// It runs.
+    Up(Node),
+    /// It starts, for the first time or again.
+    Starting,
+    /// The test has ended it.
+    Down,
+    /// It does not start, for this reason.
+    Broken(String),
 }
 
 impl TestNode {
@@ -74,9 +99,11 @@ impl TestNode {
             disk,
             clock,
             watcher,
-            place: watch::Sender::new(None),
+            place: watch::Sender::new(Place::Starting),
+            turn: Mutex::new(()),
             starts: AtomicU64::new(0),
             requests: AtomicU64::new(0),
+            under_way: Arc::default(),
         }));
         test.restart().await;
         let kept = test.clone();
@@ -89,14 +116,28 @@ impl TestNode {
         E::reference(Reference::new(E::NAME, key.as_ref()).bind(self.clone()))
     }
 
-    /// The state of an entity, in its order; none before its first turn.
+    /// The state of an entity, in its order; the first one before its first turn.
     ///
     /// # Errors
     /// As [`Node::state`].
     pub async fn state<E: Entity>(&self, key: impl AsRef<str>) -> Result<E, Error> {
         let key = key.as_ref();
-        let shown = self.again(async |node| node.state::<E>(key).await).await?;
+        let shown = self.until_told(|node| async move { node.state::<E>(key).await }).await.0?;
         Ok(shown.map(|shown| shown.state).unwrap_or_default())
+    }
+
+    /// Deletes an entity, once, as [`Node::delete`] does.
+    ///
+    /// # Errors
+    /// As [`Node::delete`].
+    pub async fn delete<E: Entity>(&self, key: impl AsRef<str>) -> Result<(), Error> {
+        let mut deletion = Deletion::new(EntityId::new(E::NAME, key.as_ref())?);
+        deletion.idempotency_key = Some(self.new_key());
+        let delete = |node: Node| {
+            let deletion = deletion.clone();
+            async move { node.delete_with(deletion).await }
+        };
+        self.until_told(delete).await.0
     }
 
     /// The dead letters, the oldest of each kind first, at most 1,000.
@@ -104,21 +145,31 @@ impl TestNode {
     /// # Errors
     /// As [`Node::dead_letters`].
     pub async fn dead_letters(&self) -> Result<Vec<DeadLetterView>, Error> {
-        let all = DeadLetterFilter::default();
-        let read = async |node: Node| node.dead_letters(&all, None, 1_000).await;
-        Ok(self.again(read).await?.rows)
+        let all = &DeadLetterFilter::default();
+        let read = |node: Node| async move { node.dead_letters(all, None, 1_000).await };
+        Ok(self.until_told(read).await.0?.rows)
     }
 
-    /// Takes what was made durable since the last time, in order.
+    /// Takes what was made durable since the last time, in order. It is kept until it is taken.
     pub fn take_committed(&self) -> Vec<Committed> {
         self.0.watcher.take()
     }
 
-    /// The node that runs now, for everything else that it offers; waits while it is down.
+    /// The node that runs now, for everything else that it offers; waits while it is down. What is asked of it
+    /// directly is not asked again where it ends.
+    ///
+    /// # Panics
+    /// Where it does not start, and where it is down and nothing goes on until somebody restarts it.
     pub async fn node(&self) -> Node {
         let mut place = self.0.place.subscribe();
-        let up = place.wait_for(Option::is_some).await;
-        up.ok().and_then(|up| up.clone()).expect("the sender is alive, and waited for a node")
+        let settled = place.wait_for(|it| matches!(it, Place::Up(_) | Place::Broken(_)));
+        // Time passes by itself only where nothing else can happen.
+        let settled = clock::within(NEVER, settled).await;
+        match settled.map(|it| it.map(|it| it.clone())) {
+            Some(Ok(Place::Up(node))) => node,
+            Some(Ok(Place::Broken(why))) => panic!("the node does not start: {why}"),
+            _ => panic!("the node is down, and nobody restarts it"),
+        }
     }
 
     /// A dependency of this run.
@@ -140,7 +191,7 @@ impl TestNode {
         self.0.starts.load(Ordering::SeqCst)
     }
 
-    /// Has the next commit go wrong. Who is told that nothing was written gets that error; where the node ends,
+    /// Makes the next commit go wrong. Who is told that nothing was written gets that error; where the node ends,
     /// it starts again, and what was asked is asked again.
     pub fn inject(&self, fault: Fault) {
         self.0.watcher.inject(fault);
@@ -149,16 +200,28 @@ impl TestNode {
     /// Ends the node at once, as if its process had been killed. What is asked of it waits until
     /// [`TestNode::restart`].
     pub async fn kill(&self) {
+        let _turn = self.0.turn.lock().await;
+        self.end(Place::Down).await;
+    }
+
+    /// Ends the node in order, as [`Node::drain`] does. What is asked of it waits until [`TestNode::restart`].
+    ///
+    /// # Errors
+    /// As [`Node::drain`].
+    pub async fn drain(&self) -> Result<(), Error> {
+        let _turn = self.0.turn.lock().await;
         self.0.watcher.add_incident();
-        if let Some(node) = self.0.place.send_replace(None) {
-            node.abort().await;
+        match self.0.place.send_replace(Place::Down) {
+            Place::Up(node) => node.drain().await,
+            _ => Ok(()),
         }
     }
 
     /// Ends the node at once, as [`TestNode::kill`] does, and takes back what entities with
     /// `durability = "buffered"` have answered and nothing has flushed since.
     pub async fn cut_power(&self) {
-        self.kill().await;
+        let _turn = self.0.turn.lock().await;
+        self.end(Place::Down).await;
         self.0.disk.crash();
     }
 
@@ -167,25 +230,40 @@ impl TestNode {
     /// # Panics
     /// Where it does not start, with the reason.
     pub async fn restart(&self) {
-        self.kill().await;
-        let mut why = None;
+        let _turn = self.0.turn.lock().await;
+        self.start_again().await;
+        if let Place::Broken(why) = &*self.0.place.borrow() {
+            panic!("the node does not start: {why}");
+        }
+    }
+
+    async fn end(&self, next: Place) {
+        self.0.watcher.add_incident();
+        if let Place::Up(node) = self.0.place.send_replace(next) {
+            node.abort().await;
+        }
+    }
+
+    /// Starts the node again. The turn is held.
+    async fn start_again(&self) {
+        self.end(Place::Starting).await;
+        let mut why = String::new();
         for _ in 0..STARTS_MAX {
             let ended = self.0.watcher.crashed.notified();
             let started = tokio::select! {
                 biased;
                 started = self.try_start() => started,
-                () = ended => continue,
+                () = ended => {
+                    why = "it crashes at every start".into();
+                    continue;
+                }
             };
             match started {
-                Ok(node) => {
-                    self.0.place.send_replace(Some(node));
-                    return;
-                }
-                Err(error @ StartError::Unavailable(_)) => why = Some(error),
-                Err(error) => panic!("the node does not start: {error}"),
+                Ok(node) => return drop(self.0.place.send_replace(Place::Up(node))),
+                Err(error) => why = error.to_string(),
             }
         }
-        panic!("the node does not start: {why:?}");
+        self.0.place.send_replace(Place::Broken(why));
     }
 
     async fn try_start(&self) -> Result<Node, StartError> {
@@ -203,45 +281,55 @@ impl TestNode {
     async fn keep_running(&self) {
         let mut place = self.0.place.subscribe();
         loop {
-            let up = place.borrow_and_update().clone();
-            let ended = async {
-                match &up {
-                    Some(node) => drop(node.failed().await),
-                    None => std::future::pending().await,
+            let (present, starts) = (place.borrow_and_update().clone(), self.starts());
+            if let Place::Up(node) = present {
+                tokio::select! {
+                    biased;
+                    _changed = place.changed() => continue,
+                    _fatal = node.failed() => {}
+                    () = self.0.watcher.crashed.notified() => {}
                 }
-            };
-            tokio::select! {
-                biased;
-                changed = place.changed() => match changed {
-                    Ok(()) => continue,
-                    Err(_) => return,
-                },
-                () = ended => {}
-                () = self.0.watcher.crashed.notified(), if up.is_some() => {}
+                drop(node);
+                let _turn = self.0.turn.lock().await;
+                // The test may have ended it, or started it again, meanwhile.
+                if matches!(*place.borrow(), Place::Up(_)) && self.starts() == starts {
+                    self.start_again().await;
+                }
+            } else if place.changed().await.is_err() {
+                return;
             }
-            drop(up);
-            self.restart().await;
         }
     }
 
-    /// Moves time by this length, and a millisecond more, and lets everything that is due by then happen, each
-    /// thing at its time. Days in which nothing is due cost nothing.
+    /// Moves time by this length, and by as much more, up to a second, as what is due by then takes to happen.
+    /// Each thing happens at its time; days in which nothing is due cost nothing. What takes longer, such as a
+    /// retry, may be under way at the end: [`TestNode::assert_settles`] waits for it.
+    ///
+    /// # Panics
+    /// For more than 1,000 years.
     pub async fn advance(&self, length: Duration) {
+        assert!(length <= ADVANCE_MAX, "time moves by at most 1,000 years at once");
         let end = self.now() + length;
         let mut unsettled = Duration::ZERO;
+        // What was begun shows in the store when it has stopped for a moment.
+        sleep(STEP.min(length)).await;
         loop {
             let now = self.now();
             let left = end.since(now);
             if left.is_zero() {
                 break;
             }
-            if self.0.place.borrow().is_none() {
-                // Nobody is there.
+            if self.is_down() {
                 tokio::time::advance(left).await;
                 break;
             }
+            if !self.is_up() {
+                drop(self.node().await);
+                continue;
+            }
             let mut next = self.next_due(now).map_or(left, |due| due.since(now)).min(left);
-            if self.waiting(now).is_empty() {
+            let is_asked = Arc::strong_count(&self.0.under_way) > 1;
+            if self.waiting(now).is_empty() && !is_asked {
                 unsettled = Duration::ZERO;
             } else if unsettled < SETTLES_WITHIN {
                 let step = pause(unsettled).min(left);
@@ -255,7 +343,12 @@ impl TestNode {
             tokio::time::advance(next.saturating_sub(STEP)).await;
             sleep(next.min(STEP)).await;
         }
+        let mut waited = Duration::ZERO;
         sleep(STEP).await;
+        while waited < ENDS_WITHIN && !self.is_down() && !self.has_settled() {
+            waited += STEP;
+            sleep(STEP).await;
+        }
     }
 
     /// Waits until everything that was accepted is applied, or a dead letter, and nothing is due. Time moves by
@@ -267,20 +360,20 @@ impl TestNode {
         self.assert_settles_within(SETTLES_WITHIN).await;
     }
 
-    /// The same, within another length of time.
+    /// Waits as [`TestNode::assert_settles`] does, for another length of time.
     ///
     /// # Panics
     /// As [`TestNode::assert_settles`].
     pub async fn assert_settles_within(&self, longest: Duration) {
-        assert!(self.0.place.borrow().is_some(), "the node is down: restart it");
+        assert!(!self.is_down(), "the node is down: restart it");
         let mut waited = Duration::ZERO;
         // What is under way shows in the store when it has stopped for a moment.
         sleep(STEP).await;
         loop {
-            let waiting = self.waiting(self.now());
-            if waiting.is_empty() && self.0.place.borrow().is_some() {
+            if self.has_settled() {
                 return;
             }
+            let waiting = self.waiting(self.now());
             assert!(
                 waited < longest,
                 "{} things have not settled within {longest:?}, such as {:#?}",
@@ -293,74 +386,96 @@ impl TestNode {
         }
     }
 
+    /// Checks that there are no dead letters.
+    ///
+    /// # Panics
+    /// With those that there are.
+    pub async fn assert_no_dead_letters(&self) {
+        let letters = self.dead_letters().await.expect("dead letters can be read");
+        assert!(letters.is_empty(), "{} dead letters: {letters:#?}", letters.len());
+    }
+
+    fn has_settled(&self) -> bool {
+        self.is_up() && self.waiting(self.now()).is_empty()
+    }
+
     /// The work that the store holds and that is to happen by now, in words.
     fn waiting(&self, now: Timestamp) -> Vec<String> {
         let rows = self.0.disk.rows(Table::Inbox).into_iter();
         let mut waiting: Vec<_> = rows.map(|(key, row)| inbox_text(&key, &row)).collect();
-        let due = self.due().filter(|(due, ..)| *due <= now);
-        waiting.extend(due.map(|(due, id, what)| format!("{what} of {id}, due {due}")));
+        for partition in 0..PARTITIONS {
+            let first = due::first_key(partition, Timestamp::from_micros(i64::MIN));
+            let behind = due::first_key(partition, now + Duration::from_micros(1));
+            let rows = self.0.disk.rows_between(Table::Due, &first, &behind);
+            let due = rows.iter().filter_map(|(key, _)| due::read_key(key).ok());
+            waiting.extend(
+                due.map(|(due, id, slot)| format!("{} of {id}, due {due}", ReminderId::from(slot))),
+            );
+        }
         waiting
     }
 
+    /// When the next reminder or delayed signal is due, behind now.
     fn next_due(&self, now: Timestamp) -> Option<Timestamp> {
-        self.due().map(|(due, ..)| due).filter(|due| *due > now).min()
+        let next = |partition| {
+            let first = due::first_key(partition, now + Duration::from_micros(1));
+            let behind = due::first_key(partition, Timestamp::from_micros(i64::MAX));
+            let (key, _) = self.0.disk.first_between(Table::Due, &first, &behind)?;
+            due::read_key(&key).ok().map(|(due, ..)| due)
+        };
+        (0..PARTITIONS).filter_map(next).min()
     }
 
-    /// Reminders and delayed signals with their due times.
-    fn due(&self) -> impl Iterator<Item = (Timestamp, EntityId, String)> {
-        let rows = self.0.disk.rows(Table::Due).into_iter();
-        let read = rows.filter_map(|(key, _)| due::read_key(&key).ok());
-        read.map(|(due, id, slot)| (due, id, format!("{}", ReminderId::from(slot))))
+    fn is_down(&self) -> bool {
+        matches!(*self.0.place.borrow(), Place::Down)
     }
 
-    /// Reads, again where the node ended meanwhile.
-    async fn again<T>(&self, read: impl AsyncFn(Node) -> Result<T, Error>) -> Result<T, Error> {
+    fn is_up(&self) -> bool {
+        matches!(*self.0.place.borrow(), Place::Up(_))
+    }
+
+    /// An idempotency key that was not used yet.
+    fn new_key(&self) -> String {
+        format!("test-{}", self.0.requests.fetch_add(1, Ordering::SeqCst))
+    }
+
+    /// Asks the node until it answers, though it ends meanwhile. Says too whether an earlier try may have done
+    /// what is asked.
+    async fn until_told<T, F>(&self, ask: impl Fn(Node) -> F) -> (Result<T, Error>, bool)
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        use ErrorKind::{Closed, Fenced, Unavailable, Unknown};
+        let mut may_be_done = false;
+        let _under_way = self.0.under_way.clone();
         loop {
             let (node, before) = (self.node().await, self.0.watcher.incidents());
-            match read(node).await {
-                Err(error) if self.is_passing(&error, before) => sleep(STEP).await,
-                told => return told,
+            let told = ask(node).await;
+            let Err(error) = &told else { return (told, may_be_done) };
+            // Something went wrong on purpose.
+            let is_passing = matches!(error.kind(), Closed | Fenced | Unavailable | Unknown)
+                && self.0.watcher.incidents() != before;
+            if !is_passing {
+                return (told, may_be_done);
             }
+            may_be_done |= error.kind() == Unknown;
+            sleep(STEP).await;
         }
     }
 
-    /// Whether an error is of something that went wrong on purpose.
-    fn is_passing(&self, error: &Error, incidents_before: u64) -> bool {
-        use ErrorKind::{Closed, Fenced, Unavailable, Unknown};
-        matches!(error.kind(), Closed | Fenced | Unavailable | Unknown)
-            && self.0.watcher.incidents() != incidents_before
-    }
-
-    /// Asks for something that changes, under an idempotency key, until it is answered.
-    fn once<T: Send + 'static>(
-        &self,
-        mut request: Request,
-        ask: fn(&Node, Request) -> BoxFuture<'static, Result<T, Error>>,
-    ) -> BoxFuture<'static, Result<T, Error>> {
-        if request.idempotency_key.is_none() {
-            let number = self.0.requests.fetch_add(1, Ordering::SeqCst);
-            request.idempotency_key = Some(format!("test-{number}"));
-        }
-        self.repeated(request, ask)
-    }
-
-    fn repeated<T: Send + 'static>(
+    fn request<T: Send + 'static>(
         &self,
         request: Request,
         ask: fn(&Node, Request) -> BoxFuture<'static, Result<T, Error>>,
     ) -> BoxFuture<'static, Result<T, Error>> {
         let test = self.clone();
-        Box::pin(async move {
-            loop {
-                let (node, before) = (test.node().await, test.0.watcher.incidents());
-                let asked = ask(&node, request.clone());
-                drop(node);
-                match asked.await {
-                    Err(error) if test.is_passing(&error, before) => sleep(STEP).await,
-                    told => return told,
-                }
-            }
-        })
+        Box::pin(async move { test.until_told(|node| ask(&node, request.clone())).await.0 })
+    }
+
+    /// The request under an idempotency key.
+    fn named(&self, mut request: Request) -> Request {
+        request.idempotency_key.get_or_insert_with(|| self.new_key());
+        request
     }
 }
 
@@ -381,15 +496,15 @@ fn inbox_text(key: &[u8], row: &[u8]) -> String {
 
 impl Caller for TestNode {
     fn call(&self, request: Request) -> BoxFuture<'static, Result<Reply, Error>> {
-        self.once(request, Node::call)
+        self.request(self.named(request), Node::call)
     }
 
     fn signal(&self, request: Request) -> BoxFuture<'static, Result<Accepted, Error>> {
-        self.once(request, Node::signal)
+        self.request(self.named(request), Node::signal)
     }
 
     fn query(&self, request: Request) -> BoxFuture<'static, Result<Reply, Error>> {
-        self.repeated(request, Node::query)
+        self.request(request, Node::query)
     }
 
     fn cancel_reminder(
@@ -399,20 +514,11 @@ impl Caller for TestNode {
     ) -> BoxFuture<'static, Result<(), Error>> {
         let test = self.clone();
         Box::pin(async move {
-            let mut is_repeated = false;
-            loop {
-                let (node, before) = (test.node().await, test.0.watcher.incidents());
-                let cancelled = node.cancel_reminder(id.clone(), reminder.clone());
-                drop(node);
-                match cancelled.await {
-                    Err(error) if test.is_passing(&error, before) => sleep(STEP).await,
-                    // An earlier try has done it.
-                    Err(error) if is_repeated && error.kind() == ErrorKind::NotFound => {
-                        return Ok(());
-                    }
-                    told => return told,
-                }
-                is_repeated = true;
+            let cancel = |node: Node| node.cancel_reminder(id.clone(), reminder.clone());
+            match test.until_told(cancel).await {
+                // An earlier try has done it.
+                (Err(error), true) if error.kind() == ErrorKind::NotFound => Ok(()),
+                (told, _) => told,
             }
         })
     }

@@ -4,6 +4,7 @@ use std::{
     fmt,
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    process::{ExitCode, Termination},
     sync::Arc,
 };
 
@@ -60,8 +61,10 @@ use crate::{Config, NodeBuilder};
 /// ```
 ///
 /// What differs from a node of production: there is one thread, so an operation that blocks it blocks the
-/// test; an operation that awaits something outside of the runtime's own time, such as a socket, lets time
-/// run on meanwhile; and the store is in memory. Nodes among others have tests of their own.
+/// test; an operation that awaits something outside of the runtime, such as a socket or another thread, lets time
+/// run on meanwhile, and meets its deadline at once; and the store is in memory. A call that fails for its
+/// author's reasons (`Failure::retry`) is told, and not repeated: send a signal, and see it settle. Nodes among
+/// others have tests of their own.
 #[derive(Default)]
 pub struct NodeTest {
     types: Vec<fn(NodeBuilder) -> NodeBuilder>,
@@ -125,27 +128,34 @@ impl NodeTest {
         self
     }
 
-    /// Has commits go wrong.
+    /// Sets how often commits go wrong.
+    ///
+    /// # Panics
+    /// Where a share is not 0 to 1, or all together are more than 1.
     #[must_use]
     pub fn faults(mut self, faults: CommitFaults) -> Self {
+        if let Some(problem) = faults.problem() {
+            panic!("{problem}: {faults:?}");
+        }
         self.faults = faults;
         self
     }
 
-    /// Runs a test once.
+    /// Runs a test once: an async closure that takes the node, `async |node| { .. }`, and returns nothing or a
+    /// `Result`.
     ///
     /// # Panics
-    /// Where the test does, where the node does not start, and within a runtime: a test that uses this is a
+    /// Where the test does, or returns an error, where the node does not start, and within a runtime: a test that uses this is a
     /// plain `#[test]`.
-    pub fn run(&self, test: impl AsyncFn(TestNode)) {
+    pub fn run<R: Termination>(&self, test: impl AsyncFn(TestNode) -> R) {
         self.run_with(self.seed, None, &test);
     }
 
-    /// Runs a test once for each seed.
+    /// Runs a test once for each seed, in place of its own.
     ///
     /// # Panics
     /// As [`NodeTest::run`]; which seed it was is printed.
-    pub fn run_seeds(&self, seeds: Range<u64>, test: impl AsyncFn(TestNode)) {
+    pub fn run_seeds<R: Termination>(&self, seeds: Range<u64>, test: impl AsyncFn(TestNode) -> R) {
         for seed in seeds {
             told(&format!("seed {seed}"), || self.run_with(seed, None, &test));
         }
@@ -153,16 +163,16 @@ impl NodeTest {
 
     /// Runs a test once without a crash, and then once for each of its commits with a crash before that, and
     /// once with a crash behind it, before anybody hears of the commit. The node starts again by itself, and
-    /// what the test asks for is asked again.
+    /// what the test asks for is asked again. A closure that counts runs uses a `Cell`: it is called more than once.
     ///
     /// # Panics
     /// As [`NodeTest::run`]; which crash it was is printed.
-    pub fn crash_everywhere(&self, test: impl AsyncFn(TestNode)) {
+    pub fn crash_everywhere<R: Termination>(&self, test: impl AsyncFn(TestNode) -> R) {
         let commits = self.run_with(self.seed, None, &test);
         for commit in 1..=commits {
             for is_written in [false, true] {
                 let crash = Crash { commit, is_written };
-                told(&format!("{crash} of {commits}"), || {
+                told(&format!("{crash} of {commits}, seed {}", self.seed), || {
                     self.run_with(self.seed, Some(crash), &test)
                 });
             }
@@ -170,7 +180,12 @@ impl NodeTest {
     }
 
     /// Runs a test, and returns how many commits were begun.
-    fn run_with(&self, seed: u64, crash: Option<Crash>, test: &impl AsyncFn(TestNode)) -> u64 {
+    fn run_with<R: Termination>(
+        &self,
+        seed: u64,
+        crash: Option<Crash>,
+        test: &impl AsyncFn(TestNode) -> R,
+    ) -> u64 {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .start_paused(true)
@@ -186,7 +201,8 @@ impl NodeTest {
         let watcher = Arc::new(Watcher::new(self.faults, seed, crash));
         runtime.block_on(async {
             let node = TestNode::start(setup, watcher.clone()).await;
-            test(node.clone()).await;
+            let is_good = test(node.clone()).await.report() == ExitCode::SUCCESS;
+            assert!(is_good, "the test returned an error");
             node.kill().await;
         });
         watcher.commits()

@@ -92,6 +92,19 @@ impl Trip {
     pub(crate) fn leave(&mut self) {
         self.steps.push("left".into());
     }
+
+    /// Goes on for ever.
+    pub fn wander(&mut self, ctx: &mut Context) {
+        ctx.signal(Self::of(ctx.key()).wander());
+    }
+
+    pub async fn rest(&mut self, seconds: u64) {
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+    }
+
+    pub fn hourly(&mut self, ctx: &mut Context) {
+        ctx.remind("hourly", Every(Duration::from_secs(3_600)), Self::of(ctx.key()).leave());
+    }
 }
 
 fn trips() -> NodeTest {
@@ -254,5 +267,92 @@ fn a_fault_that_a_test_injects_is_told_or_survived() {
             assert_eq!(purse.fill(1).await.expect("once"), total, "{fault:?}");
         }
         assert_eq!(node.starts(), 5);
+    });
+}
+
+#[test]
+fn a_test_that_ends_and_starts_the_node_meets_its_crashes() {
+    let test = async |node: TestNode| {
+        node.entity::<Purse>("kim").fill(70).await.expect("filled");
+        let asked: Vec<_> = (0..5).map(|_| node.entity::<Purse>("kim").take(10).signal()).collect();
+        let asked: Vec<_> = asked.into_iter().map(|it| tokio::spawn(it.into_future())).collect();
+        node.restart().await;
+        for accepted in asked {
+            accepted.await.expect("ends").expect("accepted");
+        }
+        node.kill().await;
+        let starts = node.starts();
+        node.advance(Duration::from_secs(60)).await;
+        assert_eq!(node.starts(), starts, "it stays down");
+        node.restart().await;
+        node.assert_settles().await;
+        assert_eq!(node.state::<Purse>("kim").await.expect("read").cents, 20);
+        node.delete::<Purse>("kim").await.expect("deleted");
+        assert_eq!(node.entity::<Purse>("kim").fill(1).await.expect("filled"), 1, "deleted once");
+    };
+    trips().crash_everywhere(test);
+    trips().faults(CommitFaults::usual()).run_seeds(0..20, test);
+}
+
+#[test]
+fn a_node_that_nobody_starts_is_told() {
+    let why = |test: &dyn Fn()| {
+        let panic = catch_unwind(AssertUnwindSafe(test)).expect_err("it panics");
+        let text = panic.downcast_ref::<String>().cloned();
+        text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string)).expect("a text")
+    };
+    let down = why(&|| {
+        trips().run(async |node| {
+            node.kill().await;
+            drop(node.entity::<Purse>("kim").fill(1).await);
+        });
+    });
+    assert!(down.contains("the node is down, and nobody restarts it"), "{down}");
+    let missing = why(&|| NodeTest::new().entity::<Trip>().run(async |_node| {}));
+    assert!(missing.contains("does not start") && missing.contains("Bank"), "{missing}");
+}
+
+#[test]
+fn what_goes_on_for_ever_does_not_settle() {
+    let test = || {
+        trips().run(async |node| {
+            node.entity::<Trip>("a").wander().await.expect("begun");
+            node.assert_settles_within(Duration::from_secs(60)).await;
+        });
+    };
+    let why = catch_unwind(test).expect_err("it panics");
+    let why = why.downcast_ref::<String>().expect("a text");
+    assert!(why.contains("wander for trip/a"), "{why}");
+}
+
+#[test]
+fn each_thing_happens_at_its_time_also_under_faults() {
+    let day = Duration::from_secs(24 * 3_600);
+    let hours = async |node: TestNode| -> Result<(), CallError> {
+        node.entity::<Trip>("a").hourly().await?;
+        // A burst, with a crash somewhere in it, just before time moves.
+        let burst: Vec<_> =
+            (0..20).map(|n| node.entity::<Purse>(format!("p{n}")).fill(1)).collect();
+        let burst: Vec<_> = burst.into_iter().map(|it| tokio::spawn(it.into_future())).collect();
+        node.advance(day).await;
+        for filled in burst {
+            assert_eq!(filled.await.expect("ends")?, 1);
+        }
+        // A run that met a crash may have missed an hour, and caught it up once.
+        assert_eq!(node.state::<Trip>("a").await?.steps.len(), 24);
+        node.assert_no_dead_letters().await;
+        Ok(())
+    };
+    trips().run(hours);
+    trips().faults(CommitFaults::usual()).run_seeds(0..40, hours);
+    trips().run(async |node| {
+        // A call that was just begun is not leapt over.
+        let trip = node.entity::<Trip>("b");
+        let (rested, ()) =
+            tokio::join!(trip.rest(3).into_future(), node.advance(Duration::from_secs(600)));
+        rested.expect("in time");
+        node.drain().await.expect("drained");
+        node.restart().await;
+        assert!(node.state::<Trip>("b").await.expect("read").steps.is_empty());
     });
 }

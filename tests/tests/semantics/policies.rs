@@ -141,7 +141,7 @@ async fn policies_are_shown_with_what_the_node_adds() {
     let shown = serde_json::to_value(node.descriptions()).expect("JSON");
     let whole = serde_json::json!({
         "deadline": "PT0.2S", "retries": 5, "backoff": "PT0.01S", "mailbox": 2, "idle": "PT7S",
-        "retention": "PT1M40S",
+        "retention": "PT1M40S", "durability": "durable",
     });
     assert_eq!(shown[0]["policy"], whole);
     let operations = shown[0]["operations"].as_array().expect("a list");

@@ -1,7 +1,10 @@
 //! Programs that follow one another over the same data: states are rewritten, versions left out, and what no
 //! longer fits is found.
 
-use stead::{Entity, StartError, UpgradeView, VersionView};
+use stead::{
+    Entity, StartError, UpgradeView, VersionView,
+    transport::{Faults, Network},
+};
 
 use super::*;
 
@@ -75,6 +78,24 @@ impl Third {
 
     pub fn count(&self) -> u32 {
         self.items.len() as u32
+    }
+}
+
+/// The fourth one's, whose `tidy` only looks.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
+struct Fourth {
+    items: Vec<String>,
+    ratio: f64,
+}
+
+#[entity(name = "basket", version = 2)]
+impl Fourth {
+    pub fn put(&mut self, items: u32) {
+        self.items.extend(vec!["thing".into(); items as usize]);
+    }
+
+    pub fn tidy(&self) -> bool {
+        self.items.is_empty()
     }
 }
 
@@ -167,6 +188,12 @@ async fn states_are_rewritten_page_by_page_through_kills_and_their_version_left_
     })
     .await;
     node.drain().await.expect("drained");
+    let node = start::<Fourth>(&world).await;
+    let unserved = node.unserved().await.expect("looked for");
+    let [found] = &unserved[..] else { panic!("{unserved:?}") };
+    assert_eq!((found.operation.as_deref(), found.reminders), (Some("tidy"), 40));
+    assert_eq!(found.argument, None, "there is no such operation any more");
+    node.drain().await.expect("drained");
     // The program before it still runs, and the reminders fire once.
     let node = start::<Second>(&world).await;
     assert_eq!(node.unserved().await.expect("looked for"), []);
@@ -208,4 +235,41 @@ async fn what_cannot_be_upgraded_is_refused_with_the_reason() {
     let empty = node.upgrade_all::<Journal>().await.expect("nothing to do");
     assert_eq!((empty.rewritten, empty.looked_at), (0, 0));
     assert_eq!(counts::<Journal>(&node).await, []);
+}
+
+/// One of two nodes over one store.
+async fn among<E: Entity>(disk: &MemoryDisk, network: &Network, name: &str) -> Node {
+    let builder = Node::builder().share(disk.share(), network.at(name), name).name(name);
+    builder.deterministic(1).entity::<E>().start().await.expect("starts")
+}
+
+#[tokio::test(start_paused = true)]
+async fn any_node_has_states_rewritten_by_their_owners() {
+    let (disk, network) = (MemoryDisk::new(), Network::new(1, Faults::default()));
+    let one = among::<First>(&disk, &network, "one").await;
+    let two = among::<First>(&disk, &network, "two").await;
+    for number in 1..=12 {
+        one.entity::<First>(format!("b{number:02}")).put(number).await.expect("put");
+    }
+    // In the middle of a rolling upgrade an owner of the earlier program leaves its states as they are.
+    two.drain().await.expect("drained");
+    let two = among::<Second>(&disk, &network, "two").await;
+    until_true("both own partitions", async || {
+        let owners = two.cluster_view().await.partitions;
+        let of = |name: &str| owners.iter().filter(|it| it.owner.as_deref() == Some(name)).count();
+        of("one") >= 4 && of("two") >= 4 && of("one") + of("two") == 16
+    })
+    .await;
+    let done = two.upgrade_all::<Second>().await.expect("upgraded");
+    assert!(done.rewritten > 0 && done.failed > 0, "{done:?}");
+    assert!(done.reason.is_some_and(|why| why.contains("runs a program that knows version 1")));
+    one.drain().await.expect("drained");
+    let one = among::<Second>(&disk, &network, "one").await;
+    let rest = one.upgrade_all::<Second>().await.expect("upgraded");
+    assert_eq!((rest.rewritten, rest.failed), (done.failed, 0), "{rest:?}");
+    assert_eq!(counts::<Second>(&one).await, [(2, 12)]);
+    one.drain().await.expect("drained");
+    two.drain().await.expect("drained");
+    let three = among::<Third>(&disk, &network, "three").await;
+    assert_eq!(three.entity::<Third>("b12").count().await.expect("read"), 12);
 }

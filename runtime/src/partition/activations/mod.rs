@@ -223,7 +223,7 @@ impl Activations {
             let why = "the partition failed each time it ran this entity, which is left alone";
             return Err(corrupt(&format!("{why} until the next start")));
         }
-        let (state, record) = loaded::state(&**known, id, read, now)?;
+        let (state, record) = loaded::state(&**known, id, read, (now, true))?;
         Ok(Live::new(state, record))
     }
 

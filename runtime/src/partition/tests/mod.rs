@@ -418,14 +418,8 @@ impl Bench {
         self.batches += 1;
         let incarnation = self.store.opened().incarnation;
         let fence = Fence { incarnation, lane: 0, number: self.batches };
-        let batch = Batch {
-            fence,
-            owner: "t".into(),
-            time: self.now,
-            is_clean: false,
-            is_buffered: false,
-            writes,
-        };
+        let (owner, time, is_clean, is_buffered) = ("t".into(), self.now, false, false);
+        let batch = Batch { fence, owner, time, is_clean, is_buffered, writes };
         assert_eq!(ready(self.store.commit(batch)), CommitOutcome::Committed);
         let mut told = Vec::new();
         for group in groups {

@@ -27,7 +27,7 @@ pub trait CommitWatch: Send + Sync + fmt::Debug {
 }
 
 impl MemoryDisk {
-    /// Has every batch from here on seen.
+    /// Shows every batch from here on to `watch`.
     pub fn watch(&self, watch: Arc<dyn CommitWatch>) {
         self.lock().watch = Some(watch);
     }
@@ -69,8 +69,35 @@ impl MemoryDisk {
     /// Every row of a table, for audits.
     pub fn rows(&self, table: Table) -> Vec<(Vec<u8>, Vec<u8>)> {
         let disk = self.lock();
-        let in_table = disk.live.iter().filter(|((of, _), _)| *of == table);
+        let from = disk.live.range((table, Vec::new())..);
+        let in_table = from.take_while(|((of, _), _)| *of == table);
         in_table.map(|((_, key), value)| (key.clone(), value.clone())).collect()
+    }
+
+    /// The rows of a table with `from <= key < to`.
+    #[cfg(feature = "testing")]
+    pub(crate) fn rows_between(
+        &self,
+        table: Table,
+        from: &[u8],
+        to: &[u8],
+    ) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let disk = self.lock();
+        let range = disk.live.range((table, from.to_vec())..(table, to.to_vec()));
+        range.map(|((_, key), value)| (key.clone(), value.clone())).collect()
+    }
+
+    /// The first of those rows.
+    #[cfg(feature = "testing")]
+    pub(crate) fn first_between(
+        &self,
+        table: Table,
+        from: &[u8],
+        to: &[u8],
+    ) -> Option<(Vec<u8>, Vec<u8>)> {
+        let disk = self.lock();
+        let mut range = disk.live.range((table, from.to_vec())..(table, to.to_vec()));
+        range.next().map(|((_, key), value)| (key.clone(), value.clone()))
     }
 
     /// A way to this disk as [`MemoryDisk::share`] gives, where each direction takes up to `longest`, as

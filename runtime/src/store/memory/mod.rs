@@ -91,8 +91,10 @@ pub struct MemoryStore {
     way: Arc<Way>,
 }
 
+/// How many partitions every disk has.
+pub(crate) const PARTITIONS: u16 = 16;
 /// The settings of every disk.
-const SETTINGS: Settings = Settings { partitions: 16, seed: (7, 11) };
+const SETTINGS: Settings = Settings { partitions: PARTITIONS, seed: (7, 11) };
 
 impl MemoryDisk {
     /// An empty disk.

@@ -1,0 +1,73 @@
+//! Requests of the command line to a server: JSON to show, and changes that can be repeated.
+
+use std::time::Duration;
+
+use reqwest::{Method, StatusCode, Url, header::HeaderMap};
+use stead_entities::{Error, ErrorKind, operation::Reply};
+
+use super::{CONNECT_DEADLINE, Client, Prepared, Timeout};
+use crate::clock;
+
+impl Client {
+    /// Reads the JSON that the server shows under a path.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] where it cannot be reached, and what it answers instead.
+    pub(crate) async fn show(&self, path: &[&str]) -> Result<serde_json::Value, Error> {
+        self.show_with(path, &[]).await
+    }
+
+    /// Reads the JSON that the server shows under a path, with parameters.
+    ///
+    /// # Errors
+    /// As [`Client::show`].
+    pub(crate) async fn show_with(
+        &self,
+        path: &[&str],
+        parameters: &[(&str, &str)],
+    ) -> Result<serde_json::Value, Error> {
+        let mut url = self.url(path);
+        if !parameters.is_empty() {
+            url.query_pairs_mut().extend_pairs(parameters);
+        }
+        read(self.once(&Prepared::bare(Method::GET, url), CONNECT_DEADLINE).await?)
+    }
+
+    /// Posts to a path, with parameters, what does no harm when it is repeated, and reads the JSON that is
+    /// answered.
+    ///
+    /// # Errors
+    /// As [`Client::show`].
+    pub(crate) async fn change(
+        &self,
+        path: &[&str],
+        parameters: &[(&str, &str)],
+        deadline: Duration,
+    ) -> Result<serde_json::Value, Error> {
+        let mut url = self.url(path);
+        url.query_pairs_mut().extend_pairs(parameters);
+        let asked = Prepared::bare(Method::POST, url);
+        let mut timeout = Timeout::new(deadline, true);
+        loop {
+            match self.once(&asked, timeout.left()).await {
+                Ok(answer) => return read(answer),
+                Err(error) => clock::sleep(timeout.pause_after(error)?).await,
+            }
+        }
+    }
+}
+
+impl Prepared {
+    /// A request without a body.
+    fn bare(method: Method, url: Url) -> Self {
+        let (headers, body) = (HeaderMap::new(), Vec::new());
+        Self { method, url, headers, body, success: StatusCode::OK }
+    }
+}
+
+/// The JSON of an answer.
+fn read(answer: Reply) -> Result<serde_json::Value, Error> {
+    let shown = answer.map_err(|no| Error::new(ErrorKind::Invalid, no.reason()))?;
+    serde_json::from_slice(&shown)
+        .map_err(|error| Error::new(ErrorKind::Invalid, error.to_string()))
+}
