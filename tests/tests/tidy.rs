@@ -388,7 +388,7 @@ const SLEEPS: [(&str, usize, &str); 21] = [
     ("tests/http/refusals.rs", 1, "a client that crawls"),
     ("tests/http/waiting.rs", 2, "paces replays that are withdrawn at their deadlines"),
     ("tests/semantics/keys.rs", 1, "callers arrive while a flush is held"),
-    ("tests/semantics/kit.rs", 1, "virtual time"),
+    ("tests/semantics/kit.rs", 2, "virtual time"),
     ("tests/semantics/limits.rs", 3, "callers arrive while an operation hangs"),
     ("tests/semantics/policies.rs", 2, "operations that take long"),
     ("tests/semantics/reminders.rs", 2, "nothing must be applied meanwhile"),

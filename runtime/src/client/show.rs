@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use reqwest::{Method, StatusCode, Url, header::HeaderMap};
 use stead_entities::{Error, ErrorKind, operation::Reply};
 
-use super::{CONNECT_DEADLINE, Client, Prepared, Timeout};
+use super::{CONNECT_DEADLINE, Client, HeaderMap, Method, Prepared, StatusCode, Timeout, Url};
 use crate::clock;
 
 impl Client {

@@ -330,12 +330,11 @@ fn each_thing_happens_at_its_time_also_under_faults() {
     let day = Duration::from_secs(24 * 3_600);
     let hours = async |node: TestNode| -> Result<(), CallError> {
         node.entity::<Trip>("a").hourly().await?;
-        // A burst, with a crash somewhere in it, just before time moves.
-        let burst: Vec<_> =
-            (0..20).map(|n| node.entity::<Purse>(format!("p{n}")).fill(1)).collect();
-        let burst: Vec<_> = burst.into_iter().map(|it| tokio::spawn(it.into_future())).collect();
+        // Many calls, with a crash somewhere among them, just before time moves.
+        let many: Vec<_> = (0..20).map(|n| node.entity::<Purse>(format!("p{n}")).fill(1)).collect();
+        let many: Vec<_> = many.into_iter().map(|it| tokio::spawn(it.into_future())).collect();
         node.advance(day).await;
-        for filled in burst {
+        for filled in many {
             assert_eq!(filled.await.expect("ends")?, 1);
         }
         // A run that met a crash may have missed an hour, and caught it up once.
