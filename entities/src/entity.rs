@@ -287,6 +287,8 @@ pub struct OperationType<E> {
     formerly: Vec<&'static str>,
     input_schema: Schemas,
     output_schema: Schemas,
+    /// Of the details of its rejections, where they are declared.
+    details_schema: Option<Schemas>,
 }
 
 impl<E: Entity> OperationType<E> {
@@ -356,6 +358,7 @@ impl<E: Entity> OperationType<E> {
             takes_nothing: TypeId::of::<A>() == TypeId::of::<()>(),
             input_schema: |generator| generator.subschema_for::<A>(),
             output_schema: R::schema,
+            details_schema: None,
         }
     }
 
@@ -382,6 +385,28 @@ impl<E: Entity> OperationType<E> {
     /// asks, and dead letters that are replayed. Callers use its present name.
     pub fn renamed_from(mut self, name: &'static str) -> Self {
         self.formerly.push(name);
+        self
+    }
+
+    /// Declares the type of the details of its rejections: descriptions show its schema, and a turn whose
+    /// rejection has other details fails.
+    pub fn rejecting_with<D: DeserializeOwned + JsonSchema + 'static>(mut self) -> Self {
+        self.details_schema = Some(|generator| generator.subschema_for::<D>());
+        self.body = match self.body {
+            Body::Operation(body) => Body::Operation(Box::new(move |state, ctx, argument| {
+                checked::<D>(body(state, ctx, argument))
+            })),
+            Body::Query(body) => Body::Query(Box::new(move |state, ctx, argument| {
+                checked::<D>(body(state, ctx, argument))
+            })),
+            Body::Async(body) => Body::Async(Box::new(move |state, ctx, argument| {
+                let running = body(state, ctx, argument);
+                Box::pin(async move {
+                    let (state, ctx, outcome) = running.await;
+                    (state, ctx, checked::<D>(outcome))
+                })
+            })),
+        };
         self
     }
 
@@ -439,6 +464,17 @@ impl<E: Entity> OperationType<E> {
     }
 }
 
+/// An outcome whose rejection, if it is one, has details that are a `D`, or none.
+fn checked<D: DeserializeOwned>(outcome: Outcome) -> Outcome {
+    match &outcome {
+        Outcome::Rejected(no) if no.details_json().is_some() && no.details::<D>().is_none() => {
+            let declared = std::any::type_name::<D>();
+            Outcome::Unencodable(format!("the details of its rejection are no {declared}"))
+        }
+        _ => outcome,
+    }
+}
+
 impl<E> fmt::Debug for OperationType<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("OperationType").field(&self.name).finish()
@@ -489,6 +525,8 @@ pub struct OperationDescription {
     pub input: Schema,
     /// JSON Schema (2020-12) of the result.
     pub output: Schema,
+    /// JSON Schema (2020-12) of the details of its rejections; `null` where it declares none.
+    pub rejection: Option<Schema>,
 }
 
 impl EntityDescription {
@@ -517,6 +555,7 @@ impl EntityDescription {
                     .then(|| operation.policy.or(policy).of_operation()),
                 input: whole(&operation.input_schema),
                 output: whole(&operation.output_schema),
+                rejection: operation.details_schema.as_ref().map(|details| whole(details)),
             })
             .collect();
         Self {

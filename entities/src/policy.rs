@@ -73,6 +73,10 @@ pub struct Policy {
     /// nothing is set. 1 s to 10 years.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl: Option<Timeout>,
+    /// How long dead letters are kept, of whichever cause; of a type. Their number and bytes are bounded too.
+    /// 1 s to 10 years.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dead_letters: Option<Timeout>,
     /// How safe answers are; of a type.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub durability: Option<Durability>,
@@ -123,6 +127,13 @@ impl Policy {
         self
     }
 
+    /// Sets [`Policy::dead_letters`].
+    #[must_use]
+    pub fn dead_letters(mut self, length: impl Into<Timeout>) -> Self {
+        self.dead_letters = Some(length.into());
+        self
+    }
+
     /// Sets [`Policy::durability`].
     #[must_use]
     pub fn durability(mut self, durability: Durability) -> Self {
@@ -141,6 +152,7 @@ impl Policy {
             idle: self.idle.or(other.idle),
             retention: self.retention.or(other.retention),
             ttl: self.ttl.or(other.ttl),
+            dead_letters: self.dead_letters.or(other.dead_letters),
             durability: self.durability.or(other.durability),
         }
     }
@@ -148,7 +160,15 @@ impl Policy {
     /// The parts of it that an operation can have.
     #[must_use]
     pub fn of_operation(self) -> Self {
-        Self { mailbox: None, idle: None, retention: None, ttl: None, durability: None, ..self }
+        Self {
+            mailbox: None,
+            idle: None,
+            retention: None,
+            ttl: None,
+            dead_letters: None,
+            durability: None,
+            ..self
+        }
     }
 
     /// Everything in it that is out of its range, in words.
@@ -170,6 +190,7 @@ impl Policy {
         let long = (Duration::from_secs(1), RETENTION_MAX);
         within("retention", self.retention, long);
         within("time to live", self.ttl, long);
+        within("retention of dead letters", self.dead_letters, long);
         if let Some(retries) = self.retries.filter(|retries| *retries > RETRIES_MAX) {
             problems
                 .push(format!("there are {retries} retries, and must be at most {RETRIES_MAX}"));
@@ -189,8 +210,8 @@ mod tests {
     fn every_value_out_of_its_range_is_named() {
         let (zero, long) = (Duration::ZERO, RETENTION_MAX * 2);
         let bad = Policy::default().deadline(zero).backoff(long).idle(zero).retention(long);
-        let bad = bad.retries(RETRIES_MAX + 1).mailbox(0).ttl(zero);
-        assert_eq!(bad.problems().len(), 7, "{:?}", bad.problems());
+        let bad = bad.retries(RETRIES_MAX + 1).mailbox(0).ttl(zero).dead_letters(long);
+        assert_eq!(bad.problems().len(), 8, "{:?}", bad.problems());
         let minute = Duration::from_secs(60);
         let good = Policy::default().deadline(minute).backoff(minute).idle(minute);
         let good = good.retention(RETENTION_MAX).retries(RETRIES_MAX).mailbox(MAILBOX_MAX);

@@ -18,12 +18,13 @@ use syn::{Ident, parse_macro_input};
 /// the version is 1 unless stated, and every earlier type is `Into<Self>`.
 ///
 /// `needs(HttpClient, Pool)` names the values of the program that operations that await, and queries, get by
-/// `ctx.get::<HttpClient>()`. `on_dead_letter = method` names the operation that hears of the entity's dead letters, `on_activate =
-/// method` a private method that readies a state that comes into memory. `deadline`, `retries`, `backoff`,
-/// `mailbox`, `idle`, `retention`, `ttl` and `visibility = "internal"` set a policy of the type, and the first three
-/// and the last, as `#[operation(deadline = Duration::from_secs(30))]`, one of a method: what is not set comes
-/// from the type, and then from the node. `#[operation(renamed_from = "old")]` has it take what was stored under
-/// a name that it had before.
+/// `ctx.get::<HttpClient>()`. `on_dead_letter = method` names the operation that hears of the entity's dead
+/// letters, `on_activate = method` a private method that readies a state that comes into memory. `deadline`,
+/// `retries`, `backoff`, `mailbox`, `idle`, `retention`, `ttl`, `dead_letters`, `durability = "buffered"` and
+/// `visibility = "internal"` set a policy of the type, and the first three and the last, as
+/// `#[operation(deadline = Duration::from_secs(30))]`, one of a method: what is not set comes from the type, and
+/// then from the node. `#[operation(renamed_from = "old")]` has it take what was stored under a name that it had
+/// before, `#[operation(rejection = Missing)]` declares the type of the details of its rejections.
 ///
 /// The typed reference to an `Order` is called `OrderRef`, and `Order::of(key)` makes one; both names
 /// are taken. A name in URLs, JSON and schemas is the Rust name without `r#`: the operation of

@@ -6,7 +6,7 @@
 //! must never happen: a letter is replayed twice, or lost before its replay is accepted.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -52,7 +52,9 @@ pub(super) struct DeadLetters {
 /// The letters of one class, by number: oldest first.
 #[derive(Default)]
 struct Class {
+    /// Until when each is kept, and its bytes.
     known: BTreeMap<u64, (Timestamp, usize)>,
+    ends: BTreeSet<(Timestamp, u64)>,
     bytes: usize,
 }
 
@@ -68,25 +70,34 @@ struct Log {
 }
 
 impl Class {
-    fn add(&mut self, number: u64, at: Timestamp, bytes: usize) {
-        if let Some((_, before)) = self.known.insert(number, (at, bytes)) {
-            self.bytes -= before;
-        }
+    fn add(&mut self, number: u64, end: Timestamp, bytes: usize) {
+        self.remove(number);
+        self.known.insert(number, (end, bytes));
+        self.ends.insert((end, number));
         self.bytes += bytes;
     }
 
     fn remove(&mut self, number: u64) {
-        if let Some((_, bytes)) = self.known.remove(&number) {
+        if let Some((end, bytes)) = self.known.remove(&number) {
+            self.ends.remove(&(end, number));
             self.bytes -= bytes;
         }
     }
 
-    /// The oldest letter, and whether it is there for its age alone, where it has to go.
-    fn surplus(&self, count: usize, bytes: usize, before: Timestamp) -> Option<(u64, bool)> {
-        let (number, (at, _)) = self.known.first_key_value()?;
+    /// The letter that has to go, if one has to, and whether that is for its age alone.
+    fn surplus(&self, count: usize, bytes: usize, now: Timestamp) -> Option<(u64, bool)> {
+        if let Some((_, number)) = self.ends.first().filter(|(end, _)| *end <= now) {
+            return Some((*number, true));
+        }
         let is_too_many = self.known.len() > count || (self.bytes > bytes && self.known.len() > 1);
-        (is_too_many || *at <= before).then_some((*number, !is_too_many))
+        let (number, _) = self.known.first_key_value()?;
+        is_too_many.then_some((*number, false))
     }
+}
+
+/// When a letter that has been one since `at` has its age.
+fn end(at: Timestamp, age: Duration) -> Timestamp {
+    (at + age).min(Timestamp::MAX)
 }
 
 impl DeadLetters {
@@ -121,7 +132,7 @@ impl DeadLetters {
         number: u64,
         entity: &EntityId,
         letter: Letter,
-        now: Timestamp,
+        (now, age): (Timestamp, impl Fn(&str, bool) -> Duration),
         group: &mut OpenGroup,
     ) {
         // What an entity refused, or took along when it was deleted, is no failure, and pushes none
@@ -142,7 +153,8 @@ impl DeadLetters {
             dead_lettered_at: now,
         };
         let bytes = OVERHEAD_BYTES + letter.entity.len() + letter.input.len() + letter.reason.len();
-        self.class(is_rejection).add(number, now, bytes);
+        let end = end(now, age(entity.entity_type(), is_rejection));
+        self.class(is_rejection).add(number, end, bytes);
         if !is_rejection {
             self.log.added(&letter);
         }
@@ -169,7 +181,7 @@ impl DeadLetters {
     pub(super) fn read(
         &mut self,
         page: ReadResult<DeadLetterHeads>,
-        now: Timestamp,
+        (now, age): (Timestamp, impl Fn(&str, bool) -> Duration),
     ) -> Option<Output> {
         let page = match page {
             Ok(page) => page,
@@ -179,9 +191,10 @@ impl DeadLetters {
                 return None;
             }
         };
-        for DeadLetterHead { id, at, bytes } in &page.rows {
+        for DeadLetterHead { id, entity_type, at, bytes } in &page.rows {
             if !self.replayed.contains(id) {
-                self.class(id.is_rejection).add(id.number, *at, *bytes);
+                let end = end(*at, age(entity_type, id.is_rejection));
+                self.class(id.is_rejection).add(id.number, end, *bytes);
             }
         }
         let last = page.last_before_more()?;
@@ -217,27 +230,28 @@ impl DeadLetters {
         Some(Output::Letters(after))
     }
 
-    /// When letters that could not be read are read again.
+    /// When letters that could not be read are read again, and when the next ones are too old.
     pub(super) fn next_wake(&self) -> Option<Timestamp> {
-        self.read_again.map(|(at, _)| at)
+        let ends = [&self.failures, &self.rejections].into_iter();
+        let ends = ends.filter_map(|class| class.ends.first().map(|(end, _)| *end));
+        ends.chain(self.read_again.map(|(at, _)| at)).min()
+    }
+
+    /// Whether letters are too old.
+    pub(super) fn has_old(&self, now: Timestamp) -> bool {
+        let is_old = |class: &Class| class.ends.first().is_some_and(|(end, _)| *end <= now);
+        is_old(&self.failures) || is_old(&self.rejections)
     }
 
     fn surplus(&self, config: &Config, now: Timestamp) -> Option<(DeadLetterId, bool)> {
-        let before = |age: Duration| {
-            let age = i64::try_from(age.as_micros()).unwrap_or(i64::MAX);
-            Timestamp::from_micros(now.as_micros().saturating_sub(age))
-        };
         let bytes = config.dead_letter_bytes_max;
         let of = |is_rejection, found: Option<(u64, bool)>| {
             let id = |number| DeadLetterId { partition: self.partition, is_rejection, number };
             found.map(|(number, is_old)| (id(number), is_old))
         };
-        let (count, oldest) = (config.rejections_max, before(config.rejections_age));
-        let rejection = of(true, self.rejections.surplus(count, bytes, oldest));
-        rejection.or_else(|| {
-            let (count, oldest) = (config.dead_letters_max, before(config.dead_letters_age));
-            of(false, self.failures.surplus(count, bytes, oldest))
-        })
+        let rejection = of(true, self.rejections.surplus(config.rejections_max, bytes, now));
+        let failure = || self.failures.surplus(config.dead_letters_max, bytes, now);
+        rejection.or_else(|| of(false, failure()))
     }
 }
 
@@ -290,7 +304,8 @@ mod tests {
             accepted_at: at(0),
         };
         let id = EntityId::new("log", "a").expect("valid");
-        letters.keep(number, &id, letter, at(now), group);
+        let age = |_: &str, is_rejection| Duration::from_secs(if is_rejection { 50 } else { 100 });
+        letters.keep(number, &id, letter, (at(now), age), group);
     }
 
     /// The numbers of the letters that the open group removes.
@@ -310,13 +325,7 @@ mod tests {
 
     #[test]
     fn each_class_is_kept_to_its_own_number_and_age() {
-        let config = Config {
-            dead_letters_max: 2,
-            rejections_max: 1,
-            dead_letters_age: Duration::from_secs(100),
-            rejections_age: Duration::from_secs(50),
-            ..Config::default()
-        };
+        let config = Config { dead_letters_max: 2, rejections_max: 1, ..Config::default() };
         let total = Arc::new(AtomicU64::new(0));
         let (mut letters, mut group) = (DeadLetters::new(0, total.clone()), OpenGroup::default());
         for number in 1..=3 {
@@ -341,9 +350,9 @@ mod tests {
         letters.give_up_replay(id);
         assert!(letters.begin_replay(id));
         // A page that was read before the replay shows it, and it does not count.
-        let head = DeadLetterHead { id, at: at(1), bytes: 10 };
+        let head = DeadLetterHead { id, entity_type: "log".into(), at: at(1), bytes: 10 };
         let page = DeadLetterHeads { rows: vec![head], is_end: true };
-        assert!(letters.read(Ok(page), at(1)).is_none());
+        assert!(letters.read(Ok(page), (at(1), |_: &str, _| Duration::MAX)).is_none());
         let mut group = OpenGroup::default();
         let config = Config { dead_letters_max: 0, ..Config::default() };
         letters.prune(&config, at(1), &mut group);

@@ -85,6 +85,15 @@ impl Environment {
         }
     }
 
+    /// How long the dead letters of a type are kept.
+    pub(super) fn letter_age(&self, entity_type: &str, is_rejection: bool) -> Duration {
+        let config = &self.identity.config;
+        let of_type = self.identity.types.get(entity_type);
+        let of_type = of_type.and_then(|known| known.policy().dead_letters);
+        let of_node = if is_rejection { config.rejections_age } else { config.dead_letters_age };
+        of_type.map_or(of_node, |length| length.as_duration())
+    }
+
     /// The shortest of the times that unused entities stay in memory.
     pub(super) fn idle_min(&self) -> Duration {
         let types = self.identity.types.values().filter_map(|known| known.policy().idle);

@@ -210,7 +210,8 @@ impl Partition {
             Input::Barrier(_) => self.recover(),
             Input::Recovered(_, receivers) => self.recovered(receivers),
             Input::Letters(_, page) => {
-                self.outputs.extend(self.dead_letters.read(page, self.moment.now));
+                let age = |of: &str, is_no| self.environment.letter_age(of, is_no);
+                self.outputs.extend(self.dead_letters.read(page, (self.moment.now, age)));
                 self.prune_letters();
             }
             // A partition that stops fires nothing more: others need them.
@@ -276,7 +277,7 @@ impl Partition {
             self.prune_letters();
         }
         self.outputs.extend(self.reminders.scan_if_wanted(now, released));
-        if self.dead_letters.has_more_to_drop() {
+        if self.dead_letters.has_more_to_drop() || self.dead_letters.has_old(now) {
             self.prune_letters();
         }
         self.outputs.extend(self.dead_letters.read_again(now));

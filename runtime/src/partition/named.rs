@@ -142,6 +142,7 @@ impl Partition {
     ) {
         let Slot::Named(name) = &occurrence.slot else { return };
         self.group.hold(permit);
+        self.attempts.forget(id, &Row::Reminder(occurrence.clone()));
         let record = self.reminders.consume(id, occurrence);
         let heads = self.activations.of(id).live_mut().reminders();
         let content = heads.iter().find(|head| *head.name == **name).and_then(|head| head.content);

@@ -395,7 +395,8 @@ impl Partition {
         let now = self.moment.now;
         let number = self.environment.mint(now);
         self.tell_of_letter(id, &letter);
-        self.dead_letters.keep(number, id, letter, now, &mut self.group);
+        let age = |of: &str, is_no| self.environment.letter_age(of, is_no);
+        self.dead_letters.keep(number, id, letter, (now, age), &mut self.group);
         self.prune_letters();
     }
 

@@ -225,10 +225,12 @@ pub struct DeadLetterPage {
 }
 
 /// A dead letter without its content.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetterHead {
     /// Its key.
     pub id: DeadLetterId,
+    /// The type of its entity.
+    pub entity_type: String,
     /// When it was made.
     pub at: Timestamp,
     /// How many bytes it takes.

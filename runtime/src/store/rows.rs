@@ -473,7 +473,9 @@ pub(super) fn dead_letter_heads(
     let read = |key: &[u8], value: &[u8]| {
         let (id, letter): (_, DeadLetter) =
             (tables::dead_letters::read_key(key)?, record::decode(value)?);
-        Ok(Some(DeadLetterHead { id, at: letter.dead_lettered_at, bytes: value.len() }))
+        let entity_type = letter.entity.split('/').next().unwrap_or_default().to_owned();
+        let at = letter.dead_lettered_at;
+        Ok(Some(DeadLetterHead { id, entity_type, at, bytes: value.len() }))
     };
     Ok(take(rows, table, (&from, &to), Limit::page(limit), read)?.0)
 }

@@ -36,6 +36,7 @@ impl Account {
     }
 
     /// Pays, and tells another account of a "no".
+    #[operation(rejection = Missing)]
     pub fn withdraw(&mut self, ctx: &mut Context, cents: u64) -> Result<u64, Rejection> {
         self.cents = self.cents.saturating_sub(cents);
         ctx.signal(Self::of("watch").note(format!("{} paid {cents}", ctx.key())));
@@ -44,6 +45,12 @@ impl Account {
             return Err(no.with_details(&Missing { cents }).with_effects());
         }
         Ok(self.cents)
+    }
+
+    /// Says "no" with other details than it declares.
+    #[operation(rejection = Missing)]
+    pub fn lie(&mut self) -> Result<(), Rejection> {
+        Err(Rejection::new("no").with_details(&"not an object"))
     }
 
     /// Asks the bank, which answers at the third time.
@@ -281,5 +288,29 @@ async fn a_state_is_readied_whenever_it_comes_into_memory() {
     let broken = error(node.entity::<Account>("broken").deposit(1).await);
     assert_eq!(broken.kind(), ErrorKind::Internal);
     assert!(broken.message().contains("on purpose"), "{broken}");
+    node.abort().await;
+}
+
+#[tokio::test]
+async fn details_of_rejections_are_shown_by_their_schema_and_held_to_it() {
+    let world = World::new();
+    let store = world.disk.open().expect("readable");
+    let node = Node::builder().store(store).entity::<Account>().start().await.expect("starts");
+    let shown = serde_json::to_value(node.descriptions()).expect("JSON");
+    let operations = shown[0]["operations"].as_array().expect("a list");
+    let rejection = |name: &str| {
+        let found = operations.iter().find(|it| it["name"] == name);
+        found.expect("listed")["rejection"].clone()
+    };
+    assert_eq!(rejection("withdraw")["$ref"], "#/$defs/Missing");
+    assert!(rejection("deposit").is_null());
+    let no = node.entity::<Account>("a").withdraw(5).await.expect_err("too little");
+    let details = no.rejection().and_then(|no| no.details::<Missing>());
+    assert_eq!(details.expect("declared").cents, 5);
+    let failed = node.entity::<Account>("a").lie().await.expect_err("it fails");
+    assert_eq!(kind(&failed), Some(ErrorKind::Internal));
+    assert!(failed.to_string().contains("the details of its rejection are no"), "{failed}");
+    let driven = stead::testing::Driver::<Account>::new("a").apply(Account::of("a").lie());
+    assert!(driven.expect_err("it fails").rejection().is_none());
     node.abort().await;
 }

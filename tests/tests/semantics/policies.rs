@@ -326,3 +326,39 @@ async fn a_former_name_is_no_other_operations() {
     let refused = node(&world).entity::<Forked>().start().await.expect_err("two of a name");
     assert!(refused.to_string().contains("two operations are named two"), "{refused}");
 }
+
+/// An entity whose dead letters are soon of no use.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
+struct Brief;
+
+#[entity(name = "brief", dead_letters = Duration::from_secs(60))]
+impl Brief {
+    pub fn refuse(&mut self) -> Result<(), Rejection> {
+        Err(Rejection::new("no"))
+    }
+}
+
+#[test]
+fn dead_letters_of_a_type_are_kept_for_its_own_time_also_over_downtime() {
+    let test = stead::testing::NodeTest::new().entity::<Brief>().entity::<Journal>();
+    test.crash_everywhere(async |node| {
+        node.entity::<Brief>("b").refuse().signal().await.expect("accepted");
+        node.entity::<Journal>("j").refuse(1).signal().await.expect("accepted");
+        node.assert_settles().await;
+        let kept = async || {
+            let letters = node.dead_letters().await.expect("read").into_iter();
+            letters.map(|letter| letter.entity).collect::<Vec<_>>()
+        };
+        assert_eq!(kept().await.len(), 2);
+        node.advance(Duration::from_secs(50)).await;
+        assert_eq!(kept().await.len(), 2, "not yet");
+        node.kill().await;
+        node.advance(Duration::from_secs(5)).await;
+        node.restart().await;
+        assert_eq!(kept().await.len(), 2, "not yet");
+        node.advance(Duration::from_secs(10)).await;
+        assert_eq!(kept().await, ["journal/j"]);
+        node.advance(Duration::from_secs(8 * 24 * 3_600)).await;
+        assert!(kept().await.is_empty(), "the node's own time");
+    });
+}

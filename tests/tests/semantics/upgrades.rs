@@ -3,6 +3,7 @@
 
 use stead::{
     Entity, StartError, UpgradeView, VersionView,
+    store::tables::due,
     transport::{Faults, Network},
 };
 
@@ -235,6 +236,44 @@ async fn what_cannot_be_upgraded_is_refused_with_the_reason() {
     let empty = node.upgrade_all::<Journal>().await.expect("nothing to do");
     assert_eq!((empty.rewritten, empty.looked_at), (0, 0));
     assert_eq!(counts::<Journal>(&node).await, []);
+}
+
+#[tokio::test]
+async fn a_reminder_that_nobody_can_run_ends_at_the_time_to_which_it_was_put_off() {
+    let world = World::new();
+    let node = start::<First>(&world).await;
+    let basket = node.entity::<First>("b");
+    basket.put(1).await.expect("put");
+    world.advance(1_800);
+    // Its row stays at the earlier time.
+    basket.put(1).await.expect("put off");
+    node.drain().await.expect("drained");
+    let node = start::<Second>(&world).await;
+    node.upgrade_all::<Second>().await.expect("upgraded");
+    node.drain().await.expect("drained");
+    let node = start::<Fourth>(&world).await;
+    let reminders = async || {
+        let id = EntityId::new("basket", "b").expect("valid");
+        node.reminders(&id, None, 10).await.expect("read").rows
+    };
+    let letters = async || {
+        let all = stead::DeadLetterFilter::default();
+        node.dead_letters(&all, None, 10).await.expect("read").rows
+    };
+    world.advance(1_900);
+    let due = world.clock.now() + Duration::from_secs(1_700);
+    until_true("its row follows", async || {
+        let rows = world.disk.rows(Table::Due);
+        let dues = rows.iter().map(|(key, _)| due::read_key(key).expect("a key").0);
+        dues.collect::<Vec<_>>() == [due]
+    })
+    .await;
+    assert_eq!(reminders().await.len(), 1);
+    assert!(letters().await.is_empty(), "it was put off");
+    world.advance(1_701);
+    until_true("it is a dead letter", async || letters().await.len() == 1).await;
+    assert!(letters().await[0].reason.contains("tidy"), "{:?}", letters().await);
+    assert!(reminders().await.is_empty());
 }
 
 /// One of two nodes over one store.

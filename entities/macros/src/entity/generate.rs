@@ -344,10 +344,12 @@ impl<'m> Generator<'m> {
         let policy = method.settings.policy.expression(model).map(|it| own!(.with_policy(#it)));
         let answers = method.takes_answer.then(|| own!(.taking_answers()));
         let renamed = &method.settings.renamed_from;
+        let rejection = method.settings.rejection.as_ref();
+        let rejection = rejection.map(|details| own!(.rejecting_with::<#details>()));
         own! {
             #(#[cfg(#conditions)])*
             #model::OperationType::#make.described(#description)#internal #answers #policy
-                #(.renamed_from(#renamed))*
+                #(.renamed_from(#renamed))* #rejection
         }
     }
 }

@@ -80,7 +80,7 @@ impl Parse for Settings {
                 _ => {
                     let rule = "expected `name`, `version`, `upgrade_from`, `needs`, \
                                 `on_dead_letter`, `on_activate`, `visibility`, or a policy: `deadline`, `retries`, \
-                                `backoff`, `mailbox`, `idle`, `retention`, `ttl`, `durability`";
+                                `backoff`, `mailbox`, `idle`, `retention`, `ttl`, `dead_letters`, `durability`";
                     return Err(Error::new(word.span(), rule));
                 }
             }

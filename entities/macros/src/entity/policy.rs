@@ -3,7 +3,7 @@
 
 use proc_macro2::TokenStream;
 use syn::{
-    Attribute, Error, Expr, Ident, ImplItem, ItemImpl, LitStr, Result, Token,
+    Attribute, Error, Expr, Ident, ImplItem, ItemImpl, LitStr, Result, Token, Type,
     parse::{Parse, ParseStream},
 };
 
@@ -12,7 +12,7 @@ use super::generate::own;
 /// The words of a policy that operations and types have.
 const OF_ALL: [&str; 3] = ["deadline", "retries", "backoff"];
 /// The words that only types have.
-const OF_TYPES: [&str; 4] = ["mailbox", "idle", "retention", "ttl"];
+const OF_TYPES: [&str; 5] = ["mailbox", "idle", "retention", "ttl", "dead_letters"];
 
 /// A policy as it is written.
 #[derive(Default)]
@@ -84,6 +84,8 @@ pub(super) struct OperationSettings {
     pub(super) policy: Policy,
     /// The names that it had before.
     pub(super) renamed_from: Vec<LitStr>,
+    /// The type of the details of its rejections.
+    pub(super) rejection: Option<Type>,
 }
 
 impl Parse for OperationSettings {
@@ -94,11 +96,14 @@ impl Parse for OperationSettings {
             if word == "renamed_from" {
                 input.parse::<Token![=]>()?;
                 settings.renamed_from.push(input.parse()?);
+            } else if word == "rejection" {
+                input.parse::<Token![=]>()?;
+                settings.rejection = Some(input.parse()?);
             } else if !settings.policy.read(&word, false, input)? {
                 let rule = if word == "durability" || OF_TYPES.iter().any(|known| word == known) {
                     "this is a policy of the type: `#[entity(...)]`"
                 } else {
-                    "expected `deadline`, `retries`, `backoff`, `visibility` or `renamed_from`"
+                    "expected `deadline`, `retries`, `backoff`, `visibility`, `renamed_from` or `rejection`"
                 };
                 return Err(Error::new(word.span(), rule));
             }
