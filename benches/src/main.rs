@@ -5,6 +5,7 @@
 
 mod activation;
 mod asks;
+mod buffered;
 mod ceiling;
 mod cluster;
 mod committed;
@@ -35,8 +36,8 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 struct Command {
     #[command(subcommand)]
     verb: Option<Verb>,
-    /// Only these figures: spread, hot, asks, committed, rearm, http, query, latency, activation, recovery, due,
-    /// placement, postgres, cluster.
+    /// Only these figures: spread, hot, asks, buffered, committed, rearm, http, query, latency, activation,
+    /// recovery, due, placement, postgres, cluster.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// How often ceiling and figure are measured in turn.
@@ -81,6 +82,9 @@ async fn measure(only: &[String], rounds: usize) -> Result<()> {
     }
     if wanted("asks") {
         asks::measure(&mut table, rounds).await?;
+    }
+    if wanted("buffered") {
+        buffered::measure(&mut table, rounds).await?;
     }
     if wanted("committed") {
         committed::measure(&mut table, rounds).await?;

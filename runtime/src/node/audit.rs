@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     Inner,
-    unserved::{self, Depth, UnservedView},
+    unserved::{self, Depth, For, UnservedView},
 };
 use crate::{
     clock::{self, AHEAD_MAX},
@@ -81,7 +81,7 @@ async fn audit(inner: Weak<Inner>) {
     // store later is met where it is applied.
     let mut depth = Depth::Arguments;
     while let Some(node) = inner.upgrade() {
-        match unserved::look(&node, depth).await {
+        match unserved::look(&node, depth, For::Node).await {
             Ok(found) => {
                 if !found.iter().any(|it| it.argument.is_some()) {
                     depth = Depth::Names;

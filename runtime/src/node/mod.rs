@@ -37,7 +37,7 @@ use stead_entities::{
 use self::{
     local::{Local, Use},
     router::{Command, Router},
-    unserved::Depth,
+    unserved::{Depth, For},
 };
 use crate::{
     commit::Fatal,
@@ -347,7 +347,7 @@ impl Node {
     /// # Errors
     /// As [`Node::list_of`].
     pub async fn unserved(&self) -> Result<Vec<UnservedView>, Error> {
-        unserved::look(&self.0, Depth::Arguments).await
+        unserved::look(&self.0, Depth::Arguments, For::Caller).await
     }
 
     /// Which node owns an entity, as far as this one knows, and which one should.

@@ -71,15 +71,28 @@ impl UnservedView {
 /// The findings by type, operation, and whether it is the argument that does not fit.
 type Found = BTreeMap<(String, Option<String>, bool), UnservedView>;
 
+/// Who wants to know: a caller takes room of the node, as for other lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum For {
+    /// Somebody who has asked.
+    Caller,
+    /// The node itself, which reads one page after the other and keeps no caller waiting.
+    Node,
+}
+
 /// Looks for stored signals and reminders that nobody can apply.
-pub(super) async fn look(node: &Inner, depth: Depth) -> Result<Vec<UnservedView>, Error> {
+pub(super) async fn look(
+    node: &Inner,
+    depth: Depth,
+    whom: For,
+) -> Result<Vec<UnservedView>, Error> {
     let mut found = Found::new();
-    unknown_names(node, &mut found).await?;
+    unknown_names(node, whom, &mut found).await?;
     if depth == Depth::Arguments {
         let mut types: Vec<_> = node.host.types().values().collect();
         types.sort_unstable_by_key(|known| known.name());
         for known in types {
-            misfits(node, &**known, &mut found).await?;
+            misfits(node, whom, &**known, &mut found).await?;
         }
     }
     Ok(found.into_values().collect())
@@ -87,7 +100,7 @@ pub(super) async fn look(node: &Inner, depth: Depth) -> Result<Vec<UnservedView>
 
 /// Finds rows whose type or operation nobody has. The rows of a type are read only where it lacks one of the
 /// operations that it had.
-async fn unknown_names(node: &Inner, found: &mut Found) -> Result<(), Error> {
+async fn unknown_names(node: &Inner, whom: For, found: &mut Found) -> Result<(), Error> {
     let mut types = node.host.store().operations().await?;
     types.extend(node.host.met_unserved().into_iter().map(|name| (name, Vec::new())));
     types.sort_unstable_by(|one, other| one.0.cmp(&other.0));
@@ -107,7 +120,7 @@ async fn unknown_names(node: &Inner, found: &mut Found) -> Result<(), Error> {
             continue;
         }
         let served_names = served.map_or_else(Vec::new, |served| served.all_names());
-        each_row(node, &entity_type, &served_names, |row| {
+        each_row((node, whom), &entity_type, &served_names, |row| {
             let operation = served.is_some().then(|| row.operation.clone());
             add(found, &entity_type, operation, None, &row);
         })
@@ -117,8 +130,13 @@ async fn unknown_names(node: &Inner, found: &mut Found) -> Result<(), Error> {
 }
 
 /// Finds rows of a type whose arguments do not fit.
-async fn misfits(node: &Inner, known: &dyn EntityType, found: &mut Found) -> Result<(), Error> {
-    each_row(node, known.name(), &[], |row| {
+async fn misfits(
+    node: &Inner,
+    whom: For,
+    known: &dyn EntityType,
+    found: &mut Found,
+) -> Result<(), Error> {
+    each_row((node, whom), known.name(), &[], |row| {
         let operation = known.find_stored(&row.operation);
         let operation = operation.filter(|found| found.kind != OperationKind::Query);
         let (Some(operation), Some(input)) = (operation, &row.input) else { return };
@@ -131,7 +149,7 @@ async fn misfits(node: &Inner, known: &dyn EntityType, found: &mut Found) -> Res
 
 /// Hands out the rows for the entities of a type, but for those of these operations and the runtime's own.
 async fn each_row(
-    node: &Inner,
+    (node, whom): (&Inner, For),
     entity_type: &str,
     except: &[&str],
     mut each: impl FnMut(Waiting),
@@ -139,7 +157,7 @@ async fn each_row(
     let except: Vec<_> = [PURGE, EXPIRE].iter().chain(except).map(|it| (*it).to_owned()).collect();
     let store = node.host.store();
     for partition in 0..store.opened().settings.partitions {
-        let _room = room_for_a_page(node)?;
+        let _room = (whom == For::Caller).then(|| room_for_a_page(node)).transpose()?;
         let (name, except) = (entity_type.to_owned(), except.clone());
         let rows = store.waiting(partition, name, except, UNSERVED_ROWS_MAX).await?;
         rows.into_iter().for_each(&mut each);
