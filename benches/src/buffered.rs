@@ -1,4 +1,4 @@
-//! What one caller gets of a buffered entity, whose answers do not wait for the disk, beside a durable one.
+//! Calls of a buffered entity by one caller, whose answers do not wait for the disk, beside those of a durable one.
 
 use std::time::{Duration, Instant};
 

@@ -71,7 +71,7 @@ impl UnservedView {
 /// The findings by type, operation, and whether it is the argument that does not fit.
 type Found = BTreeMap<(String, Option<String>, bool), UnservedView>;
 
-/// Who wants to know: a caller takes room of the node, as for other lists.
+/// The one who wants to know: a caller takes room of the node, as for other lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum For {
     /// Somebody who has asked.
