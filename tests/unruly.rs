@@ -48,6 +48,20 @@ impl Unruly {
     }
 }
 
+/// Readings that are answered before they are flushed.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
+pub struct Meter {
+    readings: Vec<u32>,
+}
+
+#[entity(name = "meter", durability = "buffered")]
+impl Meter {
+    pub fn note(&mut self, reading: u32) -> usize {
+        self.readings.push(reading);
+        self.readings.len()
+    }
+}
+
 /// A state in its first version.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
 pub struct First {
@@ -126,7 +140,7 @@ impl Forgetful {
 
 fn main() {
     stead::server::run(|node: NodeBuilder| {
-        let node = node.entity::<Unruly>().entity::<Log>().entity::<Ember>();
+        let node = node.entity::<Unruly>().entity::<Log>().entity::<Ember>().entity::<Meter>();
         match std::env::var("SHIFTY").unwrap_or_default().as_str() {
             "renamed" => node.entity::<Renamed>(),
             "moved" => node.entity::<Moved>(),

@@ -320,3 +320,24 @@ async fn the_log_of_a_turn_says_who_asked_and_in_which_trace() -> Result<()> {
     assert!(failed("unruly/plain")["span"].is_null(), "it costs nothing where it says nothing");
     Ok(())
 }
+
+#[tokio::test]
+async fn the_end_of_the_process_loses_nothing_that_a_buffered_entity_has_answered() -> Result<()> {
+    let data = tempfile::tempdir()?;
+    let mut noted = 0;
+    for _ in 0..4 {
+        let server = unruly(data.path(), &[], "").await?;
+        let types: serde_json::Value = server.get("/v1/entities").send().await?.json().await?;
+        let types = types["types"].as_array().cloned().unwrap_or_default();
+        let shown = types.iter().find(|it| it["name"] == "meter").map(|it| &it["durability"]);
+        assert_eq!(shown, Some(&json!("buffered")));
+        for _ in 0..20 {
+            let count = server.call("/v1/entities/meter/m/calls/note", "7").await?;
+            noted += 1;
+            assert_eq!(count, noted);
+        }
+        // At once behind the last answer.
+        server.kill()?;
+    }
+    Ok(())
+}
