@@ -113,14 +113,18 @@ impl Client {
             let prepared = client.prepare(kind, &request)?;
             let deadline = request.deadline.map_or(DEADLINE, |deadline| deadline.as_duration());
             let is_safe = kind == QUERIES || request.idempotency_key.is_some();
-            let mut timeout = Timeout::new(deadline, is_safe);
-            loop {
-                match client.once(&prepared, timeout.left()).await {
-                    Ok(answer) => return Ok(answer),
-                    Err(error) => clock::sleep(timeout.pause_after(error)?).await,
-                }
-            }
+            client.until_answered(&prepared, Timeout::new(deadline, is_safe)).await
         })
+    }
+
+    /// Sends a request until it is answered, or another try could do harm or would come too late.
+    async fn until_answered(&self, prepared: &Prepared, mut timeout: Timeout) -> Answered {
+        loop {
+            match self.once(prepared, timeout.left()).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => clock::sleep(timeout.pause_after(error)?).await,
+            }
+        }
     }
 
     fn prepare(&self, kind: &str, request: &Request) -> Result<Prepared, Error> {

@@ -205,6 +205,7 @@ fn no_layer_uses_one_above_it() {
         ("ServerSettings", "http"),
         ("StartError", "node"),
         ("StateView", "partition"),
+        ("UpgradeView", "node"),
         ("VersionsView", "node"),
     ];
     let mut back = Vec::new();

@@ -5,7 +5,6 @@ use std::time::Duration;
 use stead_entities::{Error, ErrorKind, operation::Reply};
 
 use super::{CONNECT_DEADLINE, Client, HeaderMap, Method, Prepared, StatusCode, Timeout, Url};
-use crate::clock;
 
 impl Client {
     /// Reads the JSON that the server shows under a path.
@@ -46,13 +45,7 @@ impl Client {
         let mut url = self.url(path);
         url.query_pairs_mut().extend_pairs(parameters);
         let asked = Prepared::bare(Method::POST, url);
-        let mut timeout = Timeout::new(deadline, true);
-        loop {
-            match self.once(&asked, timeout.left()).await {
-                Ok(answer) => return read(answer),
-                Err(error) => clock::sleep(timeout.pause_after(error)?).await,
-            }
-        }
+        read(self.until_answered(&asked, Timeout::new(deadline, true)).await?)
     }
 }
 

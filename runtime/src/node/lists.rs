@@ -30,7 +30,7 @@ pub(crate) const PAGE_ROWS_MAX: usize = 1_000;
 /// How many letters of a filter are replayed or dropped at one time.
 const LETTERS_AT_ONCE: usize = 64;
 /// The wait before a bulk operation asks for room again.
-const ROOM_PAUSE: Duration = Duration::from_millis(50);
+pub(super) const ROOM_PAUSE: Duration = Duration::from_millis(50);
 
 /// A page of a list.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -6,13 +6,13 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use stead_entities::{Error, ErrorKind};
 use tokio::task::JoinSet;
 
 use super::{
     Inner,
-    lists::{PAGE_ROWS_MAX, room_for_a_page},
+    lists::{PAGE_ROWS_MAX, ROOM_PAUSE, room_for_a_page},
     router::Command,
 };
 use crate::{
@@ -23,8 +23,6 @@ use crate::{
 
 /// How many states are rewritten at one time.
 const STATES_AT_ONCE: usize = 64;
-/// The wait before a state whose entity, or node, has no room is tried again.
-const ROOM_PAUSE: Duration = Duration::from_millis(50);
 /// How long a state is tried.
 const ROOM_DEADLINE: Duration = Duration::from_secs(10);
 /// How many states of a type are counted by version where nobody asks for all.
@@ -52,7 +50,7 @@ pub struct VersionsView {
 }
 
 /// The outcome of rewriting states of earlier versions.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct UpgradeView {
     /// How many states of earlier versions were looked at and are not stored in those any more.
@@ -149,7 +147,7 @@ impl UpgradeView {
     }
 
     /// Adds the outcome of the page behind this one.
-    pub(super) fn and_then(&mut self, page: Self) {
+    pub(crate) fn and_then(&mut self, page: Self) {
         self.rewritten += page.rewritten;
         self.failed += page.failed;
         self.looked_at += page.looked_at;

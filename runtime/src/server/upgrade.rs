@@ -5,10 +5,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::{Value, json};
+use serde_json::json;
+use stead_entities::{Error, ErrorKind};
 
 use super::{exit, fail};
-use crate::{Client, clock::monotonic};
+use crate::{
+    Client, UpgradeView,
+    clock::{monotonic, since},
+};
 
 /// How many states of a type are looked at in one request.
 const PAGE: &str = "1000";
@@ -23,11 +27,16 @@ pub(super) async fn run(url: &str, entity_type: Option<&str>) -> u8 {
         let client = Client::new(url)?;
         let mut all_rewritten = true;
         for name in types(&client, entity_type).await? {
-            let done = upgrade(&client, &name).await?;
-            all_rewritten &= done["failed"] == 0;
-            let _nobody_reads = writeln!(std::io::stdout(), "{done}");
+            let UpgradeView { rewritten, failed, reason, looked_at, .. } =
+                upgrade(&client, &name).await?;
+            all_rewritten &= failed == 0;
+            let line = json!({
+                "type": name, "rewritten": rewritten, "failed": failed, "reason": reason,
+                "looked_at": looked_at
+            });
+            let _nobody_reads = writeln!(std::io::stdout(), "{line}");
         }
-        Ok::<_, stead_entities::Error>(all_rewritten)
+        Ok::<_, Error>(all_rewritten)
     };
     match asked.await {
         Ok(true) => 0,
@@ -37,10 +46,7 @@ pub(super) async fn run(url: &str, entity_type: Option<&str>) -> u8 {
 }
 
 /// The type that is meant, or those that the server serves.
-async fn types(
-    client: &Client,
-    entity_type: Option<&str>,
-) -> Result<Vec<String>, stead_entities::Error> {
+async fn types(client: &Client, entity_type: Option<&str>) -> Result<Vec<String>, Error> {
     if let Some(name) = entity_type {
         return Ok(vec![name.to_owned()]);
     }
@@ -49,34 +55,26 @@ async fn types(
     Ok(all.filter_map(|known| known["name"].as_str()).map(str::to_owned).collect())
 }
 
-async fn upgrade(client: &Client, name: &str) -> Result<Value, stead_entities::Error> {
-    let (mut rewritten, mut failed, mut looked_at) = (0, 0, 0);
-    let (mut reason, mut after) = (Value::Null, None::<String>);
+async fn upgrade(client: &Client, name: &str) -> Result<UpgradeView, Error> {
+    let mut done = UpgradeView::default();
     let mut told_at: Instant = monotonic();
     loop {
+        let after = done.next.take();
         let mut query = vec![("limit", PAGE)];
         query.extend(after.as_deref().map(|after| ("after", after)));
         let page = client.change(&["v1", "upgrades", name], &query, PAGE_DEADLINE).await?;
-        let count = |field: &str| page[field].as_u64().unwrap_or_default();
-        rewritten += count("rewritten");
-        failed += count("failed");
-        looked_at += count("looked_at");
-        if reason.is_null() {
-            reason = page["reason"].clone();
-        }
-        if monotonic().saturating_duration_since(told_at) >= TOLD_EVERY {
+        let page = serde_json::from_value(page);
+        done.and_then(page.map_err(|error| Error::new(ErrorKind::Invalid, error.to_string()))?);
+        if since(told_at) >= TOLD_EVERY {
             told_at = monotonic();
+            let UpgradeView { looked_at, rewritten, failed, .. } = &done;
             let _nobody_reads = writeln!(
                 std::io::stderr(),
                 "{name}: {looked_at} states looked at, {rewritten} rewritten, {failed} failed"
             );
         }
-        after = page["next"].as_str().map(str::to_owned);
-        if after.is_none() {
-            return Ok(json!({
-                "type": name, "rewritten": rewritten, "failed": failed, "reason": reason,
-                "looked_at": looked_at
-            }));
+        if done.next.is_none() {
+            return Ok(done);
         }
     }
 }

@@ -406,7 +406,7 @@ impl TestNode {
         for partition in 0..PARTITIONS {
             let first = due::first_key(partition, Timestamp::from_micros(i64::MIN));
             let behind = due::first_key(partition, now + Duration::from_micros(1));
-            let rows = self.0.disk.rows_between(Table::Due, &first, &behind);
+            let rows = self.0.disk.rows_between(Table::Due, (&first, &behind), usize::MAX);
             let due = rows.iter().filter_map(|(key, _)| due::read_key(key).ok());
             waiting.extend(
                 due.map(|(due, id, slot)| format!("{} of {id}, due {due}", ReminderId::from(slot))),
@@ -420,8 +420,9 @@ impl TestNode {
         let next = |partition| {
             let first = due::first_key(partition, now + Duration::from_micros(1));
             let behind = due::first_key(partition, Timestamp::from_micros(i64::MAX));
-            let (key, _) = self.0.disk.first_between(Table::Due, &first, &behind)?;
-            due::read_key(&key).ok().map(|(due, ..)| due)
+            let rows = self.0.disk.rows_between(Table::Due, (&first, &behind), 1);
+            let (key, _) = rows.first()?;
+            due::read_key(key).ok().map(|(due, ..)| due)
         };
         (0..PARTITIONS).filter_map(next).min()
     }

@@ -74,30 +74,17 @@ impl MemoryDisk {
         in_table.map(|((_, key), value)| (key.clone(), value.clone())).collect()
     }
 
-    /// The rows of a table with `from <= key < to`.
+    /// Up to `limit` rows of a table with `from <= key < to`.
     #[cfg(feature = "testing")]
     pub(crate) fn rows_between(
         &self,
         table: Table,
-        from: &[u8],
-        to: &[u8],
+        (from, to): (&[u8], &[u8]),
+        limit: usize,
     ) -> Vec<(Vec<u8>, Vec<u8>)> {
         let disk = self.lock();
         let range = disk.live.range((table, from.to_vec())..(table, to.to_vec()));
-        range.map(|((_, key), value)| (key.clone(), value.clone())).collect()
-    }
-
-    /// The first of those rows.
-    #[cfg(feature = "testing")]
-    pub(crate) fn first_between(
-        &self,
-        table: Table,
-        from: &[u8],
-        to: &[u8],
-    ) -> Option<(Vec<u8>, Vec<u8>)> {
-        let disk = self.lock();
-        let mut range = disk.live.range((table, from.to_vec())..(table, to.to_vec()));
-        range.next().map(|((_, key), value)| (key.clone(), value.clone()))
+        range.take(limit).map(|((_, key), value)| (key.clone(), value.clone())).collect()
     }
 
     /// A way to this disk as [`MemoryDisk::share`] gives, where each direction takes up to `longest`, as
