@@ -44,6 +44,9 @@ const SETTLES_WITHIN: Duration = Duration::from_secs(3_600);
 const LEAP: Duration = Duration::from_secs(60);
 /// How long a node is waited for that nobody starts: about as long as timers last.
 const NEVER: Duration = Duration::from_secs(700 * 24 * 3_600);
+/// How long a node takes to start again. Numbers that it gives out follow the clock, and are new only where that
+/// has moved, as it does between any two processes.
+const START_LENGTH: Duration = Duration::from_millis(10);
 /// How often a node that is made to fail is started before a test gives up.
 const STARTS_MAX: usize = 100;
 /// How many of what has not settled are named.
@@ -270,6 +273,9 @@ impl TestNode {
         let Inner { setup, disk, clock, starts, .. } = &*self.0;
         disk.end_process();
         let number = starts.fetch_add(1, Ordering::SeqCst);
+        if number > 0 {
+            sleep(START_LENGTH).await;
+        }
         let store = disk.open().map_err(|error| StartError::Unavailable(error.to_string()))?;
         let builder = Node::builder().store(store).clock(clock.clone());
         // Another start has other tokens.
