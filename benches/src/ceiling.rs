@@ -87,17 +87,18 @@ pub fn key(number: usize) -> String {
 /// The key and value bytes that stead stores for a counter.
 pub fn row(number: usize) -> (Vec<u8>, Vec<u8>) {
     let id = EntityId::new("counter", &key(number)).expect("a valid id");
-    let record = StateRecord {
-        head: StateHead {
-            version: 1,
-            generation: 1 << 42 | 1 << 12,
-            revision: 1_000,
-            follows: 999,
-            incarnation: 1,
-            committed_at: Timestamp::from_micros(1_790_000_000_000_000),
-        },
-        reminders: Vec::new(),
-        state: stead::stored::encode(&1_000_i64).expect("a number can be stored"),
+    let head = StateHead {
+        version: 1,
+        generation: 1 << 42 | 1 << 12,
+        revision: 1_000,
+        follows: 999,
+        incarnation: 1,
+        committed_at: Timestamp::from_micros(1_790_000_000_000_000),
     };
+    let record = StateRecord::new(
+        head,
+        Vec::new(),
+        stead::stored::encode(&1_000_i64).expect("a number can be stored"),
+    );
     (id.as_str().as_bytes().to_vec(), record::encode(&record))
 }

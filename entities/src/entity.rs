@@ -10,8 +10,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    BoxFuture, Context, Dependency, Error, ErrorKind, Failure, Layout, Policy, Reference,
-    Rejection, Timeout, Unbound,
+    BoxFuture, Context, Dependency, Error, ErrorKind, Failure, IndexType, Layout, Policy,
+    Reference, Rejection, Timeout, Unbound,
+    index::IndexDescription,
     input::{InputError, decode, decode_answers},
     operation::Reply,
     policy::Durability,
@@ -67,6 +68,12 @@ pub trait Entity:
 
     /// The operations and queries.
     fn operations() -> Vec<OperationType<Self>>;
+
+    /// The indexes by which entities are found: each has a name of its own, and there are at most
+    /// [`INDEXES_MAX`](crate::index::INDEXES_MAX).
+    fn indexes() -> Vec<IndexType<Self>> {
+        Vec::new()
+    }
 
     /// The policy of all operations, and of the entities. What it leaves open comes from the node.
     fn policy() -> Policy {
@@ -506,6 +513,8 @@ pub struct EntityDescription {
     pub policy: Policy,
     /// JSON Schema (2020-12) of the state.
     pub state: Schema,
+    /// The indexes by which its entities are found.
+    pub indexes: Vec<IndexDescription>,
     /// The public operations and queries.
     pub operations: Vec<OperationDescription>,
 }
@@ -565,6 +574,7 @@ impl EntityDescription {
             durability: policy.durability.unwrap_or_default(),
             policy,
             state: whole(&|generator| generator.subschema_for::<E>()),
+            indexes: E::indexes().iter().map(IndexDescription::from).collect(),
             operations,
         }
     }

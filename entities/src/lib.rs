@@ -12,6 +12,7 @@ pub mod failure;
 #[doc = include_str!("docs/authors.md")]
 pub mod guide {}
 pub mod id;
+pub mod index;
 pub mod input;
 pub mod json;
 mod macro_support;
@@ -35,6 +36,7 @@ pub use entity::{Entity, OperationType, TypedReference};
 pub use error::{CallError, Error, ErrorKind};
 pub use failure::{Cause, DeadLetter, Failure, Rejection};
 pub use id::EntityId;
+pub use index::{Index, IndexType};
 pub use json::Json;
 pub use operation::{
     Accepted, BoxFuture, Caller, Condition, Operation, Query, Reference, ReminderId, Request,

@@ -9,7 +9,7 @@ use std::{
     fmt::Write as _,
 };
 
-use crate::{Timeout, Timestamp};
+use crate::{Timeout, Timestamp, index::Scalar};
 
 /// The positions, widths and names of what the codec writes for a type. Derive it.
 ///
@@ -28,6 +28,8 @@ pub trait Layout {
     /// Whether JSON can show a value of this type as a key of a map: text, a number, or a variant
     /// without fields.
     const IS_JSON_KEY: bool = false;
+    /// The kind of a value that can be indexed: one scalar, or an `Option` or newtype of one.
+    const SCALAR: Option<Scalar> = None;
     /// Fails to compile where a part of this type cannot be shown as JSON.
     const CHECK: () = ();
     /// Writes this type's part into `layout`.
@@ -132,9 +134,10 @@ impl LayoutText {
 }
 
 macro_rules! leaves {
-    ($($(#[$kind:ident])? $type:ty => $name:literal,)*) => {
+    ($($(#[$kind:ident])? $type:ty => $name:literal $(as $scalar:ident)?,)*) => {
         $(impl Layout for $type {
             $(leaves!(@$kind);)?
+            $(const SCALAR: Option<Scalar> = Some(Scalar::$scalar);)?
             fn describe(layout: &mut LayoutText) {
                 $(leaves!(@$kind layout);)?
                 layout.proven_leaf($name);
@@ -152,28 +155,29 @@ macro_rules! leaves {
     (@bounded $layout:ident) => { $layout.may_lack_json = true; };
 }
 leaves! {
-    #[key] bool => "bool", #[key] char => "char", () => "unit",
-    #[key] i8 => "i8", #[key] i16 => "i16", #[key] i32 => "i32", #[key] i64 => "i64",
-    #[key] i128 => "i128", #[key] isize => "i64",
-    #[key] u8 => "u8", #[key] u16 => "u16", #[key] u32 => "u32", #[key] u64 => "u64",
-    #[key] u128 => "u128", #[key] usize => "u64",
-    #[float] f32 => "f32", #[float] f64 => "f64",
-    #[key] String => "text", #[key] str => "text", #[key] std::path::PathBuf => "text",
+    #[key] bool => "bool" as Bool, #[key] char => "char" as Text, () => "unit",
+    #[key] i8 => "i8" as Integer, #[key] i16 => "i16" as Integer, #[key] i32 => "i32" as Integer, #[key] i64 => "i64" as Integer,
+    #[key] i128 => "i128" as Integer, #[key] isize => "i64" as Integer,
+    #[key] u8 => "u8" as Integer, #[key] u16 => "u16" as Integer, #[key] u32 => "u32" as Integer, #[key] u64 => "u64" as Integer,
+    #[key] u128 => "u128" as Integer, #[key] usize => "u64" as Integer,
+    #[float] f32 => "f32" as Float, #[float] f64 => "f64" as Float,
+    #[key] String => "text" as Text, #[key] str => "text" as Text, #[key] std::path::PathBuf => "text",
     std::time::Duration => "seconds u64, nanoseconds u32",
     std::time::SystemTime => "seconds u64, nanoseconds u32",
     #[key] std::net::IpAddr => "ip address", #[key] std::net::Ipv4Addr => "4 bytes",
     #[key] std::net::Ipv6Addr => "16 bytes",
-    #[key] std::num::NonZeroI8 => "i8", #[key] std::num::NonZeroI16 => "i16",
-    #[key] std::num::NonZeroI32 => "i32", #[key] std::num::NonZeroI64 => "i64",
-    #[key] std::num::NonZeroI128 => "i128", #[key] std::num::NonZeroIsize => "i64",
-    #[key] std::num::NonZeroU8 => "u8", #[key] std::num::NonZeroU16 => "u16",
-    #[key] std::num::NonZeroU32 => "u32", #[key] std::num::NonZeroU64 => "u64",
-    #[key] std::num::NonZeroU128 => "u128", #[key] std::num::NonZeroUsize => "u64",
-    #[bounded] Timestamp => "microseconds i64", #[bounded] Timeout => "microseconds u64",
+    #[key] std::num::NonZeroI8 => "i8" as Integer, #[key] std::num::NonZeroI16 => "i16" as Integer,
+    #[key] std::num::NonZeroI32 => "i32" as Integer, #[key] std::num::NonZeroI64 => "i64" as Integer,
+    #[key] std::num::NonZeroI128 => "i128" as Integer, #[key] std::num::NonZeroIsize => "i64" as Integer,
+    #[key] std::num::NonZeroU8 => "u8" as Integer, #[key] std::num::NonZeroU16 => "u16" as Integer,
+    #[key] std::num::NonZeroU32 => "u32" as Integer, #[key] std::num::NonZeroU64 => "u64" as Integer,
+    #[key] std::num::NonZeroU128 => "u128" as Integer, #[key] std::num::NonZeroUsize => "u64" as Integer,
+    #[bounded] Timestamp => "microseconds i64" as Time,
+    #[bounded] Timeout => "microseconds u64" as Duration,
     #[key] jiff::Timestamp => "RFC 3339 text",
 }
 #[cfg(feature = "uuid")]
-leaves! { #[key] uuid::Uuid => "length-prefixed 16 bytes", }
+leaves! { #[key] uuid::Uuid => "length-prefixed 16 bytes" as Uuid, }
 #[cfg(feature = "chrono")]
 leaves! {
     #[key] chrono::DateTime<chrono::Utc> => "RFC 3339 text",
@@ -236,6 +240,7 @@ macro_rules! maps {
 maps!(BTreeMap<K, V> is_unordered: false, HashMap<K, V, S> is_unordered: true);
 
 impl<T: Layout> Layout for Option<T> {
+    const SCALAR: Option<Scalar> = T::SCALAR;
     const CHECK: () = T::CHECK;
     fn describe(layout: &mut LayoutText) {
         layout.proven_leaf("option");
@@ -243,6 +248,7 @@ impl<T: Layout> Layout for Option<T> {
     }
 }
 impl<T: Layout> Layout for Box<T> {
+    const SCALAR: Option<Scalar> = T::SCALAR;
     const IS_JSON_KEY: bool = T::IS_JSON_KEY;
     const CHECK: () = T::CHECK;
     fn describe(layout: &mut LayoutText) {
@@ -250,6 +256,7 @@ impl<T: Layout> Layout for Box<T> {
     }
 }
 impl<T: Layout + ToOwned + ?Sized> Layout for std::borrow::Cow<'_, T> {
+    const SCALAR: Option<Scalar> = T::SCALAR;
     const IS_JSON_KEY: bool = T::IS_JSON_KEY;
     const CHECK: () = T::CHECK;
     fn describe(layout: &mut LayoutText) {

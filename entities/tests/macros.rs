@@ -4,8 +4,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use stead_entities::{
-    Context, Entity, Layout, Operation, OperationType, Policy, Reference, Rejection, entity,
-    entity::EntityDescription, state::LayoutText, testing::Driver,
+    Context, Entity, IndexType, Layout, Operation, OperationType, Policy, Reference, Rejection,
+    entity, entity::EntityDescription, index::encode, state::LayoutText, testing::Driver,
 };
 
 /// A door, by the macro.
@@ -17,7 +17,7 @@ pub struct Door {
 }
 
 /// A door.
-#[entity(name = "door", version = 3)]
+#[entity(name = "door", version = 3, index(moved: u32))]
 impl Door {
     /// Pushes it open.
     pub fn push(&mut self, ctx: &mut Context) -> Result<u32, Rejection> {
@@ -40,6 +40,7 @@ impl Door {
     }
 
     /// Whether it is open.
+    #[index]
     pub fn is_open(&self) -> bool {
         self.open
     }
@@ -63,6 +64,13 @@ impl Entity for Plain {
     const NAME: &'static str = "door";
     const VERSION: u32 = 3;
     const DESCRIPTION: &'static str = "A door.";
+
+    fn indexes() -> Vec<IndexType<Self>> {
+        vec![
+            IndexType::new::<u32>("moved", |door| encode(&door.moved)),
+            IndexType::new::<bool>("is_open", |door| encode(&door.open)),
+        ]
+    }
 
     fn operations() -> Vec<OperationType<Self>> {
         let push = |door: &mut Self, ctx: &mut Context, (): ()| {
@@ -108,6 +116,8 @@ fn story<E: Entity + std::fmt::Debug>() -> Vec<String> {
     told.push(format!("{:?}", driver.take_signals()));
     told.push(serde_json::to_string(driver.state()).expect("JSON"));
     told.push(format!("revision {}", driver.revision()));
+    let values = E::indexes().into_iter().map(|of| (of.name(), of.value(driver.state())));
+    told.push(format!("{:?}", values.collect::<Vec<_>>()));
     told
 }
 

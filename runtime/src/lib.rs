@@ -41,8 +41,9 @@ pub use http::{CallerIdentity, EntityPath, Routes, Server, ServerSettings};
 #[cfg(feature = "http")]
 pub use listen::{Listen, ListenError};
 pub use node::{
-    BulkView, CronView, DeadLetterView, Deletion, EntityView, Listed, Node, NodeBuilder,
-    ReminderView, Snapshot, StartError, UnservedView, UpgradeView, VersionView, VersionsView,
+    BulkView, CronView, DeadLetterView, Deletion, EntityView, Find, Listed, Node, NodeBuilder,
+    ReminderView, SelectedView, Snapshot, StartError, UnservedView, UpgradeView, VersionView,
+    VersionsView,
 };
 pub use partition::reply::StateView;
 #[cfg(feature = "postgres")]
@@ -53,11 +54,11 @@ pub use store::RocksStore;
 pub use stead_entities::{
     Accepted, After, Answer, At, BoxFuture, CallError, Caller, Cause, Condition, Context, Cron,
     DeadLetter, Delay, Dependencies, Dependency, Deserialize, Entity, EntityId, Error, ErrorKind,
-    Every, Failure, Json, JsonSchema, Layout, Missed, Operation, OperationType, Origin, Policy,
-    Query, Reference, Rejection, ReminderId, Request, Schedule, Serialize, Then, Timeout,
-    Timestamp, TraceContext, TypedReference, Unbound, Version, ask, context, dependencies, effect,
-    entity, error, failure, id, input, json, operation, policy, schedule, schemars, serde, state,
-    stock, stored, time,
+    Every, Failure, Index, IndexType, Json, JsonSchema, Layout, Missed, Operation, OperationType,
+    Origin, Policy, Query, Reference, Rejection, ReminderId, Request, Schedule, Serialize, Then,
+    Timeout, Timestamp, TraceContext, TypedReference, Unbound, Version, ask, context, dependencies,
+    effect, entity, error, failure, id, index, input, json, operation, policy, schedule, schemars,
+    serde, state, stock, stored, time,
 };
 pub use store::DeadLetterFilter;
 pub use store::tables::dead_letters::DeadLetterId;

@@ -11,16 +11,21 @@ use std::{
 };
 
 use stead_entities::{
-    BoxFuture, Context, Dependencies, Entity, OperationType, Policy,
+    BoxFuture, Context, Dependencies, Entity, IndexType, OperationType, Policy,
     entity::{Argument, Body, EntityDescription, OperationKind, Outcome, Visibility},
+    index::{IndexDescription, ValueRange},
     input::InputError,
     json,
+    schemars::SchemaGenerator,
     state::LayoutText,
     stored::{self, Checks},
 };
 
 use crate::map::Map;
-use crate::store::record::{Damaged, StoredState};
+use crate::store::{
+    record::{Damaged, StoredState},
+    tables::indexes::IndexedValues,
+};
 
 /// A state whose type is known to its [`EntityType`] only.
 pub(crate) type State = Box<dyn AnyState>;
@@ -95,6 +100,19 @@ pub(crate) trait EntityType: Send + Sync {
     fn check_state(&self, state: &State, bytes_max: usize, trust: Trust) -> Result<(), String>;
     /// Encodes a state, and proves that it can be read back. A type that fails is not trusted again.
     fn encode_state(&self, state: &State) -> Result<Vec<u8>, String>;
+    /// Its indexes.
+    fn indexes(&self) -> Vec<IndexDescription>;
+    /// The names of the fields of its state; none where that is no struct with names.
+    fn fields(&self) -> Vec<String>;
+    /// The indexed values of a state.
+    fn indexed(&self, state: &State) -> Result<IndexedValues, String>;
+    /// The values of an index that a text means; `None` where there is no such index.
+    fn index_range(&self, index: &str, text: &str) -> Option<Result<ValueRange, String>>;
+    /// Whether these are values of its indexes, in their order.
+    fn is_indexed(&self, version: u32, values: &IndexedValues) -> bool {
+        let indexes = self.indexes();
+        version == self.version() && values.are_of(indexes.iter().map(|index| index.name))
+    }
     /// Proves that the state before the first turn can be kept, with every proof there is.
     fn prove_initial_state(&self) -> Result<(), String>;
     fn decode_state(&self, version: u32, bytes: &[u8]) -> Result<State, Damaged>;
@@ -134,6 +152,7 @@ pub(crate) fn entity_type<E: Entity>(given: &Dependencies) -> Arc<dyn EntityType
         policies: operations.iter().map(|it| it.policy().or(policy)).collect(),
         policy,
         operations,
+        indexes: E::indexes(),
         checks: Checks::of::<E>(),
         is_distrusted: AtomicBool::new(Checks::of::<E>().json_again),
         entity: PhantomData,
@@ -142,6 +161,7 @@ pub(crate) fn entity_type<E: Entity>(given: &Dependencies) -> Arc<dyn EntityType
 
 struct Typed<E> {
     operations: Vec<OperationType<E>>,
+    indexes: Vec<IndexType<E>>,
     policy: Policy,
     /// Those of the operations, in their order.
     policies: Vec<Policy>,
@@ -268,9 +288,11 @@ impl<E: Entity> EntityType for Typed<E> {
         }
         if trust == Trust::Unproven || self.is_distrusted.load(Ordering::Relaxed) {
             let bytes = stored::encode(state).map_err(unstorable)?;
-            return self.checks.prove(state, &bytes);
+            self.checks.prove(state, &bytes)?;
+        } else {
+            self.checks.check_json(state)?;
         }
-        self.checks.check_json(state)
+        self.indexes.iter().try_for_each(|index| index.value(state).map(drop))
     }
 
     fn encode_state(&self, state: &State) -> Result<Vec<u8>, String> {
@@ -281,6 +303,28 @@ impl<E: Entity> EntityType for Typed<E> {
             Ok(bytes)
         });
         proven.inspect_err(|_| self.is_distrusted.store(true, Ordering::Relaxed))
+    }
+
+    fn indexes(&self) -> Vec<IndexDescription> {
+        self.indexes.iter().map(IndexDescription::from).collect()
+    }
+
+    fn fields(&self) -> Vec<String> {
+        let mut generator = SchemaGenerator::default();
+        let schema = E::json_schema(&mut generator);
+        let properties = schema.get("properties").and_then(|it| it.as_object());
+        properties.map_or_else(Vec::new, |fields| fields.keys().cloned().collect())
+    }
+
+    fn indexed(&self, state: &State) -> Result<IndexedValues, String> {
+        let state = typed::<E>(state);
+        let values = self.indexes.iter().map(|index| Ok((index.name(), index.value(state)?)));
+        Ok(IndexedValues::new(values.collect::<Result<Vec<_>, String>>()?))
+    }
+
+    fn index_range(&self, index: &str, text: &str) -> Option<Result<ValueRange, String>> {
+        let known = self.indexes.iter().find(|known| known.name() == index)?;
+        Some(known.range(text))
     }
 
     fn prove_initial_state(&self) -> Result<(), String> {

@@ -61,6 +61,7 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
     let stored = stored_types(&input.data)?;
     let is_transparent = words.iter().any(|word| word == "transparent");
     let key = key(&model, &input.data, &stored, is_transparent);
+    let scalar = scalar(&model, &input.data, &stored, is_transparent);
     // A generic type is checked where it is used: its own check could ask for itself.
     let check = input.generics.params.is_empty().then(|| {
         let checks = stored.iter().map(|ty| {
@@ -78,6 +79,7 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
         #[allow(deprecated)]
         impl #impl_generics #model::Layout for #name #type_generics #bounds {
             const IS_JSON_KEY: bool = #key;
+            const SCALAR: ::core::option::Option<#model::index::Scalar> = #scalar;
             fn describe(__layout: &mut #model::state::LayoutText) {
                 __layout.composite::<Self>(#kind, |__layout| { #parts });
             }
@@ -102,22 +104,41 @@ fn stored_types(data: &Data) -> Result<Vec<Type>> {
     Ok(types)
 }
 
+/// The one type that a newtype is stored as.
+fn newtype_of<'t>(data: &Data, stored: &'t [Type], is_transparent: bool) -> Option<&'t Type> {
+    let Data::Struct(data) = data else { return None };
+    match (&data.fields, stored) {
+        (Fields::Unnamed(fields), [inner]) if fields.unnamed.len() == 1 => Some(inner),
+        (_, [inner]) if is_transparent => Some(inner),
+        _ => None,
+    }
+}
+
+/// Whether it is an enum without fields.
+fn is_plain_enum(data: &Data) -> bool {
+    let Data::Enum(data) = data else { return false };
+    data.variants.iter().all(|variant| matches!(variant.fields, Fields::Unit))
+}
+
 /// Whether JSON can show the type as a key: a newtype of what it can, or an enum without fields.
 fn key(model: &TokenStream, data: &Data, stored: &[Type], is_transparent: bool) -> TokenStream {
-    match data {
-        Data::Struct(data) => match (&data.fields, stored) {
-            (Fields::Unnamed(fields), [inner]) if fields.unnamed.len() == 1 => {
-                quote!(<#inner as #model::Layout>::IS_JSON_KEY)
-            }
-            (_, [inner]) if is_transparent => quote!(<#inner as #model::Layout>::IS_JSON_KEY),
-            _ => quote!(false),
-        },
-        Data::Enum(data) => {
-            let is_plain =
-                data.variants.iter().all(|variant| matches!(variant.fields, Fields::Unit));
+    match newtype_of(data, stored, is_transparent) {
+        Some(inner) => quote!(<#inner as #model::Layout>::IS_JSON_KEY),
+        None => {
+            let is_plain = is_plain_enum(data);
             quote!(#is_plain)
         }
-        Data::Union(_) => quote!(false),
+    }
+}
+
+/// The kind of an indexed value of the type: that of what it is a newtype of, or the name of a variant.
+fn scalar(model: &TokenStream, data: &Data, stored: &[Type], is_transparent: bool) -> TokenStream {
+    match newtype_of(data, stored, is_transparent) {
+        Some(inner) => quote!(<#inner as #model::Layout>::SCALAR),
+        None if is_plain_enum(data) => {
+            quote!(::core::option::Option::Some(#model::index::Scalar::Text))
+        }
+        None => quote!(::core::option::Option::None),
     }
 }
 

@@ -17,6 +17,10 @@ use syn::{Ident, parse_macro_input};
 /// `#[entity(name = "approval", version = 2, upgrade_from(1 = ApprovalV1))]`: the name is required,
 /// the version is 1 unless stated, and every earlier type is `Into<Self>`.
 ///
+/// `index(status: Status, due: Option<Timestamp>)` names fields by which entities are found, with their types,
+/// and `#[index]` on a method `fn name(&self) -> T` a value that is computed; `Order::by_status()` is such an
+/// index.
+///
 /// `needs(HttpClient, Pool)` names the values of the program that operations that await, and queries, get by
 /// `ctx.get::<HttpClient>()`. `on_dead_letter = method` names the operation that hears of the entity's dead
 /// letters, `on_activate = method` a private method that readies a state that comes into memory. `deadline`,

@@ -66,7 +66,7 @@ pub struct Target {
 
 /// An approval that is requested once and settled once: approved, rejected, withdrawn, or escalated
 /// by its timeout. Every other transition is a rejection that names the present status.
-#[entity(name = "approval")]
+#[entity(name = "approval", index(status: Status))]
 impl Approval {
     /// Asks for an approval and starts its timeout.
     pub fn request(&mut self, ctx: &mut Context, request: Request) -> Result<(), Rejection> {
@@ -120,6 +120,12 @@ impl Approval {
     /// The status of the approval.
     pub fn status(&self) -> Status {
         self.status
+    }
+
+    /// The person who is asked; nobody where nothing was asked yet.
+    #[index]
+    fn approver(&self) -> Option<String> {
+        self.request.as_ref().map(|request| request.approver.clone())
     }
 
     fn require(&self, status: Status) -> Result<(), Rejection> {

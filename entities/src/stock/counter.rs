@@ -9,7 +9,7 @@ pub struct Counter {
 }
 
 /// Counts. Amounts and values are 64-bit signed integers.
-#[entity(name = "counter")]
+#[entity(name = "counter", index(value: i64))]
 impl Counter {
     /// Adds `amount` and returns the new value.
     pub fn add(&mut self, amount: i64) -> Result<i64, Rejection> {

@@ -411,10 +411,13 @@ impl<E: Entity> Driver<E> {
 /// The name of the expiry among the reminders.
 const EXPIRY: &str = "?expiry";
 
-/// A turn fails where its state could not be read back, from the store or from JSON.
+/// A turn fails where its state could not be read back, from the store or from JSON, or not be indexed.
 fn prove<E: Entity>(state: &E) -> Result<(), Error> {
     let stored = stored::encode(state).map_err(|error| error.to_string());
-    let proven = stored.and_then(|stored| Checks::all_of::<E>().prove(state, &stored));
+    let proven = stored.and_then(|stored| {
+        E::indexes().iter().try_for_each(|index| index.value(state).map(drop))?;
+        Checks::all_of::<E>().prove(state, &stored)
+    });
     proven.map_err(|why| Error::new(ErrorKind::Internal, why))
 }
 

@@ -1,6 +1,8 @@
 //! Many write groups become one batch: the last state of an entity wins, and a row that is written and
 //! removed again is never written.
 //!
+//! The last state ends the rows of what the store has indexed, which is what the first one follows.
+//!
 //! Each state must follow the one before it, in this batch or the last: two chains of turns for one
 //! entity can never both be committed.
 
@@ -8,9 +10,10 @@ use stead_entities::EntityId;
 
 use crate::{
     map::Map,
+    sabotage::Sabotage,
     store::{
         Write,
-        tables::{inbox::InboxKey, reminders::Slot, states::StateRecord},
+        tables::{inbox::InboxKey, indexes::IndexedValues, reminders::Slot, states::StateRecord},
     },
 };
 
@@ -63,7 +66,7 @@ impl Merge {
         for write in writes {
             let write = match write {
                 Write::PutState(id, record) => self.put_state(last, id, record)?,
-                Write::DeleteState(id) => self.delete_state(last, id),
+                Write::DeleteState(id, indexed) => self.delete_state(last, id, indexed),
                 Write::Accept(key, record) => {
                     self.rows.insert(RowKey::Inbox(key.clone()), (self.writes.len(), true));
                     Write::Accept(key, record)
@@ -120,7 +123,11 @@ impl Merge {
             ));
         }
         if let Some(known) = here {
-            self.writes[known.place] = None;
+            if let Some(stored) = self.take_state(known)
+                && !Sabotage::IndexedByLastTurn.is_on()
+            {
+                record.replaces = stored;
+            }
             if !known.is_deleted {
                 record.head.follows = known.follows;
             }
@@ -136,16 +143,23 @@ impl Merge {
         Ok(Write::PutState(id, record))
     }
 
-    fn delete_state(&mut self, last: &Chains, id: EntityId) -> Write {
-        let known = self.chains.get(&id).copied();
-        if let Some(known) = known {
-            self.writes[known.place] = None;
+    /// Takes back what this batch writes of an entity; returns the indexed values that the store has.
+    fn take_state(&mut self, known: Chain) -> Option<IndexedValues> {
+        match self.writes[known.place].take()? {
+            Write::PutState(_, record) => Some(record.replaces),
+            Write::DeleteState(_, indexed) => Some(indexed),
+            _ => None,
         }
+    }
+
+    fn delete_state(&mut self, last: &Chains, id: EntityId, indexed: IndexedValues) -> Write {
+        let known = self.chains.get(&id).copied();
+        let stored = known.and_then(|known| self.take_state(known));
         let generation = known.or_else(|| last.get(&id).copied()).map_or(0, |it| it.generation);
         let place = self.writes.len();
         let ended = Chain { generation, revision: 0, is_deleted: true, follows: 0, place };
         self.chains.insert(id.clone(), ended);
-        Write::DeleteState(id)
+        Write::DeleteState(id, stored.unwrap_or(indexed))
     }
 
     /// Makes room for another version of a row; says whether the row is new to the store.
@@ -207,8 +221,27 @@ mod tests {
             },
             reminders: Vec::new(),
             state: Vec::new(),
+            indexed: IndexedValues::default(),
+            replaces: IndexedValues::default(),
         };
         Write::PutState(id(), record)
+    }
+
+    fn indexed(value: u8) -> IndexedValues {
+        IndexedValues::new([("by", [1, value])])
+    }
+
+    /// A state that has one indexed value in place of another.
+    fn reindexed(generation: u64, follows: u64, (before, present): (u8, u8)) -> Write {
+        let Write::PutState(id, mut record) = state(generation, follows, follows + 1) else {
+            unreachable!("a state")
+        };
+        (record.replaces, record.indexed) = (indexed(before), indexed(present));
+        Write::PutState(id, record)
+    }
+
+    fn deleted(indexed: IndexedValues) -> Write {
+        Write::DeleteState(id(), indexed)
     }
 
     fn merged(groups: Vec<Vec<Write>>) -> Vec<String> {
@@ -218,7 +251,7 @@ mod tests {
         }
         let shorten = |write: &Write| match write {
             Write::PutState(_, it) => format!("put {} after {}", it.head.revision, it.head.follows),
-            Write::DeleteState(_) => "delete".into(),
+            Write::DeleteState(..) => "delete".into(),
             Write::Accept(key, record) => format!("accept {} {}", key.revision, record.attempts),
             Write::Retry(key, record) => format!("retry {} {}", key.revision, record.attempts),
             Write::Consume(key) => format!("consume {}", key.revision),
@@ -232,9 +265,35 @@ mod tests {
         assert_eq!(merged(vec![vec![state(9, 0, 4)], vec![state(9, 4, 7)]]), ["put 7 after 0"]);
         let three = vec![vec![state(9, 2, 4)], vec![state(9, 4, 7)], vec![state(9, 7, 8)]];
         assert_eq!(merged(three), ["put 8 after 2"]);
-        let again =
-            vec![vec![state(9, 0, 4)], vec![Write::DeleteState(id())], vec![state(10, 0, 1)]];
+        let again = vec![vec![state(9, 0, 4)], vec![deleted(indexed(1))], vec![state(10, 0, 1)]];
         assert_eq!(merged(again), ["put 1 after 0"]);
+    }
+
+    #[test]
+    fn the_last_state_ends_the_rows_that_are_stored() {
+        let kept = |groups: Vec<Vec<Write>>| {
+            let mut merge = Merge::default();
+            for writes in groups {
+                merge.add(&Chains::default(), writes).expect("a chain");
+            }
+            let (mut writes, _) = merge.finish();
+            assert_eq!(writes.len(), 1);
+            match writes.remove(0) {
+                Write::PutState(_, record) => (record.replaces, record.indexed),
+                Write::DeleteState(_, stored) => (stored, IndexedValues::default()),
+                other => panic!("{other:?}"),
+            }
+        };
+        let turns = || [reindexed(9, 2, (1, 2)), reindexed(9, 3, (2, 3)), reindexed(9, 4, (3, 4))];
+        let groups: Vec<_> = turns().into_iter().map(|write| vec![write]).collect();
+        assert_eq!(kept(groups), (indexed(1), indexed(4)), "across write groups");
+        let mut ended = turns().to_vec();
+        ended.push(deleted(indexed(4)));
+        assert_eq!(kept(vec![ended.clone()]), (indexed(1), IndexedValues::default()));
+        let Write::PutState(id, record) = reindexed(10, 0, (0, 7)) else { unreachable!("a state") };
+        let again = StateRecord { replaces: IndexedValues::default(), ..record };
+        ended.push(Write::PutState(id, again));
+        assert_eq!(kept(vec![ended]), (indexed(1), indexed(7)), "of the next generation");
     }
 
     #[test]
@@ -264,7 +323,7 @@ mod tests {
         }
         let mut merge = Merge::default();
         assert!(merge.add(&Chains::default(), vec![state(9, 0, 4), state(9, 3, 5)]).is_err());
-        let ended = after(Write::DeleteState(id()));
+        let ended = after(deleted(indexed(1)));
         assert!(Merge::default().add(&ended, vec![state(10, 0, 1)]).is_ok());
         assert!(Merge::default().add(&ended, vec![state(10, 4, 5)]).is_err());
     }

@@ -22,18 +22,15 @@ use crate::{
 
 fn group(term: u64, number: u64, follows: u64) -> (WriteGroup, ReplyReceiver) {
     let id = EntityId::new("counter", "a").expect("valid");
-    let record = StateRecord {
-        head: StateHead {
-            version: 1,
-            generation: 1,
-            revision: follows + 1,
-            follows,
-            incarnation: 1,
-            committed_at: Timestamp::default(),
-        },
-        reminders: Vec::new(),
-        state: vec![number as u8],
+    let head = StateHead {
+        version: 1,
+        generation: 1,
+        revision: follows + 1,
+        follows,
+        incarnation: 1,
+        committed_at: Timestamp::default(),
     };
+    let record = StateRecord::new(head, Vec::new(), vec![number as u8]);
     let (reply_to, waiting) = ReplySender::new(std::time::Duration::from_secs(9), None);
     let group = WriteGroup {
         term,

@@ -1,7 +1,8 @@
 //! The layout guard: a state whose layout changed without a new version would be read as something
-//! else, so the node refuses to start.
+//! else, so the node refuses to start. Operations and indexes are compared with what is stored in the same
+//! batch.
 
-use super::{Host, versions::LeftOut};
+use super::{Host, indexes, versions::LeftOut};
 use crate::{
     sabotage::Sabotage,
     store::{
@@ -27,56 +28,14 @@ pub(crate) async fn guard(
     left_out: &[LeftOut],
     (incarnation, last_batch): (u64, u64),
 ) -> Result<u64, LayoutError> {
-    let (store, types) = (node.store(), node.types());
     let (mut writes, mut problems) = (Vec::new(), Vec::new());
-    let mut names: Vec<_> = types.keys().copied().collect();
+    let mut names: Vec<_> = node.types().keys().copied().collect();
     names.sort_unstable();
     for name in names {
-        let known = types[name].layouts();
-        let stored = store.layouts(name.to_owned()).await;
-        let stored = stored.map_err(|error| LayoutError::Unavailable(error.to_string()))?;
-        let present = known[0].0;
-        for (version, _) in &stored {
-            if *version > present {
-                // Others go on; what this program does not know is left alone, entity by entity.
-                tracing::error!(
-                    entity_type = name,
-                    stored = version,
-                    known = present,
-                    "states of a newer version cannot be read by this program: run a newer one"
-                );
-            } else if !known.iter().any(|(of, _)| of == version) {
-                let found =
-                    left_out.iter().find(|it| (it.entity_type, it.version) == (name, *version));
-                match found.map(|it| it.states) {
-                    Some(states) if states == 0 || Sabotage::VersionForgottenUncounted.is_on() => {
-                        tracing::info!(entity_type = name, version, "a version is forgotten");
-                        writes.push(Write::delete::<LayoutText>(&(name.to_owned(), *version)));
-                    }
-                    Some(states) => problems.push(unreadable(name, *version, states)),
-                    // A node of an earlier program has stored it since it was looked for.
-                    None => {
-                        let why = format!("{name}: version {version} was stored meanwhile");
-                        return Err(LayoutError::Unavailable(why));
-                    }
-                }
-            }
-        }
-        for (version, text) in known {
-            match stored.iter().find(|(of, _)| *of == version) {
-                Some((_, before)) if *before == text => {}
-                Some((_, before)) => {
-                    problems.push(format!(
-                        "{name}: the layout of version {version} is not the stored one: {}. Raise \
-                         `version` and name the old type in `upgrade_from({version} = ...)`; \
-                         nothing was changed",
-                        difference(before, &text)
-                    ));
-                }
-                None => writes.push(Write::put(&(name.to_owned(), version), &LayoutText(text))),
-            }
-        }
+        of_type(node, name, left_out, (&mut writes, &mut problems)).await?;
     }
+    let indexes = indexes::guard(node, &mut writes, &mut problems).await;
+    indexes.map_err(|error| LayoutError::Unavailable(error.to_string()))?;
     if !problems.is_empty() {
         return Err(LayoutError::Changed(problems));
     }
@@ -87,10 +46,63 @@ pub(crate) async fn guard(
     let fence = Fence { incarnation, lane: 0, number: last_batch + 1 };
     let (owner, time) = (node.name().clone(), node.clock().now());
     let batch = Batch { fence, owner, time, is_clean: false, is_buffered: false, writes };
-    match store.commit(batch).await {
+    match node.store().commit(batch).await {
         CommitOutcome::Committed => Ok(1),
         other => Err(LayoutError::Unavailable(format!("the layouts cannot be stored: {other:?}"))),
     }
+}
+
+/// Compares the layouts of a type with the stored ones.
+async fn of_type(
+    node: &Host,
+    name: &'static str,
+    left_out: &[LeftOut],
+    (writes, problems): (&mut Vec<Write>, &mut Vec<String>),
+) -> Result<(), LayoutError> {
+    let known = node.types()[name].layouts();
+    let stored = node.store().layouts(name.to_owned()).await;
+    let stored = stored.map_err(|error| LayoutError::Unavailable(error.to_string()))?;
+    let present = known[0].0;
+    for (version, _) in &stored {
+        if *version > present {
+            // Others go on; what this program does not know is left alone, entity by entity.
+            tracing::error!(
+                entity_type = name,
+                stored = version,
+                known = present,
+                "states of a newer version cannot be read by this program: run a newer one"
+            );
+        } else if !known.iter().any(|(of, _)| of == version) {
+            let found = left_out.iter().find(|it| (it.entity_type, it.version) == (name, *version));
+            match found.map(|it| it.states) {
+                Some(states) if states == 0 || Sabotage::VersionForgottenUncounted.is_on() => {
+                    tracing::info!(entity_type = name, version, "a version is forgotten");
+                    writes.push(Write::delete::<LayoutText>(&(name.to_owned(), *version)));
+                }
+                Some(states) => problems.push(unreadable(name, *version, states)),
+                // A node of an earlier program has stored it since it was looked for.
+                None => {
+                    let why = format!("{name}: version {version} was stored meanwhile");
+                    return Err(LayoutError::Unavailable(why));
+                }
+            }
+        }
+    }
+    for (version, text) in known {
+        match stored.iter().find(|(of, _)| *of == version) {
+            Some((_, before)) if *before == text => {}
+            Some((_, before)) => {
+                problems.push(format!(
+                    "{name}: the layout of version {version} is not the stored one: {}. Raise \
+                     `version` and name the old type in `upgrade_from({version} = ...)`; \
+                     nothing was changed",
+                    difference(before, &text)
+                ));
+            }
+            None => writes.push(Write::put(&(name.to_owned(), version), &LayoutText(text))),
+        }
+    }
+    Ok(())
 }
 
 /// The refusal of states of a version that a program leaves out.

@@ -4,6 +4,7 @@
 //! its links. Losing the lease ends the session, and a node among others begins another one. Which
 //! partitions are hosted is decided by `placement`, or, where the store is not shared, is all of them.
 
+pub(crate) mod indexes;
 pub(crate) mod layouts;
 pub(crate) mod versions;
 
@@ -16,7 +17,7 @@ use std::{
 };
 
 use stead_entities::{EntityId, Error};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::{
     clock::Clock,
@@ -26,7 +27,7 @@ use crate::{
     lease::Lease,
     map::SharedSet,
     partition::{
-        self, Beginning, Handle, Hosting, Identity, Predecessor, Shell, Watches,
+        self, Beginning, ForeignIndex, Handle, Hosting, Identity, Predecessor, Shell, Watches,
         message::{CommitSender, Input},
     },
     store::Store,
@@ -60,6 +61,10 @@ pub(crate) struct Host {
     dropped: Arc<AtomicU64>,
     /// The entity types that partitions met and that this node does not serve.
     unserved: Arc<SharedSet<String>>,
+    /// How often a partition has come to be hosted.
+    hostings: AtomicU64,
+    /// Told when partitions came to be hosted, whose states may lack indexes.
+    pub(crate) has_hosted: Arc<Notify>,
 }
 
 /// The session of one incarnation of a node.
@@ -92,6 +97,8 @@ impl Host {
             permits: Arc::new(Semaphore::new(parts.store.left_rows_max())),
             dropped: Arc::default(),
             unserved: Arc::default(),
+            hostings: AtomicU64::new(0),
+            has_hosted: Arc::default(),
             parts,
         }
     }
@@ -157,13 +164,18 @@ impl Host {
         };
         let session = self.begin_session(Arc::new(incarnation), None)?;
         for partition in 0..opened.settings.partitions {
-            self.begin_hosting(&session, partition, opened.was_unclean);
+            self.begin_hosting(&session, (partition, opened.was_unclean), &Arc::default());
         }
         Ok(())
     }
 
-    /// Begins to host a partition.
-    pub(crate) fn begin_hosting(&self, session: &Session, partition: u16, was_unclean: bool) {
+    /// Begins to host a partition, whose states `foreign` indexes lack from here on.
+    pub(crate) fn begin_hosting(
+        &self,
+        session: &Session,
+        (partition, was_unclean): (u16, bool),
+        foreign: &Arc<[ForeignIndex]>,
+    ) {
         let opened = self.parts.store.opened();
         let identity = Identity {
             number: partition,
@@ -174,6 +186,8 @@ impl Host {
             watch: self.watches.add(),
             numbers_ahead: opened.numbers_ahead,
             unserved: self.unserved.clone(),
+            hosting: self.hostings.fetch_add(1, Ordering::Relaxed) + 1,
+            foreign: foreign.clone(),
         };
         let predecessor = Predecessor {
             was_unclean,
@@ -287,5 +301,6 @@ impl Drop for Host {
         for handle in self.partitions.iter() {
             handle.expire(None);
         }
+        self.has_hosted.notify_one();
     }
 }

@@ -286,14 +286,52 @@ pub(super) async fn upgrade(State(node): State<Node>, uri: Uri, headers: HeaderM
     Ok(show(&json!(node.upgrade_page(&entity_type, after, limit(&parameters)?).await?)))
 }
 
+/// The parameters of a list of entities.
+const LIST: [&str; 7] = ["prefix", "after", "limit", "where", "order", "select", "count"];
+
 pub(super) async fn list(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
-    let parameters = plain_parameters(&uri, &headers, &["prefix", "after", "limit"])?;
+    let parameters = plain_parameters(&uri, &headers, &LIST)?;
     let segments = path::segments(&uri)?;
     let entity_type = segments.into_iter().nth(1).unwrap_or_default();
-    let prefix = parameters.get("prefix").map_or("", String::as_str);
-    let after = parameters.get("after").map(String::as_str);
-    let page = node.list_of(&entity_type, prefix, after, limit(&parameters)?).await?;
-    Ok(show(&json!({ "entities": page.rows, "next": page.next })))
+    let text = |name| parameters.get(name).map(String::as_str);
+    let (prefix, limit) = (text("prefix").unwrap_or_default(), limit(&parameters)?);
+    if let Some(name) = ["select", "count"].into_iter().find(|name| text(name).is_some())
+        && text("where").is_none()
+        && text("order").is_none()
+    {
+        let rule = format!("`{name}` is for what an index finds: give `where` or `order`");
+        return Err(Problem::invalid(rule));
+    }
+    if text("where").is_none() && text("order").is_none() {
+        let page = node.list_of(&entity_type, prefix, text("after"), limit).await?;
+        return Ok(show(&json!({ "entities": page.rows, "next": page.next })));
+    }
+    let mut search = node.find_of(entity_type).prefix(prefix).limit(limit);
+    if let Some(filters) = text("where") {
+        search = search.matching(filters);
+    }
+    if let Some(order) = text("order") {
+        search = match order.strip_prefix('-') {
+            Some(index) => search.order_by_name(index).descending(),
+            None => search.order_by_name(order),
+        };
+    }
+    if let Some(after) = text("after") {
+        search = search.after(after);
+    }
+    match (text("count"), text("select")) {
+        (None, None) => {
+            let page = search.page().await?;
+            Ok(show(&json!({ "entities": page.rows, "next": page.next })))
+        }
+        (None, Some(fields)) => {
+            let page = search.select(&fields.split(',').collect::<Vec<_>>()).await?;
+            Ok(show(&json!({ "entities": page.rows, "next": page.next })))
+        }
+        (Some("only"), None) => Ok(show(&json!({ "count": search.count().await? }))),
+        (Some("only"), Some(_)) => Err(Problem::invalid("give either `count` or `select`")),
+        (Some(other), _) => Err(Problem::invalid(format!("count is only, not {other:?}"))),
+    }
 }
 
 /// The parameters that say which dead letters are meant.
@@ -432,7 +470,7 @@ fn plain_parameters(
 
 /// The prefix of keys that a list asks for.
 pub(super) fn prefix(uri: &Uri) -> Result<String, Problem> {
-    let mut parameters = parameters(uri, &["prefix", "after", "limit"])?;
+    let mut parameters = parameters(uri, &LIST)?;
     Ok(parameters.remove("prefix").unwrap_or_default())
 }
 

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use stead_entities::{Dependencies, Entity, entity::OperationKind};
+use stead_entities::{Dependencies, Entity, entity::OperationKind, index::INDEXES_MAX};
 use tokio::{
     runtime::Handle as Runtime,
     sync::{oneshot, watch},
@@ -281,6 +281,7 @@ impl Inner {
         }
         self.check_clock();
         self.start_audit();
+        self.start_indexing();
         self.start_watchdog().map_err(|error| unavailable(&error))
     }
 }
@@ -319,6 +320,7 @@ fn problems_of(known: &dyn EntityType, others: &EntityTypes) -> Vec<String> {
     {
         problems.push(format!("{name}: no operation {told}, which is to hear of dead letters"));
     }
+    problems.extend(index_problems(known));
     let mut names = known.all_names();
     names.sort_unstable();
     let twice = names.windows(2).find(|pair| pair[0] == pair[1]);
@@ -332,6 +334,27 @@ fn problems_of(known: &dyn EntityType, others: &EntityTypes) -> Vec<String> {
 }
 
 /// The policies of a type that cannot be used.
+/// The problems of the indexes of a type.
+fn index_problems(known: &dyn EntityType) -> Vec<String> {
+    let (name, mut problems) = (known.name(), Vec::new());
+    let mut indexes: Vec<_> = known.indexes().iter().map(|index| index.name).collect();
+    if indexes.len() > INDEXES_MAX {
+        problems.push(format!("{name}: a type has at most {INDEXES_MAX} indexes"));
+    }
+    indexes.sort_unstable();
+    let twice = indexes.windows(2).find(|pair| pair[0] == pair[1]);
+    problems.extend(twice.map(|pair| format!("{name}: two indexes are named {}", pair[0])));
+    let is_plain = |index: &&&str| {
+        let is_word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+        (1..=64).contains(&index.len()) && index.bytes().all(is_word)
+    };
+    let odd = indexes.iter().filter(|index| !is_plain(index));
+    problems.extend(odd.map(|index| {
+        format!("{name}: the name of the index {index:?} is not 1 to 64 letters, digits and _")
+    }));
+    problems
+}
+
 fn policy_problems(known: &dyn EntityType, config: &Config) -> Vec<String> {
     let name = known.name();
     let of_type = known.policy().problems();

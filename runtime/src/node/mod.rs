@@ -13,6 +13,10 @@
 mod audit;
 mod build;
 mod committed;
+mod find;
+#[cfg(feature = "testing")]
+mod index_check;
+mod indexing;
 mod lists;
 pub(crate) mod local;
 mod peers;
@@ -48,6 +52,7 @@ use crate::{
 };
 
 pub use build::{NodeBuilder, StartError};
+pub use find::{Find, SelectedView};
 #[cfg(feature = "http")]
 pub(crate) use lists::PAGE_ROWS_MAX;
 pub use lists::{BulkView, CronView, DeadLetterView, EntityView, Listed, ReminderView, Snapshot};
@@ -139,6 +144,39 @@ impl Node {
         limit: usize,
     ) -> Result<Listed<EntityView>, Error> {
         self.list_of(E::NAME, prefix, after, limit).await
+    }
+
+    /// Begins a search for entities of a type by its indexes.
+    ///
+    /// ```
+    /// # use stead::{Node, stock::Counter, store::memory::MemoryDisk};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let store = MemoryDisk::new().open()?;
+    /// # let node = Node::builder().store(store).entity::<Counter>().start().await?;
+    /// node.entity::<Counter>("visits").add(5).await?;
+    /// let large = node.find::<Counter>().filter(Counter::by_value().within(3..));
+    /// assert_eq!(large.page().await?.rows[0].key, "visits");
+    /// # Ok(()) }
+    /// ```
+    pub fn find<E: Entity>(&self) -> Find<E> {
+        Find::new(self, E::NAME)
+    }
+
+    /// The same for a type by its name, where filters come as text.
+    pub fn find_of(&self, entity_type: impl Into<String>) -> Find<()> {
+        Find::new(self, entity_type)
+    }
+
+    /// Recomputes every index of this node's types from the stored states, and returns what differs: rows that
+    /// are missing, stale or too many, values that do not follow from their state, and states that lack an index
+    /// that is said to be complete. States that cannot be read are passed over.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    #[cfg(feature = "testing")]
+    pub async fn check_indexes(&self) -> Result<Vec<String>, Error> {
+        index_check::check(&self.0).await
     }
 
     /// How many entities of a type have a state and a key that begins with `prefix`. It reads a row of each,

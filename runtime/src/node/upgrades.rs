@@ -7,13 +7,13 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use stead_entities::{Error, ErrorKind};
+use stead_entities::{EntityId, Error, ErrorKind};
 use tokio::task::JoinSet;
 
 use super::{
     Inner,
     lists::{PAGE_ROWS_MAX, ROOM_PAUSE, room_for_a_page},
-    router::Command,
+    router::{Command, Router},
 };
 use crate::{
     clock::{self, deadline_after, monotonic},
@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// How many states are rewritten at one time.
-const STATES_AT_ONCE: usize = 64;
+pub(super) const STATES_AT_ONCE: usize = 64;
 /// How long a state is tried.
 const ROOM_DEADLINE: Duration = Duration::from_secs(10);
 /// How many states of a type are counted by version where nobody asks for all.
@@ -97,26 +97,26 @@ pub(super) async fn page(
             done.add(rewriting.join_next().await);
         }
         let router = node.router.clone();
-        rewriting.spawn(async move {
-            let deadline = deadline_after(ROOM_DEADLINE);
-            loop {
-                let told = router.perform(Command::Upgrade(id.clone(), present)).await;
-                match told {
-                    // Callers come first.
-                    Err(error)
-                        if error.kind() == ErrorKind::Overloaded && monotonic() < deadline =>
-                    {
-                        clock::sleep(ROOM_PAUSE).await;
-                    }
-                    told => return told,
-                }
-            }
-        });
+        rewriting.spawn(async move { rewrite(&router, &id, present).await });
     }
     while !rewriting.is_empty() {
         done.add(rewriting.join_next().await);
     }
     Ok(done)
+}
+
+/// Has the owner of an entity store its state in this version of its type, unless it is stored so.
+pub(super) async fn rewrite(router: &Router, id: &EntityId, version: u32) -> Result<(), Error> {
+    let deadline = deadline_after(ROOM_DEADLINE);
+    loop {
+        match router.perform(Command::Upgrade(id.clone(), version)).await {
+            // Callers come first.
+            Err(error) if error.kind() == ErrorKind::Overloaded && monotonic() < deadline => {
+                clock::sleep(ROOM_PAUSE).await;
+            }
+            told => return told.map(drop),
+        }
+    }
 }
 
 async fn listed(

@@ -18,13 +18,16 @@ use super::{
     turn::{self, guarded},
     write_group::Release,
 };
-use crate::store::{
-    ReadResult, ReminderPage, Write,
-    tables::{
-        dead_letters::Cause,
-        idempotency::Remembered,
-        inbox::InboxRecord,
-        reminders::{ReminderRecord, Slot},
+use crate::{
+    sabotage::Sabotage,
+    store::{
+        ReadResult, ReminderPage, Write,
+        tables::{
+            dead_letters::Cause,
+            idempotency::Remembered,
+            inbox::InboxRecord,
+            reminders::{ReminderRecord, Slot},
+        },
     },
 };
 
@@ -133,6 +136,7 @@ impl Partition {
         let retries = activation.take_retries();
         let live = activation.live_mut();
         let (existed, is_unwritten) = (live.version().is_some(), live.is_unwritten());
+        let indexed = live.indexed().clone();
         let heads = match initial {
             Ok(initial) => live.end_generation(initial),
             Err(_) => {
@@ -146,7 +150,9 @@ impl Partition {
             self.group.forget_state_of(id);
         }
         if existed {
-            self.group.write(Write::DeleteState(id.clone()));
+            let rows =
+                if Sabotage::IndexOutlivesState.is_on() { Default::default() } else { indexed };
+            self.group.write(Write::DeleteState(id.clone(), rows));
         }
         for head in heads {
             let due = head.row_due();

@@ -9,7 +9,10 @@ use crate::{
     config::{Config, Limits},
     entropy::Entropy,
     map::{Set, SharedSet},
-    store::tables::meta::Settings,
+    store::{
+        Write,
+        tables::meta::{NotIndexed, Settings},
+    },
     types::{EntityType, EntityTypes},
 };
 
@@ -22,6 +25,9 @@ const PARTITION_BITS: u32 = 12;
 pub(super) fn number_of_partition(number: u64) -> u16 {
     (number & ((1 << PARTITION_BITS) - 1)) as u16
 }
+
+/// An index that others declared, as this program does not: type, name, and the version of the type.
+pub(crate) type ForeignIndex = (String, String, u32);
 
 /// The settings of a partition that do not change.
 pub(crate) struct Identity {
@@ -36,6 +42,10 @@ pub(crate) struct Identity {
     pub(crate) numbers_ahead: Duration,
     /// The entity types that partitions of the node met and that it does not serve.
     pub(crate) unserved: Arc<SharedSet<String>>,
+    /// The number of this hosting of the partition among all of the node.
+    pub(crate) hosting: u64,
+    /// The indexes that states lack which this node writes.
+    pub(crate) foreign: Arc<[ForeignIndex]>,
 }
 
 /// The settings of a partition, and its sources of numbers and randomness.
@@ -170,6 +180,18 @@ impl Environment {
             OperationKind::Async => Ok((found.index, true)),
             OperationKind::Query => Err(format!("{name} is a query")),
         }
+    }
+
+    /// The number of this hosting of the partition among all of the node.
+    pub(super) fn hosting(&self) -> u64 {
+        self.identity.hosting
+    }
+
+    /// The notes that states of this partition may lack the indexes that this program does not have.
+    pub(super) fn foreign_notes(&self) -> Vec<Write> {
+        let foreign = self.identity.foreign.iter().cloned();
+        let key = |(entity_type, index, version)| (entity_type, index, version, self.number());
+        foreign.map(|index| Write::put(&key(index), &NotIndexed)).collect()
     }
 
     /// Says once of a type, until the node starts anew, that something waits for it.

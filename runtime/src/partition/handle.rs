@@ -39,6 +39,8 @@ struct Inputs {
     pending: PendingReplies,
     /// Whether this node owns the partition and takes more in for it.
     is_open: bool,
+    /// The number of the last hosting.
+    hosting: u64,
     assignments: VecDeque<Assignment>,
 }
 
@@ -121,10 +123,17 @@ impl Handle {
         self.lock().is_open
     }
 
+    /// The number of the hosting; `None` where the partition is not hosted here.
+    pub(crate) fn hosting(&self) -> Option<u64> {
+        let inputs = self.lock();
+        inputs.is_open.then_some(inputs.hosting)
+    }
+
     /// Begins to host the partition.
     pub(crate) fn host(&self, hosting: Hosting) {
         let mut inputs = self.lock();
         inputs.is_open = true;
+        inputs.hosting = hosting.beginning.identity.hosting;
         inputs.assignments.push_back(Assignment::Host(Box::new(hosting)));
         self.push_to(inputs, Input::Tick);
     }

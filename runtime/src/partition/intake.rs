@@ -389,9 +389,13 @@ impl Partition {
     pub(super) fn state_record(&mut self, id: &EntityId) -> Result<StateRecord, String> {
         let known = self.environment.served(id);
         let live = self.activations.of(id).live_mut();
-        let encoded = guarded(|| known.encode_state(live.state()));
-        let encoded = encoded.map_err(|error| error.to_string())??;
-        Ok(live.write(known.version(), self.environment.incarnation(), encoded))
+        let encode = || Ok((known.encode_state(live.state())?, known.indexed(live.state())?));
+        let encoded: Result<_, String> = guarded(encode).map_err(|error| error.to_string())?;
+        let (state, indexed) = encoded?;
+        let bytes = state.len();
+        let record = live.write(known.version(), self.environment.incarnation(), (state, indexed));
+        self.activations.note_size(id, bytes, self.environment.config().state_bytes_max);
+        Ok(record)
     }
 
     /// Puts a row of the inbox into the mailbox of its entity. A row that nobody can run becomes a dead

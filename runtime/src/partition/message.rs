@@ -10,6 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tracing::Span;
 
 use super::{
+    ForeignIndex,
     envelope::Row,
     reply::{CallResult, ReplySender},
 };
@@ -137,6 +138,15 @@ pub(crate) struct Returned {
     pub(crate) result: Result<(State, Context, Outcome), Error>,
 }
 
+/// The indexes that every state of a partition has by now.
+#[derive(Debug)]
+pub(crate) struct Indexed {
+    /// The hosting in which the states were gone through.
+    pub(crate) hosting: u64,
+    /// Types, names, and the versions of the types.
+    pub(crate) indexes: Vec<ForeignIndex>,
+}
+
 /// An input of a partition: everything that can wake it.
 pub(crate) enum Input {
     /// A request of a caller outside to an entity.
@@ -153,6 +163,8 @@ pub(crate) enum Input {
     Failed(u64, Error),
     /// The committer has settled everything that was sent before this term.
     Barrier(u64),
+    /// Every state of the partition was gone through.
+    Indexed(Indexed, ReplySender),
     /// The entities that have inbox rows when a term begins.
     Recovered(u64, ReadResult<Vec<EntityId>>),
     Loaded(u64, EntityId, Box<ReadResult<Option<StateRecord>>>),
@@ -200,6 +212,7 @@ impl Input {
             | Self::Rescan
             | Self::Probe(_)
             | Self::DropDeadLetter(..)
+            | Self::Indexed(..)
             | Self::Drain(_)
             | Self::Tick => None,
         }
@@ -209,9 +222,10 @@ impl Input {
     pub(crate) fn into_reply_to(self) -> Option<ReplySender> {
         match self {
             Self::Arrival(arrival) => Some(arrival.reply_to),
-            Self::Probe(reply_to) | Self::DropDeadLetter(_, reply_to) | Self::Drain(reply_to) => {
-                Some(reply_to)
-            }
+            Self::Probe(reply_to)
+            | Self::DropDeadLetter(_, reply_to)
+            | Self::Indexed(_, reply_to)
+            | Self::Drain(reply_to) => Some(reply_to),
             _ => None,
         }
     }

@@ -84,7 +84,7 @@ pub(crate) use self::{
     actor::{Shell, start},
     attempts::Predecessor,
     envelope::{Occurrence, Row},
-    environment::Identity,
+    environment::{ForeignIndex, Identity},
     expiry::EXPIRE,
     handle::{Closed, Handle, Hosting},
     intake::PURGE,
@@ -237,6 +237,7 @@ impl Partition {
                 self.dead_letters.remove(letter, &mut self.group);
                 self.group.reply(reply_to, Ok(Response::Done));
             }
+            Input::Indexed(indexed, reply_to) => self.indexed(indexed, reply_to),
             Input::Loaded(_, id, loaded) => self.loaded(&id, *loaded),
             Input::Inbox(_, id, rows, permits) => self.page_read(&id, rows, permits),
             Input::LookedUp(_, key, found) => self.looked_up(&key, *found),
@@ -419,6 +420,9 @@ impl Partition {
     fn recovered(&mut self, receivers: ReadResult<Vec<EntityId>>) {
         let Some(receivers) = self.readable(receivers) else { return };
         let early = self.lifecycle.begin_service();
+        for note in self.environment.foreign_notes() {
+            self.group.write(note);
+        }
         self.add_receivers(receivers);
         let (now, released) = (self.moment.now, self.group.released());
         self.outputs.push(self.reminders.begin_scan(now, released));

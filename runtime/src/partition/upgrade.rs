@@ -1,4 +1,5 @@
-//! A state that an earlier version of its type stored is written anew, as the present version stores it.
+//! A state that an earlier version of its type stored is written anew, as the present version stores it; so is
+//! one without the values of an index that was declared later.
 //!
 //! That is no turn: the state is what every reader is shown already, upgraded and readied (`on_activate`), its
 //! revision stays, and nobody hears of it but who asked. It goes through the entity's order like everything
@@ -8,11 +9,15 @@ use stead_entities::{EntityId, Error, ErrorKind};
 
 use super::{
     Partition,
+    message::Indexed,
     reply::{ReplySender, Response},
     run::full,
     turn::guarded,
 };
-use crate::sabotage::Sabotage;
+use crate::{
+    sabotage::Sabotage,
+    store::{Write, tables::meta::NotIndexed},
+};
 
 impl Partition {
     /// Stores the state of an entity in this version of its type, unless it is stored so. Answered once that
@@ -36,7 +41,11 @@ impl Partition {
             return Err(Error::new(ErrorKind::Unavailable, message));
         }
         let live = self.activations.of(id).live_mut();
-        if live.stored_version().is_none_or(|stored| stored >= version) {
+        let is_present = |stored| {
+            stored > known.version()
+                || stored >= version && known.is_indexed(stored, live.indexed())
+        };
+        if live.stored_version().is_none_or(is_present) {
             return Ok(());
         }
         let (bytes_max, trust) = (self.environment.config().state_bytes_max, live.trust());
@@ -48,5 +57,19 @@ impl Partition {
             self.write_state_of(id);
         }
         Ok(())
+    }
+
+    /// Takes away the notes that states of this partition lack indexes, now that all of them were gone through
+    /// while it was hosted here.
+    pub(super) fn indexed(&mut self, indexed: Indexed, reply_to: ReplySender) {
+        if indexed.hosting != self.environment.hosting() {
+            let error = Error::new(ErrorKind::Unavailable, "the partition has moved meanwhile");
+            return self.refuse(reply_to, &error);
+        }
+        for (entity_type, index, version) in indexed.indexes {
+            let key = (entity_type, index, version, self.environment.number());
+            self.group.write(Write::delete::<NotIndexed>(&key));
+        }
+        self.group.reply(reply_to, Ok(Response::Done));
     }
 }

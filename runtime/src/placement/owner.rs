@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     clock::{self, deadline_after, monotonic},
-    host::{Host, Session},
+    host::{Host, Session, indexes},
     partition::{
         Handle,
         message::{CommitRequest, CommitSender, Input},
@@ -28,7 +28,7 @@ use crate::{
     },
     store::{
         CommitOutcome,
-        shared::{ClusterState, MemberError, MemberResult},
+        shared::{ClusterState, MemberError, MemberResult, Ownership},
     },
 };
 
@@ -143,7 +143,7 @@ impl Owner {
         let Some(host) = self.node.upgrade() else { return Ok(Next::Gone) };
         let before = cluster.seen();
         let seen = Seen::new(view, cluster.store.opened().settings.seed, &before);
-        self.host(&host, &seen);
+        self.host(&host, &seen).await?;
         rescan_after(&host, &before.view, &seen.view);
         let plan = seen.plan(number);
         let owns = seen.view.partitions.iter().filter(|it| it.owner == Some(number)).count();
@@ -164,8 +164,17 @@ impl Owner {
     }
 
     /// Begins to host what this incarnation has come to own.
-    fn host(&mut self, host: &Host, seen: &Seen) {
+    async fn host(&mut self, host: &Host, seen: &Seen) -> MemberResult<()> {
         let number = self.session.incarnation.number;
+        let is_new = |(owned, hosted): (&Ownership, &u64)| {
+            owned.owner == Some(number) && owned.epoch > *hosted
+        };
+        if !seen.view.partitions.iter().zip(&self.hosted).any(is_new) {
+            return Ok(());
+        }
+        // What was declared before the partitions were taken is there.
+        let foreign = indexes::foreign(host).await;
+        let foreign = foreign.map_err(|error| MemberError::Unavailable(error.to_string()))?.into();
         let mut has_new = false;
         for (partition, owned) in (0_u16..).zip(&seen.view.partitions) {
             let hosted = &mut self.hosted[usize::from(partition)];
@@ -182,8 +191,10 @@ impl Owner {
                 // What its entities sent through the node before may not have arrived.
                 self.session.incarnation.link.fetch_add(1, Ordering::SeqCst);
             }
-            host.begin_hosting(&self.session, partition, owned.was_unclean);
+            host.begin_hosting(&self.session, (partition, owned.was_unclean), &foreign);
         }
+        host.has_hosted.notify_one();
+        Ok(())
     }
 
     /// Whether the deadline for leaving has passed.

@@ -6,6 +6,7 @@
 
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
+pub(crate) mod find;
 pub mod memory;
 #[cfg(feature = "postgres")]
 pub mod postgres;
@@ -41,11 +42,12 @@ use record::Damaged;
 #[cfg(feature = "rocksdb")]
 pub use rocks::RocksStore;
 pub(crate) use rows::PAGE_BYTES_MAX;
-pub use rows::{EachRow, Limit, Rows};
+pub use rows::{EachRow, EachValue, Limit, Rows};
 use tables::{
     Record, Table,
     dead_letters::{Cause, DeadLetter, DeadLetterId},
     inbox::{InboxKey, InboxRecord},
+    indexes::IndexedValues,
     meta::Settings,
     reminders::{ReminderRecord, Slot},
     states::{StateHead, StateRecord},
@@ -83,10 +85,10 @@ pub struct Batch {
 /// One row to write.
 #[derive(Debug, Clone)]
 pub enum Write {
-    /// An entity's state.
+    /// An entity's state, with the rows of its indexed values.
     PutState(EntityId, StateRecord),
-    /// An entity's end.
-    DeleteState(EntityId),
+    /// An entity's end, and that of the rows of these indexed values, which are stored.
+    DeleteState(EntityId, IndexedValues),
     /// A signal that is accepted by this batch.
     Accept(InboxKey, InboxRecord),
     /// A signal that was accepted before, and whose attempts changed.
@@ -132,7 +134,7 @@ impl Write {
     pub(crate) fn entity(&self) -> Option<Cow<'_, EntityId>> {
         match self {
             Self::PutState(id, _)
-            | Self::DeleteState(id)
+            | Self::DeleteState(id, _)
             | Self::Remind(_, id, ..)
             | Self::CancelReminder { id, .. } => Some(Cow::Borrowed(id)),
             Self::Accept(key, _) | Self::Retry(key, _) | Self::Consume(key) => {

@@ -13,11 +13,13 @@ use super::{
         self, Record, Table,
         dead_letters::{DeadLetter, DeadLetterId},
         inbox::{InboxKey, InboxRecord},
+        indexes::IndexedValues,
         meta::LaneRecord,
         origins::StoredOrigin,
         reminders::{ReminderRecord, Slot},
     },
 };
+use crate::sabotage::Sabotage;
 
 #[cfg(feature = "postgres")]
 pub(super) type Row = (Vec<u8>, Vec<u8>);
@@ -35,19 +37,27 @@ pub struct Limit {
     /// The most rows that are kept.
     pub(super) rows: usize,
     /// The most bytes that are read.
-    bytes: usize,
+    pub(super) bytes: usize,
     /// Whether only the first bytes of each value are needed, [`tables::states::HEAD_BYTES_MAX`] of them.
     #[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "others read no less"))]
     pub(super) heads_only: bool,
+    /// Whether the rows are read from the last one on.
+    pub(super) descends: bool,
 }
 
 impl Limit {
     const fn rows(rows: usize) -> Self {
-        Self { rows, bytes: usize::MAX, heads_only: false }
+        Self { rows, bytes: usize::MAX, heads_only: false, descends: false }
     }
 
     const fn bytes(rows: usize, bytes: usize) -> Self {
-        Self { rows, bytes, heads_only: false }
+        Self { rows, bytes, heads_only: false, descends: false }
+    }
+
+    /// All rows.
+    #[cfg(feature = "testing")]
+    pub(crate) const fn all() -> Self {
+        Self::rows(usize::MAX)
     }
 
     pub(super) const fn page(rows: usize) -> Self {
@@ -55,6 +65,8 @@ impl Limit {
     }
 }
 
+/// Is handed the value of a key, where there is one.
+pub type EachValue<'e> = dyn FnMut(Option<&[u8]>) -> ReadResult<()> + 'e;
 /// Is handed key and value of a row; says whether to go on.
 pub type EachRow<'e> = dyn FnMut(&[u8], &[u8]) -> ReadResult<bool> + 'e;
 
@@ -62,8 +74,20 @@ pub type EachRow<'e> = dyn FnMut(&[u8], &[u8]) -> ReadResult<bool> + 'e;
 pub trait Rows {
     /// The value of a key.
     fn get(&self, table: Table, key: &[u8]) -> ReadResult<Option<Vec<u8>>>;
-    /// Hands out the rows with `from <= key < to`, in order, until `each` does not go on. `limit`
-    /// says how many are likely to be read.
+    /// Hands out the values of keys, in their order. Where `heads_only`, only the first bytes of each are
+    /// needed, [`tables::states::HEAD_BYTES_MAX`] of them.
+    fn get_each(
+        &self,
+        table: Table,
+        keys: &[Vec<u8>],
+        heads_only: bool,
+        each: &mut EachValue<'_>,
+    ) -> ReadResult<()> {
+        let _ = heads_only;
+        keys.iter().try_for_each(|key| each(self.get(table, key)?.as_deref()))
+    }
+    /// Hands out the rows with `from <= key < to`, in the order of `limit`, until `each` does not go on.
+    /// `limit` says how many are likely to be read, too.
     fn scan(
         &self,
         table: Table,
@@ -76,7 +100,7 @@ pub trait Rows {
 
 /// The rows that `read` keeps, up to a limit, and the key of the last row that was looked at. A row
 /// that is damaged is left as it is and does not keep its neighbours from being read.
-fn take<R>(
+pub(super) fn take<R>(
     rows: &dyn Rows,
     (table, what): (Table, &str),
     (from, to): (&[u8], &[u8]),
@@ -152,8 +176,14 @@ struct Changes<'c, C> {
 impl<E, C: FnMut(RowChange<'_>) -> Result<(), E>> Changes<'_, C> {
     fn of(&mut self, write: &Write) -> Result<(), E> {
         match write {
-            Write::PutState(id, state) => self.put(tables::states::key(id), state),
-            Write::DeleteState(id) => self.delete(Table::States, tables::states::key(id)),
+            Write::PutState(id, state) => {
+                self.put(tables::states::key(id), state)?;
+                self.index(id, &state.replaces, &state.indexed)
+            }
+            Write::DeleteState(id, indexed) => {
+                self.delete(Table::States, tables::states::key(id))?;
+                self.index(id, indexed, &IndexedValues::default())
+            }
             Write::Accept(key, signal) | Write::Retry(key, signal) => {
                 self.put(&tables::inbox::key(key), signal)
             }
@@ -193,6 +223,28 @@ impl<E, C: FnMut(RowChange<'_>) -> Result<(), E>> Changes<'_, C> {
             Write::Delete(table, key) => self.delete(*table, key),
             Write::FreePartition(_) => Ok(()),
         }
+    }
+
+    /// Has the rows of an entity's indexed values follow its state.
+    fn index(
+        &mut self,
+        id: &EntityId,
+        before: &IndexedValues,
+        present: &IndexedValues,
+    ) -> Result<(), E> {
+        if before == present || Sabotage::IndexNotInCommit.is_on() {
+            return Ok(());
+        }
+        for (index, value) in before.iter() {
+            if present.get(index) != Some(value) {
+                self.delete(Table::Indexes, &tables::indexes::key(index, value, id))?;
+            }
+        }
+        // Each row has all values.
+        for (index, value) in present.iter() {
+            self.put(&tables::indexes::key(index, value, id), present)?;
+        }
+        Ok(())
     }
 
     fn put<R: Record>(&mut self, key: &[u8], record: &R) -> Result<(), E> {
@@ -482,7 +534,7 @@ pub(super) fn dead_letter_heads(
 
 /// Hands out the rows of the table [`Table::Meta`] whose keys begin with `prefix`, by the rest of their
 /// keys.
-fn each_meta(rows: &dyn Rows, prefix: &[u8], each: &mut EachRow<'_>) -> ReadResult<()> {
+pub(super) fn each_meta(rows: &dyn Rows, prefix: &[u8], each: &mut EachRow<'_>) -> ReadResult<()> {
     let to = tables::key::after(prefix);
     rows.scan(Table::Meta, prefix, &to, Limit::rows(64), &mut |key, value| {
         each(&key[prefix.len()..], value)

@@ -184,7 +184,7 @@ impl Committed {
             Write::PutState(id, record) => {
                 Self::State { entity: id.clone(), revision: record.head.revision }
             }
-            Write::DeleteState(id) => Self::Deleted { entity: id.clone() },
+            Write::DeleteState(id, _) => Self::Deleted { entity: id.clone() },
             _ => return None,
         })
     }

@@ -142,7 +142,7 @@ impl NodeTest {
     }
 
     /// Runs a test once: an async closure that takes the node, `async |node| { .. }`, and returns nothing or a
-    /// `Result`.
+    /// `Result`. Behind the test, the indexes of all entities are recomputed and compared.
     ///
     /// # Panics
     /// Where the test does, or returns an error, where the node does not start, and within a runtime: a test that uses this is a
@@ -203,6 +203,9 @@ impl NodeTest {
             let node = TestNode::start(setup, watcher.clone()).await;
             let is_good = test(node.clone()).await.report() == ExitCode::SUCCESS;
             assert!(is_good, "the test returned an error");
+            let wrong =
+                node.node().await.check_indexes().await.expect("the disk in memory is read");
+            assert!(wrong.is_empty(), "indexes are not what the states say: {wrong:?}");
             node.kill().await;
         });
         watcher.commits()

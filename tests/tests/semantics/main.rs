@@ -6,6 +6,7 @@ mod buffered;
 mod committed;
 mod dependencies;
 mod failures;
+mod indexes;
 mod keys;
 mod kit;
 mod limits;

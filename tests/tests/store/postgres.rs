@@ -26,18 +26,15 @@ fn batch(store: &PostgresStore, number: u64, writes: Vec<Write>) -> Batch {
 
 fn state(key: &str, generation: u64, revision: u64, follows: u64) -> Write {
     let id = EntityId::new("counter", key).expect("valid");
-    let record = StateRecord {
-        head: StateHead {
-            version: 1,
-            generation,
-            revision,
-            follows,
-            incarnation: 1,
-            committed_at: Timestamp::default(),
-        },
-        reminders: Vec::new(),
-        state: vec![2],
+    let head = StateHead {
+        version: 1,
+        generation,
+        revision,
+        follows,
+        incarnation: 1,
+        committed_at: Timestamp::default(),
     };
+    let record = StateRecord::new(head, Vec::new(), vec![2]);
     Write::PutState(id, record)
 }
 

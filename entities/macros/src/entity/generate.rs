@@ -12,6 +12,7 @@ use syn::{Ident, ItemImpl, Type, Visibility, spanned::Spanned};
 use super::{
     Settings,
     attributes::{conditions, doc_text},
+    index::Index,
     method::{Argument, Method},
     types::{ONLY_ERROR, last},
 };
@@ -36,6 +37,7 @@ pub(super) struct Generator<'m> {
     description: String,
     pub(super) block: &'m ItemImpl,
     pub(super) methods: Vec<Row<'m>>,
+    pub(super) indexes: Vec<Index>,
 }
 
 /// A method and the names that are made up for it.
@@ -114,9 +116,9 @@ impl<'m> Generator<'m> {
     pub(super) fn new(
         settings: &'m Settings,
         block: &'m ItemImpl,
-        entity: &'m Type,
-        name: &'m Ident,
+        (entity, name): (&'m Type, &'m Ident),
         methods: &'m [Method],
+        indexes: Vec<Index>,
     ) -> Self {
         Self {
             model: crate::model(),
@@ -128,6 +130,7 @@ impl<'m> Generator<'m> {
             description: doc_text(&block.attrs),
             block,
             methods: methods.iter().enumerate().map(|(at, method)| Row::new(at, method)).collect(),
+            indexes,
         }
     }
 
@@ -137,7 +140,7 @@ impl<'m> Generator<'m> {
         let contexts = self.methods.iter().flat_map(|row| self.contexts(row));
         let answers = self.methods.iter().filter_map(|row| self.answer(row));
         let (implementation, operations) = (self.implementation(), self.reference_methods());
-        let letter_check = self.letter_check();
+        let (letter_check, index_checks) = (self.letter_check(), self.index_checks());
         own! {
             #reference
             #(#[cfg(#conditions)])*
@@ -151,6 +154,7 @@ impl<'m> Generator<'m> {
                 #(#contexts)*
                 #(#answers)*
                 #letter_check
+                #index_checks
                 #implementation
                 #operations
             };
@@ -246,6 +250,7 @@ impl<'m> Generator<'m> {
     fn implementation(&self) -> TokenStream {
         let (model, entity, description) = (&self.model, self.entity, &self.description);
         let (Settings { name, version, upgrades, .. }, hooks) = (self.settings, self.hooks());
+        let indexes = self.indexes();
         let policy = self
             .settings
             .policy
@@ -292,6 +297,7 @@ impl<'m> Generator<'m> {
                     ::std::vec::Vec::from([#(#rows),*])
                 }
                 #upgrade
+                #indexes
                 #hooks
                 #policy
                 #dependencies

@@ -4,6 +4,7 @@
 mod attributes;
 mod generate;
 mod hooks;
+mod index;
 mod method;
 mod policy;
 mod reference;
@@ -24,13 +25,14 @@ use self::{
 };
 
 /// `name = "...", version = N, upgrade_from(1 = Type, ...), on_dead_letter = method, on_activate = method`,
-/// `needs(Type, ...)`, and a policy.
+/// `index(field: Type, ...)`, `needs(Type, ...)`, and a policy.
 pub(crate) struct Settings {
     name: LitStr,
     version: u32,
     upgrades: Vec<(u32, Type)>,
     on_dead_letter: Option<Ident>,
     on_activate: Option<Ident>,
+    indexes: Vec<index::Field>,
     needs: Vec<Type>,
     policy: Policy,
 }
@@ -39,7 +41,7 @@ impl Parse for Settings {
     fn parse(input: ParseStream<'_>) -> Result<Self> {
         let (mut name, mut version, mut upgrades) = (None, 1, Vec::new());
         let (mut on_dead_letter, mut on_activate) = (None, None);
-        let (mut needs, mut policy) = (Vec::new(), Policy::default());
+        let (mut indexes, mut needs, mut policy) = (Vec::new(), Vec::new(), Policy::default());
         while !input.is_empty() {
             let word: Ident = input.parse()?;
             match word.to_string().as_str() {
@@ -68,6 +70,11 @@ impl Parse for Settings {
                     syn::parenthesized!(inner in input);
                     needs.extend(inner.parse_terminated(Type::parse, Token![,])?);
                 }
+                "index" => {
+                    let inner;
+                    syn::parenthesized!(inner in input);
+                    indexes.extend(inner.parse_terminated(index::Field::parse, Token![,])?);
+                }
                 "on_dead_letter" => {
                     input.parse::<Token![=]>()?;
                     on_dead_letter = Some(input.parse::<Ident>()?);
@@ -78,7 +85,7 @@ impl Parse for Settings {
                 }
                 _ if policy.read(&word, true, input)? => {}
                 _ => {
-                    let rule = "expected `name`, `version`, `upgrade_from`, `needs`, \
+                    let rule = "expected `name`, `version`, `upgrade_from`, `index`, `needs`, \
                                 `on_dead_letter`, `on_activate`, `visibility`, or a policy: `deadline`, `retries`, \
                                 `backoff`, `mailbox`, `idle`, `retention`, `ttl`, `dead_letters`, `durability`";
                     return Err(Error::new(word.span(), rule));
@@ -95,7 +102,7 @@ impl Parse for Settings {
             let rule = format!("version {version} cannot upgrade from version {from}");
             return Err(Error::new_spanned(ty, rule));
         }
-        Ok(Self { name, version, upgrades, on_dead_letter, on_activate, needs, policy })
+        Ok(Self { name, version, upgrades, on_dead_letter, on_activate, indexes, needs, policy })
     }
 }
 
@@ -130,5 +137,6 @@ pub(crate) fn expand(settings: &Settings, block: &ItemImpl) -> Result<TokenStrea
         }
     }
     hooks::check(settings, block, &methods)?;
-    Ok(Generator::new(settings, block, entity, name, &methods).all())
+    let indexes = index::read(&settings.indexes, block)?;
+    Ok(Generator::new(settings, block, (entity, name), &methods, indexes).all())
 }

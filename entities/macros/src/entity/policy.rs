@@ -7,7 +7,7 @@ use syn::{
     parse::{Parse, ParseStream},
 };
 
-use super::generate::own;
+use super::{generate::own, index::INDEX};
 
 /// The words of a policy that operations and types have.
 const OF_ALL: [&str; 3] = ["deadline", "retries", "backoff"];
@@ -127,11 +127,14 @@ impl OperationSettings {
     }
 }
 
-/// Takes `#[operation(...)]` off the methods of a block: it is this macro's alone.
+/// Takes `#[operation(...)]` and `#[index]` off the methods of a block: they are this macro's alone.
 pub(crate) fn strip(block: &mut ItemImpl) {
+    let is_own = |attribute: &Attribute| {
+        attribute.path().is_ident("operation") || attribute.path().is_ident(INDEX)
+    };
     for item in &mut block.items {
         if let ImplItem::Fn(item) = item {
-            item.attrs.retain(|attribute| !attribute.path().is_ident("operation"));
+            item.attrs.retain(|attribute| !is_own(attribute));
         }
     }
 }

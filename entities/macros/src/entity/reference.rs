@@ -105,6 +105,7 @@ impl Generator<'_> {
     pub(super) fn reference(&self) -> TokenStream {
         let (model, entity, reference) = (&self.model, self.entity, &self.reference);
         let (conditions, name) = (&self.conditions, self.name.unraw());
+        let index_functions = self.index_functions();
         let about = format!(
             "A typed reference to one `{}`: its methods make operations and queries.",
             self.settings.name.value()
@@ -128,6 +129,8 @@ impl Generator<'_> {
                         ::core::convert::AsRef::as_ref(&key),
                     )
                 }
+
+                #index_functions
             }
         }
     }

@@ -4,7 +4,10 @@ use stead_entities::{Timestamp, Version};
 
 use crate::{
     rules::Rule,
-    store::tables::states::{ReminderHead, StateHead, StateRecord},
+    store::tables::{
+        indexes::IndexedValues,
+        states::{ReminderHead, StateHead, StateRecord},
+    },
     types::{State, Trust},
 };
 
@@ -24,6 +27,8 @@ pub(in crate::partition) struct Live {
     is_unwritten: bool,
     /// The version of the type in which it was last sent, or read; none before the first turn.
     stored_version: Option<u32>,
+    /// The indexed values that were last sent, or read.
+    indexed: IndexedValues,
     trust: Trust,
 }
 
@@ -40,6 +45,7 @@ impl Live {
             reminders: Vec::new(),
             is_unwritten: false,
             stored_version: None,
+            indexed: IndexedValues::default(),
             trust: Trust::Unproven,
         };
         let Some(record) = record else { return initial };
@@ -50,6 +56,7 @@ impl Live {
             committed_at: record.head.committed_at,
             stored_version: Some(record.head.version),
             reminders: record.reminders,
+            indexed: record.indexed,
             ..initial
         }
     }
@@ -150,7 +157,7 @@ impl Live {
         &mut self,
         version: u32,
         incarnation: u64,
-        state: Vec<u8>,
+        (state, indexed): (Vec<u8>, IndexedValues),
     ) -> StateRecord {
         Rule::StatesFollow.check(self.generation > 0 && self.revision >= self.sent_revision);
         let follows = std::mem::replace(&mut self.sent_revision, self.revision);
@@ -164,7 +171,13 @@ impl Live {
             incarnation,
             committed_at: self.committed_at,
         };
-        StateRecord { head, reminders: self.reminders.clone(), state }
+        let replaces = std::mem::replace(&mut self.indexed, indexed.clone());
+        StateRecord { head, reminders: self.reminders.clone(), state, indexed, replaces }
+    }
+
+    /// The indexed values that were last sent to the committer, or read.
+    pub(in crate::partition) fn indexed(&self) -> &IndexedValues {
+        &self.indexed
     }
 
     /// Whether the open group is to write it.

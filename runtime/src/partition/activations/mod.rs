@@ -6,6 +6,7 @@
 //! ever.
 
 mod activation;
+mod large;
 mod live;
 mod table;
 
@@ -17,11 +18,11 @@ use std::{
 
 use stead_entities::{EntityId, Error, Timestamp};
 
-use self::table::Table;
 pub(super) use self::{
     activation::{Activation, Stage, WaitsForReminders},
     live::Live,
 };
+use self::{large::LargeStates, table::Table};
 use super::{
     READ_PAUSE,
     envelope::{Envelope, Retry},
@@ -50,6 +51,7 @@ pub(super) struct Activations {
     /// The entity that is being worked on, to be blamed where the partition fails.
     running: Option<EntityId>,
     failures: Map<EntityId, u32>,
+    large: LargeStates,
     swept_at: Timestamp,
 }
 
@@ -61,6 +63,7 @@ impl Activations {
             retries: BTreeSet::new(),
             running: None,
             failures: Map::default(),
+            large: LargeStates::default(),
             swept_at: now,
         }
     }
@@ -89,6 +92,11 @@ impl Activations {
             self.table.insert(id.clone(), Activation::loading(now));
         }
         (self.of(id), is_new)
+    }
+
+    /// Notes the bytes of a state that is written; the log is told where they come near the limit.
+    pub(super) fn note_size(&mut self, id: &EntityId, bytes: usize, limit: usize) {
+        self.large.note(id, bytes, limit);
     }
 
     pub(super) fn contains(&self, id: &EntityId) -> bool {

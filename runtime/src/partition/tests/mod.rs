@@ -296,6 +296,8 @@ impl Bench {
             watch: Watches::default().add(),
             numbers_ahead: opened.numbers_ahead,
             unserved: Arc::default(),
+            hosting: 1,
+            foreign: Arc::default(),
         };
         let dropped = Arc::default();
         let beginning = Beginning {

@@ -3,6 +3,7 @@
 //! Each check panics with the obligation that is broken. A store is opened by the closure, each time
 //! under a new incarnation on the same data.
 
+mod find;
 mod shared;
 mod tables;
 
@@ -37,6 +38,7 @@ pub async fn suite<S: Store>(open: impl AsyncFn() -> S) {
     a_buffered_batch_is_read_at_once_and_followed(&open).await;
     a_missing_row_refuses_the_whole_batch(&open).await;
     pages_follow_each_other(&open).await;
+    find::entities_are_found_in_order_and_back(&open).await;
     reminders_are_found_by_due_time(&open).await;
     letters_are_filtered_and_what_waits_is_found(&open).await;
 }

@@ -310,11 +310,13 @@ impl Rows for Disk {
         table: Table,
         from: &[u8],
         to: &[u8],
-        _limit: Limit,
+        limit: Limit,
         each: &mut EachRow<'_>,
     ) -> ReadResult<()> {
         let range = (table, from.to_vec())..(table, to.max(from).to_vec());
-        for ((_, key), value) in self.durable.range(range) {
+        let mut rows = self.durable.range(range);
+        let mut next = || if limit.descends { rows.next_back() } else { rows.next() };
+        while let Some(((_, key), value)) = next() {
             if !each(key, value)? {
                 break;
             }

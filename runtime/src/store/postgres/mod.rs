@@ -41,11 +41,11 @@ use self::{
 };
 use super::{
     Batch, CommitOutcome, Haste, Opened, Read, ReadResult, Store, on_thread, record,
-    rows::{EachRow, Limit, Rows},
+    rows::{EachRow, EachValue, Limit, Rows},
     tables::meta::Settings,
     tables::{self, Table},
 };
-use crate::entropy::Entropy;
+use crate::{entropy::Entropy, map::Map};
 
 /// The most incarnations, the latest ones, of which a process keeps the way to commit.
 const WRITERS_MAX: usize = 4;
@@ -315,6 +315,25 @@ impl Rows for ReadView<'_> {
         Ok(found.map(|row| row.get(0)))
     }
 
+    fn get_each(
+        &self,
+        table: Table,
+        keys: &[Vec<u8>],
+        heads_only: bool,
+        each: &mut EachValue<'_>,
+    ) -> ReadResult<()> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let table = sql::plain(table);
+        let statement = if heads_only { &table.get_many_heads } else { &table.get_many };
+        let values: [Value<'_>; 1] = [(&keys, Type::BYTEA_ARRAY)];
+        let asking = self.reader.ask(async |client| client.query_typed(statement, &values).await);
+        let found = self.runtime.block_on(asking)?;
+        let found: Map<&[u8], &[u8]> = found.iter().map(|row| (row.get(0), row.get(1))).collect();
+        keys.iter().try_for_each(|key| each(found.get(&key[..]).copied()))
+    }
+
     fn scan(
         &self,
         table: Table,
@@ -324,13 +343,17 @@ impl Rows for ReadView<'_> {
         each: &mut EachRow<'_>,
     ) -> ReadResult<()> {
         let table = sql::plain(table);
-        let statement = if limit.heads_only { &table.scan_heads } else { &table.scan };
+        let statement = match (limit.descends, limit.heads_only) {
+            (true, _) => &table.scan_back,
+            (false, true) => &table.scan_heads,
+            (false, false) => &table.scan,
+        };
         let part = i64::try_from(limit.rows.saturating_add(1)).unwrap_or(PART).min(PART);
-        let mut from = from.to_vec();
+        let (mut from, mut to) = (from.to_vec(), to.to_vec());
         loop {
-            let first = from.as_slice();
+            let (first, end) = (from.as_slice(), to.as_slice());
             let values: [Value<'_>; 3] =
-                [(&first, Type::BYTEA), (&to, Type::BYTEA), (&part, Type::INT8)];
+                [(&first, Type::BYTEA), (&end, Type::BYTEA), (&part, Type::INT8)];
             let asking =
                 self.reader.ask(async |client| client.query_typed(statement, &values).await);
             let found = self.runtime.block_on(asking)?;
@@ -342,8 +365,10 @@ impl Rows for ReadView<'_> {
             if found.len() < part as usize {
                 return Ok(());
             }
-            if let Some(last) = found.last() {
-                from = tables::key::behind(last.get(0));
+            match found.last() {
+                Some(last) if limit.descends => to = last.get(0),
+                Some(last) => from = tables::key::behind(last.get(0)),
+                None => return Ok(()),
             }
         }
     }

@@ -11,7 +11,7 @@ use std::{sync::LazyLock, time::Duration};
 use crate::store::tables::{Table, states::HEAD_BYTES_MAX};
 
 /// The version of the tables that this build reads and writes.
-pub(super) const SCHEMA: i32 = 3;
+pub(super) const SCHEMA: i32 = 4;
 
 /// The migrations: each makes the tables of its version from those of the one before.
 pub(super) const MIGRATIONS: [&str; SCHEMA as usize] = [
@@ -78,6 +78,9 @@ create table stead_partitions (
 ",
     "
 create table stead_origins (key bytea primary key, record bytea not null);
+",
+    "
+create table stead_indexes (key bytea primary key, record bytea not null);
 ",
 ];
 
@@ -204,20 +207,28 @@ pub(super) struct Plain {
     pub(super) put: String,
     pub(super) delete: String,
     pub(super) get: String,
+    /// The records of many keys.
+    pub(super) get_many: String,
     pub(super) scan: String,
-    /// The same with the first bytes of each record only, as many as a
+    /// From the last one on.
+    pub(super) scan_back: String,
+    /// The same as `get_many` and `scan` with the first bytes of each record only, as many as a
     /// [`crate::store::tables::states::StateHead`] may take.
+    pub(super) get_many_heads: String,
     pub(super) scan_heads: String,
 }
 
 impl Plain {
     fn of(table: Table) -> Self {
         let name = format!("stead_{}", table.description().name);
-        let scan = |record: &str| {
+        let scan = |record: &str, order: &str| {
             format!(
-                "select key, {record} from {name} where key >= $1 and key < $2 order by key limit $3"
+                "select key, {record} from {name} where key >= $1 and key < $2 order by key {order} limit $3"
             )
         };
+        let get_many =
+            |record: &str| format!("select key, {record} from {name} where key = any($1::bytea[])");
+        let head = format!("substring(record from 1 for {HEAD_BYTES_MAX})");
         Self {
             put: match table.description().written_at {
                 Some(_) => format!(
@@ -233,8 +244,11 @@ impl Plain {
             },
             delete: format!("delete from {name} where key = any($1::bytea[])"),
             get: format!("select record from {name} where key = $1"),
-            scan: scan("record"),
-            scan_heads: scan(&format!("substring(record from 1 for {HEAD_BYTES_MAX})")),
+            get_many: get_many("record"),
+            scan: scan("record", "asc"),
+            scan_back: scan("record", "desc"),
+            get_many_heads: get_many(&head),
+            scan_heads: scan(&head, "asc"),
         }
     }
 }

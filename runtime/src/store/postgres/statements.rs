@@ -198,6 +198,7 @@ mod tests {
         Fence,
         tables::{
             dead_letters::{DeadLetter, DeadLetterId},
+            indexes::IndexedValues,
             reminders::Slot,
         },
     };
@@ -206,7 +207,7 @@ mod tests {
     fn every_statement_of_a_batch_is_behind_its_fence() {
         let id = EntityId::new("counter", "a").expect("valid");
         let writes = vec![
-            Write::DeleteState(id.clone()),
+            Write::DeleteState(id.clone(), IndexedValues::default()),
             Write::CancelReminder {
                 partition: 1,
                 id,

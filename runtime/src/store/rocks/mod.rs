@@ -419,21 +419,28 @@ impl Rows for ReadView<'_> {
         table: Table,
         from: &[u8],
         to: &[u8],
-        _limit: Limit,
+        limit: Limit,
         each: &mut EachRow<'_>,
     ) -> ReadResult<()> {
         let handle = self.db.cf_handle(table.column_family()).expect("every table is opened");
         let mut options = ReadOptions::default();
+        options.set_iterate_lower_bound(from.to_vec());
         options.set_iterate_upper_bound(to.to_vec());
         options.set_total_order_seek(true);
         options.fill_cache(self.fills_cache);
         let mut rows = self.at.raw_iterator_cf_opt(&handle, options);
-        rows.seek(from);
+        match limit.descends {
+            true => rows.seek_to_last(),
+            false => rows.seek_to_first(),
+        }
         while let (Some(key), Some(value)) = (rows.key(), rows.value()) {
             if !each(key, value)? {
                 return Ok(());
             }
-            rows.next();
+            match limit.descends {
+                true => rows.prev(),
+                false => rows.next(),
+            }
         }
         rows.status().map_err(read_error)
     }

@@ -28,6 +28,8 @@ fn check(key: &[u8], value: &[u8]) -> Result<(), Damaged> {
         // The chain is read, and judged, when RocksDB is opened.
         HISTORY => Ok(()),
         _ if key.starts_with(LAYOUT) => record::decode::<LayoutText>(value).map(drop),
+        _ if key.starts_with(INDEX) => record::decode::<DeclaredIndex>(value).map(drop),
+        _ if key.starts_with(NOT_INDEXED) => record::decode::<NotIndexed>(value).map(drop),
         _ if key.starts_with(&operations("")) => record::decode::<OperationNames>(value).map(drop),
         _ => Err(Damaged("an unknown key".into())),
     }
@@ -131,4 +133,47 @@ impl Record for OperationNames {
     fn key(of: &Self::Key) -> Vec<u8> {
         operations(of)
     }
+}
+
+/// The first bytes of the keys of declared indexes.
+pub const INDEX: &[u8] = b"index/";
+/// The first bytes of the keys of partitions that are not indexed.
+const NOT_INDEXED: &[u8] = b"not_indexed/";
+
+/// An index that a program has declared, under the type and its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeclaredIndex {
+    /// The version of the type whose program declared it.
+    pub version: u32,
+    /// The kind of its values.
+    pub values: String,
+}
+
+impl Record for DeclaredIndex {
+    const TABLE: Table = Table::Meta;
+    type Key = (String, String);
+    fn key((entity_type, index): &Self::Key) -> Vec<u8> {
+        [INDEX, entity_type.as_bytes(), b"/", index.as_bytes()].concat()
+    }
+}
+
+/// A note that states of a partition may lack an index, under the type, the name of the index, the version of
+/// the type and the partition.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotIndexed;
+
+impl Record for NotIndexed {
+    const TABLE: Table = Table::Meta;
+    type Key = (String, String, u32, u16);
+    fn key((entity_type, index, version, partition): &Self::Key) -> Vec<u8> {
+        let mut key = not_indexed(entity_type, index, *version);
+        key.extend(partition.to_be_bytes());
+        key
+    }
+}
+
+/// The first bytes of the keys of the partitions that an index of a version lacks.
+pub fn not_indexed(entity_type: &str, index: &str, version: u32) -> Vec<u8> {
+    let names = [NOT_INDEXED, entity_type.as_bytes(), b"/", index.as_bytes(), b"/"].concat();
+    [&names[..], &version.to_be_bytes()].concat()
 }

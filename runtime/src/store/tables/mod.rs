@@ -6,6 +6,7 @@ pub mod dead_letters;
 pub mod due;
 pub mod idempotency;
 pub mod inbox;
+pub mod indexes;
 pub mod key;
 pub mod meta;
 pub mod origins;
@@ -141,6 +142,8 @@ tables! {
     DeadLetters in dead_letters,
     /// Callers and traces of delayed signals.
     Origins in origins,
+    /// Entities by their indexed values.
+    Indexes in indexes,
 }
 
 impl Table {

@@ -5,7 +5,7 @@ use stead_entities::{EntityId, Timestamp};
 
 #[cfg(any(test, feature = "testing"))]
 use super::Sample;
-use super::{Description, Lifetime, Record, Table};
+use super::{Description, Lifetime, Record, Table, indexes::IndexedValues};
 #[cfg(any(test, feature = "testing"))]
 use crate::store::Write;
 use crate::store::record::{self, Damaged};
@@ -44,6 +44,8 @@ pub(in crate::store) fn sample(revision: u64) -> StateRecord {
             },
         ],
         state: vec![1, 2, 3],
+        indexed: IndexedValues::default(),
+        replaces: IndexedValues::default(),
     }
 }
 
@@ -52,7 +54,11 @@ fn samples() -> Vec<Sample> {
     let of = |key| {
         let id = EntityId::new("sample", key).expect("valid");
         let put = |revision| Write::PutState(id.clone(), sample(revision));
-        Sample { put: put(1), put_again: put(2), end: Write::DeleteState(id.clone()) }
+        Sample {
+            put: put(1),
+            put_again: put(2),
+            end: Write::DeleteState(id.clone(), IndexedValues::default()),
+        }
     };
     vec![of("a"), of("b/c")]
 }
@@ -80,6 +86,20 @@ pub struct StateRecord {
     pub reminders: Vec<ReminderHead>,
     /// The state, as its layout describes it.
     pub state: Vec<u8>,
+    /// The indexed values of the state. Kept behind the record, which has a format of its own then.
+    #[serde(skip)]
+    pub indexed: IndexedValues,
+    /// The indexed values of the state that it follows, whose rows it ends. They are not stored.
+    #[serde(skip)]
+    pub replaces: IndexedValues,
+}
+
+impl StateRecord {
+    /// The record of a state without indexed values.
+    pub fn new(head: StateHead, reminders: Vec<ReminderHead>, state: Vec<u8>) -> Self {
+        let (indexed, replaces) = Default::default();
+        Self { head, reminders, state, indexed, replaces }
+    }
 }
 
 /// The beginning of a [`StateRecord`]: what lists show of it.
@@ -135,13 +155,34 @@ impl ReminderHead {
 /// The format of a state some of whose reminders were moved: behind the record are their places, and the
 /// due times of their rows.
 const FORMAT_OF_MOVED: u8 = 2;
+/// The format of a state with indexed values: they are behind what [`FORMAT_OF_MOVED`] has.
+const FORMAT_OF_INDEXED: u8 = 3;
 
 /// Reads the beginning of a state record; what follows is not looked at.
 ///
 /// # Errors
 /// Where the format is unknown or the bytes are no such beginning.
 pub fn read_head(bytes: &[u8]) -> Result<StateHead, Damaged> {
-    record::decode_beginning(bytes, &[FORMAT_OF_MOVED])
+    record::decode_beginning(bytes, &[FORMAT_OF_MOVED, FORMAT_OF_INDEXED])
+}
+
+/// The places of reminders that were moved, and the due times of their rows.
+type Moved = Vec<(u32, Timestamp)>;
+
+impl StateRecord {
+    fn moved(&self) -> Moved {
+        let places = (0_u32..).zip(&self.reminders);
+        places.filter_map(|(place, head)| Some((place, head.moved_from?))).collect()
+    }
+
+    fn with_moved(mut self, moved: Moved) -> Result<Self, Damaged> {
+        for (place, from) in moved {
+            let head = self.reminders.get_mut(place as usize);
+            let head = head.ok_or_else(|| Damaged("there is no such reminder".into()))?;
+            head.moved_from = Some(from);
+        }
+        Ok(self)
+    }
 }
 
 impl Record for StateRecord {
@@ -151,30 +192,51 @@ impl Record for StateRecord {
         key(of).to_vec()
     }
     fn encode_to(&self, bytes: &mut Vec<u8>) {
-        if self.reminders.iter().all(|head| head.moved_from.is_none()) {
-            return record::encode_to(bytes, self);
+        let moved = self.moved();
+        match (moved.is_empty(), self.indexed.is_empty()) {
+            (true, true) => record::encode_to(bytes, self),
+            (false, true) => record::encode_format_to(bytes, FORMAT_OF_MOVED, &(self, moved)),
+            (_, false) => {
+                let record = (self, moved, &self.indexed);
+                record::encode_format_to(bytes, FORMAT_OF_INDEXED, &record);
+            }
         }
-        let places = (0_u32..).zip(&self.reminders);
-        let moved = places.filter_map(|(place, head)| Some((place, head.moved_from?)));
-        record::encode_format_to(bytes, FORMAT_OF_MOVED, &(self, moved.collect::<Vec<_>>()));
     }
     fn decode(bytes: &[u8]) -> Result<Self, Damaged> {
-        let Some((&FORMAT_OF_MOVED, fields)) = bytes.split_first() else {
-            return record::decode(bytes);
-        };
-        let (mut record, moved): (Self, Vec<(u32, Timestamp)>) = record::decode_fields(fields)?;
-        for (place, from) in moved {
-            let head = record.reminders.get_mut(place as usize);
-            let head = head.ok_or_else(|| Damaged("there is no such reminder".into()))?;
-            head.moved_from = Some(from);
+        match bytes.split_first() {
+            Some((&FORMAT_OF_MOVED, fields)) => {
+                let (record, moved): (Self, Moved) = record::decode_fields(fields)?;
+                record.with_moved(moved)
+            }
+            Some((&FORMAT_OF_INDEXED, fields)) => {
+                let (record, moved, indexed): (Self, Moved, IndexedValues) =
+                    record::decode_fields(fields)?;
+                Ok(Self { indexed: indexed.checked()?, ..record.with_moved(moved)? })
+            }
+            _ => record::decode(bytes),
         }
-        Ok(record)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_state_with_indexed_values_has_a_format_of_its_own() {
+        let indexed = IndexedValues::new([("by", [1, 9])]);
+        let record = StateRecord { state: vec![7], indexed, ..sample(2) };
+        let head: &[&[u8]] = &[&[1, 9, 2, 1, 1, 14, 2], &[1, b'q', 0, 1], &[1, b'r', 10, 2]];
+        let fields = [&head.concat()[..], &[1, 7]].concat();
+        let behind = [&[1, 1, 6][..], &[7, 2], b"by", &[0, 2, 1, 9]].concat();
+        let bytes = record.encode();
+        assert_eq!(bytes, [&[3], &fields[..], &behind[..]].concat());
+        assert_eq!(StateRecord::decode(&bytes).as_ref(), Ok(&record));
+        assert_eq!(read_head(&bytes), Ok(record.head));
+        for length in 0..bytes.len() {
+            assert!(StateRecord::decode(&bytes[..length]).is_err(), "{length}");
+        }
+    }
 
     #[test]
     fn a_state_whose_reminders_were_moved_has_a_format_of_its_own() {

@@ -1,0 +1,403 @@
+//! Entities found by their indexed values, at whichever node is asked: it reads the store, and shows what is
+//! durable.
+
+use std::{fmt, marker::PhantomData, time::Duration};
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use stead_entities::{
+    Entity, EntityId, Error, ErrorKind, Index, Timestamp, Version,
+    index::{Filter, IndexDescription, ValueRange, text},
+};
+
+use super::{
+    Inner, Node,
+    lists::{EntityView, Listed, PAGE_ROWS_MAX, Snapshot, room_for_a_page},
+};
+use crate::{
+    partition::{loaded, reply::StateView, turn},
+    store::{
+        Haste, ReadResult, Rows, TypedReads as _,
+        find::{self, Found, Hits, Lookup, Readiness},
+        tables::states::{StateHead, StateRecord},
+    },
+    types::EntityType,
+};
+
+/// How many entities a page has unless the search says otherwise.
+const PAGE: usize = 100;
+/// When to ask again for an index that is being built.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// The bytes of a cursor before the place that it means.
+const SEAL: usize = 16;
+
+/// A search for entities of the type `E` by its indexes, which [`Node::find`] begins. It is read when it is
+/// asked for a page, for states, or for their number.
+///
+/// One index is read in order: that of [`Find::order_by`], else the first with a filter for one value, else the
+/// first with a filter. What other filters must have is looked at row by row; at most 10,000 rows for a page,
+/// which can be empty though there is a next one.
+pub struct Find<E> {
+    node: Node,
+    entity_type: String,
+    filters: Vec<Result<(String, ValueRange), String>>,
+    prefix: String,
+    order: Option<String>,
+    descends: bool,
+    after: Option<String>,
+    limit: usize,
+    of: PhantomData<fn() -> E>,
+}
+
+/// An entity that was found, with fields of its state.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct SelectedView {
+    /// The entity.
+    #[serde(flatten)]
+    pub entity: EntityView,
+    /// The fields that were asked for.
+    pub state: Map<String, Value>,
+}
+
+impl<E> Clone for Find<E> {
+    fn clone(&self) -> Self {
+        let Self { node, entity_type, filters, prefix, order, descends, after, limit, of } = self;
+        Self {
+            node: node.clone(),
+            entity_type: entity_type.clone(),
+            filters: filters.clone(),
+            prefix: prefix.clone(),
+            order: order.clone(),
+            descends: *descends,
+            after: after.clone(),
+            limit: *limit,
+            of: *of,
+        }
+    }
+}
+
+impl<E> fmt::Debug for Find<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Find").field("entity_type", &self.entity_type).finish_non_exhaustive()
+    }
+}
+
+impl<E> Find<E> {
+    pub(super) fn new(node: &Node, entity_type: impl Into<String>) -> Self {
+        Self {
+            node: node.clone(),
+            entity_type: entity_type.into(),
+            filters: Vec::new(),
+            prefix: String::new(),
+            order: None,
+            descends: false,
+            after: None,
+            limit: PAGE,
+            of: PhantomData,
+        }
+    }
+
+    /// Finds only what fits this text, too: filters as [`stead_entities::index::text`] describes them.
+    #[must_use]
+    pub fn matching(mut self, filters: &str) -> Self {
+        let known = self.node.0.local().known_type(&self.entity_type).ok();
+        let read = |(index, value): (&str, &str)| {
+            let range = known.and_then(|known| known.index_range(index, value));
+            // What the type does not have is said when the search is read.
+            Ok((index.to_owned(), range.unwrap_or_else(|| Ok(ValueRange::all()))?))
+        };
+        let filters = match text::filters(filters) {
+            Ok(filters) => filters.into_iter().map(read).collect(),
+            Err(why) => vec![Err(why)],
+        };
+        self.filters.extend(filters);
+        self
+    }
+
+    /// Finds only entities whose keys begin so, too.
+    #[must_use]
+    pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.prefix = prefix.into();
+        self
+    }
+
+    /// The entities come in the order of this index, by name; equal values by key.
+    #[must_use]
+    pub fn order_by_name(mut self, index: impl Into<String>) -> Self {
+        self.order = Some(index.into());
+        self
+    }
+
+    /// They come in the opposite order.
+    #[must_use]
+    pub fn descending(mut self) -> Self {
+        self.descends = true;
+        self
+    }
+
+    /// Begins behind a page: at its `next`. The search must be the same otherwise.
+    #[must_use]
+    pub fn after(mut self, cursor: impl Into<String>) -> Self {
+        self.after = Some(cursor.into());
+        self
+    }
+
+    /// A page has at most so many entities, and at most 1,000. It is 100 unless set.
+    #[must_use]
+    pub fn limit(mut self, limit: usize) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    /// A page of the entities, in the order of the index.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] for a type that this node does not serve, [`ErrorKind::Invalid`] for an index that
+    /// the type does not have, a value that its index cannot have, or the cursor of another search,
+    /// [`ErrorKind::Unavailable`] while the index is built, and what can befall any list.
+    pub async fn page(&self) -> Result<Listed<EntityView>, Error> {
+        let (lookup, limit) = (self.lookup()?, self.limit.clamp(1, PAGE_ROWS_MAX));
+        let found = self.read(lookup.clone(), move |rows, lookup| find::heads(rows, lookup, limit));
+        let found = found.await?;
+        let rows = found.rows.iter().map(|(id, head)| view(id, head)).collect();
+        Ok(Listed { rows, next: self.cursor(&lookup, found.next) })
+    }
+
+    /// A page of the entities with these fields of their states; fewer where states are large. One whose state
+    /// cannot be read is left out, and the log says so.
+    ///
+    /// # Errors
+    /// As [`Find::page`]; [`ErrorKind::Invalid`] for a field that the state does not have.
+    pub async fn select(&self, fields: &[&str]) -> Result<Listed<SelectedView>, Error> {
+        let known = self.node.0.local().known_type(&self.entity_type)?;
+        let has = known.fields();
+        if let Some(unknown) = fields.iter().find(|field| !has.iter().any(|of| of == *field)) {
+            let message = match has.is_empty() {
+                true => format!("the state of {} has no fields to select", self.entity_type),
+                false => format!(
+                    "the state of {} has no field {unknown:?}; there are: {}",
+                    self.entity_type,
+                    has.join(", ")
+                ),
+            };
+            return Err(Error::new(ErrorKind::Invalid, message));
+        }
+        let found = self.read_states().await?;
+        let selected = |(entity, view): (EntityView, StateView)| {
+            let state: Map<String, Value> = serde_json::from_slice(&view.state).ok()?;
+            let fields = state.into_iter().filter(|(name, _)| fields.contains(&name.as_str()));
+            Some(SelectedView { entity, state: fields.collect() })
+        };
+        Ok(Listed { rows: found.rows.into_iter().filter_map(selected).collect(), next: found.next })
+    }
+
+    /// How many there are. Reads rows of the index, page by page, and no state.
+    ///
+    /// # Errors
+    /// As [`Find::page`].
+    pub async fn count(&self) -> Result<u64, Error> {
+        let (mut lookup, mut count) = (self.lookup()?, 0);
+        loop {
+            let found = self.read(lookup.clone(), find::count).await?;
+            count += found.rows.len() as u64;
+            match found.next {
+                Some(next) => lookup.after = Some(next),
+                None => return Ok(count),
+            }
+        }
+    }
+
+    async fn read_states(&self) -> Result<Listed<(EntityView, StateView)>, Error> {
+        let (lookup, limit) = (self.lookup()?, self.limit.clamp(1, PAGE_ROWS_MAX));
+        let found =
+            self.read(lookup.clone(), move |rows, lookup| find::states(rows, lookup, limit));
+        let found = found.await?;
+        let known = self.node.0.local().known_type(&self.entity_type)?;
+        let now = self.node.0.host.clock().now();
+        let mut rows = Vec::with_capacity(found.rows.len());
+        for (id, record) in found.rows {
+            match shown(known, &id, record, now) {
+                Ok(Some(row)) => rows.push(row),
+                Ok(None) => {}
+                Err(error) => tracing::error!(%error, "an entity is left out of what was found"),
+            }
+        }
+        Ok(Listed { rows, next: self.cursor(&lookup, found.next) })
+    }
+
+    /// Reads one view of the store.
+    async fn read<R: Send + 'static>(
+        &self,
+        lookup: Lookup,
+        read: impl FnOnce(&dyn Rows, &Lookup) -> Found<R> + Send + 'static,
+    ) -> Result<Hits<R>, Error> {
+        let node = &self.node.0;
+        let _room = room_for_a_page(node)?;
+        let is_short = lookup.others.is_empty() && self.limit <= PAGE && lookup.values.is_one();
+        let haste = if is_short { Haste::Short } else { Haste::Long };
+        let of = lookup.clone();
+        let found: ReadResult<_> = node.host.store().read(haste, move |rows| read(rows, &of)).await;
+        found?.map_err(|readiness| not_ready(node, &lookup, readiness))
+    }
+
+    fn lookup(&self) -> Result<Lookup, Error> {
+        let known = self.node.0.local().known_type(&self.entity_type)?;
+        let invalid = |why: String| Error::new(ErrorKind::Invalid, why);
+        let filters: Result<Vec<_>, _> = self.filters.iter().cloned().collect();
+        let mut filters = filters.map_err(invalid)?;
+        let has = known.indexes();
+        let named = filters.iter().map(|(index, _)| index).chain(&self.order);
+        if let Some(unknown) =
+            named.into_iter().find(|name| !has.iter().any(|of| of.name == **name))
+        {
+            return Err(invalid(format!(
+                "{} has no index {unknown:?}; {}",
+                known.name(),
+                there_are(&has)
+            )));
+        }
+        let chosen = match &self.order {
+            Some(order) => filters.iter().position(|(index, _)| index == order),
+            None => Some(filters.iter().position(|(_, values)| values.is_one()).unwrap_or(0)),
+        };
+        let chosen =
+            chosen.filter(|place| *place < filters.len()).map(|place| filters.remove(place));
+        let (index, values) = match (chosen, &self.order) {
+            (Some(chosen), _) => chosen,
+            (None, Some(order)) => (order.clone(), ValueRange::all()),
+            (None, None) => {
+                let why =
+                    format!("a search needs a filter or an order by an index; {}", there_are(&has));
+                return Err(invalid(why));
+            }
+        };
+        let mut lookup = Lookup {
+            entity_type: known.name().to_owned(),
+            version: known.version(),
+            index,
+            values,
+            others: filters,
+            prefix: self.prefix.clone(),
+            descends: self.descends,
+            after: None,
+        };
+        lookup.after = self.after.as_ref().map(|cursor| self.place(&lookup, cursor)).transpose()?;
+        Ok(lookup)
+    }
+
+    /// The cursor that means a place of a search in this store.
+    fn cursor(&self, lookup: &Lookup, place: Option<Vec<u8>>) -> Option<String> {
+        let place = place?;
+        let seal = self.seal(lookup, &place);
+        Some(URL_SAFE_NO_PAD.encode([&seal[..], &place].concat()))
+    }
+
+    fn place(&self, lookup: &Lookup, cursor: &str) -> Result<Vec<u8>, Error> {
+        let bytes = URL_SAFE_NO_PAD.decode(cursor).unwrap_or_default();
+        let known = bytes.split_first_chunk::<SEAL>();
+        let place = known.filter(|(seal, place)| **seal == self.seal(lookup, place));
+        let place = place.map(|(_, place)| place.to_vec());
+        place.ok_or_else(|| {
+            let why = "`after` is the `next` of a page of the same search in this store: the same type, \
+                       filters and order; leave it out to begin anew";
+            Error::new(ErrorKind::Invalid, why)
+        })
+    }
+
+    /// The part of a cursor that only this search in this store has.
+    fn seal(&self, lookup: &Lookup, place: &[u8]) -> [u8; SEAL] {
+        let Lookup { entity_type, index, values, others, prefix, descends, .. } = lookup;
+        let (from, to) = values.bytes();
+        let order = [u8::from(*descends)];
+        let mut parts: Vec<&[u8]> = vec![entity_type.as_bytes(), index.as_bytes(), from, to];
+        parts.extend([prefix.as_bytes(), &order, place]);
+        for (index, values) in others {
+            let (from, to) = values.bytes();
+            parts.extend([index.as_bytes(), from, to]);
+        }
+        self.node.0.host.store().opened().settings.fingerprint(&parts).to_be_bytes()
+    }
+}
+
+impl<E: Entity> Find<E> {
+    /// Finds only what fits this filter, too.
+    #[must_use]
+    pub fn filter(mut self, filter: Filter<E>) -> Self {
+        self.filters.push(filter.into_parts());
+        self
+    }
+
+    /// The entities come in the order of this index; equal values by key.
+    #[must_use]
+    pub fn order_by<V>(mut self, index: Index<E, V>) -> Self {
+        self.order = Some(index.name().to_owned());
+        self
+    }
+
+    /// A page of the entities with their states, by key; fewer where states are large. One whose state cannot be
+    /// read is left out, and the log says so.
+    ///
+    /// # Errors
+    /// As [`Find::page`].
+    pub async fn states(&self) -> Result<Listed<(String, Snapshot<E>)>, Error> {
+        let found = self.read_states().await?;
+        let typed =
+            |(entity, view): (EntityView, StateView)| Ok((entity.key, Snapshot::new(view)?));
+        let rows = found.rows.into_iter().map(typed).collect::<Result<_, Error>>()?;
+        Ok(Listed { rows, next: found.next })
+    }
+}
+
+fn there_are(indexes: &[IndexDescription]) -> String {
+    match indexes.is_empty() {
+        true => "it has none: `#[entity(index(field: Type))]` declares them".to_owned(),
+        false => {
+            let names = indexes.iter().map(|of| format!("{} ({})", of.name, of.values));
+            format!("there are: {}", names.collect::<Vec<_>>().join(", "))
+        }
+    }
+}
+
+fn view(id: &EntityId, head: &StateHead) -> EntityView {
+    EntityView {
+        entity_type: id.entity_type().to_owned(),
+        key: id.key().to_owned(),
+        revision: head.revision,
+        committed_at: head.committed_at,
+    }
+}
+
+/// A stored state as it is shown.
+fn shown(
+    known: &dyn EntityType,
+    id: &EntityId,
+    record: ReadResult<StateRecord>,
+    now: Timestamp,
+) -> Result<Option<(EntityView, StateView)>, Error> {
+    let (state, record) = loaded::state(known, id, record.map(Some), (now, false))?;
+    let Some(StateRecord { head, .. }) = record else { return Ok(None) };
+    let version = Version { generation: head.generation, revision: head.revision };
+    let state = turn::show(&state, version, head.committed_at)?;
+    Ok(Some((view(id, &head), state)))
+}
+
+/// Why an index cannot answer.
+fn not_ready(node: &Inner, lookup: &Lookup, readiness: Readiness) -> Error {
+    let Lookup { entity_type, version, index, .. } = lookup;
+    let all = node.host.store().opened().settings.partitions;
+    let why = match readiness {
+        Readiness::Complete => "it answers".to_owned(),
+        Readiness::Building(left) => format!(
+            "it is being built, and states of {left} of {all} partitions are not indexed yet"
+        ),
+        Readiness::OtherVersion(other) => format!(
+            "it belongs to version {other} of the type, and this node runs a program of version {version}"
+        ),
+        Readiness::Unknown => "it is not declared in the store".to_owned(),
+    };
+    let message = format!("the index {index} of {entity_type} cannot answer: {why}");
+    let error = Error::new(ErrorKind::Unavailable, message);
+    error.with_retry_after(RETRY_AFTER)
+}

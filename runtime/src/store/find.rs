@@ -1,0 +1,250 @@
+//! Finding entities by their indexed values: one index is read in order, the others are looked at in its rows.
+//!
+//! An index answers for every state of its type, or says that it cannot: a partition whose states were written
+//! by programs without the index is noted as not indexed until its owner has gone through them
+//! ([`NotIndexed`](tables::meta::NotIndexed)).
+
+use stead_entities::{EntityId, index::ValueRange};
+
+use super::{
+    Page, ReadResult,
+    rows::{self, Limit, Rows, take},
+    tables::{
+        self, Record as _, Table,
+        indexes::IndexedValues,
+        meta::DeclaredIndex,
+        states::{StateHead, StateRecord},
+    },
+};
+
+/// The most states that are read at one time where each is read as a whole.
+const WHOLE_AT_ONCE: usize = 16;
+
+/// The entities that are meant, and the index by which they are read.
+#[derive(Debug, Clone)]
+pub(crate) struct Lookup {
+    pub(crate) entity_type: String,
+    /// The version of the type whose program asks.
+    pub(crate) version: u32,
+    pub(crate) index: String,
+    pub(crate) values: ValueRange,
+    /// The values that other indexes must have.
+    pub(crate) others: Vec<(String, ValueRange)>,
+    /// The beginning of the keys of the entities.
+    pub(crate) prefix: String,
+    pub(crate) descends: bool,
+    /// The place in the index behind which to begin.
+    pub(crate) after: Option<Vec<u8>>,
+}
+
+/// Whether an index answers for every state of its type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Readiness {
+    Complete,
+    /// States of so many partitions are not indexed yet.
+    Building(usize),
+    /// Programs of another version of the type use the index.
+    OtherVersion(u32),
+    /// No program has declared it.
+    Unknown,
+}
+
+/// The outcome of a look into an index, or why the index cannot answer.
+pub(crate) type Found<R> = ReadResult<Result<Hits<R>, Readiness>>;
+
+/// Some of the entities that were looked up, in the order of the index.
+#[derive(Debug)]
+pub(crate) struct Hits<R> {
+    pub(crate) rows: Vec<R>,
+    /// The place behind which there may be more.
+    pub(crate) next: Option<Vec<u8>>,
+}
+
+impl Lookup {
+    /// The keys of the rows that are meant.
+    fn range(&self) -> (Vec<u8>, Vec<u8>) {
+        let prefix = tables::indexes::prefix(&self.entity_type, &self.index);
+        let (from, to) = self.values.bytes();
+        let (mut from, mut to) = ([&prefix, from].concat(), [&prefix, to].concat());
+        if let Some(after) = &self.after {
+            let after = [&prefix[..], after].concat();
+            match self.descends {
+                true => to = to.min(after),
+                false => from = from.max(tables::key::behind(&after)),
+            }
+        }
+        (from, to)
+    }
+
+    /// Whether the row of an entity has what the other indexes must have.
+    fn fits(&self, row: &[u8]) -> ReadResult<bool> {
+        if self.others.is_empty() {
+            return Ok(true);
+        }
+        let values = IndexedValues::decode(row)?;
+        let fits = |(index, range): &(String, ValueRange)| {
+            values.get(index).is_some_and(|value| range.contains(value))
+        };
+        Ok(self.others.iter().all(fits))
+    }
+
+    fn has_prefix(&self, row: &[u8]) -> ReadResult<bool> {
+        if self.prefix.is_empty() {
+            return Ok(true);
+        }
+        Ok(tables::indexes::read_key(row)?.id.key().starts_with(&self.prefix))
+    }
+
+    fn read<R>(
+        &self,
+        view: &dyn Rows,
+        limit: usize,
+        read: impl Fn(&[u8]) -> ReadResult<R>,
+    ) -> ReadResult<Hits<R>> {
+        let (from, to) = self.range();
+        let limit = Limit { descends: self.descends, ..Limit::page(limit) };
+        let table = (Table::Indexes, "a row of an index");
+        let (page, last) = take(view, table, (&from, &to), limit, |key, value| {
+            let is_meant = self.fits(value)? && self.has_prefix(key)?;
+            is_meant.then(|| read(key)).transpose()
+        })?;
+        let prefix = tables::indexes::prefix(&self.entity_type, &self.index).len();
+        let next = last.filter(|_| !page.is_end).map(|key| key[prefix..].to_vec());
+        Ok(Hits { rows: page.rows, next })
+    }
+}
+
+/// Whether an index of a version of its type answers for every state.
+fn readiness(rows: &dyn Rows, lookup: &Lookup) -> ReadResult<Readiness> {
+    let key = (lookup.entity_type.clone(), lookup.index.clone());
+    let declared: Option<DeclaredIndex> = rows::get(rows, &key)?;
+    Ok(match declared {
+        None => Readiness::Unknown,
+        Some(declared) if declared.version != lookup.version => {
+            Readiness::OtherVersion(declared.version)
+        }
+        Some(_) => match not_indexed(rows, &key.0, &key.1, lookup.version)?.len() {
+            0 => Readiness::Complete,
+            left => Readiness::Building(left),
+        },
+    })
+}
+
+/// The partitions with states that an index of a version of its type lacks.
+pub(crate) fn not_indexed(
+    rows: &dyn Rows,
+    entity_type: &str,
+    index: &str,
+    version: u32,
+) -> ReadResult<Vec<u16>> {
+    let mut found = Vec::new();
+    let prefix = tables::meta::not_indexed(entity_type, index, version);
+    rows::each_meta(rows, &prefix, &mut |partition, _| {
+        found.extend(<[u8; 2]>::try_from(partition).ok().map(u16::from_be_bytes));
+        Ok(true)
+    })?;
+    Ok(found)
+}
+
+/// The indexes that programs have declared, by type and name.
+pub(crate) fn declared_indexes(
+    rows: &dyn Rows,
+) -> ReadResult<Vec<(String, String, DeclaredIndex)>> {
+    let mut found = Vec::new();
+    rows::each_meta(rows, tables::meta::INDEX, &mut |key, value| {
+        if let Some((entity_type, index)) =
+            str::from_utf8(key).ok().and_then(|key| key.split_once('/'))
+        {
+            let declared = DeclaredIndex::decode(value)?;
+            found.push((entity_type.to_owned(), index.to_owned(), declared));
+        }
+        Ok(true)
+    })?;
+    Ok(found)
+}
+
+/// Up to `limit` entities, with what lists show of them.
+pub(crate) fn heads(
+    rows: &dyn Rows,
+    lookup: &Lookup,
+    limit: usize,
+) -> Found<(EntityId, StateHead)> {
+    let found = match ids(rows, lookup, limit)? {
+        Ok(found) => found,
+        Err(readiness) => return Ok(Err(readiness)),
+    };
+    let mut heads = Vec::with_capacity(found.rows.len());
+    let keys: Vec<_> = found.rows.iter().map(|id| tables::states::key(id).to_vec()).collect();
+    let mut ids = found.rows.into_iter();
+    rows.get_each(Table::States, &keys, true, &mut |value| {
+        let head = value.map(tables::states::read_head).transpose()?;
+        heads.extend(ids.next().zip(head));
+        Ok(())
+    })?;
+    Ok(Ok(Hits { rows: heads, next: found.next }))
+}
+
+/// The same with their states: fewer where those are large.
+pub(crate) fn states(
+    rows: &dyn Rows,
+    lookup: &Lookup,
+    limit: usize,
+) -> Found<(EntityId, ReadResult<StateRecord>)> {
+    let (mut states, mut bytes) = (Vec::new(), 0);
+    let mut lookup = lookup.clone();
+    loop {
+        let part = (limit - states.len()).min(WHOLE_AT_ONCE);
+        let found = match ids(rows, &lookup, part)? {
+            Ok(found) => found,
+            Err(readiness) => return Ok(Err(readiness)),
+        };
+        let keys: Vec<_> = found.rows.iter().map(|id| tables::states::key(id).to_vec()).collect();
+        let mut ids = found.rows.into_iter();
+        rows.get_each(Table::States, &keys, false, &mut |value| {
+            bytes += value.map_or(0, <[u8]>::len);
+            let record = value.map(|value| StateRecord::decode(value).map_err(Into::into));
+            states.extend(ids.next().zip(record));
+            Ok(())
+        })?;
+        let is_full =
+            states.len() >= limit || bytes >= rows::PAGE_BYTES_MAX || part < WHOLE_AT_ONCE;
+        if found.next.is_none() || is_full {
+            return Ok(Ok(Hits { rows: states, next: found.next }));
+        }
+        lookup.after = found.next;
+    }
+}
+
+fn ids(rows: &dyn Rows, lookup: &Lookup, limit: usize) -> Found<EntityId> {
+    match readiness(rows, lookup)? {
+        Readiness::Complete => {
+            let read = |key: &[u8]| Ok(tables::indexes::read_key(key)?.id);
+            lookup.read(rows, limit, read).map(Ok)
+        }
+        other => Ok(Err(other)),
+    }
+}
+
+/// How many of the next entities are meant, and the place behind which to go on.
+pub(crate) fn count(rows: &dyn Rows, lookup: &Lookup) -> Found<()> {
+    match readiness(rows, lookup)? {
+        Readiness::Complete => lookup.read(rows, usize::MAX, |_| Ok(())).map(Ok),
+        other => Ok(Err(other)),
+    }
+}
+
+/// A page of the states of a type behind a key, each with whether it can be read.
+pub(crate) fn all_states(
+    rows: &dyn Rows,
+    entity_type: &str,
+    after: Option<&str>,
+    limit: usize,
+) -> ReadResult<Page<(EntityId, ReadResult<StateRecord>)>> {
+    let first = format!("{entity_type}/").into_bytes();
+    let to = tables::key::after(&first);
+    let from = after.map_or(first, |key| format!("{entity_type}/{key}\0").into_bytes());
+    let read = |key: &[u8], value: &[u8]| {
+        Ok(Some((tables::states::read_key(key)?, StateRecord::decode(value).map_err(Into::into))))
+    };
+    Ok(take(rows, (Table::States, "a state"), (&from, &to), Limit::page(limit), read)?.0)
+}
