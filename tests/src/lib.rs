@@ -8,6 +8,7 @@ pub struct Readme;
 
 pub mod database;
 pub mod history;
+pub mod indexes;
 pub mod log;
 pub mod plain;
 pub mod proxy;

@@ -167,6 +167,18 @@ impl Log {
     pub fn all(&self) -> Log {
         self.clone()
     }
+
+    /// The id that it took in last.
+    #[index]
+    fn newest(&self) -> Option<u64> {
+        self.entries.last().copied()
+    }
+
+    /// How many ids it took in.
+    #[index]
+    fn size(&self) -> u64 {
+        self.entries.len() as u64
+    }
 }
 
 /// One of a kind, which is gone when it has burned down.
@@ -175,7 +187,7 @@ pub struct Ember {
     owner: String,
 }
 
-#[entity(name = "ember")]
+#[entity(name = "ember", index(owner: String))]
 impl Ember {
     /// Glows for a tenth of a second, but for as long as it has something to do.
     pub(crate) fn glow(&mut self, ctx: &mut Context, owner: String) {

@@ -13,6 +13,7 @@ use stead::Client;
 use stead_tests::{
     Server, command_of, free_address,
     history::{History, Kind, compare},
+    indexes,
     log::Log,
     random::Random,
     wait::until,
@@ -163,6 +164,9 @@ async fn what_entities_do_among_themselves_survives_every_kill() -> Result<()> {
         Ok(is_right.then_some(()))
     };
     until("everything has come to what it must", settled).await?;
+    let get = async |path: &str| Ok(server.get(path).send().await?.json().await?);
+    let wrong = indexes::differences(get).await?;
+    ensure!(wrong.is_empty(), "{wrong:#?}");
     ensure!(lock(&history).acknowledged.len() > 40, "too little was acknowledged");
     Ok(())
 }

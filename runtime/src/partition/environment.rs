@@ -9,6 +9,7 @@ use crate::{
     config::{Config, Limits},
     entropy::Entropy,
     map::{Set, SharedSet},
+    sabotage::Sabotage,
     store::{
         Write,
         tables::meta::{NotIndexed, Settings},
@@ -189,7 +190,8 @@ impl Environment {
 
     /// The notes that states of this partition may lack the indexes that this program does not have.
     pub(super) fn foreign_notes(&self) -> Vec<Write> {
-        let foreign = self.identity.foreign.iter().cloned();
+        let is_told = !Sabotage::ForeignIndexNotNoted.is_on();
+        let foreign = self.identity.foreign.iter().filter(|_| is_told).cloned();
         let key = |(entity_type, index, version)| (entity_type, index, version, self.number());
         foreign.map(|index| Write::put(&key(index), &NotIndexed)).collect()
     }

@@ -15,6 +15,7 @@ use stead::{CallError, Client, ErrorKind, TraceContext};
 use stead_tests::{
     database::Database,
     history::{History, Kind, compare},
+    indexes,
     log::Log,
     random::Random,
     secret_file,
@@ -173,6 +174,21 @@ impl Run {
                 if rows != due as i64 {
                     wrong.push(format!("{rows} rows are left in {table}, and not {due}"));
                 }
+            }
+            let states = "2 * (select count(*) from stead_states)";
+            let surplus = format!("select (select count(*) from stead_indexes) - {states}");
+            match self.database.number(&surplus).await? {
+                0 => {}
+                rows => wrong.push(format!("{rows} rows of indexes are left over")),
+            }
+            let http = reqwest::Client::builder().timeout(TIMEOUT).build()?;
+            let get = async |path: &str| {
+                let url = format!("{}{path}", self.shared.urls[0]);
+                Ok(http.get(url).send().await?.json::<serde_json::Value>().await?)
+            };
+            match indexes::differences(get).await {
+                Ok(differences) => wrong.extend(differences),
+                Err(error) => wrong.push(format!("indexes cannot be compared: {error}")),
             }
             if wrong.is_empty() || whole.elapsed() > Duration::from_secs(30) + LEASE {
                 return Ok(wrong);

@@ -5,6 +5,7 @@ mod connections;
 mod database;
 mod disk;
 mod failures;
+mod finding;
 mod fixtures;
 mod flags;
 mod limits;

@@ -237,6 +237,7 @@ impl Run {
                 6 => self.send(&mut random, &key, entry, Kind::Remind).await,
                 7 => self.send(&mut random, &key, entry, Kind::Ask).await,
                 8 => self.send(&mut random, &key, entry, Kind::Stumble).await,
+                9 => self.find(&mut random, &key).await,
                 _ => self.read(&mut random, &key).await,
             }
         }
@@ -320,6 +321,30 @@ impl Run {
         }
     }
 
+    /// Finds entities while everything goes on: each is what its index says, and none is missing that was
+    /// acknowledged before.
+    async fn find(&self, random: &mut Random, key: &str) {
+        let is_known = lock(&self.history).acknowledged.iter().any(|(of, _)| of == key);
+        let number = random.below(self.settings.nodes as u64) as usize;
+        let Some(place) = self.place(number) else { return };
+        let size = random.below(6);
+        let search = place.node.find::<Log>().filter(Log::by_size().within(size..));
+        match search.order_by(Log::by_size()).states().await {
+            Ok(found) => {
+                let sizes = found.rows.iter().map(|(_, it)| it.state.entries.len() as u64);
+                let sizes: Vec<_> = sizes.collect();
+                if !sizes.is_sorted() || sizes.first().is_some_and(|first| *first < size) {
+                    self.object(format!("entities of size {size} and more have {sizes:?}"));
+                }
+                if is_known && size == 0 && !found.rows.iter().any(|(of, _)| of == key) {
+                    self.object(format!("{key} is not found"));
+                }
+            }
+            Err(error) if self.may_be_repeated(error.kind()) => {}
+            Err(error) => self.object(format!("entities cannot be found: {error}")),
+        }
+    }
+
     /// Waits, at most 30 s, until everything that was accepted is applied, and says what is wrong.
     async fn settled(&self) -> Vec<String> {
         let mut wrong = Vec::new();
@@ -342,6 +367,10 @@ impl Run {
             match place.node.list_of("ember", "", None, 10).await {
                 Ok(left) if left.rows.is_empty() => {}
                 left => wrong.push(format!("embers are left: {left:?}")),
+            }
+            match place.node.check_indexes().await {
+                Ok(differences) => wrong.extend(differences),
+                Err(error) => wrong.push(format!("indexes cannot be checked: {error}")),
             }
             if wrong.is_empty() {
                 break;
