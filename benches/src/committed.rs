@@ -11,11 +11,12 @@ use std::{
 };
 
 use anyhow::Result;
-use stead::{Node, RocksStore, stock::Counter};
+use stead::{Node, RocksStore};
 
 use crate::{
     ceiling::key,
-    cpu, in_process,
+    cpu,
+    in_process::{self, Sum},
     table::{Figure, Table, median, median_ratio, medians, thousands},
 };
 
@@ -30,7 +31,7 @@ const LOSS_MAX: f64 = 0.20;
 pub async fn measure(table: &mut Table, rounds: usize) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let store = RocksStore::open(directory.path().join("stead"))?;
-    let node = Node::builder().store(store).entity::<Counter>().start().await?;
+    let node = Node::builder().store(store).entity::<Sum>().start().await?;
     let (mut costs, mut rates, mut losses) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
         let call = cost_of_a_call(&node).await?;
@@ -72,7 +73,7 @@ async fn cost_of_a_call(node: &Node) -> Result<f64> {
     let mut callers = tokio::task::JoinSet::new();
     for _ in 0..CALLERS {
         let (calls, is_over) = (calls.clone(), is_over.clone());
-        let counter = node.entity::<Counter>(key(0));
+        let counter = node.entity::<Sum>(key(0));
         callers.spawn(async move {
             while !is_over.load(Ordering::Relaxed) {
                 counter.add(1).await?;
@@ -102,7 +103,7 @@ impl Reader {
     /// Begins to read, at most so often a second.
     fn start(node: &Node, rate: Option<u64>) -> Self {
         let is_over = Arc::new(AtomicBool::new(false));
-        let (counter, over) = (node.entity::<Counter>(key(0)), is_over.clone());
+        let (counter, over) = (node.entity::<Sum>(key(0)), is_over.clone());
         let thread = thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let (began, busy) = (Instant::now(), cpu::seconds("thread-self")?);

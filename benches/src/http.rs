@@ -56,7 +56,7 @@ async fn add(State(totals): State<Totals>, Segment(key): Segment<String>, body: 
 }
 
 /// A server process that is killed when it is dropped.
-struct Process {
+pub struct Process {
     child: Child,
     address: SocketAddr,
 }
@@ -70,11 +70,15 @@ impl Process {
         Ok(Self { child, address: line.trim().parse()? })
     }
 
-    async fn stead(data: &Path) -> Result<Self> {
+    pub async fn stead(data: &Path) -> Result<Self> {
         let address = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
         let child = crate::recovery::serve(data, address)?;
         crate::recovery::first_answer(address).await?;
         Ok(Self { child, address })
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     fn cpu(&self) -> Result<f64> {

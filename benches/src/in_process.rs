@@ -9,7 +9,9 @@ use std::{
 };
 
 use anyhow::Result;
-use stead::{Node, RocksStore, stock::Counter};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use stead::{Error, Layout, Node, RocksStore, entity};
 
 use crate::{
     ceiling::{Ceiling, key},
@@ -21,6 +23,24 @@ const SENDERS: usize = 1_000;
 const WARM_UP: Duration = Duration::from_millis(500);
 const LENGTH: Duration = Duration::from_secs(2);
 
+/// A counter without an index: a turn writes its state alone, as the ceiling does.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
+pub struct Sum {
+    value: i64,
+}
+
+#[entity(name = "sum")]
+impl Sum {
+    pub fn add(&mut self, amount: i64) -> i64 {
+        self.value += amount;
+        self.value
+    }
+
+    pub fn value(&self) -> i64 {
+        self.value
+    }
+}
+
 /// Both kinds of load, or one of them.
 pub async fn measure(
     table: &mut Table,
@@ -30,7 +50,7 @@ pub async fn measure(
     let directory = tempfile::tempdir()?;
     let ceiling = Ceiling::open(&directory.path().join("ceiling"))?;
     let store = RocksStore::open(directory.path().join("stead"))?;
-    let node = Node::builder().store(store).entity::<Counter>().start().await?;
+    let node = Node::builder().store(store).entity::<Sum>().start().await?;
     for (short, name, entities, demanded, floor) in [
         ("spread", "in-process signals, 1,000 senders, 10,000 entities", 10_000, "25 %", 0.25),
         ("hot", "in-process signals, 1,000 senders, one hot entity", 1, "60 %", 0.60),
@@ -63,20 +83,34 @@ pub async fn measure(
 /// Signals a second of senders that each wait for the answer before they send the next, and the
 /// microseconds of processor that each takes, its sender's included.
 pub async fn signals_per_second(node: &Node, entities: usize) -> Result<(f64, f64)> {
+    let node = node.clone();
+    let sum = move |number| node.entity::<Sum>(key(number));
+    sent_per_second(entities, sum, |sum| sum.add(1).signal()).await
+}
+
+/// The same of whatever is sent, to entities that are made once.
+pub async fn sent_per_second<E, F, A>(
+    entities: usize,
+    entity: impl Fn(usize) -> E,
+    send: impl Fn(&E) -> F + Clone + Send + Sync + 'static,
+) -> Result<(f64, f64)>
+where
+    E: Send + Sync + 'static,
+    F: Future<Output = Result<A, Error>> + Send + 'static,
+    A: Send,
+{
     let (sent, is_over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
     let mut senders = tokio::task::JoinSet::new();
     for sender in 0..SENDERS {
-        let (node, sent, is_over) = (node.clone(), sent.clone(), is_over.clone());
+        let numbers = (sender..entities.max(sender + 1)).step_by(SENDERS);
+        let own: Vec<_> = numbers.map(|number| entity(number % entities)).collect();
+        let (send, sent, is_over) = (send.clone(), sent.clone(), is_over.clone());
         senders.spawn(async move {
-            let counters: Vec<_> = (sender..entities.max(sender + 1))
-                .step_by(SENDERS)
-                .map(|number| node.entity::<Counter>(key(number % entities)))
-                .collect();
-            for counter in counters.iter().cycle() {
+            for entity in own.iter().cycle() {
                 if is_over.load(Ordering::Relaxed) {
                     break;
                 }
-                counter.add(1).signal().await?;
+                send(entity).await?;
                 sent.fetch_add(1, Ordering::Relaxed);
             }
             anyhow::Ok(())

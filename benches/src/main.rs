@@ -13,6 +13,7 @@ mod cpu;
 mod due;
 mod http;
 mod in_process;
+mod indexed;
 mod load;
 mod placement;
 mod postgres;
@@ -36,7 +37,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 struct Command {
     #[command(subcommand)]
     verb: Option<Verb>,
-    /// Only these figures: spread, hot, asks, buffered, committed, rearm, http, query, latency, activation,
+    /// Only these figures: spread, hot, asks, buffered, committed, rearm, indexed, find, http, query, latency, activation,
     /// recovery, due, placement, postgres, cluster.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
@@ -57,6 +58,9 @@ enum Verb {
     /// Stores signals that are due at one instant, in microseconds since 1970.
     #[command(hide = true)]
     FillDue { data: PathBuf, at: i64 },
+    /// Makes a million counters with different values.
+    #[command(hide = true)]
+    FillValues { data: PathBuf },
     /// Activates every entity of a store and prints the bytes that each takes.
     #[command(hide = true)]
     Activate { data: PathBuf },
@@ -68,6 +72,7 @@ async fn main() -> Result<()> {
     match command.verb {
         Some(Verb::Bare) => http::serve_bare().await,
         Some(Verb::Fill { data }) => recovery::fill(&data).await,
+        Some(Verb::FillValues { data }) => indexed::fill(&data).await,
         Some(Verb::FillDue { data, at }) => due::fill(&data, at).await,
         Some(Verb::Activate { data }) => activation::activate_all(&data).await,
         None => measure(&command.only, command.rounds).await,
@@ -91,6 +96,12 @@ async fn measure(only: &[String], rounds: usize) -> Result<()> {
     }
     if wanted("rearm") {
         rearm::measure(&mut table, rounds).await?;
+    }
+    if wanted("indexed") {
+        indexed::turns(&mut table, rounds).await?;
+    }
+    if wanted("find") {
+        indexed::lookups(&mut table, rounds).await?;
     }
     if wanted("http") {
         http::throughput(&mut table, rounds).await?;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use stead::{Node, PostgresStore, stock::Counter};
+use stead::{Node, PostgresStore};
 use stead_tests::database::Database;
 use tokio_postgres::{
     Client, NoTls,
@@ -12,7 +12,7 @@ use tokio_postgres::{
 
 use crate::{
     ceiling::row,
-    in_process::signals_per_second,
+    in_process::{Sum, signals_per_second},
     table::{Figure, Table, median_ratio, medians, thousands},
 };
 
@@ -31,7 +31,7 @@ pub async fn measure(table: &mut Table, rounds: usize) -> Result<()> {
     let carrying = tokio::spawn(connection);
     client.batch_execute(BY_HAND).await?;
     let store = PostgresStore::connect(&database.url()).await?;
-    let node = Node::builder().store(store).entity::<Counter>().start().await?;
+    let node = Node::builder().store(store).entity::<Sum>().start().await?;
     let mut pairs = Vec::new();
     for _ in 0..rounds {
         let bound = rows_per_second(&client).await?;

@@ -357,8 +357,15 @@ impl Database {
         let follows = self.follows.load(Ordering::Relaxed);
         let link = History::link(batch.fence.number, follows, self.writer);
         rows.merge_cf(tables[Table::Meta as usize], tables::meta::HISTORY, record::encode(&link));
+        // Rows of indexes go in by the order of their keys, as states do: a batch has at most one change of each,
+        // and out of order they take as long as everything else together.
+        let mut indexed = Vec::new();
         rows::each_change(batch, |change| {
             let table = tables[change.table as usize];
+            if change.table == Table::Indexes {
+                indexed.push((change.key.to_vec(), change.value.map(<[u8]>::to_vec)));
+                return Ok(());
+            }
             if change.must_exist && !matches!(self.db.get_pinned_cf(table, change.key), Ok(Some(_)))
             {
                 return Err(format!("a consumed row is not there: {:?}", change.key));
@@ -369,6 +376,13 @@ impl Database {
             }
             Ok(())
         })?;
+        indexed.sort_unstable();
+        for (key, value) in indexed {
+            match value {
+                Some(value) => rows.put_cf(tables[Table::Indexes as usize], key, value),
+                None => rows.delete_cf(tables[Table::Indexes as usize], key),
+            }
+        }
         Ok(rows)
     }
 
