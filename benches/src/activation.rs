@@ -50,8 +50,8 @@ fn resident(table: &mut Table, data: &Path) -> Result<()> {
         figure: format!("{bytes:.0} bytes"),
         ceiling: "none".into(),
         ratio: "-".into(),
-        demanded: "at most 1,024 bytes",
-        is_met: bytes <= 1_024.0,
+        demanded: "at most 512 bytes",
+        is_met: bytes <= 512.0,
     });
     Ok(())
 }

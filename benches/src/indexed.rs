@@ -1,4 +1,4 @@
-//! What two indexes cost the turns of a type, and what it takes to find one of a million entities.
+//! Turns of a type with two indexes, and finding one of a million entities.
 
 use std::{process::Command, time::Instant};
 

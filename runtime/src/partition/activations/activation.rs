@@ -20,25 +20,32 @@ use crate::{
 };
 
 /// The most operations that an unclean stop left behind whose attempts are counted at one time.
-const COUNTED_MAX: usize = 64;
+const COUNTED_MAX: u8 = 64;
 
 /// One entity in memory.
 pub(in crate::partition) struct Activation {
     stage: Stage,
     /// The entries that are to run, in order.
     mailbox: VecDeque<Envelope>,
+    /// The operations that wait outside of the mailbox; none where none ever did, as of nearly all entities.
+    apart: Option<Box<Apart>>,
+    /// The last write group with something of this entity that must be durable before it is heard of.
+    unreleased: u64,
+    /// How many left-behind operations are counted at one time.
+    counted_share: u8,
+    pub(super) is_queued: bool,
+    pub(super) used_at: Timestamp,
+}
+
+/// The operations of an entity that wait outside of its mailbox.
+#[derive(Default)]
+struct Apart {
     /// Signals that wait for the first of their sender to be tried again.
     retries: Vec<RetryQueue>,
     /// The entries that wait in memory behind those on disk.
     behind: VecDeque<Envelope>,
     /// Answers to asks of which others are missing, by the number of the ask.
     gathered: Map<u64, Vec<Operation>>,
-    /// The last write group with something of this entity that must be durable before it is heard of.
-    unreleased: u64,
-    /// How many left-behind operations are counted at one time.
-    counted_share: usize,
-    pub(super) is_queued: bool,
-    pub(super) used_at: Timestamp,
 }
 
 /// The stage of an activation.
@@ -81,14 +88,22 @@ impl Activation {
         Self {
             stage: Stage::Loading,
             mailbox: VecDeque::new(),
-            retries: Vec::new(),
-            behind: VecDeque::new(),
-            gathered: Map::default(),
+            apart: None,
             unreleased: 0,
             counted_share: 1,
             is_queued: false,
             used_at: now,
         }
+    }
+
+    fn apart(&mut self) -> &mut Apart {
+        self.apart.get_or_insert_default()
+    }
+
+    /// The queues whose entries wait for nothing but their turn.
+    fn queues(&mut self) -> impl Iterator<Item = &mut VecDeque<Envelope>> {
+        let behind = self.apart.iter_mut().map(|apart| &mut apart.behind);
+        std::iter::once(&mut self.mailbox).chain(behind)
     }
 
     pub(in crate::partition) fn stage(&self) -> &Stage {
@@ -243,12 +258,12 @@ impl Activation {
 
     /// Puts something behind everything that waits on disk.
     pub(in crate::partition) fn push_behind(&mut self, envelope: Envelope) {
-        self.behind.push_back(envelope);
+        self.apart().behind.push_back(envelope);
     }
 
     /// Takes what waited behind what waited on disk, now that this is in memory.
     pub(in crate::partition) fn take_behind(&mut self) -> VecDeque<Envelope> {
-        std::mem::take(&mut self.behind)
+        self.apart.as_mut().map(|apart| std::mem::take(&mut apart.behind)).unwrap_or_default()
     }
 
     /// Takes what is to run next.
@@ -271,12 +286,13 @@ impl Activation {
 
     /// How many operations wait for it in memory.
     pub(in crate::partition) fn waiting(&self) -> usize {
-        self.held() + self.behind.len()
+        self.held() + self.apart.as_ref().map_or(0, |apart| apart.behind.len())
     }
 
     /// How many operations it holds whose rows were read, or which came before what waits on disk.
     pub(in crate::partition) fn held(&self) -> usize {
-        let retried: usize = self.retries.iter().map(|queue| queue.operations.len()).sum();
+        let retries = self.apart.iter().flat_map(|apart| &apart.retries);
+        let retried: usize = retries.map(|queue| queue.operations.len()).sum();
         self.mailbox.len() + retried
     }
 
@@ -288,7 +304,7 @@ impl Activation {
         parts: usize,
         mut answer: Box<Operation>,
     ) -> Option<Box<Operation>> {
-        let known = self.gathered.entry(ask).or_default();
+        let known = self.apart().gathered.entry(ask).or_default();
         if known.len() + 1 < parts {
             known.push(*answer);
             return None;
@@ -299,12 +315,12 @@ impl Activation {
 
     /// Whether answers wait for others of their asks.
     pub(in crate::partition) fn has_gathered(&self) -> bool {
-        !self.gathered.is_empty()
+        self.apart.as_ref().is_some_and(|apart| !apart.gathered.is_empty())
     }
 
     /// Takes the answers of an ask that wait for the others.
     fn take_gathered(&mut self, ask: u64) -> Vec<Operation> {
-        self.gathered.remove(&ask).unwrap_or_default()
+        self.apart.as_mut().and_then(|apart| apart.gathered.remove(&ask)).unwrap_or_default()
     }
 
     /// Takes every answer of an ask that is in memory, wherever it waits.
@@ -313,7 +329,7 @@ impl Activation {
             operation.answer().is_some_and(|(_, asked)| asked.number == ask)
         };
         let mut answers = self.take_gathered(ask);
-        for queue in [&mut self.mailbox, &mut self.behind] {
+        for queue in self.queues() {
             for envelope in std::mem::take(queue) {
                 match envelope {
                     Envelope::Operation(operation) if is_of(&operation) => answers.push(*operation),
@@ -321,7 +337,9 @@ impl Activation {
                 }
             }
         }
-        for queue in &mut self.retries {
+        let mut none = Vec::new();
+        let retries = self.apart.as_mut().map_or(&mut none, |apart| &mut apart.retries);
+        for queue in &mut *retries {
             for operation in std::mem::take(&mut queue.operations) {
                 match is_of(&operation) {
                     true => answers.push(*operation),
@@ -329,7 +347,7 @@ impl Activation {
                 }
             }
         }
-        self.retries.retain(|queue| !queue.operations.is_empty());
+        retries.retain(|queue| !queue.operations.is_empty());
         let taken_along: Vec<_> =
             answers.iter_mut().flat_map(|answer| std::mem::take(&mut answer.gathered)).collect();
         answers.extend(taken_along);
@@ -343,7 +361,8 @@ impl Activation {
 
     /// Puts the answers to all asks that are not complete back into its order.
     pub(in crate::partition) fn put_back_gathered(&mut self) {
-        let gathered = std::mem::take(&mut self.gathered);
+        let Some(apart) = &mut self.apart else { return };
+        let gathered = std::mem::take(&mut apart.gathered);
         let mut answers: Vec<_> = gathered.into_values().flatten().collect();
         // An order that does not depend on how tables hash.
         answers.sort_by(|one, other| one.row.inbox_key().cmp(&other.row.inbox_key()));
@@ -364,7 +383,7 @@ impl Activation {
         };
         is_written
             && self.waiting() == 0
-            && self.gathered.is_empty()
+            && !self.has_gathered()
             && self.unreleased <= released
             && self.used_at < since
     }
@@ -381,7 +400,8 @@ impl Activation {
         sender: &Sender,
         operation: Box<Operation>,
     ) -> Option<Box<Operation>> {
-        match self.retries.iter_mut().find(|queue| queue.sender == *sender) {
+        let mut retries = self.apart.iter_mut().flat_map(|apart| &mut apart.retries);
+        match retries.find(|queue| queue.sender == *sender) {
             Some(queue) => {
                 queue.operations.push_back(operation);
                 None
@@ -392,7 +412,8 @@ impl Activation {
 
     /// Whether others of a sender wait for a retry.
     pub(in crate::partition) fn has_retry(&self, sender: &Sender) -> bool {
-        self.retries.iter().any(|queue| queue.sender == *sender)
+        let mut retries = self.apart.iter().flat_map(|apart| &apart.retries);
+        retries.any(|queue| queue.sender == *sender)
     }
 
     /// Lets an operation, and whatever its sender sends behind it, wait until `retry_at`. A sender
@@ -405,16 +426,17 @@ impl Activation {
     ) {
         if let Some(operation) = self.join_retry(&sender, operation) {
             let operations = VecDeque::from([operation]);
-            self.retries.push(RetryQueue { sender, retry_at, operations });
+            self.apart().retries.push(RetryQueue { sender, retry_at, operations });
         }
     }
 
     /// Puts what may be tried again before everything else in its order.
     pub(in crate::partition) fn retry_due(&mut self, now: Timestamp) {
-        let queues = std::mem::take(&mut self.retries);
+        let Some(apart) = &mut self.apart else { return };
+        let queues = std::mem::take(&mut apart.retries);
         let (due, waiting): (Vec<_>, Vec<_>) =
             queues.into_iter().partition(|queue| queue.retry_at <= now);
-        self.retries = waiting;
+        apart.retries = waiting;
         for queue in due {
             for operation in queue.operations.into_iter().rev() {
                 self.mailbox.push_front(Envelope::Operation(operation));
@@ -424,19 +446,21 @@ impl Activation {
 
     /// Takes everything that waits for a retry.
     pub(in crate::partition) fn take_retries(&mut self) -> Vec<Operation> {
-        let queues = std::mem::take(&mut self.retries);
+        let apart = self.apart.as_mut();
+        let queues = apart.map(|apart| std::mem::take(&mut apart.retries)).unwrap_or_default();
         queues.into_iter().flat_map(|queue| queue.operations).map(|operation| *operation).collect()
     }
 
     /// Takes a delayed signal that is due, and waits for its turn or its retry, out of its order.
     pub(in crate::partition) fn take_delayed(&mut self, slot: &Slot) -> Option<Envelope> {
         let is_it = |occurrence: Option<&Occurrence>| occurrence.is_some_and(|it| it.slot == *slot);
-        for queue in [&mut self.mailbox, &mut self.behind] {
+        for queue in self.queues() {
             if let Some(place) = queue.iter().position(|it| is_it(it.occurrence())) {
                 return queue.remove(place);
             }
         }
-        let found = self.retries.iter_mut().find_map(|queue| {
+        let retries = &mut self.apart.as_mut()?.retries;
+        let found = retries.iter_mut().find_map(|queue| {
             let of = |operation: &Operation| match &operation.row {
                 Row::Reminder(occurrence) => occurrence.slot == *slot,
                 _ => false,
@@ -444,7 +468,7 @@ impl Activation {
             let place = queue.operations.iter().position(|operation| of(operation))?;
             queue.operations.remove(place)
         });
-        self.retries.retain(|queue| !queue.operations.is_empty());
+        retries.retain(|queue| !queue.operations.is_empty());
         found.map(Envelope::Operation)
     }
 
@@ -453,8 +477,7 @@ impl Activation {
         &mut self,
         is_it: impl Fn(&Keyed) -> bool,
     ) -> Option<Envelope> {
-        let queues = [&mut self.mailbox, &mut self.behind];
-        queues.into_iter().find_map(|queue| {
+        self.queues().find_map(|queue| {
             let place = queue.iter().position(|envelope| envelope.key().is_some_and(&is_it))?;
             queue.remove(place)
         })
@@ -479,7 +502,7 @@ impl Activation {
             }
             _ => false,
         };
-        let first = self.mailbox.iter_mut().take(share);
+        let first = self.mailbox.iter_mut().take(share.into());
         first.filter_map(move |envelope| match envelope {
             // A reminder that was cancelled meanwhile must not be written again.
             Envelope::Operation(operation)
@@ -498,9 +521,10 @@ impl Activation {
             Stage::Reading { waits, .. } => Some(waits.into_envelope()),
             _ => None,
         };
-        let retried = self.retries.into_iter().flat_map(|queue| queue.operations);
+        let Apart { retries, behind, .. } = self.apart.map_or_else(Apart::default, |apart| *apart);
+        let retried = retries.into_iter().flat_map(|queue| queue.operations);
         let retried = retried.map(Envelope::Operation);
-        busy.into_iter().chain(self.mailbox).chain(self.behind).chain(retried)
+        busy.into_iter().chain(self.mailbox).chain(behind).chain(retried)
     }
 }
 
