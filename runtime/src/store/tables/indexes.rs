@@ -67,7 +67,7 @@ pub fn key(index: &str, value: &[u8], id: &EntityId) -> Vec<u8> {
     key
 }
 
-/// Reads [`key`].
+/// Reads [`key()`].
 ///
 /// # Errors
 /// Where the bytes are not such a key.
