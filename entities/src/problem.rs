@@ -39,6 +39,23 @@ impl Problem {
     pub fn invalid(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid", "Invalid request", detail)
     }
+
+    /// The document.
+    pub fn document(&self) -> serde_json::Value {
+        let mut body = json!({
+            "type": format!("urn:stead:problem:{}", self.slug),
+            "title": self.title,
+            "status": self.status.as_u16(),
+            "detail": self.detail,
+        });
+        if let Some(rejection) = &self.rejection
+            && let Some(members) = body.as_object_mut()
+        {
+            members.extend(rejection.code().map(|code| ("code".into(), code.into())));
+            members.extend(rejection.details().map(|details| ("details".into(), details)));
+        }
+        body
+    }
 }
 
 /// Status, slug and title of each kind of failure.
@@ -132,18 +149,7 @@ impl From<Rejection> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let mut body = json!({
-            "type": format!("urn:stead:problem:{}", self.slug),
-            "title": self.title,
-            "status": self.status.as_u16(),
-            "detail": self.detail,
-        });
-        if let Some(rejection) = self.rejection
-            && let Some(members) = body.as_object_mut()
-        {
-            members.extend(rejection.code().map(|code| ("code".into(), code.into())));
-            members.extend(rejection.details().map(|details| ("details".into(), details)));
-        }
+        let body = self.document();
         let mut response = (self.status, body.to_string()).into_response();
         let headers = response.headers_mut();
         let problem = HeaderValue::from_static("application/problem+json");

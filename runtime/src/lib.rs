@@ -41,9 +41,9 @@ pub use http::{CallerIdentity, EntityPath, Routes, Server, ServerSettings};
 #[cfg(feature = "http")]
 pub use listen::{Listen, ListenError};
 pub use node::{
-    BulkView, CronView, DeadLetterView, Deletion, EntityView, Find, Listed, Node, NodeBuilder,
-    ReminderView, SelectedView, Snapshot, StartError, UnservedView, UpgradeView, VersionView,
-    VersionsView,
+    BulkView, Change, ChangeEvent, Changes, CronView, DeadLetterView, Deletion, EntityView, Find,
+    Listed, Node, NodeBuilder, ReminderView, SelectedView, Snapshot, StartError, UnservedView,
+    UpgradeView, VersionView, VersionsView,
 };
 pub use partition::reply::StateView;
 #[cfg(feature = "postgres")]

@@ -64,6 +64,7 @@ sabotages! {
     X45 IndexedByLastTurn breaks 69: "Where turns are merged, only the rows of the last but one are ended."
     X46 IndexOutlivesState breaks 69: "A deletion leaves the rows of indexes."
     X47 ForeignIndexNotNoted breaks 69: "A program that does not know an index says nothing of its partitions."
+    X48 OthersChangesSkipped breaks 70: "A stream of changes hears of the commits of its own node alone."
     X33 AnswerOutsideCommit breaks 61: "The answer to a question is sent, and not part of a commit."
     X34 LateAnswerApplied breaks 61: "An answer that comes behind its timeout is applied too."
     X35 LetterToldOutsideCommit breaks 62: "An entity is told of its dead letter, and not by the commit that keeps it."

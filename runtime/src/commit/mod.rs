@@ -16,6 +16,7 @@
 
 mod incarnation;
 mod merge;
+mod subscribers;
 
 use std::{
     sync::Arc,
@@ -31,6 +32,7 @@ use tokio::{
 pub use self::incarnation::Fatal;
 pub(crate) use self::incarnation::{Incarnation, Outbound};
 use self::merge::{Chains, Merge};
+pub(crate) use self::subscribers::{Subscribers, Subscription};
 use crate::{
     clock::{self, Clock},
     partition::{
@@ -73,6 +75,7 @@ pub(crate) struct Committer {
     is_fenced: bool,
     /// Tasks that tell callers.
     telling: JoinSet<()>,
+    subscribers: Arc<Subscribers>,
     /// When what was answered before it was flushed is flushed; none where there is none.
     flush_at: Option<Instant>,
 }
@@ -88,7 +91,7 @@ impl Committer {
         clock: Arc<dyn Clock>,
         owner: Arc<str>,
         incarnation: Arc<Incarnation>,
-        partitions: Arc<[Handle]>,
+        (partitions, subscribers): (Arc<[Handle]>, Arc<Subscribers>),
         fatal: watch::Sender<Option<Fatal>>,
     ) -> Self {
         let number = incarnation.last_batch;
@@ -110,6 +113,7 @@ impl Committer {
             has_failed: false,
             is_fenced: false,
             telling: JoinSet::new(),
+            subscribers,
             flush_at: None,
         }
     }
@@ -272,6 +276,7 @@ impl Committer {
         let is_late = self.flush_at.is_some_and(|due| due <= clock::monotonic());
         batch.is_buffered = is_buffered && !is_late;
         let flush_at = batch.is_buffered.then(|| self.next_flush());
+        let changed = self.subscribers.changed_by(&batch.writes);
         let outcome = self.store.commit(batch).await;
         match outcome {
             CommitOutcome::Committed => {
@@ -279,6 +284,7 @@ impl Committer {
                 self.last = chains;
                 self.flush_at = flush_at;
                 self.release_outputs(groups);
+                self.subscribers.tell_of(changed);
                 self.store.maintain_after_commit();
             }
             CommitOutcome::Unknown(_) if Sabotage::UnknownCalledFailed.is_on() => {

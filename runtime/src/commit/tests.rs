@@ -48,7 +48,14 @@ fn committer(store: Arc<MemoryStore>, number: u64, last_batch: u64) -> Committer
     let partitions: Arc<[Handle]> = Arc::new([Handle::new()]);
     let lease = Arc::new(Lease::for_ever());
     let incarnation = Incarnation { number, last_batch, lease, link: Arc::default() };
-    Committer::new(store, clock, "t".into(), Arc::new(incarnation), partitions, fatal)
+    Committer::new(
+        store,
+        clock,
+        "t".into(),
+        Arc::new(incarnation),
+        (partitions, Arc::default()),
+        fatal,
+    )
 }
 
 #[tokio::test]
@@ -64,7 +71,8 @@ async fn a_write_group_that_was_built_on_a_refused_one_is_not_committed() {
         lease: Arc::new(Lease::for_ever()),
         link: Arc::default(),
     });
-    let mut committer = Committer::new(store, clock, "t".into(), incarnation, partitions, fatal);
+    let mut committer =
+        Committer::new(store, clock, "t".into(), incarnation, (partitions, Arc::default()), fatal);
     let (first, refused) = group(1, 1, 0);
     let (second, dropped) = group(1, 2, 1);
     disk.inject(Fault::Refuse);

@@ -21,7 +21,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::{
     clock::Clock,
-    commit::{self, Committer, Fatal, Incarnation, Outbound},
+    commit::{self, Committer, Fatal, Incarnation, Outbound, Subscribers},
     config::{Config, Limits},
     entropy::Entropy,
     lease::Lease,
@@ -63,6 +63,7 @@ pub(crate) struct Host {
     unserved: Arc<SharedSet<String>>,
     /// How often a partition has come to be hosted.
     hostings: AtomicU64,
+    subscribers: Arc<Subscribers>,
     /// Told when partitions came to be hosted, whose states may lack indexes.
     pub(crate) has_hosted: Arc<Notify>,
 }
@@ -98,6 +99,7 @@ impl Host {
             dropped: Arc::default(),
             unserved: Arc::default(),
             hostings: AtomicU64::new(0),
+            subscribers: Arc::default(),
             has_hosted: Arc::default(),
             parts,
         }
@@ -140,7 +142,7 @@ impl Host {
             self.parts.clock.clone(),
             self.parts.name.clone(),
             incarnation.clone(),
-            self.partitions.clone(),
+            (self.partitions.clone(), self.subscribers.clone()),
             ends,
         );
         service.with(outbound).start(&self.parts.threads, queue)?;
@@ -276,6 +278,10 @@ impl Host {
     }
     pub(crate) fn threads(&self) -> &Threads {
         &self.parts.threads
+    }
+    /// Those who wait for news of entities.
+    pub(crate) fn subscribers(&self) -> &Arc<Subscribers> {
+        &self.subscribers
     }
     pub(crate) fn watches(&self) -> &Watches {
         &self.watches

@@ -11,7 +11,7 @@ use axum::{
 };
 use serde_json::{Value, json, value::RawValue};
 use stead_entities::{
-    Caller, Delay, Error, ErrorKind, ReminderId, Request, Timeout, Timestamp,
+    Caller, Delay, EntityId, Error, ErrorKind, ReminderId, Request, Timeout, Timestamp,
     entity::EntityDescription, operation::Reply, problem::Problem,
 };
 
@@ -26,7 +26,7 @@ use crate::{
     store::{DeadLetterFilter, tables::dead_letters::DeadLetterId},
 };
 
-type Answer = Result<Response, Problem>;
+pub(super) type Answer = Result<Response, Problem>;
 
 /// How many rows a page has unless the request says otherwise.
 const PAGE: usize = 100;
@@ -160,13 +160,7 @@ pub(super) async fn state(State(node): State<Node>, uri: Uri, headers: HeaderMap
     if is_known {
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response());
     }
-    let shown = Shown {
-        entity_type: id.entity_type(),
-        key: id.key(),
-        revision: view.revision,
-        committed_at: view.committed_at,
-        state: raw(view.state)?,
-    };
+    let shown = Shown::new(&id, view).map_err(unreadable)?;
     let json = serde_json::to_vec(&shown).map_err(unreadable)?;
     let mut response = json_response(StatusCode::OK, json);
     response.headers_mut().insert(header::ETAG, tag);
@@ -175,7 +169,7 @@ pub(super) async fn state(State(node): State<Node>, uri: Uri, headers: HeaderMap
 
 /// A committed state.
 #[derive(serde::Serialize)]
-struct Shown<'i> {
+pub(super) struct Shown<'i> {
     #[serde(rename = "type")]
     entity_type: &'i str,
     key: &'i str,
@@ -184,9 +178,17 @@ struct Shown<'i> {
     state: Box<RawValue>,
 }
 
-/// JSON that is passed on as it is.
-fn raw(json: Vec<u8>) -> Result<Box<RawValue>, Problem> {
-    serde_json::from_slice(&json).map_err(unreadable)
+impl<'i> Shown<'i> {
+    pub(super) fn new(id: &'i EntityId, view: StateView) -> serde_json::Result<Self> {
+        Ok(Self {
+            entity_type: id.entity_type(),
+            key: id.key(),
+            revision: view.revision,
+            committed_at: view.committed_at,
+            // It is passed on as it is.
+            state: serde_json::from_slice(&view.state)?,
+        })
+    }
 }
 
 fn unreadable(error: serde_json::Error) -> Problem {
@@ -475,7 +477,7 @@ pub(super) fn prefix(uri: &Uri) -> Result<String, Problem> {
 }
 
 /// The query parameters, each known and given once.
-fn parameters(uri: &Uri, known: &[&str]) -> Result<HashMap<String, String>, Problem> {
+pub(super) fn parameters(uri: &Uri, known: &[&str]) -> Result<HashMap<String, String>, Problem> {
     if uri.query().is_none() {
         return Ok(HashMap::new());
     }

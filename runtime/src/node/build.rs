@@ -282,6 +282,7 @@ impl Inner {
         self.check_clock();
         self.start_audit();
         self.start_indexing();
+        self.start_looking();
         self.start_watchdog().map_err(|error| unavailable(&error))
     }
 }

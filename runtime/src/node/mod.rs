@@ -12,6 +12,7 @@
 
 mod audit;
 mod build;
+mod changes;
 mod committed;
 mod find;
 #[cfg(feature = "testing")]
@@ -52,6 +53,7 @@ use crate::{
 };
 
 pub use build::{NodeBuilder, StartError};
+pub use changes::{Change, ChangeEvent, Changes};
 pub use find::{Find, SelectedView};
 #[cfg(feature = "http")]
 pub(crate) use lists::PAGE_ROWS_MAX;
@@ -144,6 +146,53 @@ impl Node {
         limit: usize,
     ) -> Result<Listed<EntityView>, Error> {
         self.list_of(E::NAME, prefix, after, limit).await
+    }
+
+    /// The changes of an entity as a stream: its present state, if it has one, then each newer committed one and
+    /// its deletion. Revisions rise, and skip where they come faster than they are taken; nothing is shown before
+    /// it is durable. `after` is the position of the last event that was seen, to go on behind it.
+    ///
+    /// ```
+    /// # use stead::{Change, Node, stock::Counter, store::memory::MemoryDisk};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let store = MemoryDisk::new().open()?;
+    /// # let node = Node::builder().store(store).entity::<Counter>().start().await?;
+    /// let mut changes = node.changes::<Counter>("visits", None)?;
+    /// node.entity::<Counter>("visits").add(5).await?;
+    /// let Some(Ok(event)) = changes.next().await else { return Ok(()) };
+    /// assert!(matches!(event.change, Change::State(it) if it.version.revision == 1));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] for a key that is none, and [`ErrorKind::NotFound`] for a type that nobody serves.
+    /// What goes wrong later comes from the stream.
+    pub fn changes<E: Entity>(
+        &self,
+        key: impl AsRef<str>,
+        after: Option<&str>,
+    ) -> Result<Changes<Snapshot<E>>, Error> {
+        let id = EntityId::new(E::NAME, key.as_ref())?;
+        Ok(changes::of(self, &id, after)?.typed())
+    }
+
+    /// The same by an id, with states as they are shown.
+    ///
+    /// # Errors
+    /// As [`Node::changes`].
+    pub fn changes_of(
+        &self,
+        id: &EntityId,
+        after: Option<&str>,
+    ) -> Result<Changes<StateView>, Error> {
+        changes::of(self, id, after)
+    }
+
+    /// Ends every stream of changes, so that a server that stops does not wait for them.
+    /// [`Node::drain`] does it first; streams that are begun later end at once.
+    pub fn end_changes(&self) {
+        self.0.host.subscribers().close();
     }
 
     /// Begins a search for entities of a type by its indexes.

@@ -21,6 +21,7 @@ const LATE: &str = "not everything ended within the drain deadline; what was acc
 impl Inner {
     /// Stops in order.
     pub(super) async fn drain(&self) -> Result<(), Error> {
+        self.host.subscribers().close();
         if let Some(cluster) = self.cluster() {
             return self.leave(cluster).await;
         }
@@ -36,6 +37,7 @@ impl Inner {
     /// Stops at once: nothing is finished or given up.
     #[cfg(feature = "testing")]
     pub(super) async fn abort(&self) {
+        self.host.subscribers().close();
         self.local().close();
         if let Some(cluster) = self.cluster() {
             cluster.stop.send_replace(Stop::Abort);

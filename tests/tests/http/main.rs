@@ -1,5 +1,6 @@
 //! The HTTP surface from outside: a real server, good requests and bad ones.
 
+mod changes;
 mod conditional;
 mod connections;
 mod database;

@@ -3,6 +3,7 @@
 mod asks;
 mod bounds;
 mod buffered;
+mod changes;
 mod committed;
 mod dependencies;
 mod failures;

@@ -1,0 +1,163 @@
+//! Waits for news of entities, and wake-ups when a commit has changed them.
+//!
+//! A subscriber is told that there is news, never what it is: it reads the store, which shows what was committed.
+//! So nothing waits for a slow one, and nothing is shown that was not committed. What must never happen: an entity
+//! is changed by a commit of this node, and a subscriber that had read it before is not woken. A subscriber
+//! registers before it reads; the committer looks who is there when the commit is visible.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicUsize, Ordering},
+};
+
+use stead_entities::EntityId;
+use tokio::sync::watch;
+
+use crate::{map::SharedMap, store::Write};
+
+/// The subscribers of a node, by entity.
+#[derive(Debug, Default)]
+pub(crate) struct Subscribers {
+    entities: SharedMap<EntityId, watch::Sender<()>>,
+    count: AtomicUsize,
+    is_closed: AtomicBool,
+}
+
+/// The entities that a batch changes; none where nobody was there when it was asked.
+pub(super) struct Changed(Option<Vec<EntityId>>);
+
+/// A wait for news of one entity. It ends when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Subscription {
+    id: EntityId,
+    news: watch::Receiver<()>,
+    subscribers: Arc<Subscribers>,
+}
+
+impl Subscribers {
+    /// Waits for news of an entity from now on.
+    pub(crate) fn subscribe(self: &Arc<Self>, id: EntityId) -> Subscription {
+        self.count.fetch_add(1, Ordering::SeqCst);
+        let entry = self.entities.entry(id.clone()).or_insert_with(|| watch::Sender::new(()));
+        let news = entry.subscribe();
+        drop(entry);
+        if self.is_closed.load(Ordering::SeqCst) {
+            self.entities.remove(&id);
+        }
+        Subscription { id, news, subscribers: self.clone() }
+    }
+
+    /// Wakes who waits for an entity.
+    pub(crate) fn tell(&self, id: &EntityId) {
+        if let Some(entry) = self.entities.get(id) {
+            entry.send_replace(());
+        }
+    }
+
+    /// The entities that somebody waits for.
+    pub(crate) fn ids(&self) -> Vec<EntityId> {
+        self.entities.iter().map(|entry| entry.key().clone()).collect()
+    }
+
+    /// Ends every wait, and those to come.
+    pub(crate) fn close(&self) {
+        self.is_closed.store(true, Ordering::SeqCst);
+        self.entities.clear();
+    }
+
+    fn is_empty(&self) -> bool {
+        self.count.load(Ordering::SeqCst) == 0
+    }
+
+    /// The entities that writes change.
+    pub(super) fn changed_by(&self, writes: &[Write]) -> Changed {
+        if self.is_empty() {
+            return Changed(None);
+        }
+        let ids = writes.iter().filter_map(|write| match write {
+            Write::PutState(id, _) | Write::DeleteState(id, _) => Some(id.clone()),
+            _ => None,
+        });
+        Changed(Some(ids.collect()))
+    }
+
+    /// Wakes who waits for what was changed, now that it is committed.
+    pub(super) fn tell_of(&self, changed: Changed) {
+        match changed.0 {
+            Some(ids) => ids.iter().for_each(|id| self.tell(id)),
+            None if self.is_empty() => {}
+            // They came while the commit was under way, and may have read what was before it.
+            None => self.entities.iter().for_each(|entry| entry.send_replace(())),
+        }
+    }
+}
+
+impl Subscription {
+    /// Waits for news since the last wait, or since the beginning. Says whether there will be more: not once the
+    /// node stops. Cancel safe.
+    pub(crate) async fn news(&mut self) -> bool {
+        self.news.changed().await.is_ok()
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.subscribers.count.fetch_sub(1, Ordering::SeqCst);
+        // Its own receiver is still there.
+        self.subscribers.entities.remove_if(&self.id, |_, entry| entry.receiver_count() <= 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::tables::indexes::IndexedValues;
+
+    fn id(key: &str) -> EntityId {
+        EntityId::new("log", key).expect("valid")
+    }
+
+    fn deleted(key: &str) -> Vec<Write> {
+        vec![Write::DeleteState(id(key), IndexedValues::default())]
+    }
+
+    fn has_news(subscription: &mut Subscription) -> bool {
+        let has_news = subscription.news.has_changed().expect("open");
+        subscription.news.mark_unchanged();
+        has_news
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_an_entity_is_woken_by_its_commits_alone() {
+        let subscribers = Arc::new(Subscribers::default());
+        assert!(subscribers.changed_by(&deleted("a")).0.is_none(), "nobody is there");
+        let (mut one, mut two) = (subscribers.subscribe(id("a")), subscribers.subscribe(id("a")));
+        let mut other = subscribers.subscribe(id("b"));
+        let changed = subscribers.changed_by(&deleted("a"));
+        assert!(!has_news(&mut one), "not before it is committed");
+        subscribers.tell_of(changed);
+        assert!(has_news(&mut one) && has_news(&mut two) && !has_news(&mut other));
+        drop((one, two));
+        assert_eq!(subscribers.ids(), [id("b")]);
+        subscribers.close();
+        assert!(
+            !other.news().await && !subscribers.subscribe(id("c")).news().await,
+            "it has ended"
+        );
+        drop(other);
+        assert!(subscribers.is_empty() && subscribers.ids().is_empty());
+    }
+
+    #[test]
+    fn who_comes_while_a_commit_is_under_way_is_woken_by_it() {
+        let subscribers = Arc::new(Subscribers::default());
+        let changed = subscribers.changed_by(&deleted("a"));
+        let mut late = subscribers.subscribe(id("a"));
+        subscribers.tell_of(changed);
+        assert!(has_news(&mut late));
+        let changed = subscribers.changed_by(&deleted("b"));
+        let mut later = subscribers.subscribe(id("b"));
+        subscribers.tell_of(changed);
+        assert!(has_news(&mut later) && !has_news(&mut late));
+    }
+}

@@ -1,0 +1,355 @@
+//! The changes of one entity as a stream: its committed states, and its deletion.
+//!
+//! A stream reads the store whenever there is news, at whichever node is asked, so it shows nothing that was not
+//! committed, survives hand-offs, and holds one event at a time: who reads slowly skips revisions. A commit of this
+//! node wakes it at once. Among others, a look at the store a few times a second finds what they have committed.
+//! What must never happen: a stream goes back to an earlier version, or rests at one that is not the last.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    marker::PhantomData,
+    pin::Pin,
+    str::FromStr as _,
+    sync::{Arc, Weak},
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use futures_util::{Stream, stream};
+use stead_entities::{Entity, EntityId, Error, ErrorKind, Version};
+
+use super::{Inner, Node, lists::Snapshot};
+use crate::{
+    clock,
+    commit::Subscription,
+    map::Map,
+    partition::reply::StateView,
+    sabotage::Sabotage,
+    store::{
+        Haste, TypedReads as _,
+        tables::{Table, states},
+    },
+};
+
+/// The shortest time between two events of one stream; what is committed meanwhile is one of them.
+const EVENT_PAUSE: Duration = Duration::from_millis(5);
+/// The wait before a store that could not be read is asked again.
+const READ_PAUSE: Duration = Duration::from_millis(200);
+/// How often a node among others looks for what they have committed.
+const LOOK_PAUSE: Duration = Duration::from_millis(250);
+/// The end of the position of a deletion.
+const DELETED: &str = "-deleted";
+
+/// An event of a stream of changes, and where the stream goes on behind it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ChangeEvent<S> {
+    /// The position to go on from, for [`Node::changes`]; none of a gap. A text of at most 64 bytes.
+    pub position: Option<String>,
+    /// The event.
+    pub change: Change<S>,
+}
+
+/// The news of an entity.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Change<S> {
+    /// Its newest committed state. Revisions rise, and may skip.
+    State(S),
+    /// It was deleted. A state behind it is of another generation.
+    Deleted,
+    /// The position to go on from is not of this entity's past: what follows is its present state.
+    Gap,
+}
+
+/// The changes of one entity, from its present state on. The stream ends when its node stops; go on at another
+/// one from the last position. Dropping it ends it.
+pub struct Changes<S> {
+    events: Pin<Box<dyn Stream<Item = Result<ChangeEvent<S>, Error>> + Send>>,
+    of: PhantomData<fn() -> S>,
+}
+
+/// The position of a stream: the version that it has shown, and whether the entity was deleted since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Position {
+    version: Version,
+    is_deleted: bool,
+}
+
+impl Position {
+    fn read(text: &str) -> Option<Self> {
+        let (version, is_deleted) = match text.strip_suffix(DELETED) {
+            Some(version) => (version, true),
+            None => (text, false),
+        };
+        Some(Self { version: Version::from_str(version).ok()?, is_deleted })
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.version, if self.is_deleted { DELETED } else { "" })
+    }
+}
+
+/// The events between a position and the present version of an entity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Gap,
+    Deleted,
+    State,
+}
+
+/// The steps that lead from a position to the present version; none where nothing has happened since.
+fn steps(last: Option<Position>, present: Option<Version>) -> &'static [Step] {
+    use Step::{Deleted, Gap, State};
+    match (last, present) {
+        (None, None) => &[],
+        (None, Some(_)) => &[State],
+        (Some(last), None) if last.is_deleted => &[],
+        (Some(_), None) => &[Deleted],
+        (Some(last), Some(present)) => {
+            let (was, is) = (last.version, present);
+            match (is.generation.cmp(&was.generation), is.revision.cmp(&was.revision)) {
+                (std::cmp::Ordering::Greater, _) if last.is_deleted => &[State],
+                (std::cmp::Ordering::Greater, _) => &[Deleted, State],
+                (std::cmp::Ordering::Equal, std::cmp::Ordering::Greater) if !last.is_deleted => {
+                    &[State]
+                }
+                (std::cmp::Ordering::Equal, std::cmp::Ordering::Equal) if !last.is_deleted => &[],
+                _of_a_future_or_of_another_store => &[Gap, State],
+            }
+        }
+    }
+}
+
+/// A stream under way.
+struct Feed {
+    node: Node,
+    id: EntityId,
+    news: Subscription,
+    last: Option<Position>,
+    /// Events that are due, before the store is read again.
+    due: VecDeque<ChangeEvent<StateView>>,
+    /// Whether the store was read, so that it is read again when there is news.
+    has_begun: bool,
+    /// When it is read again at the earliest.
+    not_before: Instant,
+    has_ended: bool,
+}
+
+impl Feed {
+    /// The next event; none when the node stops.
+    async fn next(&mut self) -> Option<Result<ChangeEvent<StateView>, Error>> {
+        loop {
+            if let Some(event) = self.due.pop_front() {
+                return Some(Ok(event));
+            }
+            if self.has_ended {
+                return None;
+            }
+            if self.has_begun {
+                if !self.news.news().await {
+                    return None;
+                }
+                clock::sleep_until(self.not_before).await;
+                self.not_before = clock::deadline_after(EVENT_PAUSE);
+            }
+            match self.node.committed_state_of(&self.id).await {
+                Ok(view) => {
+                    self.has_begun = true;
+                    self.take(view);
+                }
+                Err(error) => match error.kind() {
+                    ErrorKind::Unavailable | ErrorKind::Overloaded | ErrorKind::Fenced => {
+                        clock::sleep(READ_PAUSE).await;
+                        // Whatever happened meanwhile is read in any case.
+                        self.has_begun = false;
+                    }
+                    ErrorKind::Closed => return None,
+                    _ => {
+                        self.has_ended = true;
+                        return Some(Err(error));
+                    }
+                },
+            }
+        }
+    }
+
+    fn take(&mut self, view: Option<StateView>) {
+        let present = view.as_ref().map(StateView::version);
+        let mut view = view;
+        for step in steps(self.last, present) {
+            let (position, change) = match step {
+                Step::Gap => (None, Change::Gap),
+                Step::Deleted => {
+                    let last = self.last.map(|last| Position { is_deleted: true, ..last });
+                    (last, Change::Deleted)
+                }
+                Step::State => {
+                    let Some(view) = view.take() else { continue };
+                    let position = Position { version: view.version(), is_deleted: false };
+                    (Some(position), Change::State(view))
+                }
+            };
+            self.last = position.or(self.last);
+            let position = position.map(|position| position.to_string());
+            self.due.push_back(ChangeEvent { position, change });
+        }
+    }
+}
+
+/// The changes of an entity behind a position.
+pub(super) fn of(
+    node: &Node,
+    id: &EntityId,
+    after: Option<&str>,
+) -> Result<Changes<StateView>, Error> {
+    node.0.local().check_served(id.entity_type())?;
+    let mut feed = Feed {
+        node: node.clone(),
+        id: id.clone(),
+        news: node.0.host.subscribers().subscribe(id.clone()),
+        last: after.and_then(Position::read),
+        due: VecDeque::new(),
+        has_begun: false,
+        not_before: clock::monotonic(),
+        has_ended: false,
+    };
+    if after.is_some() && feed.last.is_none() {
+        feed.due.push_back(ChangeEvent { position: None, change: Change::Gap });
+    }
+    let events = stream::unfold(feed, async |mut feed| {
+        let event = feed.next().await?;
+        Some((event, feed))
+    });
+    Ok(Changes { events: Box::pin(events), of: PhantomData })
+}
+
+impl Changes<StateView> {
+    /// The same with states of a type.
+    pub(super) fn typed<E: Entity>(self) -> Changes<Snapshot<E>> {
+        let typed = stream::unfold(self, async |mut changes| {
+            let event = changes.next().await?;
+            let event = event.and_then(|ChangeEvent { position, change }| {
+                let change = match change {
+                    Change::State(view) => Change::State(Snapshot::new(view)?),
+                    Change::Deleted => Change::Deleted,
+                    Change::Gap => Change::Gap,
+                };
+                Ok(ChangeEvent { position, change })
+            });
+            Some((event, changes))
+        });
+        Changes { events: Box::pin(typed), of: PhantomData }
+    }
+}
+
+impl<S> Changes<S> {
+    /// The next event: none when the node stops, or behind an error that ends the stream, such as a state that
+    /// cannot be read. Cancel safe: an event that nobody has taken comes the next time.
+    pub async fn next(&mut self) -> Option<Result<ChangeEvent<S>, Error>> {
+        std::future::poll_fn(|cx| self.events.as_mut().poll_next(cx)).await
+    }
+}
+
+impl<S> Stream for Changes<S> {
+    type Item = Result<ChangeEvent<S>, Error>;
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.events.as_mut().poll_next(cx)
+    }
+}
+
+impl<S> fmt::Debug for Changes<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Changes").finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    /// Begins to look for what other nodes have committed of the entities that somebody waits for; it ends with
+    /// the node.
+    pub(super) fn start_looking(self: &Arc<Self>) {
+        if self.cluster().is_some() && !Sabotage::OthersChangesSkipped.is_on() {
+            drop(self.host.threads().runtime.spawn(look(Arc::downgrade(self))));
+        }
+    }
+}
+
+async fn look(inner: Weak<Inner>) {
+    let mut seen: Map<EntityId, Option<Version>> = Map::default();
+    loop {
+        clock::sleep(LOOK_PAUSE).await;
+        let Some(node) = inner.upgrade() else { return };
+        let ids = node.host.subscribers().ids();
+        if ids.is_empty() {
+            seen.clear();
+            continue;
+        }
+        let keys: Vec<_> = ids.iter().map(|id| states::key(id).to_vec()).collect();
+        let reading = node.host.store().read(Haste::Short, move |rows| {
+            let mut heads = Vec::with_capacity(keys.len());
+            rows.get_each(Table::States, &keys, true, &mut |value| {
+                let head = value.map(states::read_head).transpose();
+                // One that cannot be read is told to whoever reads it.
+                heads.push(head.ok().flatten());
+                Ok(())
+            })?;
+            Ok(heads)
+        });
+        // What cannot be read now is read the next time.
+        let Ok(heads) = reading.await else { continue };
+        let before = std::mem::take(&mut seen);
+        for (id, head) in ids.into_iter().zip(heads) {
+            let version =
+                head.map(|head| Version { generation: head.generation, revision: head.revision });
+            if before.get(&id) != Some(&version) {
+                node.host.subscribers().tell(&id);
+            }
+            seen.insert(id, version);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_leads_to_the_present_version_and_never_back() {
+        use Step::{Deleted, Gap, State};
+        let version = |generation, revision| Version { generation, revision };
+        let at = |generation, revision, is_deleted| {
+            Some(Position { version: version(generation, revision), is_deleted })
+        };
+        for (last, present, expected) in [
+            (None, None, &[][..]),
+            (None, Some(version(7, 1)), &[State][..]),
+            (at(7, 1, false), Some(version(7, 1)), &[]),
+            (at(7, 1, false), Some(version(7, 9)), &[State]),
+            (at(7, 9, false), Some(version(7, 1)), &[Gap, State]),
+            (at(7, 1, false), Some(version(8, 1)), &[Deleted, State]),
+            (at(8, 1, false), Some(version(7, 1)), &[Gap, State]),
+            (at(7, 1, false), None, &[Deleted]),
+            (at(7, 1, true), None, &[]),
+            (at(7, 1, true), Some(version(8, 3)), &[State]),
+            (at(7, 1, true), Some(version(7, 3)), &[Gap, State]),
+        ] {
+            assert_eq!(steps(last, present), expected, "{last:?} {present:?}");
+        }
+    }
+
+    #[test]
+    fn positions_are_read_as_they_are_written() {
+        for is_deleted in [false, true] {
+            let version = Version { generation: u64::MAX, revision: u64::MAX };
+            let position = Position { version, is_deleted };
+            assert_eq!(Position::read(&position.to_string()), Some(position));
+            assert!(position.to_string().len() <= 64);
+        }
+        for text in ["", "7", "x-1", "-deleted", "7-1-", "7-1-gone"] {
+            assert_eq!(Position::read(text), None, "{text}");
+        }
+    }
+}
