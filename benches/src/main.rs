@@ -7,6 +7,7 @@ mod activation;
 mod asks;
 mod buffered;
 mod ceiling;
+mod changes;
 mod cluster;
 mod committed;
 mod cpu;
@@ -37,7 +38,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 struct Command {
     #[command(subcommand)]
     verb: Option<Verb>,
-    /// Only these figures: spread, hot, asks, buffered, committed, rearm, indexed, find, http, query, latency, activation,
+    /// Only these figures: spread, hot, asks, buffered, committed, rearm, indexed, find, changes, http, query, latency, activation,
     /// recovery, due, placement, postgres, cluster.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
@@ -102,6 +103,9 @@ async fn measure(only: &[String], rounds: usize) -> Result<()> {
     }
     if wanted("find") {
         indexed::lookups(&mut table, rounds).await?;
+    }
+    if wanted("changes") {
+        changes::measure(&mut table).await?;
     }
     if wanted("http") {
         http::throughput(&mut table, rounds).await?;

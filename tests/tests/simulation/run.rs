@@ -7,7 +7,7 @@ use std::{
 };
 
 use stead::{
-    CallError, Config, ErrorKind, Node, TypedReference,
+    CallError, Change, Config, ErrorKind, Node, TypedReference,
     store::memory::{MemoryDisk, MemoryStore, Reach},
     transport::{Faults, Network},
 };
@@ -63,6 +63,8 @@ pub struct Run {
     history: Mutex<History>,
     trace: Mutex<Vec<String>>,
     started: Mutex<Option<tokio::time::Instant>>,
+    /// What a stream of changes has shown last: the revision and the state.
+    seen: Mutex<Option<(u64, Log)>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -80,6 +82,7 @@ impl Run {
             history: Mutex::default(),
             trace: Mutex::default(),
             started: Mutex::new(None),
+            seen: Mutex::default(),
         })
     }
 
@@ -113,11 +116,15 @@ impl Run {
             tokio::spawn(async move { run.client(client as u64).await })
         });
         let clients: Vec<_> = clients.collect();
+        let run = self.clone();
+        let watcher = tokio::spawn(async move { run.watch("e0").await });
         self.go_wrong().await;
         for client in clients {
             client.await.expect("a client ends");
         }
-        self.settled().await
+        let wrong = self.settled().await;
+        watcher.abort();
+        wrong
     }
 
     async fn start(&self, number: usize) {
@@ -345,6 +352,46 @@ impl Run {
         }
     }
 
+    /// Hears the changes of an entity at one node after the other, and keeps what it has seen last.
+    async fn watch(&self, key: &str) {
+        let mut random = Random(self.seed ^ 0x5EE);
+        let mut after = None::<String>;
+        loop {
+            let number = random.below(self.settings.nodes as u64) as usize;
+            let Some(place) = self.place(number) else {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            };
+            let changes = place.node.changes::<Log>(key, after.as_deref());
+            drop(place);
+            let Ok(mut changes) = changes else { continue };
+            let length = Duration::from_millis(random.below(3_000));
+            let _cut = tokio::time::timeout(length, async {
+                while let Some(event) = changes.next().await {
+                    let Ok(event) = event else { return self.object(format!("{key}: {event:?}")) };
+                    match event.change {
+                        Change::State(it) => self.see(it.version.revision, it.state),
+                        other => self.object(format!("{key}: {other:?}")),
+                    }
+                    after = event.position;
+                }
+            })
+            .await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Takes in a state that a stream has shown: it goes on with the one before.
+    fn see(&self, revision: u64, state: Log) {
+        let entries = state.entries.clone();
+        let before = lock(&self.seen).replace((revision, state));
+        if let Some((was, before)) = before
+            && (revision <= was || !entries.starts_with(&before.entries))
+        {
+            self.object(format!("a stream goes from {was} to {revision}"));
+        }
+    }
+
     /// Waits, at most 30 s, until everything that was accepted is applied, and says what is wrong.
     async fn settled(&self) -> Vec<String> {
         let mut wrong = Vec::new();
@@ -362,6 +409,10 @@ impl Run {
             }
             if wrong.is_empty() {
                 wrong = compare(&lock(&self.history), &logs);
+                let seen = lock(&self.seen).clone().map(|(_, state)| state).unwrap_or_default();
+                if logs.get("e0").is_some_and(|last| *last != seen) {
+                    wrong.push("the last state of e0 was not shown".into());
+                }
             }
             let place = self.place(0).expect("it runs");
             match place.node.list_of("ember", "", None, 10).await {
