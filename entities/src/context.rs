@@ -7,6 +7,7 @@ use crate::{
     Schedule, Then, Timeout, Timestamp, TraceContext,
     ask::{Ask, Continuation},
     effect::{Effect, Reminder, Signal},
+    stock::{Subscriber, Topic},
 };
 
 /// The most effects one turn may have; each question of an ask is one.
@@ -194,6 +195,25 @@ impl Context {
             Ok(signal) => self.add(Effect::Signal(signal)),
             Err(error) => self.fail(error),
         }
+    }
+
+    /// Subscribes this entity to the topic of this key, a [`Topic`](crate::stock::Topic) that the node serves too:
+    /// each message that is published there from then on comes back as `operation` of this entity, which takes a
+    /// [`Published`](crate::stock::Published), as a durable signal, exactly once and in order. Subscribing again
+    /// changes nothing. It is stored in the commit of this turn. A message that `operation` cannot take, or an
+    /// `operation` that there is not, becomes a dead letter.
+    ///
+    /// An entity that is deleted is still subscribed, and a message brings it back: unsubscribe in the turn that
+    /// deletes.
+    pub fn subscribe(&mut self, topic: &str, operation: &str) {
+        let subscriber = Subscriber::new(self.id(), operation);
+        self.signal(Topic::of(topic).subscribe(subscriber));
+    }
+
+    /// Ends a subscription. Messages that were sent already still come.
+    pub fn unsubscribe(&mut self, topic: &str, operation: &str) {
+        let subscriber = Subscriber::new(self.id(), operation);
+        self.signal(Topic::of(topic).unsubscribe(subscriber));
     }
 
     /// Asks an entity: sends it an operation, as [`Context::signal`] does, and has its result, its

@@ -2,6 +2,8 @@
 
 mod approval;
 mod counter;
+mod topic;
 
 pub use approval::{Approval, ApprovalRef, Request as ApprovalRequest, Status, Target};
 pub use counter::{Counter, CounterRef};
+pub use topic::{Published, Subscriber, Topic, TopicRef};

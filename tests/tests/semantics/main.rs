@@ -17,6 +17,7 @@ mod reminders;
 mod routes;
 mod schedules;
 mod signals;
+mod topics;
 mod turns;
 mod upgrades;
 

@@ -2,6 +2,7 @@
 
 mod backups;
 mod postgres;
+mod space;
 
 use std::{
     fs,

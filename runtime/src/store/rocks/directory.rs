@@ -44,6 +44,9 @@ pub struct RocksSettings {
     /// Writes are refused while less than this many bytes of the disk are free. `None` takes a
     /// quarter of the disk, at most 256 MiB: room for what is in memory to be written out.
     pub free_bytes_min: Option<u64>,
+    /// How often the store looks whether there is space to give back: what was deleted, and is not yet gone from
+    /// its files. 30 s. Keys past their retention are looked for 100 times as seldom.
+    pub tidy_interval: Duration,
     /// Sets the store's clock back to the wall clock where it is ahead, once, at this opening. For a
     /// store that a wall clock far ahead has led astray. Not set.
     pub reset_clock: bool,
@@ -66,6 +69,7 @@ impl Default for RocksSettings {
             block_cache_bytes: 64 << 20,
             write_buffer_bytes: 64 << 20,
             free_bytes_min: None,
+            tidy_interval: Duration::from_secs(30),
             reset_clock: false,
         }
     }

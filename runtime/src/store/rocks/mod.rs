@@ -15,6 +15,7 @@ mod directory;
 mod history;
 mod options;
 mod running;
+mod tidy;
 
 use std::{
     fmt,
@@ -30,7 +31,7 @@ use rocksdb::{DB, ReadOptions, ReadTier, WriteBatch, WriteOptions};
 use stead_entities::{BoxFuture, Timeout, Timestamp};
 
 pub use self::directory::{OpenError, RocksSettings};
-use self::{directory::Directory, history::History, running::Running};
+use self::{directory::Directory, history::History, running::Running, tidy::Tidy};
 use super::{
     Batch, CommitOutcome, Haste, Opened, Read, ReadError, ReadResult, RunningMarks, Store,
     readers::Readers,
@@ -51,6 +52,7 @@ pub struct RocksStore {
     readers: Readers,
     running: Arc<Running>,
     opened: Opened,
+    tidy: Tidy,
 }
 
 struct Shared {
@@ -160,7 +162,8 @@ impl RocksStore {
         // Not before: an opening that fails leaves what it found to the next one.
         running.clear()?;
         let readers = Readers::start()?;
-        Ok(Self { shared: Arc::new(shared), readers, running: Arc::new(running), opened })
+        let tidy = Tidy::every(settings.tidy_interval, opened.settings.partitions);
+        Ok(Self { shared: Arc::new(shared), readers, running: Arc::new(running), opened, tidy })
     }
 
     /// Opens or creates the store in `path` on a thread of its own, so that no thread of the async
@@ -485,6 +488,7 @@ impl Store for RocksStore {
 
     fn maintain(&self, time: Timestamp) {
         self.shared.forget_before.store(time.as_micros(), Ordering::Relaxed);
+        self.tidy.begin(&self.shared);
         if let Some(database) = &*self.shared.open() {
             let has_room = database.directory.check_room().is_ok();
             self.shared.has_room.store(has_room, Ordering::Relaxed);

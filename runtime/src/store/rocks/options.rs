@@ -100,7 +100,8 @@ fn table_options(
         Lifetime::Large => buffer,
         Lifetime::Short | Lifetime::Settled => buffer / 4,
     });
-    if *lifetime == Lifetime::Short {
+    if table != Table::Meta {
+        // What has become mostly deletions is compacted, until nothing of it is left.
         options.add_compact_on_deletion_collector_factory(4_096, 1_024, 0.5);
     }
     if let Some(written_at) = *written_at {

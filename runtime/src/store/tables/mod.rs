@@ -95,7 +95,7 @@ pub type ReadTime = fn(&[u8]) -> Option<Timestamp>;
 pub enum Lifetime {
     /// Many, and written often: a large buffer.
     Large,
-    /// Deleted soon after they were written: what has become mostly deletions is compacted.
+    /// Deleted soon after they were written: a small buffer.
     Short,
     /// Few, or seldom written.
     Settled,

@@ -1,0 +1,118 @@
+//! Space that deletions, and keys past their retention, give back while the store is open.
+
+use std::{path::Path, time::Duration};
+
+use stead::{
+    EntityId,
+    store::{
+        TypedReads as _,
+        tables::{
+            idempotency::{IdempotencyKey, IdempotencyRecord, Remembered},
+            indexes::IndexedValues,
+            states::{StateHead, StateRecord},
+        },
+    },
+};
+use stead_tests::wait::until;
+
+use super::*;
+
+const ENTITIES: u64 = 60_000;
+const KEYS: u64 = 100_000;
+const PER_BATCH: u64 = 2_000;
+
+/// The bytes of everything in the database.
+fn bytes(directory: &Path) -> u64 {
+    let files = fs::read_dir(directory.join("rocksdb")).expect("a directory");
+    files.filter_map(|file| file.ok()?.metadata().ok()).map(|file| file.len()).sum()
+}
+
+fn id(number: u64) -> EntityId {
+    EntityId::new("parcel", &format!("p{number:08}")).expect("valid")
+}
+
+/// A state that no compression makes small.
+fn state(number: u64) -> Write {
+    let head = StateHead {
+        version: 1,
+        generation: 1,
+        revision: 1,
+        follows: 0,
+        incarnation: 1,
+        committed_at: Timestamp::from_micros(1),
+    };
+    let mut random = stead_tests::random::Random(number + 1);
+    let state = (0..1_024).map(|_| random.below(256) as u8).collect();
+    Write::PutState(id(number), StateRecord::new(head, Vec::new(), state))
+}
+
+fn open(directory: &Path) -> RocksStore {
+    let settings = RocksSettings::with(|settings| {
+        settings.write_buffer_bytes = 8 << 20;
+        settings.tidy_interval = Duration::from_millis(20);
+    });
+    RocksStore::open_with(directory, &settings).expect("opens")
+}
+
+async fn write(store: &RocksStore, number: &mut u64, all: impl Iterator<Item = Write>) {
+    let all: Vec<_> = all.collect();
+    for writes in all.chunks(PER_BATCH as usize) {
+        *number += 1;
+        commit(store, *number, writes.to_vec()).await;
+    }
+}
+
+#[tokio::test]
+async fn deleted_entities_give_their_space_back_without_a_restart() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = open(directory.path());
+    let mut number = store.opened().last_batch;
+    write(&store, &mut number, (0..ENTITIES).map(state)).await;
+    let full = bytes(directory.path());
+    assert!(full > ENTITIES * 1_024, "{full}");
+    let deleted =
+        (0..ENTITIES).map(|number| Write::DeleteState(id(number), IndexedValues::default()));
+    write(&store, &mut number, deleted).await;
+    let shrunk = async || {
+        store.maintain(Timestamp::from_micros(1));
+        Ok((bytes(directory.path()) < full / 4).then_some(()))
+    };
+    until("the directory is a quarter of what it was", shrunk).await.unwrap_or_else(|error| {
+        panic!("{error}: {} of {full} bytes", bytes(directory.path()));
+    });
+}
+
+#[tokio::test]
+async fn keys_past_their_retention_leave_the_disk() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = open(directory.path());
+    let mut number = store.opened().last_batch;
+    let key = |number: u64| IdempotencyKey {
+        partition: (number % 256) as u16,
+        id: id(number),
+        caller: "".into(),
+        key: format!("{number:032}").into(),
+    };
+    let record = |number: u64| IdempotencyRecord {
+        fingerprint: u128::from(number) << 64,
+        at: Timestamp::from_micros(if number < KEYS { 10 } else { 1_000 }),
+        outcome: Remembered::Replied(format!("{number:064}").into_bytes()),
+    };
+    let put = |number| Write::put(&key(number), &record(number));
+    write(&store, &mut number, (0..KEYS + 10).map(put)).await;
+    let full = bytes(directory.path());
+    let gone = async || {
+        store.maintain(Timestamp::from_micros(500));
+        let first = store.remembered(key(0)).await?;
+        Ok((first.is_none() && bytes(directory.path()) < full / 4).then_some(()))
+    };
+    until("the keys are gone", gone).await.unwrap_or_else(|error| {
+        panic!("{error}: {} of {full} bytes", bytes(directory.path()));
+    });
+    for kept in KEYS..KEYS + 10 {
+        assert!(
+            store.remembered(key(kept)).await.expect("readable").is_some(),
+            "{kept} is younger"
+        );
+    }
+}
