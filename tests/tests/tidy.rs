@@ -398,7 +398,7 @@ const SLEEPS: [(&str, usize, &str); 22] = [
     ("tests/semantics/policies.rs", 2, "operations that take long"),
     ("tests/semantics/reminders.rs", 2, "nothing must be applied meanwhile"),
     ("tests/semantics/turns.rs", 3, "nothing must be answered meanwhile"),
-    ("tests/simulation/run.rs", 11, "virtual time"),
+    ("tests/simulation/run.rs", 13, "virtual time"),
     ("tests/store/backups.rs", 1, "references are dropped later"),
     ("tests/store/main.rs", 1, "paces batches, between which files are written"),
     ("tests/store/postgres.rs", 1, "a commit that is on its way has to arrive"),

@@ -70,7 +70,7 @@ struct UnderWay {
     told: Option<String>,
 }
 
-/// What a subscriber's operation takes: a message, and where it comes from.
+/// A message as it reaches a subscriber, whose operation takes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Published<T> {
     /// The key of the topic.
