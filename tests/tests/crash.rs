@@ -80,6 +80,13 @@ fn the_examples_print_what_they_say() -> Result<()> {
     let directory = this.parent().and_then(std::path::Path::parent).context("a directory")?;
     for (name, expected) in [
         ("counter", "1\n3\nthe state survives: 3\n"),
+        (
+            "inventory",
+            "300 items, 60 of them short\n\
+             short in the north, fewest first: item-000 (0), item-020 (0), item-040 (0)\n\
+             the most in the south: item-299 (19 pieces)\n\
+             after a delivery 57 are short, also when the program starts again\n",
+        ),
         ("orders", "25 paid, 15 refused; 0 bolts and 75 nuts left; 25 payments booked\n"),
         (
             "approval",
