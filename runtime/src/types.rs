@@ -3,7 +3,7 @@
 use std::{
     any::Any,
     marker::PhantomData,
-    panic::catch_unwind,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -24,7 +24,7 @@ use stead_entities::{
 use crate::map::Map;
 use crate::store::{
     record::{Damaged, StoredState},
-    tables::indexes::IndexedValues,
+    tables::{indexes::IndexedValues, states::StateRecord},
 };
 
 /// A state whose type is known to its [`EntityType`] only.
@@ -104,14 +104,19 @@ pub(crate) trait EntityType: Send + Sync {
     fn indexes(&self) -> Vec<IndexDescription>;
     /// The names of the fields of its state; none where that is no struct with names.
     fn fields(&self) -> Vec<String>;
-    /// The indexed values of a state.
-    fn indexed(&self, state: &State) -> Result<IndexedValues, String>;
+    /// The indexed values of a state, and the indexes that cannot have one.
+    fn indexed(&self, state: &State) -> (IndexedValues, Vec<&'static str>);
+    /// Checks the state that a turn leaves: that it can be indexed.
+    fn check_indexed(&self, state: &State) -> Result<(), String>;
     /// The values of an index that a text means; `None` where there is no such index.
     fn index_range(&self, index: &str, text: &str) -> Option<Result<ValueRange, String>>;
-    /// Whether these are values of its indexes, in their order.
-    fn is_indexed(&self, version: u32, values: &IndexedValues) -> bool {
-        let indexes = self.indexes();
-        version == self.version() && values.are_of(indexes.iter().map(|index| index.name))
+    /// Whether a record has every indexed value of its state, as this program computes it. Where the state cannot
+    /// be read, there is nothing to index.
+    fn is_indexed(&self, record: &StateRecord) -> bool {
+        let state = guarded_decode(self, record);
+        record.head.version == self.version()
+            && state
+                .is_none_or(|state| self.indexed(&state) == (record.indexed.clone(), Vec::new()))
     }
     /// Proves that the state before the first turn can be kept, with every proof there is.
     fn prove_initial_state(&self) -> Result<(), String>;
@@ -128,6 +133,12 @@ pub(crate) trait EntityType: Send + Sync {
     fn query(&self, index: usize, state: &State, ctx: &Context, argument: Argument) -> Outcome;
     /// Starts an operation that awaits.
     fn start(&self, index: usize, state: State, ctx: Context, argument: Argument) -> Running;
+}
+
+/// A stored state of a type, where it can be read.
+fn guarded_decode(known: &(impl EntityType + ?Sized), record: &StateRecord) -> Option<State> {
+    let decode = || known.decode_state(record.head.version, &record.state).ok();
+    catch_unwind(AssertUnwindSafe(decode)).ok().flatten()
 }
 
 /// Whether a state has to be read back after each turn, or once before its commit.
@@ -288,10 +299,13 @@ impl<E: Entity> EntityType for Typed<E> {
         }
         if trust == Trust::Unproven || self.is_distrusted.load(Ordering::Relaxed) {
             let bytes = stored::encode(state).map_err(unstorable)?;
-            self.checks.prove(state, &bytes)?;
-        } else {
-            self.checks.check_json(state)?;
+            return self.checks.prove(state, &bytes);
         }
+        self.checks.check_json(state)
+    }
+
+    fn check_indexed(&self, state: &State) -> Result<(), String> {
+        let state = typed::<E>(state);
         self.indexes.iter().try_for_each(|index| index.value(state).map(drop))
     }
 
@@ -316,10 +330,16 @@ impl<E: Entity> EntityType for Typed<E> {
         properties.map_or_else(Vec::new, |fields| fields.keys().cloned().collect())
     }
 
-    fn indexed(&self, state: &State) -> Result<IndexedValues, String> {
+    fn indexed(&self, state: &State) -> (IndexedValues, Vec<&'static str>) {
         let state = typed::<E>(state);
-        let values = self.indexes.iter().map(|index| Ok((index.name(), index.value(state)?)));
-        Ok(IndexedValues::new(values.collect::<Result<Vec<_>, String>>()?))
+        let (mut values, mut lacking) = (Vec::with_capacity(self.indexes.len()), Vec::new());
+        for index in &self.indexes {
+            match index.value(state) {
+                Ok(value) => values.push((index.name(), value)),
+                Err(_) => lacking.push(index.name()),
+            }
+        }
+        (IndexedValues::new(values), lacking)
     }
 
     fn index_range(&self, index: &str, text: &str) -> Option<Result<ValueRange, String>> {

@@ -46,6 +46,11 @@ pub async fn differences(get: impl AsyncFn(&str) -> Result<Value>) -> Result<Vec
             wrong.push(format!("{key} is not found by its newest entry {newest}: {of}"));
         }
     }
+    let backwards = get("/v1/entities/log?order=-size&where=size:0..,newest:..&count=only").await?;
+    let with_entries = get("/v1/entities/log?where=newest:..&count=only").await?;
+    if backwards != with_entries {
+        wrong.push(format!("{backwards} by two indexes, and {with_entries} by one"));
+    }
     let embers = get("/v1/entities/ember?limit=1000").await?;
     let left = embers["entities"].as_array().map_or(0, Vec::len);
     let counted = get("/v1/entities/ember?where=owner:*&count=only").await?;

@@ -379,7 +379,7 @@ fn words_that_were_given_up_do_not_come_back() {
 }
 
 /// Where tests sleep, how often, and why nothing could be waited for instead.
-const SLEEPS: [(&str, usize, &str); 22] = [
+const SLEEPS: [(&str, usize, &str); 23] = [
     ("src/wait.rs", 1, "asks again for what nobody tells of"),
     ("src/proxy.rs", 1, "what was held passes later"),
     ("tests/crash.rs", 2, "the moments of kills"),
@@ -392,6 +392,7 @@ const SLEEPS: [(&str, usize, &str); 22] = [
     ("tests/http/refusals.rs", 1, "a client that crawls"),
     ("tests/http/waiting.rs", 2, "paces replays that are withdrawn at their deadlines"),
     ("tests/semantics/changes.rs", 4, "nothing must be shown meanwhile, and virtual time"),
+    ("tests/semantics/indexing.rs", 2, "virtual time"),
     ("tests/semantics/keys.rs", 1, "callers arrive while a flush is held"),
     ("tests/semantics/kit.rs", 2, "virtual time"),
     ("tests/semantics/limits.rs", 3, "callers arrive while an operation hangs"),

@@ -94,6 +94,14 @@ impl ValueRange {
         Self { from, to, is_one: false }
     }
 
+    /// The values that are in both.
+    #[must_use]
+    pub fn and(&self, other: &Self) -> Self {
+        let from = self.from.as_slice().max(&other.from).to_vec();
+        let to = self.to.as_slice().min(&other.to).to_vec();
+        Self { from, to, is_one: self.is_one || other.is_one }
+    }
+
     /// The bytes that the values begin at, and those that they end before.
     pub fn bytes(&self) -> (&[u8], &[u8]) {
         (&self.from, &self.to)

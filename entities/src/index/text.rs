@@ -10,7 +10,10 @@ use std::ops::Bound;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use super::{Scalar, ValueRange, encode};
+use super::{INDEXES_MAX, Scalar, ValueRange, encode};
+
+/// The most filters of one search.
+pub const FILTERS_MAX: usize = 2 * INDEXES_MAX;
 
 /// Filters, by the names of their indexes.
 ///
@@ -20,6 +23,9 @@ pub fn filters(text: &str) -> Result<Vec<(&str, &str)>, String> {
     let mut found = Vec::new();
     let mut rest = text;
     while !rest.is_empty() {
+        if found.len() >= FILTERS_MAX {
+            return Err(format!("there are more than {FILTERS_MAX} filters"));
+        }
         let end = place_outside_quotes(rest, ",").unwrap_or(rest.len());
         let (filter, behind) = rest.split_at(end);
         rest = behind.strip_prefix(',').unwrap_or_default();

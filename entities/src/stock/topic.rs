@@ -97,10 +97,8 @@ impl Topic {
         self.published += 1;
         let message = UnderWay { number: self.published, message: Json(message), told: None };
         self.under_way.push_back(message);
-        // Behind one that is on its way it waits for its turn.
-        if self.under_way.len() == 1 {
-            self.tell(ctx);
-        }
+        // Those before it come first. It goes on here too, should nobody else do.
+        self.tell(ctx);
         Ok(self.published)
     }
 

@@ -10,10 +10,13 @@ use std::sync::{
     atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
-use stead_entities::EntityId;
+use stead_entities::{EntityId, Error, ErrorKind};
 use tokio::sync::watch;
 
 use crate::{map::SharedMap, store::Write};
+
+/// The most streams of changes of one node.
+const SUBSCRIPTIONS_MAX: usize = 20_000;
 
 /// The subscribers of a node, by entity.
 #[derive(Debug, Default)]
@@ -30,21 +33,29 @@ pub(super) struct Changed(Option<Vec<EntityId>>);
 #[derive(Debug)]
 pub(crate) struct Subscription {
     id: EntityId,
-    news: watch::Receiver<()>,
+    /// Always there, until it ends.
+    news: Option<watch::Receiver<()>>,
     subscribers: Arc<Subscribers>,
 }
 
 impl Subscribers {
     /// Waits for news of an entity from now on.
-    pub(crate) fn subscribe(self: &Arc<Self>, id: EntityId) -> Subscription {
-        self.count.fetch_add(1, Ordering::SeqCst);
+    ///
+    /// # Errors
+    /// [`ErrorKind::Overloaded`] where too many wait.
+    pub(crate) fn subscribe(self: &Arc<Self>, id: EntityId) -> Result<Subscription, Error> {
+        if self.count.fetch_add(1, Ordering::SeqCst) >= SUBSCRIPTIONS_MAX {
+            self.count.fetch_sub(1, Ordering::SeqCst);
+            let message = format!("{SUBSCRIPTIONS_MAX} streams of changes are open at this node");
+            return Err(Error::new(ErrorKind::Overloaded, message));
+        }
         let entry = self.entities.entry(id.clone()).or_insert_with(|| watch::Sender::new(()));
-        let news = entry.subscribe();
+        let news = Some(entry.subscribe());
         drop(entry);
         if self.is_closed.load(Ordering::SeqCst) {
             self.entities.remove(&id);
         }
-        Subscription { id, news, subscribers: self.clone() }
+        Ok(Subscription { id, news, subscribers: self.clone() })
     }
 
     /// Wakes who waits for an entity.
@@ -96,15 +107,19 @@ impl Subscription {
     /// Waits for news since the last wait, or since the beginning. Says whether there will be more: not once the
     /// node stops. Cancel safe.
     pub(crate) async fn news(&mut self) -> bool {
-        self.news.changed().await.is_ok()
+        match &mut self.news {
+            Some(news) => news.changed().await.is_ok(),
+            None => false,
+        }
     }
 }
 
 impl Drop for Subscription {
     fn drop(&mut self) {
         self.subscribers.count.fetch_sub(1, Ordering::SeqCst);
-        // Its own receiver is still there.
-        self.subscribers.entities.remove_if(&self.id, |_, entry| entry.receiver_count() <= 1);
+        // Of two that end at one time, the last one sees that nobody is left.
+        drop(self.news.take());
+        self.subscribers.entities.remove_if(&self.id, |_, entry| entry.receiver_count() == 0);
     }
 }
 
@@ -122,8 +137,9 @@ mod tests {
     }
 
     fn has_news(subscription: &mut Subscription) -> bool {
-        let has_news = subscription.news.has_changed().expect("open");
-        subscription.news.mark_unchanged();
+        let news = subscription.news.as_mut().expect("it goes on");
+        let has_news = news.has_changed().expect("open");
+        news.mark_unchanged();
         has_news
     }
 
@@ -131,8 +147,11 @@ mod tests {
     async fn who_waits_for_an_entity_is_woken_by_its_commits_alone() {
         let subscribers = Arc::new(Subscribers::default());
         assert!(subscribers.changed_by(&deleted("a")).0.is_none(), "nobody is there");
-        let (mut one, mut two) = (subscribers.subscribe(id("a")), subscribers.subscribe(id("a")));
-        let mut other = subscribers.subscribe(id("b"));
+        let (mut one, mut two) = (
+            subscribers.subscribe(id("a")).expect("few"),
+            subscribers.subscribe(id("a")).expect("few"),
+        );
+        let mut other = subscribers.subscribe(id("b")).expect("few");
         let changed = subscribers.changed_by(&deleted("a"));
         assert!(!has_news(&mut one), "not before it is committed");
         subscribers.tell_of(changed);
@@ -141,7 +160,7 @@ mod tests {
         assert_eq!(subscribers.ids(), [id("b")]);
         subscribers.close();
         assert!(
-            !other.news().await && !subscribers.subscribe(id("c")).news().await,
+            !other.news().await && !subscribers.subscribe(id("c")).expect("few").news().await,
             "it has ended"
         );
         drop(other);
@@ -152,11 +171,11 @@ mod tests {
     fn who_comes_while_a_commit_is_under_way_is_woken_by_it() {
         let subscribers = Arc::new(Subscribers::default());
         let changed = subscribers.changed_by(&deleted("a"));
-        let mut late = subscribers.subscribe(id("a"));
+        let mut late = subscribers.subscribe(id("a")).expect("few");
         subscribers.tell_of(changed);
         assert!(has_news(&mut late));
         let changed = subscribers.changed_by(&deleted("b"));
-        let mut later = subscribers.subscribe(id("b"));
+        let mut later = subscribers.subscribe(id("b")).expect("few");
         subscribers.tell_of(changed);
         assert!(has_news(&mut later) && !has_news(&mut late));
     }

@@ -49,8 +49,8 @@ pub(super) async fn guard(
                     if let Some(earlier) = found {
                         writes.extend(notes(node, &key, earlier.version, false).await?);
                     }
-                    // A type that no program has served has no states.
-                    if !store.layouts(name.clone()).await?.is_empty() {
+                    // A type that no program has served has no states, and nobody else may begin to serve it now.
+                    if !is_alone || !store.layouts(name.clone()).await?.is_empty() {
                         writes.extend(notes(node, &key, version, true).await?);
                     }
                     writes.push(Write::put(&key, &DeclaredIndex { version, values }));

@@ -45,7 +45,8 @@ impl Routes {
         self
     }
 
-    /// Shows entities only whose keys begin so. A list has to ask for such a prefix itself.
+    /// Shows entities only whose keys begin so. A list has to ask for such a prefix itself, and nothing is found by
+    /// indexes.
     #[must_use]
     pub fn keys(mut self, prefix: impl Into<String>) -> Self {
         self.keys = Some(prefix.into());
@@ -89,10 +90,12 @@ impl Routes {
                 let shown = self.types.join(", ");
                 Err(hidden(format!("there is no entity type {name:?} here; there are: {shown}")))
             }
-            ["entities", _] => match &self.keys {
-                Some(keys) if !routes::prefix(request.uri())?.starts_with(keys.as_str()) => {
+            ["entities", _] => match (&self.keys, routes::listed(request.uri())?) {
+                (Some(keys), (prefix, _)) if !prefix.starts_with(keys.as_str()) => {
                     Err(Problem::invalid(format!("list by ?prefix={keys}, or a longer one")))
                 }
+                // A cursor of an index may name what is not shown.
+                (Some(_), (_, true)) => Err(Problem::invalid("nothing is found by indexes here")),
                 _ => Ok(()),
             },
             ["entities" | "placement", name, key, ..] => match &self.keys {

@@ -470,10 +470,11 @@ fn plain_parameters(
     Ok(found)
 }
 
-/// The prefix of keys that a list asks for.
-pub(super) fn prefix(uri: &Uri) -> Result<String, Problem> {
+/// The prefix of keys that a list asks for, and whether it is to be found by an index.
+pub(super) fn listed(uri: &Uri) -> Result<(String, bool), Problem> {
     let mut parameters = parameters(uri, &LIST)?;
-    Ok(parameters.remove("prefix").unwrap_or_default())
+    let finds = ["where", "order"].into_iter().any(|name| parameters.contains_key(name));
+    Ok((parameters.remove("prefix").unwrap_or_default(), finds))
 }
 
 /// The query parameters, each known and given once.

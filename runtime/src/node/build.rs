@@ -334,7 +334,6 @@ fn problems_of(known: &dyn EntityType, others: &EntityTypes) -> Vec<String> {
     problems
 }
 
-/// The policies of a type that cannot be used.
 /// The problems of the indexes of a type.
 fn index_problems(known: &dyn EntityType) -> Vec<String> {
     let (name, mut problems) = (known.name(), Vec::new());
@@ -356,6 +355,7 @@ fn index_problems(known: &dyn EntityType) -> Vec<String> {
     problems
 }
 
+/// The policies of a type that cannot be used.
 fn policy_problems(known: &dyn EntityType, config: &Config) -> Vec<String> {
     let name = known.name();
     let of_type = known.policy().problems();

@@ -78,19 +78,27 @@ struct Position {
 }
 
 impl Position {
-    fn read(text: &str) -> Option<Self> {
-        let (version, is_deleted) = match text.strip_suffix(DELETED) {
-            Some(version) => (version, true),
+    /// Reads a position of an entity of this store, whose seal it has.
+    fn read(text: &str, seal: u32) -> Option<Self> {
+        let (text, is_deleted) = match text.strip_suffix(DELETED) {
+            Some(rest) => (rest, true),
             None => (text, false),
         };
-        Some(Self { version: Version::from_str(version).ok()?, is_deleted })
+        let (version, of) = text.rsplit_once('-')?;
+        let version = Version::from_str(version).ok()?;
+        (of == format!("{seal:08x}")).then_some(Self { version, is_deleted })
+    }
+
+    fn write(self, seal: u32) -> String {
+        let end = if self.is_deleted { DELETED } else { "" };
+        format!("{}-{seal:08x}{end}", self.version)
     }
 }
 
-impl fmt::Display for Position {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.version, if self.is_deleted { DELETED } else { "" })
-    }
+/// The part of a position that only this entity of this store has, so that those of others are told from it.
+fn seal_of(node: &Node, id: &EntityId) -> u32 {
+    let settings = &node.0.host.store().opened().settings;
+    settings.fingerprint(&[b"changes", id.as_str().as_bytes()]) as u32
 }
 
 /// The events between a position and the present version of an entity.
@@ -118,7 +126,7 @@ fn steps(last: Option<Position>, present: Option<Version>) -> &'static [Step] {
                     &[State]
                 }
                 (std::cmp::Ordering::Equal, std::cmp::Ordering::Equal) if !last.is_deleted => &[],
-                _of_a_future_or_of_another_store => &[Gap, State],
+                _of_a_future => &[Gap, State],
             }
         }
     }
@@ -128,6 +136,7 @@ fn steps(last: Option<Position>, present: Option<Version>) -> &'static [Step] {
 struct Feed {
     node: Node,
     id: EntityId,
+    seal: u32,
     news: Subscription,
     last: Option<Position>,
     /// Events that are due, before the store is read again.
@@ -194,7 +203,7 @@ impl Feed {
                 }
             };
             self.last = position.or(self.last);
-            let position = position.map(|position| position.to_string());
+            let position = position.map(|position| position.write(self.seal));
             self.due.push_back(ChangeEvent { position, change });
         }
     }
@@ -207,11 +216,13 @@ pub(super) fn of(
     after: Option<&str>,
 ) -> Result<Changes<StateView>, Error> {
     node.0.local().check_served(id.entity_type())?;
+    let seal = seal_of(node, id);
     let mut feed = Feed {
         node: node.clone(),
         id: id.clone(),
-        news: node.0.host.subscribers().subscribe(id.clone()),
-        last: after.and_then(Position::read),
+        seal,
+        news: node.0.host.subscribers().subscribe(id.clone())?,
+        last: after.and_then(|after| Position::read(after, seal)),
         due: VecDeque::new(),
         has_begun: false,
         not_before: clock::monotonic(),
@@ -288,7 +299,7 @@ async fn look(inner: Weak<Inner>) {
             continue;
         }
         let keys: Vec<_> = ids.iter().map(|id| states::key(id).to_vec()).collect();
-        let reading = node.host.store().read(Haste::Short, move |rows| {
+        let reading = node.host.store().read(Haste::Long, move |rows| {
             let mut heads = Vec::with_capacity(keys.len());
             rows.get_each(Table::States, &keys, true, &mut |value| {
                 let head = value.map(states::read_head).transpose();
@@ -345,11 +356,12 @@ mod tests {
         for is_deleted in [false, true] {
             let version = Version { generation: u64::MAX, revision: u64::MAX };
             let position = Position { version, is_deleted };
-            assert_eq!(Position::read(&position.to_string()), Some(position));
-            assert!(position.to_string().len() <= 64);
+            assert_eq!(Position::read(&position.write(0xBEEF), 0xBEEF), Some(position));
+            assert_eq!(Position::read(&position.write(0xBEEF), 0xBEE), None, "of another entity");
+            assert!(position.write(u32::MAX).len() <= 64);
         }
-        for text in ["", "7", "x-1", "-deleted", "7-1-", "7-1-gone"] {
-            assert_eq!(Position::read(text), None, "{text}");
+        for text in ["", "7", "7-1", "x-1-00000007", "-deleted", "7-1-7", "7-1-00000007-gone"] {
+            assert_eq!(Position::read(text, 7), None, "{text}");
         }
     }
 }

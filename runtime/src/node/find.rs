@@ -159,7 +159,10 @@ impl<E> Find<E> {
     /// [`ErrorKind::Unavailable`] while the index is built, and what can befall any list.
     pub async fn page(&self) -> Result<Listed<EntityView>, Error> {
         let (lookup, limit) = (self.lookup()?, self.limit.clamp(1, PAGE_ROWS_MAX));
-        let found = self.read(lookup.clone(), move |rows, lookup| find::heads(rows, lookup, limit));
+        let is_short = lookup.is_exact() && limit <= PAGE;
+        let haste = if is_short { Haste::Short } else { Haste::Long };
+        let read = move |rows: &dyn Rows, lookup: &Lookup| find::heads(rows, lookup, limit);
+        let found = self.read(haste, lookup.clone(), read);
         let found = found.await?;
         let rows = found.rows.iter().map(|(id, head)| view(id, head)).collect();
         Ok(Listed { rows, next: self.cursor(&lookup, found.next) })
@@ -193,14 +196,15 @@ impl<E> Find<E> {
         Ok(Listed { rows: found.rows.into_iter().filter_map(selected).collect(), next: found.next })
     }
 
-    /// How many there are. Reads rows of the index, page by page, and no state.
+    /// How many there are. Reads rows of the index, 10,000 in one view, and no state. While values change, an entity
+    /// that moves from one view to another counts twice, or not at all; so it is with a search of several pages.
     ///
     /// # Errors
     /// As [`Find::page`].
     pub async fn count(&self) -> Result<u64, Error> {
         let (mut lookup, mut count) = (self.lookup()?, 0);
         loop {
-            let found = self.read(lookup.clone(), find::count).await?;
+            let found = self.read(Haste::Long, lookup.clone(), find::count).await?;
             count += found.rows.len() as u64;
             match found.next {
                 Some(next) => lookup.after = Some(next),
@@ -211,8 +215,8 @@ impl<E> Find<E> {
 
     async fn read_states(&self) -> Result<Listed<(EntityView, StateView)>, Error> {
         let (lookup, limit) = (self.lookup()?, self.limit.clamp(1, PAGE_ROWS_MAX));
-        let found =
-            self.read(lookup.clone(), move |rows, lookup| find::states(rows, lookup, limit));
+        let read = move |rows: &dyn Rows, lookup: &Lookup| find::states(rows, lookup, limit);
+        let found = self.read(Haste::Long, lookup.clone(), read);
         let found = found.await?;
         let known = self.node.0.local().known_type(&self.entity_type)?;
         let now = self.node.0.host.clock().now();
@@ -230,23 +234,29 @@ impl<E> Find<E> {
     /// Reads one view of the store.
     async fn read<R: Send + 'static>(
         &self,
+        haste: Haste,
         lookup: Lookup,
         read: impl FnOnce(&dyn Rows, &Lookup) -> Found<R> + Send + 'static,
     ) -> Result<Hits<R>, Error> {
         let node = &self.node.0;
         let _room = room_for_a_page(node)?;
-        let is_short = lookup.others.is_empty() && self.limit <= PAGE && lookup.values.is_one();
-        let haste = if is_short { Haste::Short } else { Haste::Long };
         let of = lookup.clone();
         let found: ReadResult<_> = node.host.store().read(haste, move |rows| read(rows, &of)).await;
-        found?.map_err(|readiness| not_ready(node, &lookup, readiness))
+        found?.map_err(|(index, readiness)| not_ready(node, &lookup, &index, readiness))
     }
 
     fn lookup(&self) -> Result<Lookup, Error> {
         let known = self.node.0.local().known_type(&self.entity_type)?;
         let invalid = |why: String| Error::new(ErrorKind::Invalid, why);
-        let filters: Result<Vec<_>, _> = self.filters.iter().cloned().collect();
-        let mut filters = filters.map_err(invalid)?;
+        let mut filters: Vec<(String, ValueRange)> = Vec::new();
+        for filter in self.filters.iter().cloned() {
+            let (index, values) = filter.map_err(invalid)?;
+            // One index has one range: what all of its filters mean.
+            match filters.iter_mut().find(|(of, _)| *of == index) {
+                Some((_, known)) => *known = known.and(&values),
+                None => filters.push((index, values)),
+            }
+        }
         let has = known.indexes();
         let named = filters.iter().map(|(index, _)| index).chain(&self.order);
         if let Some(unknown) =
@@ -384,8 +394,8 @@ fn shown(
 }
 
 /// Why an index cannot answer.
-fn not_ready(node: &Inner, lookup: &Lookup, readiness: Readiness) -> Error {
-    let Lookup { entity_type, version, index, .. } = lookup;
+fn not_ready(node: &Inner, lookup: &Lookup, index: &str, readiness: Readiness) -> Error {
+    let Lookup { entity_type, version, .. } = lookup;
     let all = node.host.store().opened().settings.partitions;
     let why = match readiness {
         Readiness::Complete => "it answers".to_owned(),

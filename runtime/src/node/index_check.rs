@@ -87,7 +87,7 @@ fn differences(
     is_noted: impl Fn(&str) -> bool,
 ) -> Vec<String> {
     let decoded = known.decode_state(record.head.version, &record.state).ok();
-    let computed = decoded.and_then(|state| known.indexed(&state).ok()).unwrap_or_default();
+    let computed = decoded.map(|state| known.indexed(&state).0).unwrap_or_default();
     let is_present = record.head.version == known.version();
     let mut found = Vec::new();
     for (index, value) in computed.iter() {

@@ -32,6 +32,10 @@ use crate::{
 
 /// The wait before what could not be indexed is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(5);
+/// The longest of those waits, each of which is twice the one before.
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(600);
+/// How often a node among others looks for indexes that became incomplete.
+const LOOK_PAUSE: Duration = Duration::from_secs(30);
 /// How long the end of the notes of a partition may take.
 const NOTE_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -47,8 +51,10 @@ impl Inner {
 }
 
 async fn build(inner: Weak<Inner>) {
+    let mut pause = RETRY_PAUSE;
     while let Some(node) = inner.upgrade() {
         let (mut is_complete, has_hosted) = (true, node.host.has_hosted.clone());
+        let is_shared = node.cluster().is_some();
         let mut types: Vec<_> = node.host.types().values().cloned().collect();
         types.sort_unstable_by_key(|known| known.name());
         for known in types {
@@ -61,10 +67,14 @@ async fn build(inner: Weak<Inner>) {
             }
         }
         drop(node);
-        match is_complete {
-            true => has_hosted.notified().await,
-            false => clock::sleep(RETRY_PAUSE).await,
+        // Others may declare an index at any time; what failed is tried again, ever more seldom.
+        let news = has_hosted.notified();
+        match (is_complete, is_shared) {
+            (true, false) => news.await,
+            (true, true) => drop(clock::within(LOOK_PAUSE, news).await),
+            (false, _) => drop(clock::within(pause, news).await),
         }
+        pause = if is_complete { RETRY_PAUSE } else { (2 * pause).min(RETRY_PAUSE_MAX) };
     }
 }
 
@@ -98,9 +108,7 @@ async fn of_type(node: &Arc<Inner>, known: &dyn EntityType) -> Result<bool, Erro
         for (id, record) in page.rows {
             let is_meant = lacking.contains_key(&node.host.partition_of(&id));
             match record {
-                Ok(record)
-                    if is_meant && !known.is_indexed(record.head.version, &record.indexed) =>
-                {
+                Ok(record) if is_meant && !known.is_indexed(&record) => {
                     left.push(id);
                 }
                 Ok(_) => {}
@@ -114,9 +122,8 @@ async fn of_type(node: &Arc<Inner>, known: &dyn EntityType) -> Result<bool, Erro
         }
         tracing::info!(entity_type, looked_at, rewritten, "indexes are being built");
     }
-    let is_done = failed.is_empty();
     let gone_through = lacking.into_iter().filter(|(partition, _)| !failed.contains(partition));
-    take_notes_away(node, gone_through.collect()).await;
+    let is_done = take_notes_away(node, gone_through.collect()).await && failed.is_empty();
     tracing::info!(entity_type, looked_at, rewritten, failed = failed.len(), "indexes were built");
     Ok(is_done)
 }
@@ -175,7 +182,8 @@ async fn write_anew(
     }
 }
 
-async fn take_notes_away(node: &Inner, gone_through: Lacking) {
+/// Takes the notes of partitions away, and says whether none is left of those that are still hosted here.
+async fn take_notes_away(node: &Inner, gone_through: Lacking) -> bool {
     let mut waiting = Vec::new();
     for (partition, (hosting, indexes)) in gone_through {
         let (reply_to, answered) = ReplySender::new(NOTE_DEADLINE, None);
@@ -186,7 +194,10 @@ async fn take_notes_away(node: &Inner, gone_through: Lacking) {
             waiting.push(answered);
         }
     }
+    let mut is_done = true;
     for answered in waiting {
-        let _or_the_note_stays = answered.await;
+        // Where it has moved meanwhile, there is one look more than needed.
+        is_done &= answered.await.is_ok();
     }
+    is_done
 }

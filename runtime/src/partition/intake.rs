@@ -27,11 +27,12 @@ use super::{
 use crate::{
     sabotage::Sabotage,
     store::{
-        InboxPage, ReadError, ReadResult,
+        InboxPage, ReadError, ReadResult, Write,
         tables::{
             dead_letters::Cause,
             idempotency::{IdempotencyKey, IdempotencyRecord},
             inbox::{InboxKey, InboxRecord},
+            meta::NotIndexed,
             origins::StoredOrigin,
             reminders::{ReminderRecord, Slot},
             states::StateRecord,
@@ -389,9 +390,15 @@ impl Partition {
     pub(super) fn state_record(&mut self, id: &EntityId) -> Result<StateRecord, String> {
         let known = self.environment.served(id);
         let live = self.activations.of(id).live_mut();
-        let encode = || Ok((known.encode_state(live.state())?, known.indexed(live.state())?));
+        let encode = || Ok((known.encode_state(live.state())?, known.indexed(live.state())));
         let encoded: Result<_, String> = guarded(encode).map_err(|error| error.to_string())?;
-        let (state, indexed) = encoded?;
+        let (state, (indexed, lacking)) = encoded?;
+        // No turn leaves such a state: one that an earlier program stored is written all the same.
+        for index in lacking {
+            let (name, version) = (known.name().to_owned(), known.version());
+            let key = (name, index.to_owned(), version, self.environment.number());
+            self.group.write(Write::put(&key, &NotIndexed));
+        }
         let bytes = state.len();
         let record = live.write(known.version(), self.environment.incarnation(), (state, indexed));
         self.activations.note_size(id, bytes, self.environment.config().state_bytes_max);

@@ -132,7 +132,10 @@ pub(super) fn settle(
     match reply {
         Err(rejection) if effects.list.is_empty() => Turned::Rejected(rejection),
         Err(_) => Turned::Applied(Applied { state: None, effects, reply }),
-        Ok(_) => match guarded(|| entity_type.check_state(&state, state_bytes_max, trust)) {
+        Ok(_) => match guarded(|| {
+            entity_type.check_state(&state, state_bytes_max, trust)?;
+            entity_type.check_indexed(&state)
+        }) {
             Ok(Ok(())) => Turned::Applied(Applied { state: Some(state), effects, reply }),
             Ok(Err(why)) => Turned::failed(failed(why)),
             Err(error) => Turned::failed(error),

@@ -41,15 +41,18 @@ impl Partition {
             return Err(Error::new(ErrorKind::Unavailable, message));
         }
         let live = self.activations.of(id).live_mut();
-        let is_present = |stored| {
-            stored > known.version()
-                || stored >= version && known.is_indexed(stored, live.indexed())
-        };
+        let (indexed, lacking) = guarded(|| known.indexed(live.state()))?;
+        let is_indexed = lacking.is_empty() && indexed == *live.indexed();
+        let is_present = |stored| stored > known.version() || stored >= version && is_indexed;
         if live.stored_version().is_none_or(is_present) {
             return Ok(());
         }
         let (bytes_max, trust) = (self.environment.config().state_bytes_max, live.trust());
-        guarded(|| known.check_state(live.state(), bytes_max, trust))?.map_err(|why| {
+        let check = || {
+            known.check_state(live.state(), bytes_max, trust)?;
+            known.check_indexed(live.state())
+        };
+        guarded(check)?.map_err(|why| {
             let message = format!("{id} is left in its earlier version: {why}");
             Error::new(ErrorKind::Internal, message)
         })?;

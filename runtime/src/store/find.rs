@@ -8,6 +8,7 @@ use stead_entities::{EntityId, index::ValueRange};
 
 use super::{
     Page, ReadResult,
+    record::Damaged,
     rows::{self, Limit, Rows, take},
     tables::{
         self, Record as _, Table,
@@ -17,8 +18,9 @@ use super::{
     },
 };
 
-/// The most states that are read at one time where each is read as a whole.
-const WHOLE_AT_ONCE: usize = 16;
+/// How many states are read at one time where each is read as a whole: at first, and at most.
+const WHOLE_AT_FIRST: usize = 4;
+const WHOLE_AT_ONCE: usize = 64;
 
 /// The entities that are meant, and the index by which they are read.
 #[derive(Debug, Clone)]
@@ -49,8 +51,8 @@ pub(crate) enum Readiness {
     Unknown,
 }
 
-/// The outcome of a look into an index, or why the index cannot answer.
-pub(crate) type Found<R> = ReadResult<Result<Hits<R>, Readiness>>;
+/// The outcome of a look into an index, or which index cannot answer, and why.
+pub(crate) type Found<R> = ReadResult<Result<Hits<R>, (String, Readiness)>>;
 
 /// Some of the entities that were looked up, in the order of the index.
 #[derive(Debug)]
@@ -61,6 +63,11 @@ pub(crate) struct Hits<R> {
 }
 
 impl Lookup {
+    /// Whether every row that is read is one that is meant.
+    pub(crate) fn is_exact(&self) -> bool {
+        self.others.is_empty() && self.prefix.is_empty() && self.values.is_one()
+    }
+
     /// The keys of the rows that are meant.
     fn range(&self) -> (Vec<u8>, Vec<u8>) {
         let prefix = tables::indexes::prefix(&self.entity_type, &self.index);
@@ -82,10 +89,13 @@ impl Lookup {
             return Ok(true);
         }
         let values = IndexedValues::decode(row)?;
-        let fits = |(index, range): &(String, ValueRange)| {
-            values.get(index).is_some_and(|value| range.contains(value))
-        };
-        Ok(self.others.iter().all(fits))
+        for (index, range) in &self.others {
+            let lacks = || Damaged(format!("a row of an index lacks {index}"));
+            if !range.contains(values.get(index).ok_or_else(lacks)?) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn has_prefix(&self, row: &[u8]) -> ReadResult<bool> {
@@ -114,9 +124,20 @@ impl Lookup {
     }
 }
 
-/// Whether an index of a version of its type answers for every state.
-fn readiness(rows: &dyn Rows, lookup: &Lookup) -> ReadResult<Readiness> {
-    let key = (lookup.entity_type.clone(), lookup.index.clone());
+/// Whether every index that is looked at answers for every state; else the first that does not, and why.
+fn readiness(rows: &dyn Rows, lookup: &Lookup) -> ReadResult<Result<(), (String, Readiness)>> {
+    let others = lookup.others.iter().map(|(index, _)| index);
+    for index in std::iter::once(&lookup.index).chain(others) {
+        match readiness_of(rows, lookup, index)? {
+            Readiness::Complete => {}
+            other => return Ok(Err((index.clone(), other))),
+        }
+    }
+    Ok(Ok(()))
+}
+
+fn readiness_of(rows: &dyn Rows, lookup: &Lookup, index: &str) -> ReadResult<Readiness> {
+    let key = (lookup.entity_type.clone(), index.to_owned());
     let declared: Option<DeclaredIndex> = rows::get(rows, &key)?;
     Ok(match declared {
         None => Readiness::Unknown,
@@ -177,8 +198,13 @@ pub(crate) fn heads(
     let keys: Vec<_> = found.rows.iter().map(|id| tables::states::key(id).to_vec()).collect();
     let mut ids = found.rows.into_iter();
     rows.get_each(Table::States, &keys, true, &mut |value| {
-        let head = value.map(tables::states::read_head).transpose()?;
-        heads.extend(ids.next().zip(head));
+        let Some(id) = ids.next() else { return Ok(()) };
+        match value.map(tables::states::read_head).transpose() {
+            Ok(head) => heads.extend(head.map(|head| (id, head))),
+            Err(error) => {
+                tracing::error!(entity = %id, %error, "a state is left out of what was found")
+            }
+        }
         Ok(())
     })?;
     Ok(Ok(Hits { rows: heads, next: found.next }))
@@ -190,24 +216,28 @@ pub(crate) fn states(
     lookup: &Lookup,
     limit: usize,
 ) -> Found<(EntityId, ReadResult<StateRecord>)> {
-    let (mut states, mut bytes) = (Vec::new(), 0);
+    let (mut states, mut bytes, mut largest) = (Vec::new(), 0, 0);
     let mut lookup = lookup.clone();
     loop {
-        let part = (limit - states.len()).min(WHOLE_AT_ONCE);
+        // Few at first, and as many as fit into a page by what was met.
+        let fitting = rows::PAGE_BYTES_MAX.checked_div(largest).unwrap_or(WHOLE_AT_FIRST);
+        let part = (limit - states.len()).min(fitting.clamp(1, WHOLE_AT_ONCE));
         let found = match ids(rows, &lookup, part)? {
             Ok(found) => found,
-            Err(readiness) => return Ok(Err(readiness)),
+            Err(not_ready) => return Ok(Err(not_ready)),
         };
+        // Fewer than were asked for: as many rows were looked at as one page may.
+        let was_cut = found.rows.len() < part;
         let keys: Vec<_> = found.rows.iter().map(|id| tables::states::key(id).to_vec()).collect();
         let mut ids = found.rows.into_iter();
         rows.get_each(Table::States, &keys, false, &mut |value| {
-            bytes += value.map_or(0, <[u8]>::len);
+            let length = value.map_or(0, <[u8]>::len);
+            (bytes, largest) = (bytes + length, largest.max(length));
             let record = value.map(|value| StateRecord::decode(value).map_err(Into::into));
             states.extend(ids.next().zip(record));
             Ok(())
         })?;
-        let is_full =
-            states.len() >= limit || bytes >= rows::PAGE_BYTES_MAX || part < WHOLE_AT_ONCE;
+        let is_full = was_cut || states.len() >= limit || bytes >= rows::PAGE_BYTES_MAX;
         if found.next.is_none() || is_full {
             return Ok(Ok(Hits { rows: states, next: found.next }));
         }
@@ -216,21 +246,18 @@ pub(crate) fn states(
 }
 
 fn ids(rows: &dyn Rows, lookup: &Lookup, limit: usize) -> Found<EntityId> {
-    match readiness(rows, lookup)? {
-        Readiness::Complete => {
-            let read = |key: &[u8]| Ok(tables::indexes::read_key(key)?.id);
-            lookup.read(rows, limit, read).map(Ok)
-        }
-        other => Ok(Err(other)),
+    if let Err(not_ready) = readiness(rows, lookup)? {
+        return Ok(Err(not_ready));
     }
+    lookup.read(rows, limit, |key| Ok(tables::indexes::read_key(key)?.id)).map(Ok)
 }
 
 /// How many of the next entities are meant, and the place behind which to go on.
 pub(crate) fn count(rows: &dyn Rows, lookup: &Lookup) -> Found<()> {
-    match readiness(rows, lookup)? {
-        Readiness::Complete => lookup.read(rows, usize::MAX, |_| Ok(())).map(Ok),
-        other => Ok(Err(other)),
+    if let Err(not_ready) = readiness(rows, lookup)? {
+        return Ok(Err(not_ready));
     }
+    lookup.read(rows, usize::MAX, |_| Ok(())).map(Ok)
 }
 
 /// A page of the states of a type behind a key, each with whether it can be read.

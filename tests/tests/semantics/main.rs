@@ -8,6 +8,7 @@ mod committed;
 mod dependencies;
 mod failures;
 mod indexes;
+mod indexing;
 mod keys;
 mod kit;
 mod limits;

@@ -89,6 +89,8 @@ async fn a_router_shows_the_types_and_keys_and_methods_that_were_chosen() {
         ("GET", format!("/mine/{entity}/yours%2F1"), 404),
         ("DELETE", format!("/mine/{entity}/yours%2F1"), 404),
         ("GET", format!("/mine/{entity}?prefix=mine/"), 200),
+        ("GET", format!("/mine/{entity}?prefix=mine/&where=any:1"), 400),
+        ("GET", format!("/mine/{entity}?prefix=mine/&order=any"), 400),
         ("GET", format!("/mine/{entity}"), 400),
         ("GET", format!("/mine/{entity}?prefix=your"), 400),
         ("GET", "/mine/v1/entities/counter/mine%2F1".into(), 404),

@@ -347,6 +347,8 @@ impl Run {
                     self.object(format!("{key} is not found"));
                 }
             }
+            // It says so while it is being built, which goes on as partitions move.
+            Err(error) if error.kind() == ErrorKind::Unavailable => {}
             Err(error) if self.may_be_repeated(error.kind()) => {}
             Err(error) => self.object(format!("entities cannot be found: {error}")),
         }
@@ -422,6 +424,11 @@ impl Run {
             match place.node.check_indexes().await {
                 Ok(differences) => wrong.extend(differences),
                 Err(error) => wrong.push(format!("indexes cannot be checked: {error}")),
+            }
+            if let Err(error) =
+                place.node.find::<Log>().filter(Log::by_size().is(0_u64)).count().await
+            {
+                wrong.push(format!("an index is not complete at last: {error}"));
             }
             if wrong.is_empty() {
                 break;

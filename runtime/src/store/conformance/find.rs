@@ -74,22 +74,32 @@ pub(super) async fn entities_are_found_in_order_and_back(open: &impl AsyncFn() -
     let mut writer = Writer::new(open().await);
     let unknown = lookup(ValueRange::all(), false);
     let asked = writer.store.read(Haste::Long, move |rows| find::count(rows, &unknown)).await;
-    assert_eq!(asked.expect("readable").expect_err("unknown"), Readiness::Unknown);
+    assert_eq!(asked.expect("readable").expect_err("unknown").1, Readiness::Unknown);
     let name = ("found".to_owned(), "by".to_owned());
+    let other = ("found".to_owned(), "to".to_owned());
     let declared = DeclaredIndex { version: 1, values: "integer".into() };
     let note = (name.0.clone(), name.1.clone(), 1, 7);
     let put = |number: i64, by: i64| {
         let record = StateRecord { indexed: indexed(by, number % 2), ..state(1) };
         Write::PutState(id(number), record)
     };
-    let mut writes = vec![Write::put(&name, &declared), Write::put(&note, &NotIndexed)];
+    let mut writes = vec![Write::put(&name, &declared), Write::put(&other, &declared)];
+    writes.push(Write::put(&note, &NotIndexed));
     // Twenty entities with the values -2 to 2.
     writes.extend((0..20).map(|number| put(number, number % 5 - 2)));
     writer.write(writes).await;
     let all = lookup(ValueRange::all(), false);
     let of = all.clone();
     let asked = writer.store.read(Haste::Long, move |rows| find::count(rows, &of)).await;
-    assert_eq!(asked.expect("readable").expect_err("noted"), Readiness::Building(1));
+    assert_eq!(asked.expect("readable").expect_err("noted").1, Readiness::Building(1));
+    writer.write(vec![Write::delete::<NotIndexed>(&note)]).await;
+    // An index that only filters what another one finds has to be complete, too.
+    let note = (other.0.clone(), other.1.clone(), 1, 3);
+    writer.write(vec![Write::put(&note, &NotIndexed)]).await;
+    let of = Lookup { others: vec![("to".into(), values(1, true))], ..all.clone() };
+    let asked = writer.store.read(Haste::Long, move |rows| find::heads(rows, &of, 9)).await;
+    let not_ready = asked.expect("readable").expect_err("noted");
+    assert_eq!(not_ready, ("to".to_owned(), Readiness::Building(1)));
     writer.write(vec![Write::delete::<NotIndexed>(&note)]).await;
 
     let store = &*writer.store;

@@ -36,7 +36,7 @@ use super::{
     Batch, CommitOutcome, Haste, Opened, Read, ReadError, ReadResult, RunningMarks, Store,
     readers::Readers,
     record,
-    rows::{self, EachRow, Limit, Rows},
+    rows::{self, EachRow, EachValue, Limit, Rows},
     tables::meta::{LaneRecord, Settings},
     tables::{self, Table},
 };
@@ -429,6 +429,21 @@ impl Rows for ReadView<'_> {
     fn get(&self, table: Table, key: &[u8]) -> ReadResult<Option<Vec<u8>>> {
         let handle = self.db.cf_handle(table.column_family()).expect("every table is opened");
         self.at.get_cf(&handle, key).map_err(read_error)
+    }
+
+    fn get_each(
+        &self,
+        table: Table,
+        keys: &[Vec<u8>],
+        _heads_only: bool,
+        each: &mut EachValue<'_>,
+    ) -> ReadResult<()> {
+        let handle = self.db.cf_handle(table.column_family()).expect("every table is opened");
+        keys.iter().try_for_each(|key| {
+            // Where it lies, without a copy.
+            let found = self.at.get_pinned_cf(&handle, key).map_err(read_error)?;
+            each(found.as_deref())
+        })
     }
 
     fn scan(

@@ -69,12 +69,21 @@ impl Tidy {
         let step = forgets.then_some(self.step);
         let (shared, is_running) = (shared.clone(), self.is_running.clone());
         let thread = std::thread::Builder::new().name("stead-tidy".into()).spawn(move || {
+            let _ended = Ended(is_running);
             tidy(&shared, step);
-            is_running.store(false, Ordering::SeqCst);
         });
         if thread.is_err() {
             self.is_running.store(false, Ordering::SeqCst);
         }
+    }
+}
+
+/// Says that a thread has ended, however it does.
+struct Ended(Arc<AtomicBool>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::SeqCst);
     }
 }
 
