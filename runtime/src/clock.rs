@@ -181,7 +181,6 @@ pub(crate) async fn sleep(length: Duration) {
 }
 
 /// A wait until `deadline`, which can be moved.
-#[cfg(feature = "http")]
 pub(crate) fn sleep_until(deadline: Instant) -> tokio::time::Sleep {
     tokio::time::sleep_until(deadline.into())
 }
