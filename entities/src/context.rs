@@ -197,7 +197,7 @@ impl Context {
         }
     }
 
-    /// Subscribes this entity to the topic of this key, a [`Topic`](crate::stock::Topic) that the node serves too:
+    /// Subscribes this entity to the topic of this key, a [`Topic`] that the node serves too:
     /// each message that is published there from then on comes back as `operation` of this entity, which takes a
     /// [`Published`](crate::stock::Published), as a durable signal, exactly once and in order. Subscribing again
     /// changes nothing. It is stored in the commit of this turn. A message that `operation` cannot take, or an
