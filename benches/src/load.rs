@@ -32,6 +32,13 @@ impl Connection {
         Ok(Self { stream, answer: Vec::with_capacity(1_024) })
     }
 
+    /// The microseconds that an answer takes.
+    pub async fn micros(&mut self, request: &[u8]) -> Result<f64> {
+        let started = Instant::now();
+        self.ask(request).await?;
+        Ok(started.elapsed().as_secs_f64() * 1e6)
+    }
+
     /// Sends `request` and waits for the whole answer, which must be 200.
     pub async fn ask(&mut self, request: &[u8]) -> Result<()> {
         self.stream.write_all(request).await?;

@@ -5,7 +5,7 @@ use std::{
     marker::PhantomData,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -103,20 +103,26 @@ pub(crate) trait EntityType: Send + Sync {
     /// Its indexes.
     fn indexes(&self) -> Vec<IndexDescription>;
     /// The names of the fields of its state; none where that is no struct with names.
-    fn fields(&self) -> Vec<String>;
+    fn fields(&self) -> &[String];
     /// The indexed values of a state, and the indexes that cannot have one.
     fn indexed(&self, state: &State) -> (IndexedValues, Vec<&'static str>);
     /// Checks the state that a turn leaves: that it can be indexed.
     fn check_indexed(&self, state: &State) -> Result<(), String>;
     /// The values of an index that a text means; `None` where there is no such index.
     fn index_range(&self, index: &str, text: &str) -> Option<Result<ValueRange, String>>;
-    /// Whether a record has every indexed value of its state, as this program computes it. Where the state cannot
-    /// be read, there is nothing to index.
-    fn is_indexed(&self, record: &StateRecord) -> bool {
-        let state = guarded_decode(self, record);
-        record.head.version == self.version()
-            && state
-                .is_none_or(|state| self.indexed(&state) == (record.indexed.clone(), Vec::new()))
+    /// Whether these are all indexed values of a state, as this program computes them.
+    fn has_indexed(&self, state: &State, values: &IndexedValues) -> bool {
+        let (indexed, lacking) = self.indexed(state);
+        lacking.is_empty() && indexed == *values
+    }
+    /// Whether a record has the indexed values of its state. Where that cannot be read, there is nothing to index.
+    fn is_indexed(&self, StateRecord { head, state, indexed, .. }: &StateRecord) -> bool {
+        let decode = || self.decode_state(head.version, state).ok();
+        head.version == self.version()
+            && catch_unwind(AssertUnwindSafe(decode))
+                .ok()
+                .flatten()
+                .is_none_or(|state| self.has_indexed(&state, indexed))
     }
     /// Proves that the state before the first turn can be kept, with every proof there is.
     fn prove_initial_state(&self) -> Result<(), String>;
@@ -133,12 +139,6 @@ pub(crate) trait EntityType: Send + Sync {
     fn query(&self, index: usize, state: &State, ctx: &Context, argument: Argument) -> Outcome;
     /// Starts an operation that awaits.
     fn start(&self, index: usize, state: State, ctx: Context, argument: Argument) -> Running;
-}
-
-/// A stored state of a type, where it can be read.
-fn guarded_decode(known: &(impl EntityType + ?Sized), record: &StateRecord) -> Option<State> {
-    let decode = || known.decode_state(record.head.version, &record.state).ok();
-    catch_unwind(AssertUnwindSafe(decode)).ok().flatten()
 }
 
 /// Whether a state has to be read back after each turn, or once before its commit.
@@ -164,6 +164,7 @@ pub(crate) fn entity_type<E: Entity>(given: &Dependencies) -> Arc<dyn EntityType
         policy,
         operations,
         indexes: E::indexes(),
+        fields: OnceLock::new(),
         checks: Checks::of::<E>(),
         is_distrusted: AtomicBool::new(Checks::of::<E>().json_again),
         entity: PhantomData,
@@ -173,6 +174,8 @@ pub(crate) fn entity_type<E: Entity>(given: &Dependencies) -> Arc<dyn EntityType
 struct Typed<E> {
     operations: Vec<OperationType<E>>,
     indexes: Vec<IndexType<E>>,
+    /// The names of the fields of a state, once somebody has asked for them.
+    fields: OnceLock<Vec<String>>,
     policy: Policy,
     /// Those of the operations, in their order.
     policies: Vec<Policy>,
@@ -323,11 +326,13 @@ impl<E: Entity> EntityType for Typed<E> {
         self.indexes.iter().map(IndexDescription::from).collect()
     }
 
-    fn fields(&self) -> Vec<String> {
-        let mut generator = SchemaGenerator::default();
-        let schema = E::json_schema(&mut generator);
-        let properties = schema.get("properties").and_then(|it| it.as_object());
-        properties.map_or_else(Vec::new, |fields| fields.keys().cloned().collect())
+    fn fields(&self) -> &[String] {
+        self.fields.get_or_init(|| {
+            let mut generator = SchemaGenerator::default();
+            let schema = E::json_schema(&mut generator);
+            let properties = schema.get("properties").and_then(|it| it.as_object());
+            properties.map_or_else(Vec::new, |fields| fields.keys().cloned().collect())
+        })
     }
 
     fn indexed(&self, state: &State) -> (IndexedValues, Vec<&'static str>) {

@@ -210,21 +210,15 @@ mod tests {
     }
 
     fn state(generation: u64, follows: u64, revision: u64) -> Write {
-        let record = StateRecord {
-            head: StateHead {
-                version: 1,
-                generation,
-                revision,
-                follows,
-                incarnation: 1,
-                committed_at: Timestamp::default(),
-            },
-            reminders: Vec::new(),
-            state: Vec::new(),
-            indexed: IndexedValues::default(),
-            replaces: IndexedValues::default(),
+        let head = StateHead {
+            version: 1,
+            generation,
+            revision,
+            follows,
+            incarnation: 1,
+            committed_at: Timestamp::default(),
         };
-        Write::PutState(id(), record)
+        Write::PutState(id(), StateRecord::new(head, Vec::new(), Vec::new()))
     }
 
     fn indexed(value: u8) -> IndexedValues {

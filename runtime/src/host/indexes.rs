@@ -25,9 +25,7 @@ pub(super) async fn guard(
     // Others may be there whose programs are of other versions.
     let is_alone = store.opened().incarnation > 0;
     let declared = store.read(Haste::Short, find::declared_indexes).await?;
-    let mut types: Vec<_> = node.types().values().collect();
-    types.sort_unstable_by_key(|known| known.name());
-    for known in types {
+    for known in node.sorted_types() {
         let (name, version) = (known.name().to_owned(), known.version());
         for index in known.indexes() {
             let found = declared.iter().find(|(of, it, _)| *of == name && it == index.name);
@@ -47,11 +45,11 @@ pub(super) async fn guard(
                 found => {
                     let key = (name.clone(), index.name.to_owned());
                     if let Some(earlier) = found {
-                        writes.extend(notes(node, &key, earlier.version, false).await?);
+                        writes.extend(ends_of_notes(node, &key, earlier.version).await?);
                     }
                     // A type that no program has served has no states, and nobody else may begin to serve it now.
                     if !is_alone || !store.layouts(name.clone()).await?.is_empty() {
-                        writes.extend(notes(node, &key, version, true).await?);
+                        writes.extend(notes(node, &key, version));
                     }
                     writes.push(Write::put(&key, &DeclaredIndex { version, values }));
                 }
@@ -63,44 +61,45 @@ pub(super) async fn guard(
         if known.is_some_and(|known| known.indexes().iter().all(|own| own.name != index)) {
             // What is written from here on ends its rows; who declares it again begins anew.
             let key = (entity_type, index);
-            writes.extend(notes(node, &key, of.version, false).await?);
+            writes.extend(ends_of_notes(node, &key, of.version).await?);
             writes.push(Write::delete::<DeclaredIndex>(&key));
         }
     }
     Ok(())
 }
 
-/// Notes of all partitions, or the end of those that there are.
-async fn notes(
+/// A note for each partition that its states lack an index of a version of its type.
+fn notes(
     node: &Host,
-    key: &(String, String),
+    (name, index): &(String, String),
     version: u32,
-    is_new: bool,
-) -> ReadResult<Vec<Write>> {
-    let of = |partition| (key.0.clone(), key.1.clone(), version, partition);
-    if is_new {
-        let all = 0..node.store().opened().settings.partitions;
-        return Ok(all.map(|partition| Write::put(&of(partition), &NotIndexed)).collect());
-    }
-    let (entity_type, index) = key.clone();
-    let read = move |rows: &dyn Rows| find::not_indexed(rows, &entity_type, &index, version);
-    let there = node.store().read(Haste::Short, read).await?;
-    Ok(there.into_iter().map(|partition| Write::delete::<NotIndexed>(&of(partition))).collect())
+) -> impl Iterator<Item = Write> {
+    let all = 0..node.store().opened().settings.partitions;
+    all.map(move |of| Write::put(&(name.clone(), index.clone(), version, of), &NotIndexed))
 }
 
-/// The declared indexes of served types that this program does not have, or has in another version of the type.
-fn foreign_of(node: &Host, declared: &[(String, String, DeclaredIndex)]) -> Vec<ForeignIndex> {
-    let is_foreign = |(entity_type, index, of): &&(String, String, DeclaredIndex)| {
+/// The end of such notes, of those that there are.
+async fn ends_of_notes(
+    node: &Host,
+    (name, index): &(String, String),
+    version: u32,
+) -> ReadResult<Vec<Write>> {
+    let of = (name.clone(), index.clone());
+    let read = move |rows: &dyn Rows| find::not_indexed(rows, &of.0, &of.1, version);
+    let there = node.store().read(Haste::Short, read).await?.into_iter();
+    let end = |of| Write::delete::<NotIndexed>(&(name.clone(), index.clone(), version, of));
+    Ok(there.map(end).collect())
+}
+
+/// The declared indexes of served types that this program does not have, or has in another version of the type:
+/// states that it writes lack them. To be asked for when partitions were taken.
+pub(crate) async fn foreign(node: &Host) -> ReadResult<Vec<ForeignIndex>> {
+    let declared = node.store().read(Haste::Short, find::declared_indexes).await?;
+    let is_foreign = |(entity_type, index, of): &(String, String, DeclaredIndex)| {
         node.types().get(&**entity_type).is_some_and(|known| {
             of.version != known.version() || known.indexes().iter().all(|own| own.name != *index)
         })
     };
-    let foreign = declared.iter().filter(is_foreign);
-    foreign.map(|(name, index, of)| (name.clone(), index.clone(), of.version)).collect()
-}
-
-/// The indexes that states lack which this program writes: to be asked for when partitions were taken.
-pub(crate) async fn foreign(node: &Host) -> ReadResult<Vec<ForeignIndex>> {
-    let declared = node.store().read(Haste::Short, find::declared_indexes).await?;
-    Ok(foreign_of(node, &declared))
+    let foreign = declared.into_iter().filter(is_foreign);
+    Ok(foreign.map(|(entity_type, index, of)| (entity_type, index, of.version)).collect())
 }

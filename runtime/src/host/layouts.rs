@@ -9,6 +9,7 @@ use crate::{
         Batch, CommitOutcome, Fence, TypedReads as _, Write,
         tables::meta::{LayoutText, OperationNames},
     },
+    types::EntityType,
 };
 
 /// Why layouts cannot be used.
@@ -29,10 +30,8 @@ pub(crate) async fn guard(
     (incarnation, last_batch): (u64, u64),
 ) -> Result<u64, LayoutError> {
     let (mut writes, mut problems) = (Vec::new(), Vec::new());
-    let mut names: Vec<_> = node.types().keys().copied().collect();
-    names.sort_unstable();
-    for name in names {
-        of_type(node, name, left_out, (&mut writes, &mut problems)).await?;
+    for known in node.sorted_types() {
+        of_type(node, &**known, left_out, (&mut writes, &mut problems)).await?;
     }
     let indexes = indexes::guard(node, &mut writes, &mut problems).await;
     indexes.map_err(|error| LayoutError::Unavailable(error.to_string()))?;
@@ -55,11 +54,11 @@ pub(crate) async fn guard(
 /// Compares the layouts of a type with the stored ones.
 async fn of_type(
     node: &Host,
-    name: &'static str,
+    known: &dyn EntityType,
     left_out: &[LeftOut],
     (writes, problems): (&mut Vec<Write>, &mut Vec<String>),
 ) -> Result<(), LayoutError> {
-    let known = node.types()[name].layouts();
+    let (name, known) = (known.name(), known.layouts());
     let stored = node.store().layouts(name.to_owned()).await;
     let stored = stored.map_err(|error| LayoutError::Unavailable(error.to_string()))?;
     let present = known[0].0;
@@ -123,9 +122,7 @@ fn unreadable(name: &str, version: u32, states: u64) -> String {
 async fn operations(node: &Host) -> Result<Vec<Write>, LayoutError> {
     let stored = node.store().operations().await;
     let stored = stored.map_err(|error| LayoutError::Unavailable(error.to_string()))?;
-    let mut types: Vec<_> = node.types().values().collect();
-    types.sort_unstable_by_key(|known| known.name());
-    let writes = types.into_iter().filter_map(|known| {
+    let writes = node.sorted_types().into_iter().filter_map(|known| {
         let before = stored.iter().find(|(name, _)| name == known.name());
         let mut names = before.map_or_else(Vec::new, |(_, names)| names.clone());
         let count = names.len();

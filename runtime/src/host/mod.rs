@@ -32,7 +32,7 @@ use crate::{
     },
     store::Store,
     threads::Threads,
-    types::EntityTypes,
+    types::{EntityType, EntityTypes},
 };
 
 /// The parts of a host.
@@ -275,6 +275,12 @@ impl Host {
     }
     pub(crate) fn types(&self) -> &EntityTypes {
         &self.parts.types
+    }
+    /// The types that this node serves, by name.
+    pub(crate) fn sorted_types(&self) -> Vec<&Arc<dyn EntityType>> {
+        let mut types: Vec<_> = self.types().values().collect();
+        types.sort_unstable_by_key(|known| known.name());
+        types
     }
     pub(crate) fn threads(&self) -> &Threads {
         &self.parts.threads

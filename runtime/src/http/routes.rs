@@ -297,14 +297,11 @@ pub(super) async fn list(State(node): State<Node>, uri: Uri, headers: HeaderMap)
     let entity_type = segments.into_iter().nth(1).unwrap_or_default();
     let text = |name| parameters.get(name).map(String::as_str);
     let (prefix, limit) = (text("prefix").unwrap_or_default(), limit(&parameters)?);
-    if let Some(name) = ["select", "count"].into_iter().find(|name| text(name).is_some())
-        && text("where").is_none()
-        && text("order").is_none()
-    {
-        let rule = format!("`{name}` is for what an index finds: give `where` or `order`");
-        return Err(Problem::invalid(rule));
-    }
-    if text("where").is_none() && text("order").is_none() {
+    if !finds(&parameters) {
+        if let Some(name) = ["select", "count"].into_iter().find(|name| text(name).is_some()) {
+            let rule = format!("`{name}` is for what an index finds: give `where` or `order`");
+            return Err(Problem::invalid(rule));
+        }
         let page = node.list_of(&entity_type, prefix, text("after"), limit).await?;
         return Ok(show(&json!({ "entities": page.rows, "next": page.next })));
     }
@@ -473,8 +470,13 @@ fn plain_parameters(
 /// The prefix of keys that a list asks for, and whether it is to be found by an index.
 pub(super) fn listed(uri: &Uri) -> Result<(String, bool), Problem> {
     let mut parameters = parameters(uri, &LIST)?;
-    let finds = ["where", "order"].into_iter().any(|name| parameters.contains_key(name));
+    let finds = finds(&parameters);
     Ok((parameters.remove("prefix").unwrap_or_default(), finds))
+}
+
+/// Whether what is listed is found by an index.
+fn finds(parameters: &HashMap<String, String>) -> bool {
+    ["where", "order"].into_iter().any(|name| parameters.contains_key(name))
 }
 
 /// The query parameters, each known and given once.

@@ -313,8 +313,7 @@ async fn look(inner: Weak<Inner>) {
         let Ok(heads) = reading.await else { continue };
         let before = std::mem::take(&mut seen);
         for (id, head) in ids.into_iter().zip(heads) {
-            let version =
-                head.map(|head| Version { generation: head.generation, revision: head.revision });
+            let version = head.map(|head| head.version());
             if before.get(&id) != Some(&version) {
                 node.host.subscribers().tell(&id);
             }

@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use stead_entities::{
-    EntityId, Error, ErrorKind, Origin, Request, Timestamp, Version,
+    EntityId, Error, ErrorKind, Origin, Request, Timestamp,
     context::{Context, Turn},
     entity::Argument,
 };
@@ -17,7 +17,7 @@ use crate::{
     clock,
     partition::{
         Row, loaded,
-        reply::{CallResult, Response},
+        reply::{CallResult, Response, StateView},
         turn,
     },
     sabotage::Sabotage,
@@ -50,15 +50,7 @@ impl Local {
     pub(super) async fn committed_state(&self, id: &EntityId, timeout: Duration) -> CallResult {
         let record = self.stored(id, timeout).await?;
         let known = self.known_type(id.entity_type())?;
-        let (state, Some(record)) =
-            loaded::state(known, id, record, (self.host.clock().now(), false))?
-        else {
-            return Ok(Response::State(None));
-        };
-        let (generation, revision) = (record.head.generation, record.head.revision);
-        let version = Version { generation, revision };
-        let shown = turn::show(&state, version, record.head.committed_at);
-        shown.map(|view| Response::State(Some(view)))
+        shown(known, id, record, self.host.clock().now()).map(Response::State)
     }
 
     /// The stored row of an entity.
@@ -110,4 +102,17 @@ impl Local {
         watch.end();
         result.map(Response::from)
     }
+}
+
+/// A stored state as it is shown; none where nothing is stored.
+pub(super) fn shown(
+    known: &dyn EntityType,
+    id: &EntityId,
+    record: ReadResult<Option<StateRecord>>,
+    now: Timestamp,
+) -> Result<Option<StateView>, Error> {
+    let (state, record) = loaded::state(known, id, record, (now, false))?;
+    let shown = record
+        .map(|StateRecord { head, .. }| turn::show(&state, head.version(), head.committed_at));
+    shown.transpose()
 }

@@ -7,22 +7,21 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use stead_entities::{
-    Entity, EntityId, Error, ErrorKind, Index, Timestamp, Version,
+    Entity, Error, ErrorKind, Index,
     index::{Filter, IndexDescription, ValueRange, text},
 };
 
 use super::{
     Inner, Node,
+    committed::shown,
     lists::{EntityView, Listed, PAGE_ROWS_MAX, Snapshot, room_for_a_page},
 };
 use crate::{
-    partition::{loaded, reply::StateView, turn},
+    partition::reply::StateView,
     store::{
         Haste, ReadResult, Rows, TypedReads as _,
         find::{self, Found, Hits, Lookup, Readiness},
-        tables::states::{StateHead, StateRecord},
     },
-    types::EntityType,
 };
 
 /// How many entities a page has unless the search says otherwise.
@@ -162,9 +161,8 @@ impl<E> Find<E> {
         let is_short = lookup.is_exact() && limit <= PAGE;
         let haste = if is_short { Haste::Short } else { Haste::Long };
         let read = move |rows: &dyn Rows, lookup: &Lookup| find::heads(rows, lookup, limit);
-        let found = self.read(haste, lookup.clone(), read);
-        let found = found.await?;
-        let rows = found.rows.iter().map(|(id, head)| view(id, head)).collect();
+        let found = self.read(haste, lookup.clone(), read).await?;
+        let rows = found.rows.iter().map(|(id, head)| EntityView::new(id, head)).collect();
         Ok(Listed { rows, next: self.cursor(&lookup, found.next) })
     }
 
@@ -216,15 +214,14 @@ impl<E> Find<E> {
     async fn read_states(&self) -> Result<Listed<(EntityView, StateView)>, Error> {
         let (lookup, limit) = (self.lookup()?, self.limit.clamp(1, PAGE_ROWS_MAX));
         let read = move |rows: &dyn Rows, lookup: &Lookup| find::states(rows, lookup, limit);
-        let found = self.read(Haste::Long, lookup.clone(), read);
-        let found = found.await?;
+        let found = self.read(Haste::Long, lookup.clone(), read).await?;
         let known = self.node.0.local().known_type(&self.entity_type)?;
         let now = self.node.0.host.clock().now();
         let mut rows = Vec::with_capacity(found.rows.len());
         for (id, record) in found.rows {
-            match shown(known, &id, record, now) {
-                Ok(Some(row)) => rows.push(row),
-                Ok(None) => {}
+            let entity = record.as_ref().map(|record| EntityView::new(&id, &record.head)).ok();
+            match shown(known, &id, record.map(Some), now) {
+                Ok(view) => rows.extend(entity.zip(view)),
                 Err(error) => tracing::error!(%error, "an entity is left out of what was found"),
             }
         }
@@ -368,29 +365,6 @@ fn there_are(indexes: &[IndexDescription]) -> String {
             format!("there are: {}", names.collect::<Vec<_>>().join(", "))
         }
     }
-}
-
-fn view(id: &EntityId, head: &StateHead) -> EntityView {
-    EntityView {
-        entity_type: id.entity_type().to_owned(),
-        key: id.key().to_owned(),
-        revision: head.revision,
-        committed_at: head.committed_at,
-    }
-}
-
-/// A stored state as it is shown.
-fn shown(
-    known: &dyn EntityType,
-    id: &EntityId,
-    record: ReadResult<StateRecord>,
-    now: Timestamp,
-) -> Result<Option<(EntityView, StateView)>, Error> {
-    let (state, record) = loaded::state(known, id, record.map(Some), (now, false))?;
-    let Some(StateRecord { head, .. }) = record else { return Ok(None) };
-    let version = Version { generation: head.generation, revision: head.revision };
-    let state = turn::show(&state, version, head.committed_at)?;
-    Ok(Some((view(id, &head), state)))
 }
 
 /// Why an index cannot answer.

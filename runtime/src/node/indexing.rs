@@ -55,10 +55,8 @@ async fn build(inner: Weak<Inner>) {
     while let Some(node) = inner.upgrade() {
         let (mut is_complete, has_hosted) = (true, node.host.has_hosted.clone());
         let is_shared = node.cluster().is_some();
-        let mut types: Vec<_> = node.host.types().values().cloned().collect();
-        types.sort_unstable_by_key(|known| known.name());
-        for known in types {
-            match of_type(&node, &*known).await {
+        for known in node.host.sorted_types() {
+            match of_type(&node, &**known).await {
                 Ok(is_done) => is_complete &= is_done,
                 Err(error) => {
                     is_complete = false;

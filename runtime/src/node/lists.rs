@@ -21,6 +21,7 @@ use crate::{
         tables::{
             dead_letters::{Cause, DeadLetter, DeadLetterId},
             reminders::{Slot, StoredSchedule},
+            states::StateHead,
         },
     },
 };
@@ -54,6 +55,17 @@ pub struct EntityView {
     pub revision: u64,
     /// When the last of them was.
     pub committed_at: Timestamp,
+}
+
+impl EntityView {
+    pub(super) fn new(id: &EntityId, head: &StateHead) -> Self {
+        Self {
+            entity_type: id.entity_type().to_owned(),
+            key: id.key().to_owned(),
+            revision: head.revision,
+            committed_at: head.committed_at,
+        }
+    }
 }
 
 /// A state at a version.
@@ -248,12 +260,7 @@ pub(super) async fn entities(
     let limit = limit.clamp(1, PAGE_ROWS_MAX);
     let page = node.host.store().list(entity_type, prefix, after, limit).await?;
     let next = page.last_before_more().map(|(id, _)| id.key().to_owned());
-    let rows = page.rows.into_iter().map(|(id, head)| EntityView {
-        entity_type: id.entity_type().to_owned(),
-        key: id.key().to_owned(),
-        revision: head.revision,
-        committed_at: head.committed_at,
-    });
+    let rows = page.rows.iter().map(|(id, head)| EntityView::new(id, head));
     Ok(Listed { rows: rows.collect(), next })
 }
 

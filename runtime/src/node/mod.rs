@@ -150,7 +150,8 @@ impl Node {
 
     /// The changes of an entity as a stream: its present state, if it has one, then each newer committed one and
     /// its deletion. Revisions rise, and skip where they come faster than they are taken; nothing is shown before
-    /// it is committed, which of buffered entities is before it is durable. `after` is the position of the last event that was seen, to go on behind it.
+    /// it is committed, which of buffered entities is before it is durable. `after` is the position of the last
+    /// event that was seen, to go on behind it.
     ///
     /// ```
     /// # use stead::{Change, Node, stock::Counter, store::memory::MemoryDisk};

@@ -89,9 +89,7 @@ pub(super) async fn look(
     let mut found = Found::new();
     unknown_names(node, whom, &mut found).await?;
     if depth == Depth::Arguments {
-        let mut types: Vec<_> = node.host.types().values().collect();
-        types.sort_unstable_by_key(|known| known.name());
-        for known in types {
+        for known in node.host.sorted_types() {
             misfits(node, whom, &**known, &mut found).await?;
         }
     }

@@ -41,8 +41,7 @@ impl Partition {
             return Err(Error::new(ErrorKind::Unavailable, message));
         }
         let live = self.activations.of(id).live_mut();
-        let (indexed, lacking) = guarded(|| known.indexed(live.state()))?;
-        let is_indexed = lacking.is_empty() && indexed == *live.indexed();
+        let is_indexed = guarded(|| known.has_indexed(live.state(), live.indexed()))?;
         let is_present = |stored| stored > known.version() || stored >= version && is_indexed;
         if live.stored_version().is_none_or(is_present) {
             return Ok(());

@@ -105,6 +105,11 @@ impl Lookup {
         Ok(tables::indexes::read_key(row)?.id.key().starts_with(&self.prefix))
     }
 
+    /// The entities of the next rows that are meant.
+    fn ids(&self, view: &dyn Rows, limit: usize) -> ReadResult<Hits<EntityId>> {
+        self.read(view, limit, |key| Ok(tables::indexes::read_key(key)?.id))
+    }
+
     fn read<R>(
         &self,
         view: &dyn Rows,
@@ -190,10 +195,10 @@ pub(crate) fn heads(
     lookup: &Lookup,
     limit: usize,
 ) -> Found<(EntityId, StateHead)> {
-    let found = match ids(rows, lookup, limit)? {
-        Ok(found) => found,
-        Err(readiness) => return Ok(Err(readiness)),
-    };
+    if let Err(not_ready) = readiness(rows, lookup)? {
+        return Ok(Err(not_ready));
+    }
+    let found = lookup.ids(rows, limit)?;
     let mut heads = Vec::with_capacity(found.rows.len());
     let keys: Vec<_> = found.rows.iter().map(|id| tables::states::key(id).to_vec()).collect();
     let mut ids = found.rows.into_iter();
@@ -216,16 +221,16 @@ pub(crate) fn states(
     lookup: &Lookup,
     limit: usize,
 ) -> Found<(EntityId, ReadResult<StateRecord>)> {
+    if let Err(not_ready) = readiness(rows, lookup)? {
+        return Ok(Err(not_ready));
+    }
     let (mut states, mut bytes, mut largest) = (Vec::new(), 0, 0);
     let mut lookup = lookup.clone();
     loop {
         // Few at first, and as many as fit into a page by what was met.
         let fitting = rows::PAGE_BYTES_MAX.checked_div(largest).unwrap_or(WHOLE_AT_FIRST);
         let part = (limit - states.len()).min(fitting.clamp(1, WHOLE_AT_ONCE));
-        let found = match ids(rows, &lookup, part)? {
-            Ok(found) => found,
-            Err(not_ready) => return Ok(Err(not_ready)),
-        };
+        let found = lookup.ids(rows, part)?;
         // Fewer than were asked for: as many rows were looked at as one page may.
         let was_cut = found.rows.len() < part;
         let keys: Vec<_> = found.rows.iter().map(|id| tables::states::key(id).to_vec()).collect();
@@ -243,13 +248,6 @@ pub(crate) fn states(
         }
         lookup.after = found.next;
     }
-}
-
-fn ids(rows: &dyn Rows, lookup: &Lookup, limit: usize) -> Found<EntityId> {
-    if let Err(not_ready) = readiness(rows, lookup)? {
-        return Ok(Err(not_ready));
-    }
-    lookup.read(rows, limit, |key| Ok(tables::indexes::read_key(key)?.id)).map(Ok)
 }
 
 /// How many of the next entities are meant, and the place behind which to go on.

@@ -123,11 +123,6 @@ impl IndexedValues {
     pub fn get(&self, index: &str) -> Option<&[u8]> {
         self.iter().find(|(name, _)| *name == index).map(|(_, value)| value)
     }
-
-    /// Whether these are values of these indexes, in their order.
-    pub fn are_of<'n>(&self, names: impl IntoIterator<Item = &'n str>) -> bool {
-        self.iter().map(|(name, _)| name).eq(names)
-    }
 }
 
 /// The first name and value, and what is behind them.
@@ -189,8 +184,6 @@ mod tests {
         let values = IndexedValues::new([("status", &[1, 7][..]), ("by", &[0])]);
         assert_eq!(values.get("by"), Some(&[0][..]));
         assert_eq!(values.get("at"), None);
-        assert!(values.are_of(["status", "by"]) && !values.are_of(["by", "status"]));
-        assert!(!values.are_of(["status"]) && IndexedValues::default().are_of([]));
         assert_eq!(
             values.encode(),
             [&[1, 17, 6][..], b"status", &[0, 2, 1, 7, 2], b"by", &[0, 1, 0]].concat()

@@ -1,7 +1,7 @@
 //! The present state of each entity. The key is the entity's id, `type/key`.
 
 use serde::{Deserialize, Serialize};
-use stead_entities::{EntityId, Timestamp};
+use stead_entities::{EntityId, Timestamp, Version};
 
 #[cfg(any(test, feature = "testing"))]
 use super::Sample;
@@ -117,6 +117,13 @@ pub struct StateHead {
     pub incarnation: u64,
     /// When it was committed.
     pub committed_at: Timestamp,
+}
+
+impl StateHead {
+    /// The version of the state.
+    pub fn version(&self) -> Version {
+        Version { generation: self.generation, revision: self.revision }
+    }
 }
 
 /// The most bytes that a [`StateHead`] takes, with its format byte.
