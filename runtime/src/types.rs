@@ -104,7 +104,8 @@ pub(crate) trait EntityType: Send + Sync {
     fn indexes(&self) -> Vec<IndexDescription>;
     /// The names of the fields of its state; none where that is no struct with names.
     fn fields(&self) -> &[String];
-    /// The indexed values of a state, and the indexes that cannot have one.
+    /// The indexed values of a state, and the indexes that cannot have one, because it is too long or because the
+    /// author's method panics.
     fn indexed(&self, state: &State) -> (IndexedValues, Vec<&'static str>);
     /// Checks the state that a turn leaves: that it can be indexed.
     fn check_indexed(&self, state: &State) -> Result<(), String>;
@@ -339,9 +340,9 @@ impl<E: Entity> EntityType for Typed<E> {
         let state = typed::<E>(state);
         let (mut values, mut lacking) = (Vec::with_capacity(self.indexes.len()), Vec::new());
         for index in &self.indexes {
-            match index.value(state) {
-                Ok(value) => values.push((index.name(), value)),
-                Err(_) => lacking.push(index.name()),
+            match catch_unwind(AssertUnwindSafe(|| index.value(state))) {
+                Ok(Ok(value)) => values.push((index.name(), value)),
+                Ok(Err(_)) | Err(_) => lacking.push(index.name()),
             }
         }
         (IndexedValues::new(values), lacking)

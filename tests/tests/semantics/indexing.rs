@@ -86,6 +86,26 @@ mod programs {
         }
     }
 
+    /// An index whose method panics on some states.
+    #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
+    pub(super) struct Panicking {
+        items: u32,
+        owner: String,
+    }
+
+    #[entity(name = "basket")]
+    impl Panicking {
+        pub fn put(&mut self, items: u32) -> u32 {
+            self.items += items;
+            self.items
+        }
+
+        #[index]
+        fn share(&self) -> u32 {
+            100 / self.items.abs_diff(13)
+        }
+    }
+
     /// A new version, whose index means something else.
     #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
     pub(super) struct Third {
@@ -107,7 +127,7 @@ mod programs {
         }
     }
 }
-use programs::{Changed, First, Owned, Second, Third};
+use programs::{Changed, First, Owned, Panicking, Second, Third};
 
 async fn try_start<E: Entity>(world: &World) -> Result<Node, StartError> {
     let builder = Node::builder().store(world.disk.open().expect("readable"));
@@ -232,6 +252,34 @@ async fn a_stored_state_that_cannot_be_indexed_is_named_and_keeps_the_others_fro
         true
     })
     .await;
+    assert_eq!(node.check_indexes().await.expect("checked"), Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_index_that_panics_on_a_stored_state_waits_for_a_turn_that_mends_it() {
+    let disk = MemoryDisk::new();
+    let builder = || Node::builder().store(disk.open().expect("readable")).deterministic(1);
+    let node = builder().entity::<First>().start().await.expect("starts");
+    for (key, items) in [("b1", 12), ("b2", 13), ("b3", 14)] {
+        node.entity::<First>(key).put(items).await.expect("put");
+    }
+    node.drain().await.expect("drained");
+    let node = builder().entity::<Panicking>().start().await.expect("starts");
+    let search = node.find::<Panicking>().filter(Panicking::by_share().is(100_u32));
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let error = search.count().await.expect_err("one cannot be indexed");
+        assert!(error.message().contains("1 of 16 partitions"), "{error}");
+    }
+    assert_eq!(node.check_indexes().await.expect("checked"), Vec::<String>::new());
+    let broken = node.entity::<Panicking>("b2");
+    let error = broken.put(0).await.expect_err("it would leave what cannot be indexed");
+    assert!(error.to_string().contains("attempt to divide by zero"), "{error}");
+    assert_eq!(broken.put(1).await.expect("put"), 14);
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_secs(60)).await;
+    }
+    assert_eq!(search.count().await.expect("complete"), 3);
     assert_eq!(node.check_indexes().await.expect("checked"), Vec::<String>::new());
 }
 
