@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::Timeout;
 
-/// The longest of a policy's times, but for the retention of keys and the time to live.
+/// The longest of a policy's times, but for the retentions and the time to live.
 pub const POLICY_TIME_MAX: Duration = Duration::from_secs(24 * 3600);
 /// The longest retention and time to live: 10 years.
 pub const RETENTION_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
@@ -77,6 +77,10 @@ pub struct Policy {
     /// 1 s to 10 years.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dead_letters: Option<Timeout>,
+    /// How long the changes of all entities of a type are kept for those who follow them, deletions too; of a
+    /// type. None are kept where nothing is set. 1 s to 10 years.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub changes: Option<Timeout>,
     /// How safe answers are; of a type.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub durability: Option<Durability>,
@@ -134,6 +138,13 @@ impl Policy {
         self
     }
 
+    /// Sets [`Policy::changes`].
+    #[must_use]
+    pub fn changes(mut self, length: impl Into<Timeout>) -> Self {
+        self.changes = Some(length.into());
+        self
+    }
+
     /// Sets [`Policy::durability`].
     #[must_use]
     pub fn durability(mut self, durability: Durability) -> Self {
@@ -153,6 +164,7 @@ impl Policy {
             retention: self.retention.or(other.retention),
             ttl: self.ttl.or(other.ttl),
             dead_letters: self.dead_letters.or(other.dead_letters),
+            changes: self.changes.or(other.changes),
             durability: self.durability.or(other.durability),
         }
     }
@@ -166,6 +178,7 @@ impl Policy {
             retention: None,
             ttl: None,
             dead_letters: None,
+            changes: None,
             durability: None,
             ..self
         }
@@ -191,6 +204,7 @@ impl Policy {
         within("retention", self.retention, long);
         within("time to live", self.ttl, long);
         within("retention of dead letters", self.dead_letters, long);
+        within("retention of changes", self.changes, long);
         if let Some(retries) = self.retries.filter(|retries| *retries > RETRIES_MAX) {
             problems
                 .push(format!("there are {retries} retries, and must be at most {RETRIES_MAX}"));
@@ -210,8 +224,9 @@ mod tests {
     fn every_value_out_of_its_range_is_named() {
         let (zero, long) = (Duration::ZERO, RETENTION_MAX * 2);
         let bad = Policy::default().deadline(zero).backoff(long).idle(zero).retention(long);
-        let bad = bad.retries(RETRIES_MAX + 1).mailbox(0).ttl(zero).dead_letters(long);
-        assert_eq!(bad.problems().len(), 8, "{:?}", bad.problems());
+        let bad =
+            bad.retries(RETRIES_MAX + 1).mailbox(0).ttl(zero).dead_letters(long).changes(zero);
+        assert_eq!(bad.problems().len(), 9, "{:?}", bad.problems());
         let minute = Duration::from_secs(60);
         let good = Policy::default().deadline(minute).backoff(minute).idle(minute);
         let good = good.retention(RETENTION_MAX).retries(RETRIES_MAX).mailbox(MAILBOX_MAX);

@@ -42,8 +42,8 @@ pub use http::{CallerIdentity, EntityPath, Routes, Server, ServerSettings};
 pub use listen::{Listen, ListenError};
 pub use node::{
     BulkView, Change, ChangeEvent, Changes, CronView, DeadLetterView, Deletion, EntityView, Find,
-    Listed, Node, NodeBuilder, ReminderView, SelectedView, Snapshot, StartError, UnservedView,
-    UpgradeView, VersionView, VersionsView,
+    Listed, Node, NodeBuilder, ReminderView, SelectedView, Snapshot, StartError, TypeChange,
+    TypeChangeEvent, TypeChanges, UnservedView, UpgradeView, VersionView, VersionsView,
 };
 pub use partition::reply::StateView;
 #[cfg(feature = "postgres")]

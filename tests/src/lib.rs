@@ -7,6 +7,7 @@
 pub struct Readme;
 
 pub mod database;
+pub mod events;
 pub mod history;
 pub mod indexes;
 pub mod log;

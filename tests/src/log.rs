@@ -42,7 +42,7 @@ pub struct Log {
 /// How often a cron reminder is due before it is cancelled.
 pub const TICKS: usize = 3;
 
-#[entity(name = "log", on_dead_letter = on_lost)]
+#[entity(name = "log", on_dead_letter = on_lost, changes = Duration::from_secs(3_600))]
 impl Log {
     /// Appends an id.
     pub fn append(&mut self, entry: u64) -> usize {
@@ -187,7 +187,7 @@ pub struct Ember {
     owner: String,
 }
 
-#[entity(name = "ember", index(owner: String))]
+#[entity(name = "ember", index(owner: String), changes = Duration::from_secs(3_600))]
 impl Ember {
     /// Glows for a tenth of a second, but for as long as it has something to do.
     pub(crate) fn glow(&mut self, ctx: &mut Context, owner: String) {

@@ -11,7 +11,9 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use stead::Client;
 use stead_tests::{
-    Server, command_of, free_address,
+    Server, command_of,
+    events::Follower,
+    free_address,
     history::{History, Kind, compare},
     indexes,
     log::Log,
@@ -124,10 +126,13 @@ async fn what_entities_do_among_themselves_survives_every_kill() -> Result<()> {
     let data = tempfile::tempdir()?;
     let (mut random, history) = (Random(1), Arc::new(Mutex::new(History::default())));
     let lock = |history: &Mutex<History>| history.lock().expect("no panic").clone();
+    let mut followers = [Follower::new("log"), Follower::new("ember")];
     let mut entry = 0;
     for kill in 0..KILLS as u64 {
         let server = unruly(data.path()).await?;
-        let client = Client::new(&format!("http://{}", server.address()))?;
+        let url = format!("http://{}", server.address());
+        let client = Client::new(&url)?;
+        let following = tokio::spawn(follow_until_gone(followers, url));
         let mut senders = tokio::task::JoinSet::new();
         for _ in 0..40 {
             let key = format!("e{}", random.below(5));
@@ -155,6 +160,7 @@ async fn what_entities_do_among_themselves_survives_every_kill() -> Result<()> {
         tokio::time::sleep(Duration::from_millis(20 + 40 * kill)).await;
         server.kill_now()?;
         senders.join_all().await;
+        followers = following.await?;
     }
     let server = unruly(data.path()).await?;
     let client = Client::new(&format!("http://{}", server.address()))?;
@@ -171,11 +177,29 @@ async fn what_entities_do_among_themselves_survives_every_kill() -> Result<()> {
         Ok(is_right.then_some(()))
     };
     until("everything has come to what it must", settled).await?;
+    for follower in &mut followers {
+        follower.follow(&format!("http://{}", server.address()), true).await?;
+        ensure!(follower.wrong.is_empty(), "{:#?}", follower.wrong);
+    }
+    let mut logs = BTreeMap::new();
+    for key in (0..5).map(|number| format!("e{number}")) {
+        logs.insert(key.clone(), serde_json::to_value(client.entity::<Log>(&key).all().await?)?);
+    }
+    ensure!(followers[0].states() == logs, "{:#?}, and there is {logs:#?}", followers[0]);
+    ensure!(followers[1].states().is_empty(), "{:#?}", followers[1]);
     let get = async |path: &str| Ok(server.get(path).send().await?.json().await?);
     let wrong = indexes::differences(get).await?;
     ensure!(wrong.is_empty(), "{wrong:#?}");
     ensure!(lock(&history).acknowledged.len() > 40, "too little was acknowledged");
     Ok(())
+}
+
+/// Has each follower take in what a server tells, until that is gone.
+async fn follow_until_gone(followers: [Follower; 2], url: String) -> [Follower; 2] {
+    let [mut logs, mut embers] = followers;
+    // They end with an error where the server is killed before it answers.
+    let _ended = tokio::join!(logs.follow(&url, false), embers.follow(&url, false));
+    [logs, embers]
 }
 
 async fn unruly(data: &std::path::Path) -> Result<Server> {

@@ -14,6 +14,7 @@
 //! - What was not flushed, because nothing of it writes, is told only while the node's lease holds.
 //! - Giving up a partition ends its term: what its turns still bring is never committed.
 
+mod changes;
 mod incarnation;
 mod merge;
 mod subscribers;
@@ -29,10 +30,11 @@ use tokio::{
     task::JoinSet,
 };
 
+pub(crate) use self::changes::ChangeLog;
 pub use self::incarnation::Fatal;
 pub(crate) use self::incarnation::{Incarnation, Outbound};
 use self::merge::{Chains, Merge};
-pub(crate) use self::subscribers::{Subscribers, Subscription};
+pub(crate) use self::subscribers::{Subscribers, Subscription, Watched};
 use crate::{
     clock::{self, Clock},
     partition::{
@@ -76,6 +78,7 @@ pub(crate) struct Committer {
     /// Tasks that tell callers.
     telling: JoinSet<()>,
     subscribers: Arc<Subscribers>,
+    change_log: ChangeLog,
     /// When what was answered before it was flushed is flushed; none where there is none.
     flush_at: Option<Instant>,
 }
@@ -114,13 +117,15 @@ impl Committer {
             is_fenced: false,
             telling: JoinSet::new(),
             subscribers,
+            change_log: ChangeLog::default(),
             flush_at: None,
         }
     }
 
-    /// Hands what is for other nodes to `outbound`.
-    pub(crate) fn with(mut self, outbound: Option<Arc<dyn Outbound>>) -> Self {
+    /// Hands what is for other nodes to `outbound`, and keeps a log of changes.
+    pub(crate) fn with(mut self, outbound: Option<Arc<dyn Outbound>>, log: ChangeLog) -> Self {
         self.outbound = outbound;
+        self.change_log = log;
         self
     }
 
@@ -273,6 +278,7 @@ impl Committer {
         }
         let (writes, chains) = merge.finish();
         let mut batch = self.batch(writes, false);
+        self.change_log.add(&mut batch.writes, batch.fence, batch.time);
         let is_late = self.flush_at.is_some_and(|due| due <= clock::monotonic());
         batch.is_buffered = is_buffered && !is_late;
         let flush_at = batch.is_buffered.then(|| self.next_flush());

@@ -1,4 +1,4 @@
-//! Waits for news of entities, and wake-ups when a commit has changed them.
+//! Waits for news of entities, or of all entities of a type, and wake-ups when a commit has changed them.
 //!
 //! A subscriber is told that there is news, never what it is: it reads the store, which shows what was committed.
 //! So nothing waits for a slow one, and nothing is shown that was not committed. What must never happen: an entity
@@ -13,15 +13,32 @@ use std::sync::{
 use stead_entities::{EntityId, Error, ErrorKind};
 use tokio::sync::watch;
 
-use crate::{map::SharedMap, store::Write};
+use crate::{
+    map::{Set, SharedMap},
+    store::Write,
+};
 
 /// The most streams of changes of one node.
 const SUBSCRIPTIONS_MAX: usize = 20_000;
 
-/// The subscribers of a node, by entity.
+/// What somebody waits for news of.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Watched {
+    Entity(EntityId),
+    /// All entities of a type.
+    Type(Box<str>),
+}
+
+impl Watched {
+    fn type_of(id: &EntityId) -> Self {
+        Self::Type(id.entity_type().into())
+    }
+}
+
+/// The subscribers of a node, by what they wait for.
 #[derive(Debug, Default)]
 pub(crate) struct Subscribers {
-    entities: SharedMap<EntityId, watch::Sender<()>>,
+    watched: SharedMap<Watched, watch::Sender<()>>,
     count: AtomicUsize,
     is_closed: AtomicBool,
 }
@@ -29,51 +46,58 @@ pub(crate) struct Subscribers {
 /// The entities that a batch changes; none where nobody was there when it was asked.
 pub(super) struct Changed(Option<Vec<EntityId>>);
 
-/// A wait for news of one entity. It ends when it is dropped.
+/// A wait for news. It ends when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Subscription {
-    id: EntityId,
+    of: Watched,
     /// Always there, until it ends.
     news: Option<watch::Receiver<()>>,
     subscribers: Arc<Subscribers>,
 }
 
 impl Subscribers {
-    /// Waits for news of an entity from now on.
+    /// Waits for news from now on.
     ///
     /// # Errors
     /// [`ErrorKind::Overloaded`] where too many wait.
-    pub(crate) fn subscribe(self: &Arc<Self>, id: EntityId) -> Result<Subscription, Error> {
+    pub(crate) fn subscribe(self: &Arc<Self>, of: Watched) -> Result<Subscription, Error> {
         if self.count.fetch_add(1, Ordering::SeqCst) >= SUBSCRIPTIONS_MAX {
             self.count.fetch_sub(1, Ordering::SeqCst);
             let message = format!("{SUBSCRIPTIONS_MAX} streams of changes are open at this node");
             return Err(Error::new(ErrorKind::Overloaded, message));
         }
-        let entry = self.entities.entry(id.clone()).or_insert_with(|| watch::Sender::new(()));
+        let entry = self.watched.entry(of.clone()).or_insert_with(|| watch::Sender::new(()));
         let news = Some(entry.subscribe());
         drop(entry);
         if self.is_closed.load(Ordering::SeqCst) {
-            self.entities.remove(&id);
+            self.watched.remove(&of);
         }
-        Ok(Subscription { id, news, subscribers: self.clone() })
+        Ok(Subscription { of, news, subscribers: self.clone() })
     }
 
-    /// Wakes who waits for an entity.
-    pub(crate) fn tell(&self, id: &EntityId) {
-        if let Some(entry) = self.entities.get(id) {
+    /// Wakes who waits for news of something.
+    pub(crate) fn tell(&self, of: &Watched) {
+        if let Some(entry) = self.watched.get(of) {
             entry.send_replace(());
         }
     }
 
-    /// The entities that somebody waits for.
-    pub(crate) fn ids(&self) -> Vec<EntityId> {
-        self.entities.iter().map(|entry| entry.key().clone()).collect()
+    /// The entities, and the types, that somebody waits for.
+    pub(crate) fn all(&self) -> (Vec<EntityId>, Vec<Box<str>>) {
+        let (mut ids, mut types) = (Vec::new(), Vec::new());
+        for entry in &self.watched {
+            match entry.key() {
+                Watched::Entity(id) => ids.push(id.clone()),
+                Watched::Type(name) => types.push(name.clone()),
+            }
+        }
+        (ids, types)
     }
 
     /// Ends every wait, and those to come.
     pub(crate) fn close(&self) {
         self.is_closed.store(true, Ordering::SeqCst);
-        self.entities.clear();
+        self.watched.clear();
     }
 
     fn is_empty(&self) -> bool {
@@ -95,10 +119,14 @@ impl Subscribers {
     /// Wakes who waits for what was changed, now that it is committed.
     pub(super) fn tell_of(&self, changed: Changed) {
         match changed.0 {
-            Some(ids) => ids.iter().for_each(|id| self.tell(id)),
+            Some(ids) => {
+                let types: Set<_> = ids.iter().map(Watched::type_of).collect();
+                types.iter().for_each(|of| self.tell(of));
+                ids.into_iter().for_each(|id| self.tell(&Watched::Entity(id)));
+            }
             None if self.is_empty() => {}
             // They came while the commit was under way, and may have read what was before it.
-            None => self.entities.iter().for_each(|entry| entry.send_replace(())),
+            None => self.watched.iter().for_each(|entry| entry.send_replace(())),
         }
     }
 }
@@ -119,7 +147,7 @@ impl Drop for Subscription {
         self.subscribers.count.fetch_sub(1, Ordering::SeqCst);
         // Of two that end at one time, the last one sees that nobody is left.
         drop(self.news.take());
-        self.subscribers.entities.remove_if(&self.id, |_, entry| entry.receiver_count() == 0);
+        self.subscribers.watched.remove_if(&self.of, |_, entry| entry.receiver_count() == 0);
     }
 }
 
@@ -130,6 +158,10 @@ mod tests {
 
     fn id(key: &str) -> EntityId {
         EntityId::new("log", key).expect("valid")
+    }
+
+    fn entity(key: &str) -> Watched {
+        Watched::Entity(id(key))
     }
 
     fn deleted(key: &str) -> Vec<Write> {
@@ -148,34 +180,34 @@ mod tests {
         let subscribers = Arc::new(Subscribers::default());
         assert!(subscribers.changed_by(&deleted("a")).0.is_none(), "nobody is there");
         let (mut one, mut two) = (
-            subscribers.subscribe(id("a")).expect("few"),
-            subscribers.subscribe(id("a")).expect("few"),
+            subscribers.subscribe(entity("a")).expect("few"),
+            subscribers.subscribe(Watched::Type("log".into())).expect("few"),
         );
-        let mut other = subscribers.subscribe(id("b")).expect("few");
+        let mut other = subscribers.subscribe(entity("b")).expect("few");
         let changed = subscribers.changed_by(&deleted("a"));
         assert!(!has_news(&mut one), "not before it is committed");
         subscribers.tell_of(changed);
         assert!(has_news(&mut one) && has_news(&mut two) && !has_news(&mut other));
         drop((one, two));
-        assert_eq!(subscribers.ids(), [id("b")]);
+        assert_eq!(subscribers.all(), (vec![id("b")], vec![]));
         subscribers.close();
         assert!(
-            !other.news().await && !subscribers.subscribe(id("c")).expect("few").news().await,
+            !other.news().await && !subscribers.subscribe(entity("c")).expect("few").news().await,
             "it has ended"
         );
         drop(other);
-        assert!(subscribers.is_empty() && subscribers.ids().is_empty());
+        assert!(subscribers.is_empty() && subscribers.watched.is_empty());
     }
 
     #[test]
     fn who_comes_while_a_commit_is_under_way_is_woken_by_it() {
         let subscribers = Arc::new(Subscribers::default());
         let changed = subscribers.changed_by(&deleted("a"));
-        let mut late = subscribers.subscribe(id("a")).expect("few");
+        let mut late = subscribers.subscribe(entity("a")).expect("few");
         subscribers.tell_of(changed);
         assert!(has_news(&mut late));
         let changed = subscribers.changed_by(&deleted("b"));
-        let mut later = subscribers.subscribe(id("b")).expect("few");
+        let mut later = subscribers.subscribe(entity("b")).expect("few");
         subscribers.tell_of(changed);
         assert!(has_news(&mut later) && !has_news(&mut late));
     }

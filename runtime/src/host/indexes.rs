@@ -6,7 +6,7 @@
 //! it writes states without it. What must never happen: a partition without a note has a state that lacks the
 //! index.
 
-use super::Host;
+use super::{Host, changes};
 use crate::{
     partition::ForeignIndex,
     store::{
@@ -92,7 +92,7 @@ async fn ends_of_notes(
 }
 
 /// The declared indexes of served types that this program does not have, or has in another version of the type:
-/// states that it writes lack them. To be asked for when partitions were taken.
+/// states that it writes lack them; and so with logs of changes. To be asked for when partitions were taken.
 pub(crate) async fn foreign(node: &Host) -> ReadResult<Vec<ForeignIndex>> {
     let declared = node.store().read(Haste::Short, find::declared_indexes).await?;
     let is_foreign = |(entity_type, index, of): &(String, String, DeclaredIndex)| {
@@ -101,5 +101,6 @@ pub(crate) async fn foreign(node: &Host) -> ReadResult<Vec<ForeignIndex>> {
         })
     };
     let foreign = declared.into_iter().filter(is_foreign);
-    Ok(foreign.map(|(entity_type, index, of)| (entity_type, index, of.version)).collect())
+    let foreign = foreign.map(|(entity_type, index, of)| (entity_type, index, of.version));
+    Ok(foreign.chain(changes::foreign(node).await?).collect())
 }

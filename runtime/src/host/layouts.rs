@@ -1,8 +1,8 @@
 //! The layout guard: a state whose layout changed without a new version would be read as something
-//! else, so the node refuses to start. Operations and indexes are compared with what is stored in the same
+//! else, so the node refuses to start. Operations, indexes and kept changes are compared with what is stored in the same
 //! batch.
 
-use super::{Host, indexes, versions::LeftOut};
+use super::{Host, changes, indexes, versions::LeftOut};
 use crate::{
     sabotage::Sabotage,
     store::{
@@ -35,6 +35,8 @@ pub(crate) async fn guard(
     }
     let indexes = indexes::guard(node, &mut writes, &mut problems).await;
     indexes.map_err(|error| LayoutError::Unavailable(error.to_string()))?;
+    let changes = changes::guard(node, incarnation, &mut writes).await;
+    changes.map_err(|error| LayoutError::Unavailable(error.to_string()))?;
     if !problems.is_empty() {
         return Err(LayoutError::Changed(problems));
     }

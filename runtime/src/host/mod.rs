@@ -4,6 +4,7 @@
 //! its links. Losing the lease ends the session, and a node among others begins another one. Which
 //! partitions are hosted is decided by `placement`, or, where the store is not shared, is all of them.
 
+mod changes;
 pub(crate) mod indexes;
 pub(crate) mod layouts;
 pub(crate) mod versions;
@@ -21,7 +22,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::{
     clock::Clock,
-    commit::{self, Committer, Fatal, Incarnation, Outbound, Subscribers},
+    commit::{self, ChangeLog, Committer, Fatal, Incarnation, Outbound, Subscribers},
     config::{Config, Limits},
     entropy::Entropy,
     lease::Lease,
@@ -145,7 +146,9 @@ impl Host {
             (self.partitions.clone(), self.subscribers.clone()),
             ends,
         );
-        service.with(outbound).start(&self.parts.threads, queue)?;
+        service
+            .with(outbound, ChangeLog::of(&self.parts.types))
+            .start(&self.parts.threads, queue)?;
         let session = Arc::new(Session { incarnation, committer, fatal });
         *self.lock_session() = Some(session.clone());
         Ok(session)

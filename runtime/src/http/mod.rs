@@ -59,6 +59,7 @@ fn router<S: Clone + Send + Sync + 'static>(node: &Node) -> Router<S> {
         .route("/v1/entities/{type}/{key}/calls/{operation}", post(routes::call))
         .route("/v1/entities/{type}/{key}/queries/{query}", get(routes::query))
         .route("/v1/entities/{type}/{key}/changes", get(changes::changes))
+        .route("/v1/entities/{type}/changes", get(changes::type_changes).delete(routes::delete))
         .route("/v1/entities/{type}/{key}/reminders", get(routes::reminders))
         .route("/v1/entities/{type}/{key}/reminders/{id}", delete(routes::cancel_reminder))
         .route("/v1/dead-letters", get(routes::dead_letters).delete(routes::drop_all))

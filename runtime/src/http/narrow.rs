@@ -45,8 +45,8 @@ impl Routes {
         self
     }
 
-    /// Shows entities only whose keys begin so. A list has to ask for such a prefix itself, and nothing is found by
-    /// indexes.
+    /// Shows entities only whose keys begin so. A list, and the changes of a type, have to be asked for by such a
+    /// prefix, and nothing is found by indexes.
     #[must_use]
     pub fn keys(mut self, prefix: impl Into<String>) -> Self {
         self.keys = Some(prefix.into());
@@ -72,6 +72,16 @@ impl Routes {
         self.types.is_empty() || self.types.contains(&name)
     }
 
+    /// Refuses to list, or to follow, keys that are not shown.
+    pub(super) fn check_prefix(&self, prefix: &str) -> Result<(), Problem> {
+        match &self.keys {
+            Some(keys) if !prefix.starts_with(keys.as_str()) => {
+                Err(Problem::invalid(format!("ask for ?prefix={keys}, or a longer one")))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Refuses what is not shown.
     fn check(&self, request: &Request) -> Result<(), Problem> {
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
@@ -91,13 +101,20 @@ impl Routes {
                 Err(hidden(format!("there is no entity type {name:?} here; there are: {shown}")))
             }
             ["entities", _] => match (&self.keys, routes::listed(request.uri())?) {
-                (Some(keys), (prefix, _)) if !prefix.starts_with(keys.as_str()) => {
-                    Err(Problem::invalid(format!("list by ?prefix={keys}, or a longer one")))
-                }
                 // A cursor of an index may name what is not shown.
-                (Some(_), (_, true)) => Err(Problem::invalid("nothing is found by indexes here")),
-                _ => Ok(()),
+                (Some(_), (prefix, true)) if self.check_prefix(&prefix).is_ok() => {
+                    Err(Problem::invalid("nothing is found by indexes here"))
+                }
+                (_, (prefix, _)) => self.check_prefix(&prefix),
             },
+            // A type that keeps no changes has an entity of this key at most, and no such parameter.
+            ["entities", _, "changes"]
+                if routes::listed(request.uri()).is_ok_and(|(prefix, _)| {
+                    !prefix.is_empty() && self.check_prefix(&prefix).is_ok()
+                }) =>
+            {
+                Ok(())
+            }
             ["entities" | "placement", name, key, ..] => match &self.keys {
                 Some(keys) if !key.starts_with(keys.as_str()) => {
                     Err(hidden(format!("there is no {name}/{key} here")))

@@ -22,20 +22,20 @@ use stead_entities::{Entity, EntityId, Error, ErrorKind, Version};
 use super::{Inner, Node, lists::Snapshot};
 use crate::{
     clock,
-    commit::Subscription,
+    commit::{Subscription, Watched},
     map::Map,
     partition::reply::StateView,
     sabotage::Sabotage,
     store::{
-        Haste, TypedReads as _,
-        tables::{Table, states},
+        Haste, TypedReads as _, change_log,
+        tables::{Table, changes::Place, states},
     },
 };
 
 /// The shortest time between two events of one stream; what is committed meanwhile is one of them.
-const EVENT_PAUSE: Duration = Duration::from_millis(5);
+pub(super) const EVENT_PAUSE: Duration = Duration::from_millis(5);
 /// The wait before a store that could not be read is asked again.
-const READ_PAUSE: Duration = Duration::from_millis(200);
+pub(super) const READ_PAUSE: Duration = Duration::from_millis(200);
 /// How often a node among others looks for what they have committed.
 const LOOK_PAUSE: Duration = Duration::from_millis(250);
 /// The end of the position of a deletion.
@@ -221,7 +221,7 @@ pub(super) fn of(
         node: node.clone(),
         id: id.clone(),
         seal,
-        news: node.0.host.subscribers().subscribe(id.clone())?,
+        news: node.0.host.subscribers().subscribe(Watched::Entity(id.clone()))?,
         last: after.and_then(|after| Position::read(after, seal)),
         due: VecDeque::new(),
         has_begun: false,
@@ -289,15 +289,43 @@ impl Inner {
 }
 
 async fn look(inner: Weak<Inner>) {
-    let mut seen: Map<EntityId, Option<Version>> = Map::default();
+    let (mut seen, mut ends_seen) = (Map::default(), Map::default());
     loop {
         clock::sleep(LOOK_PAUSE).await;
         let Some(node) = inner.upgrade() else { return };
-        let ids = node.host.subscribers().ids();
-        if ids.is_empty() {
-            seen.clear();
-            continue;
+        let (ids, types) = node.host.subscribers().all();
+        look_at_types(&node, types, &mut ends_seen).await;
+        look_at_entities(&node, ids, &mut seen).await;
+    }
+}
+
+/// Tells of types in whose logs there is more than before.
+async fn look_at_types(
+    node: &Inner,
+    types: Vec<Box<str>>,
+    seen: &mut Map<Box<str>, Vec<(u64, Place)>>,
+) {
+    let before = std::mem::take(seen);
+    for name in types {
+        let of = name.clone();
+        let reading = node.host.store().read(Haste::Long, move |rows| change_log::ends(rows, &of));
+        // What cannot be read now is read the next time.
+        let Ok(ends) = reading.await else { continue };
+        if before.get(&name) != Some(&ends) {
+            node.host.subscribers().tell(&Watched::Type(name.clone()));
         }
+        seen.insert(name, ends);
+    }
+}
+
+/// Tells of entities that have other versions than before.
+async fn look_at_entities(
+    node: &Inner,
+    ids: Vec<EntityId>,
+    seen: &mut Map<EntityId, Option<Version>>,
+) {
+    let before = std::mem::take(seen);
+    if !ids.is_empty() {
         let keys: Vec<_> = ids.iter().map(|id| states::key(id).to_vec()).collect();
         let reading = node.host.store().read(Haste::Long, move |rows| {
             let mut heads = Vec::with_capacity(keys.len());
@@ -309,13 +337,11 @@ async fn look(inner: Weak<Inner>) {
             })?;
             Ok(heads)
         });
-        // What cannot be read now is read the next time.
-        let Ok(heads) = reading.await else { continue };
-        let before = std::mem::take(&mut seen);
+        let Ok(heads) = reading.await else { return };
         for (id, head) in ids.into_iter().zip(heads) {
             let version = head.map(|head| head.version());
             if before.get(&id) != Some(&version) {
-                node.host.subscribers().tell(&id);
+                node.host.subscribers().tell(&Watched::Entity(id.clone()));
             }
             seen.insert(id, version);
         }

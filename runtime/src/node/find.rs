@@ -15,13 +15,17 @@ use super::{
     Inner, Node,
     committed::shown,
     lists::{EntityView, Listed, PAGE_ROWS_MAX, Snapshot, room_for_a_page},
+    type_changes::{self, TypeChanges},
 };
 use crate::{
     partition::reply::StateView,
     store::{
         Haste, ReadResult, Rows, TypedReads as _,
+        change_log::Followed,
         find::{self, Found, Hits, Lookup, Readiness},
+        tables::meta::CHANGES_NOTE,
     },
+    types::EntityType,
 };
 
 /// How many entities a page has unless the search says otherwise.
@@ -211,6 +215,25 @@ impl<E> Find<E> {
         }
     }
 
+    /// The changes of the entities that are searched for, as a stream, for types that keep them
+    /// (`#[entity(changes = ...)]`): all that are there, then each that changes, leaves what is searched for, or is
+    /// deleted. `after` is the position of the last event that was seen. Order and limit have no meaning here.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] for a type that keeps no changes, an index that it does not have and a value that its
+    /// index cannot have, [`ErrorKind::NotFound`] for a type that this node does not serve,
+    /// [`ErrorKind::Unavailable`] while an index is built, or while programs run that do not keep the changes.
+    pub async fn change_views(&self, after: Option<&str>) -> Result<TypeChanges<StateView>, Error> {
+        let known = self.node.0.local().known_type(&self.entity_type)?;
+        let followed = Followed {
+            entity_type: known.name().to_owned(),
+            version: known.version(),
+            filters: self.ranges(known)?,
+            prefix: self.prefix.clone(),
+        };
+        type_changes::begin(&self.node, followed, after).await
+    }
+
     async fn read_states(&self) -> Result<Listed<(EntityView, StateView)>, Error> {
         let (lookup, limit) = (self.lookup()?, self.limit.clamp(1, PAGE_ROWS_MAX));
         let read = move |rows: &dyn Rows, lookup: &Lookup| find::states(rows, lookup, limit);
@@ -239,15 +262,15 @@ impl<E> Find<E> {
         let _room = room_for_a_page(node)?;
         let of = lookup.clone();
         let found: ReadResult<_> = node.host.store().read(haste, move |rows| read(rows, &of)).await;
-        found?.map_err(|(index, readiness)| not_ready(node, &lookup, &index, readiness))
+        let of = (&*lookup.entity_type, lookup.version);
+        found?.map_err(|(index, readiness)| not_ready(node, of, &index, readiness))
     }
 
-    fn lookup(&self) -> Result<Lookup, Error> {
-        let known = self.node.0.local().known_type(&self.entity_type)?;
-        let invalid = |why: String| Error::new(ErrorKind::Invalid, why);
+    /// The values that each index must have.
+    fn ranges(&self, known: &dyn EntityType) -> Result<Vec<(String, ValueRange)>, Error> {
         let mut filters: Vec<(String, ValueRange)> = Vec::new();
         for filter in self.filters.iter().cloned() {
-            let (index, values) = filter.map_err(invalid)?;
+            let (index, values) = filter.map_err(|why| Error::new(ErrorKind::Invalid, why))?;
             // One index has one range: what all of its filters mean.
             match filters.iter_mut().find(|(of, _)| *of == index) {
                 Some((_, known)) => *known = known.and(&values),
@@ -259,12 +282,15 @@ impl<E> Find<E> {
         if let Some(unknown) =
             named.into_iter().find(|name| !has.iter().any(|of| of.name == **name))
         {
-            return Err(invalid(format!(
-                "{} has no index {unknown:?}; {}",
-                known.name(),
-                there_are(&has)
-            )));
+            let why = format!("{} has no index {unknown:?}; {}", known.name(), there_are(&has));
+            return Err(Error::new(ErrorKind::Invalid, why));
         }
+        Ok(filters)
+    }
+
+    fn lookup(&self) -> Result<Lookup, Error> {
+        let known = self.node.0.local().known_type(&self.entity_type)?;
+        let mut filters = self.ranges(known)?;
         let chosen = match &self.order {
             Some(order) => filters.iter().position(|(index, _)| index == order),
             None => Some(filters.iter().position(|(_, values)| values.is_one()).unwrap_or(0)),
@@ -275,9 +301,9 @@ impl<E> Find<E> {
             (Some(chosen), _) => chosen,
             (None, Some(order)) => (order.clone(), ValueRange::all()),
             (None, None) => {
-                let why =
-                    format!("a search needs a filter or an order by an index; {}", there_are(&has));
-                return Err(invalid(why));
+                let has = there_are(&known.indexes());
+                let why = format!("a search needs a filter or an order by an index; {has}");
+                return Err(Error::new(ErrorKind::Invalid, why));
             }
         };
         let mut lookup = Lookup {
@@ -329,6 +355,34 @@ impl<E> Find<E> {
 }
 
 impl<E: Entity> Find<E> {
+    /// The changes of the entities that are searched for, as a stream: [`Find::change_views`] with states of the type.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use stead::{Node, TypeChange, entities::*, store::memory::MemoryDisk};
+    /// # #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
+    /// # pub struct Order { is_open: bool }
+    /// #[entity(name = "order", index(is_open: bool), changes = Duration::from_secs(86_400))]
+    /// impl Order {
+    ///     pub fn open(&mut self) { self.is_open = true; }
+    /// }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let store = MemoryDisk::new().open()?;
+    /// # let node = Node::builder().store(store).entity::<Order>().start().await?;
+    /// node.entity::<Order>("one").open().await?;
+    /// let mut changes = node.find::<Order>().filter(Order::by_is_open().is(true)).changes(None).await?;
+    /// let Some(Ok(event)) = changes.next().await else { return Ok(()) };
+    /// assert!(matches!(event.change, TypeChange::State { key, .. } if key == "one"));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Find::change_views`].
+    pub async fn changes(&self, after: Option<&str>) -> Result<TypeChanges<Snapshot<E>>, Error> {
+        Ok(self.change_views(after).await?.typed())
+    }
+
     /// Finds only what fits this filter, too.
     #[must_use]
     pub fn filter(mut self, filter: Filter<E>) -> Self {
@@ -367,12 +421,23 @@ fn there_are(indexes: &[IndexDescription]) -> String {
     }
 }
 
-/// Why an index cannot answer.
-fn not_ready(node: &Inner, lookup: &Lookup, index: &str, readiness: Readiness) -> Error {
-    let Lookup { entity_type, version, .. } = lookup;
+/// Why an index, or the log of changes, cannot answer a program of a version of its type.
+pub(super) fn not_ready(
+    node: &Inner,
+    (entity_type, version): (&str, u32),
+    index: &str,
+    readiness: Readiness,
+) -> Error {
     let all = node.host.store().opened().settings.partitions;
+    let what = match index {
+        CHANGES_NOTE => format!("the changes of {entity_type}"),
+        index => format!("the index {index} of {entity_type}"),
+    };
     let why = match readiness {
         Readiness::Complete => "it answers".to_owned(),
+        Readiness::Building(left) if index == CHANGES_NOTE => {
+            format!("in {left} of {all} partitions a program that does not keep them has written")
+        }
         Readiness::Building(left) => format!(
             "it is being built, and states of {left} of {all} partitions are not indexed yet"
         ),
@@ -381,7 +446,7 @@ fn not_ready(node: &Inner, lookup: &Lookup, index: &str, readiness: Readiness) -
         ),
         Readiness::Unknown => "it is not declared in the store".to_owned(),
     };
-    let message = format!("the index {index} of {entity_type} cannot answer: {why}");
+    let message = format!("{what} cannot answer: {why}");
     let error = Error::new(ErrorKind::Unavailable, message);
     error.with_retry_after(RETRY_AFTER)
 }

@@ -26,7 +26,7 @@ use crate::{
         message::{Indexed, Input},
         reply::ReplySender,
     },
-    store::{Haste, ReadResult, Rows, TypedReads as _, find},
+    store::{Haste, ReadResult, Rows, TypedReads as _, find, tables::meta::CHANGES_NOTE},
     types::EntityType,
 };
 
@@ -129,8 +129,10 @@ async fn of_type(node: &Arc<Inner>, known: &dyn EntityType) -> Result<bool, Erro
 /// The partitions that are hosted here and lack indexes of a type.
 async fn lacking(node: &Inner, known: &dyn EntityType) -> ReadResult<Lacking> {
     let mut lacking = Lacking::new();
-    for index in known.indexes() {
-        let (of, version) = ((known.name().to_owned(), index.name.to_owned()), known.version());
+    let indexes = known.indexes().into_iter().map(|index| (index.name.to_owned(), known.version()));
+    let changes = known.policy().changes.map(|_| (CHANGES_NOTE.to_owned(), 0));
+    for (index, version) in indexes.chain(changes) {
+        let of = (known.name().to_owned(), index);
         let key = of.clone();
         let read = move |rows: &dyn Rows| find::not_indexed(rows, &key.0, &key.1, version);
         for partition in node.host.store().read(Haste::Short, read).await? {

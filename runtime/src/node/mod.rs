@@ -24,6 +24,7 @@ mod peers;
 mod readiness;
 mod router;
 mod stop;
+mod type_changes;
 mod unserved;
 mod upgrades;
 mod watchdog;
@@ -59,6 +60,7 @@ pub use find::{Find, SelectedView};
 pub(crate) use lists::PAGE_ROWS_MAX;
 pub use lists::{BulkView, CronView, DeadLetterView, EntityView, Listed, ReminderView, Snapshot};
 pub use router::Deletion;
+pub use type_changes::{TypeChange, TypeChangeEvent, TypeChanges};
 pub use unserved::UnservedView;
 #[cfg(feature = "http")]
 pub(crate) use upgrades::COUNTED_MAX;
@@ -188,6 +190,13 @@ impl Node {
         after: Option<&str>,
     ) -> Result<Changes<StateView>, Error> {
         changes::of(self, id, after)
+    }
+
+    /// Whether a type is served here and its changes are kept.
+    #[cfg(feature = "http")]
+    pub(crate) fn keeps_changes(&self, entity_type: &str) -> bool {
+        let known = self.0.host.types().get(entity_type);
+        known.is_some_and(|known| known.policy().changes.is_some())
     }
 
     /// Ends every stream of changes, so that a server that stops does not wait for them.

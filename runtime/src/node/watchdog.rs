@@ -21,7 +21,7 @@ use crate::{
         reply::ReplySender,
     },
     store::{
-        TypedReads as _, Write,
+        Horizons, TypedReads as _, Write,
         tables::inbox::{InboxKey, InboxRecord},
     },
 };
@@ -57,8 +57,9 @@ impl Inner {
         // Rows are kept for as long as the type that remembers keys for longest; younger ones that their own
         // type has forgotten do not count.
         let retention = i64::try_from(self.retention_max().as_micros()).unwrap_or(i64::MAX);
-        let forgotten = self.host.clock().now().as_micros().saturating_sub(retention);
-        self.host.store().maintain(Timestamp::from_micros(forgotten));
+        let now = self.host.clock().now();
+        let keys = Timestamp::from_micros(now.as_micros().saturating_sub(retention));
+        self.host.store().maintain(Horizons { keys, changes: now });
         self.check_clock();
         let now = clock::monotonic();
         self.host.partitions().iter().for_each(|partition| partition.expire(Some(now)));

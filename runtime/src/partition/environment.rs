@@ -2,7 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use stead_entities::{EntityId, Policy, Timestamp, entity::OperationKind, policy::Durability};
+use stead_entities::{
+    EntityId, Policy, Timeout, Timestamp, entity::OperationKind, policy::Durability,
+};
 
 use super::watch::Watch;
 use crate::{
@@ -103,6 +105,11 @@ impl Environment {
         let of_type = of_type.and_then(|known| known.policy().dead_letters);
         let of_node = if is_rejection { config.rejections_age } else { config.dead_letters_age };
         of_type.map_or(of_node, |length| length.as_duration())
+    }
+
+    /// How long the changes of a type are kept.
+    pub(super) fn changes_kept(&self, entity_type: &str) -> Option<Timeout> {
+        self.identity.types.get(entity_type)?.policy().changes
     }
 
     /// The shortest of the times that unused entities stay in memory.

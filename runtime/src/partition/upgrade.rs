@@ -16,7 +16,10 @@ use super::{
 };
 use crate::{
     sabotage::Sabotage,
-    store::{Write, tables::meta::NotIndexed},
+    store::{
+        Write,
+        tables::meta::{CHANGES_NOTE, KeptChanges, NotIndexed},
+    },
 };
 
 impl Partition {
@@ -62,13 +65,19 @@ impl Partition {
     }
 
     /// Takes away the notes that states of this partition lack indexes, now that all of them were gone through
-    /// while it was hosted here.
+    /// while it was hosted here; and those that changes are not kept, which begin anew with that.
     pub(super) fn indexed(&mut self, indexed: Indexed, reply_to: ReplySender) {
         if indexed.hosting != self.environment.hosting() {
             let error = Error::new(ErrorKind::Unavailable, "the partition has moved meanwhile");
             return self.refuse(reply_to, &error);
         }
         for (entity_type, index, version) in indexed.indexes {
+            if index == CHANGES_NOTE
+                && let Some(retention) = self.environment.changes_kept(&entity_type)
+            {
+                let since = self.environment.mint(self.moment.now);
+                self.group.write(Write::put(&entity_type, &KeptChanges { since, retention }));
+            }
             let key = (entity_type, index, version, self.environment.number());
             self.group.write(Write::delete::<NotIndexed>(&key));
         }

@@ -13,7 +13,7 @@ use super::{
     tables::{
         self, Record as _, Table,
         indexes::IndexedValues,
-        meta::DeclaredIndex,
+        meta::{DeclaredIndex, KeptChanges},
         states::{StateHead, StateRecord},
     },
 };
@@ -133,7 +133,8 @@ impl Lookup {
 fn readiness(rows: &dyn Rows, lookup: &Lookup) -> ReadResult<Result<(), (String, Readiness)>> {
     let others = lookup.others.iter().map(|(index, _)| index);
     for index in std::iter::once(&lookup.index).chain(others) {
-        match readiness_of(rows, lookup, index)? {
+        let of = (lookup.entity_type.clone(), index.clone());
+        match readiness_of(rows, of, lookup.version)? {
             Readiness::Complete => {}
             other => return Ok(Err((index.clone(), other))),
         }
@@ -141,15 +142,17 @@ fn readiness(rows: &dyn Rows, lookup: &Lookup) -> ReadResult<Result<(), (String,
     Ok(Ok(()))
 }
 
-fn readiness_of(rows: &dyn Rows, lookup: &Lookup, index: &str) -> ReadResult<Readiness> {
-    let key = (lookup.entity_type.clone(), index.to_owned());
+/// Whether an index, by type and name, answers a program of a version of the type.
+pub(super) fn readiness_of(
+    rows: &dyn Rows,
+    key: (String, String),
+    version: u32,
+) -> ReadResult<Readiness> {
     let declared: Option<DeclaredIndex> = rows::get(rows, &key)?;
     Ok(match declared {
         None => Readiness::Unknown,
-        Some(declared) if declared.version != lookup.version => {
-            Readiness::OtherVersion(declared.version)
-        }
-        Some(_) => match not_indexed(rows, &key.0, &key.1, lookup.version)?.len() {
+        Some(declared) if declared.version != version => Readiness::OtherVersion(declared.version),
+        Some(_) => match not_indexed(rows, &key.0, &key.1, version)?.len() {
             0 => Readiness::Complete,
             left => Readiness::Building(left),
         },
@@ -184,6 +187,17 @@ pub(crate) fn declared_indexes(
             let declared = DeclaredIndex::decode(value)?;
             found.push((entity_type.to_owned(), index.to_owned(), declared));
         }
+        Ok(true)
+    })?;
+    Ok(found)
+}
+
+/// The types whose changes are kept.
+pub(crate) fn kept_changes(rows: &dyn Rows) -> ReadResult<Vec<(String, KeptChanges)>> {
+    let mut found = Vec::new();
+    rows::each_meta(rows, tables::meta::CHANGES, &mut |name, value| {
+        let name = str::from_utf8(name).map_err(|_| Damaged("not UTF-8".into()))?;
+        found.push((name.to_owned(), KeptChanges::decode(value)?));
         Ok(true)
     })?;
     Ok(found)

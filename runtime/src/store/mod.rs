@@ -4,6 +4,7 @@
 //! Only `commit` calls [`Store::commit`]. A store answers how a commit ended and never guesses:
 //! committed, fenced, unavailable (definitely not committed) or unknown.
 
+pub(crate) mod change_log;
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
 pub(crate) mod find;
@@ -28,6 +29,8 @@ pub mod tables;
 #[allow(dead_code, unreachable_pub, reason = "public for tests; no store uses every key")]
 pub(crate) mod tables;
 
+#[cfg(any(feature = "rocksdb", feature = "postgres"))]
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
@@ -330,6 +333,55 @@ impl Opened {
     }
 }
 
+/// The times before which rows are forgotten, where their table has such a time
+/// ([`written_at`](tables::Description::written_at)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Horizons {
+    /// Of idempotency keys, by when they were written.
+    pub keys: Timestamp,
+    /// Of changes, by how long they are kept.
+    pub changes: Timestamp,
+}
+
+impl Horizons {
+    /// Nothing is forgotten.
+    pub const NONE: Self =
+        Self { keys: Timestamp::from_micros(i64::MIN), changes: Timestamp::from_micros(i64::MIN) };
+
+    /// The one of a table.
+    pub fn of(self, table: Table) -> Timestamp {
+        match table {
+            Table::Changes => self.changes,
+            _ => self.keys,
+        }
+    }
+}
+
+/// Horizons that one thread moves while others read them.
+#[cfg(any(feature = "rocksdb", feature = "postgres"))]
+#[derive(Debug)]
+struct MovingHorizons {
+    keys: AtomicI64,
+    changes: AtomicI64,
+}
+
+#[cfg(any(feature = "rocksdb", feature = "postgres"))]
+impl MovingHorizons {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { keys: i64::MIN.into(), changes: i64::MIN.into() })
+    }
+
+    fn set(&self, Horizons { keys, changes }: Horizons) {
+        self.keys.store(keys.as_micros(), Ordering::Relaxed);
+        self.changes.store(changes.as_micros(), Ordering::Relaxed);
+    }
+
+    fn get(&self) -> Horizons {
+        let time = |of: &AtomicI64| Timestamp::from_micros(of.load(Ordering::Relaxed));
+        Horizons { keys: time(&self.keys), changes: time(&self.changes) }
+    }
+}
+
 /// Marks of operations that run, which outlive the process. For operations that an unclean stop left
 /// behind: one of them may be what ended the process.
 pub trait RunningMarks: Send + Sync + fmt::Debug {
@@ -362,9 +414,8 @@ pub trait Store: Send + Sync + fmt::Debug + 'static {
     fn maintain_after_commit(&self) {}
     /// Whether there was room for writes when last looked at. Cheap: asked for every request.
     fn has_room(&self) -> bool;
-    /// Called some times a second: looks at the room, and forgets, sooner or later, idempotency
-    /// records from before `time`.
-    fn maintain(&self, time: Timestamp);
+    /// Called some times a second: looks at the room, and forgets, sooner or later, rows from before these times.
+    fn maintain(&self, before: Horizons);
 
     /// Runs a read on one view of what was committed. Dropping the future before the read has begun
     /// cancels it.

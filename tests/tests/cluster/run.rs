@@ -14,6 +14,7 @@ use anyhow::{Result, bail};
 use stead::{CallError, Client, ErrorKind, TraceContext};
 use stead_tests::{
     database::Database,
+    events::Follower,
     history::{History, Kind, compare},
     indexes,
     log::Log,
@@ -45,6 +46,7 @@ pub struct Run {
     pub counts: Counts,
     seed: u64,
     shared: Arc<Shared>,
+    follower: Option<Follower>,
 }
 
 /// What clients share.
@@ -82,7 +84,7 @@ impl Run {
         };
         let counts = Counts::default();
         let (random, shared) = (Random(seed), Arc::new(shared));
-        Ok(Some(Self { database, nodes, random, secret, counts, seed, shared }))
+        Ok(Some(Self { database, nodes, random, secret, counts, seed, shared, follower: None }))
     }
 
     /// Runs it all, and compares.
@@ -95,6 +97,8 @@ impl Run {
             tokio::spawn(async move { shared.client(client).await })
         });
         let clients: Vec<_> = clients.collect();
+        let shared = self.shared.clone();
+        let following = tokio::spawn(async move { shared.follow().await });
         for _ in 0..FAULTS {
             let pause = Duration::from_millis(self.random.below(1_000));
             tokio::time::sleep(pause).await;
@@ -106,6 +110,7 @@ impl Run {
         for client in clients {
             client.await?;
         }
+        self.follower = Some(following.await?);
         let wrong = self.settled(whole).await?;
         let hits = self.database.number(audit::HITS).await?;
         let acknowledged = lock(&self.shared.history).acknowledged.len();
@@ -190,6 +195,12 @@ impl Run {
                 Ok(differences) => wrong.extend(differences),
                 Err(error) => wrong.push(format!("indexes cannot be compared: {error}")),
             }
+            if let Some(follower) = &mut self.follower {
+                match follower.follow(&self.shared.urls[1], true).await {
+                    Err(error) => wrong.push(format!("changes cannot be followed: {error}")),
+                    Ok(()) => wrong.extend(follower_differs(follower, &logs)?),
+                }
+            }
             if wrong.is_empty() || whole.elapsed() > Duration::from_secs(30) + LEASE {
                 return Ok(wrong);
             }
@@ -198,7 +209,32 @@ impl Run {
     }
 }
 
+/// The difference between what a follower knows and what there is.
+fn follower_differs(follower: &Follower, logs: &BTreeMap<String, Log>) -> Result<Vec<String>> {
+    let mut wrong = follower.wrong.clone();
+    let known = follower.states();
+    for (key, log) in logs.iter().filter(|(_, log)| **log != Log::default()) {
+        if known.get(key) != Some(&serde_json::to_value(log)?) {
+            wrong.push(format!("the last state of {key} was not told"));
+        }
+    }
+    Ok(wrong)
+}
+
 impl Shared {
+    /// Follows the changes of all logs, at one node after the other, until all is over.
+    async fn follow(&self) -> Follower {
+        let (mut follower, mut random) = (Follower::new("log"), Random(self.seed ^ 0xF0));
+        while !self.is_over.load(Ordering::SeqCst) {
+            let url = &self.urls[random.below(3) as usize];
+            let length = Duration::from_millis(random.below(3_000));
+            // It is cut, or ends with its node; nobody answers where that is gone.
+            let _cut = tokio::time::timeout(length, follower.follow(url, false)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        follower
+    }
+
     async fn wait_alive(&self) -> Result<()> {
         let client = Client::new(&self.urls[0])?;
         let answers = async || Ok(client.entity::<Log>("e0").all().await.is_ok().then_some(()));

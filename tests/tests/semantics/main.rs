@@ -20,6 +20,7 @@ mod schedules;
 mod signals;
 mod topics;
 mod turns;
+mod type_changes;
 mod upgrades;
 
 use std::{

@@ -7,7 +7,7 @@ use std::{
 };
 
 use stead::{
-    CallError, Change, Config, ErrorKind, Node, TypedReference,
+    CallError, Change, Config, ErrorKind, Node, TypeChange, TypedReference,
     store::memory::{MemoryDisk, MemoryStore, Reach},
     transport::{Faults, Network},
 };
@@ -65,6 +65,8 @@ pub struct Run {
     started: Mutex<Option<tokio::time::Instant>>,
     /// What a stream of changes has shown last: the revision and the state.
     seen: Mutex<Option<(u64, Log)>>,
+    /// What who follows all logs knows of them.
+    followed: Mutex<BTreeMap<String, (u64, Log)>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -83,6 +85,7 @@ impl Run {
             trace: Mutex::default(),
             started: Mutex::new(None),
             seen: Mutex::default(),
+            followed: Mutex::default(),
         })
     }
 
@@ -118,12 +121,15 @@ impl Run {
         let clients: Vec<_> = clients.collect();
         let run = self.clone();
         let watcher = tokio::spawn(async move { run.watch("e0").await });
+        let run = self.clone();
+        let follower = tokio::spawn(async move { run.follow().await });
         self.go_wrong().await;
         for client in clients {
             client.await.expect("a client ends");
         }
         let wrong = self.settled().await;
         watcher.abort();
+        follower.abort();
         wrong
     }
 
@@ -383,6 +389,39 @@ impl Run {
         }
     }
 
+    /// Follows the changes of all logs at one node after the other, and keeps what it knows.
+    async fn follow(&self) {
+        let (mut random, mut after) = (Random(self.seed ^ 0xF0110), None::<String>);
+        loop {
+            tokio::time::sleep(Duration::from_millis(1 + random.below(50))).await;
+            let number = random.below(self.settings.nodes as u64) as usize;
+            let Some(search) = self.place(number).map(|place| place.node.find::<Log>()) else {
+                continue;
+            };
+            let length = Duration::from_millis(random.below(3_000));
+            let _cut = tokio::time::timeout(length, async {
+                let Ok(mut changes) = search.changes(after.as_deref()).await else { return };
+                while let Some(event) = changes.next().await {
+                    let Ok(event) = event else { return self.object(format!("{event:?}")) };
+                    match event.change {
+                        TypeChange::State { key, state } => {
+                            let (was, is) = ((0, Log::default()), state.version.revision);
+                            let mut followed = lock(&self.followed);
+                            let before = followed.insert(key.clone(), (is, state.state));
+                            if before.unwrap_or(was).0 > is {
+                                self.object(format!("{key} goes back to {is}"));
+                            }
+                        }
+                        TypeChange::CaughtUp => {}
+                        other => self.object(format!("logs: {other:?}")),
+                    }
+                    after = event.position;
+                }
+            })
+            .await;
+        }
+    }
+
     /// Takes in a state that a stream has shown: it goes on with the one before.
     fn see(&self, revision: u64, state: Log) {
         let entries = state.entries.clone();
@@ -414,6 +453,15 @@ impl Run {
                 let seen = lock(&self.seen).clone().map(|(_, state)| state).unwrap_or_default();
                 if logs.get("e0").is_some_and(|last| *last != seen) {
                     wrong.push("the last state of e0 was not shown".into());
+                }
+                let followed = lock(&self.followed);
+                let is_known = |(key, log): &(&String, &Log)| {
+                    followed.get(*key).is_some_and(|(_, known)| known == *log)
+                };
+                let changed = logs.iter().filter(|(_, log)| **log != Log::default());
+                let unknown: Vec<_> = changed.filter(|of| !is_known(of)).map(|of| of.0).collect();
+                if !unknown.is_empty() {
+                    wrong.push(format!("the last states of {unknown:?} were not told"));
                 }
             }
             let place = self.place(0).expect("it runs");

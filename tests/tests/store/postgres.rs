@@ -7,7 +7,8 @@ use stead::{
     EntityId, Node, PostgresStore, Timestamp,
     stock::Counter,
     store::{
-        Batch, CommitOutcome, Fence, ReadError, Store, TypedReads as _, Write, conformance,
+        Batch, CommitOutcome, Fence, Horizons, ReadError, Store, TypedReads as _, Write,
+        conformance,
         postgres::{ConnectError, PostgresSettings},
         shared::{Registration, SharedStore as _},
         tables::states::{StateHead, StateRecord},
@@ -73,7 +74,7 @@ async fn a_node_forgets_keys_of_its_own_partitions_only() -> Result<()> {
     let old = "insert into stead_idempotency (key, at_micros, record) values \
         ('\\x010201', 5, ''), ('\\x010202', 500, ''), ('\\x010301', 5, '')";
     database.execute(old).await?;
-    store.maintain(Timestamp::from_micros(100));
+    store.maintain(Horizons { keys: Timestamp::from_micros(100), ..Horizons::NONE });
     let fence = Fence { incarnation: joined.incarnation, lane: 0, number: 1 };
     let time = Timestamp::from_micros(joined.time.as_micros() + 1);
     let batch = Batch {

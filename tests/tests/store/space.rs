@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use stead::{
     EntityId,
     store::{
-        TypedReads as _,
+        Horizons, TypedReads as _,
         tables::{
             idempotency::{IdempotencyKey, IdempotencyRecord, Remembered},
             indexes::IndexedValues,
@@ -74,7 +74,7 @@ async fn deleted_entities_give_their_space_back_without_a_restart() {
         (0..ENTITIES).map(|number| Write::DeleteState(id(number), IndexedValues::default()));
     write(&store, &mut number, deleted).await;
     let shrunk = async || {
-        store.maintain(Timestamp::from_micros(1));
+        store.maintain(Horizons::NONE);
         Ok((bytes(directory.path()) < full / 4).then_some(()))
     };
     until("the directory is a quarter of what it was", shrunk).await.unwrap_or_else(|error| {
@@ -102,7 +102,7 @@ async fn keys_past_their_retention_leave_the_disk() {
     write(&store, &mut number, (0..KEYS + 10).map(put)).await;
     let full = bytes(directory.path());
     let gone = async || {
-        store.maintain(Timestamp::from_micros(500));
+        store.maintain(Horizons { keys: Timestamp::from_micros(500), ..Horizons::NONE });
         let first = store.remembered(key(0)).await?;
         Ok((first.is_none() && bytes(directory.path()) < full / 4).then_some(()))
     };

@@ -87,7 +87,7 @@ impl Parse for Settings {
                 _ => {
                     let rule = "expected `name`, `version`, `upgrade_from`, `index`, `needs`, \
                                 `on_dead_letter`, `on_activate`, `visibility`, or a policy: `deadline`, `retries`, \
-                                `backoff`, `mailbox`, `idle`, `retention`, `ttl`, `dead_letters`, `durability`";
+                                `backoff`, `mailbox`, `idle`, `retention`, `ttl`, `dead_letters`, `changes`, `durability`";
                     return Err(Error::new(word.span(), rule));
                 }
             }

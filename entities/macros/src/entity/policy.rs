@@ -12,7 +12,7 @@ use super::{generate::own, index::INDEX};
 /// The words of a policy that operations and types have.
 const OF_ALL: [&str; 3] = ["deadline", "retries", "backoff"];
 /// The words that only types have.
-const OF_TYPES: [&str; 5] = ["mailbox", "idle", "retention", "ttl", "dead_letters"];
+const OF_TYPES: [&str; 6] = ["mailbox", "idle", "retention", "ttl", "dead_letters", "changes"];
 
 /// A policy as it is written.
 #[derive(Default)]

@@ -25,7 +25,8 @@ use self::shared::{Cluster, Way};
 #[cfg(any(test, feature = "testing"))]
 pub use self::{faults::CommitWatch, shared::Reach};
 use super::{
-    Batch, CommitOutcome, Fence, Haste, Opened, Read, ReadError, ReadResult, Store, record,
+    Batch, CommitOutcome, Fence, Haste, Horizons, Opened, Read, ReadError, ReadResult, Store,
+    record,
     rows::{self, EachRow, Limit, Rows},
     tables::meta::{LaneRecord, Settings},
     tables::{self, Table},
@@ -371,7 +372,7 @@ impl Store for MemoryStore {
         true
     }
 
-    fn maintain(&self, _time: Timestamp) {}
+    fn maintain(&self, _before: Horizons) {}
 
     fn read_view(&self, _haste: Haste, read: Read) -> BoxFuture<'static, ReadResult<()>> {
         if self.way.is_plain() {

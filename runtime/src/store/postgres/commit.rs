@@ -1,12 +1,6 @@
 //! One batch as one transaction, and the truth about how it ended.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicI64, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use tokio_postgres::{
@@ -24,7 +18,7 @@ use super::{
 use crate::{
     clock::{self, deadline_after, monotonic},
     sabotage::Sabotage,
-    store::{Batch, CommitOutcome, Fence, Opened, tables::meta::Settings},
+    store::{Batch, CommitOutcome, Fence, MovingHorizons, Opened, tables::meta::Settings},
 };
 
 /// The wait before the database is asked again how a batch ended.
@@ -36,10 +30,10 @@ pub(super) struct Writer {
     /// `None` where the last one broke.
     client: Option<Connection>,
     settings: PostgresSettings,
-    forget_before: Arc<AtomicI64>,
+    forget_before: Arc<MovingHorizons>,
     /// Whether others write to the store too.
     is_shared: bool,
-    /// The time up to which keys were forgotten last.
+    /// The time of the horizon at which something was forgotten last.
     forgotten: i64,
     /// The settings that were minted with the store.
     kept: Settings,
@@ -70,7 +64,7 @@ impl Writer {
         config: Config,
         settings: PostgresSettings,
         opened: &Opened,
-        forget_before: Arc<AtomicI64>,
+        forget_before: Arc<MovingHorizons>,
     ) -> Self {
         Self {
             config,
@@ -94,9 +88,12 @@ impl Writer {
             Err(why) => return CommitOutcome::Unavailable(why),
         };
         let mut statements = statements(batch, self.attempt, &self.kept);
-        let horizon = self.forget_before.load(Ordering::Relaxed);
+        let before = self.forget_before.get();
+        let horizon = before.keys.as_micros();
         if horizon > self.forgotten {
             self.forgotten = horizon.saturating_add(FORGET_EVERY);
+            let changes = before.changes.as_micros();
+            statements.push(Statement::new(sql::FORGET_CHANGES).value(changes, Type::INT8));
             statements.push(match self.is_shared {
                 true => Statement::new(sql::FORGET_OWN)
                     .value(horizon, Type::INT8)

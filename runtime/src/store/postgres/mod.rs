@@ -22,7 +22,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -40,7 +40,8 @@ use self::{
     shared::ControlConnections,
 };
 use super::{
-    Batch, CommitOutcome, Haste, Opened, Read, ReadResult, Store, on_thread, record,
+    Batch, CommitOutcome, Haste, Horizons, MovingHorizons, Opened, Read, ReadResult, Store,
+    on_thread, record,
     rows::{EachRow, EachValue, Limit, Rows},
     tables::meta::Settings,
     tables::{self, Table},
@@ -118,7 +119,7 @@ pub struct PostgresStore {
     writers: Mutex<BTreeMap<u64, SharedWriter>>,
     settings: PostgresSettings,
     is_closed: AtomicBool,
-    forget_before: Arc<AtomicI64>,
+    forget_before: Arc<MovingHorizons>,
     place: String,
 }
 
@@ -171,7 +172,7 @@ impl PostgresStore {
             control: ControlConnections::default(),
             writers: Mutex::default(),
             is_closed: false.into(),
-            forget_before: Arc::new(AtomicI64::new(i64::MIN)),
+            forget_before: MovingHorizons::new(),
         }
     }
 
@@ -394,8 +395,8 @@ impl Store for PostgresStore {
         true
     }
 
-    fn maintain(&self, time: Timestamp) {
-        self.forget_before.store(time.as_micros(), Ordering::Relaxed);
+    fn maintain(&self, before: Horizons) {
+        self.forget_before.set(before);
     }
 
     /// Runs a read on a connection of its own.

@@ -11,7 +11,7 @@ use std::{sync::LazyLock, time::Duration};
 use crate::store::tables::{Table, states::HEAD_BYTES_MAX};
 
 /// The version of the tables that this build reads and writes.
-pub(super) const SCHEMA: i32 = 4;
+pub(super) const SCHEMA: i32 = 5;
 
 /// The migrations: each makes the tables of its version from those of the one before.
 pub(super) const MIGRATIONS: [&str; SCHEMA as usize] = [
@@ -81,6 +81,14 @@ create table stead_origins (key bytea primary key, record bytea not null);
 ",
     "
 create table stead_indexes (key bytea primary key, record bytea not null);
+",
+    "
+create table stead_changes (
+    key bytea primary key,
+    at_micros bigint not null default 0,
+    record bytea not null
+);
+create index stead_changes_at on stead_changes (at_micros);
 ",
 ];
 
@@ -200,6 +208,10 @@ pub(super) const FORGET_OWN: &str = "delete from stead_idempotency where key in 
     select key from stead_idempotency where at_micros < $1 \
     and get_byte(key, 0) * 256 + get_byte(key, 1) in \
     (select partition from stead_partitions where owner = $2) limit 5000)";
+/// Changes that are not kept any longer, some at a time. Nodes delete them side by side, without waiting for one
+/// another.
+pub(super) const FORGET_CHANGES: &str = "delete from stead_changes where key in (\
+    select key from stead_changes where at_micros < $1 limit 5000 for update skip locked)";
 
 /// The statements of a table of plain rows.
 pub(super) struct Plain {

@@ -22,7 +22,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex, PoisonError, RwLock, RwLockReadGuard,
-        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -33,7 +33,8 @@ use stead_entities::{BoxFuture, Timeout, Timestamp};
 pub use self::directory::{OpenError, RocksSettings};
 use self::{directory::Directory, history::History, running::Running, tidy::Tidy};
 use super::{
-    Batch, CommitOutcome, Haste, Opened, Read, ReadError, ReadResult, RunningMarks, Store,
+    Batch, CommitOutcome, Haste, Horizons, MovingHorizons, Opened, Read, ReadError, ReadResult,
+    RunningMarks, Store,
     readers::Readers,
     record,
     rows::{self, EachRow, EachValue, Limit, Rows},
@@ -61,7 +62,7 @@ struct Shared {
     is_closed: AtomicBool,
     poisoned: AtomicBool,
     has_room: AtomicBool,
-    forget_before: Arc<AtomicI64>,
+    forget_before: Arc<MovingHorizons>,
 }
 
 /// The database in its directory; the database ends first.
@@ -99,7 +100,7 @@ impl RocksStore {
     pub fn open_with(path: impl AsRef<Path>, settings: &RocksSettings) -> Result<Self, OpenError> {
         let directory = Directory::acquire(path.as_ref(), settings)?;
         let (running, ran) = Running::open(path.as_ref())?;
-        let forget_before = Arc::new(AtomicI64::new(i64::MIN));
+        let forget_before = MovingHorizons::new();
         let db = options::open(&directory, settings, &forget_before)?;
         let lane: Option<LaneRecord> = read_meta(&db, tables::meta::LANE)?;
         let last_batch = lane.as_ref().map_or(0, |lane| lane.number);
@@ -501,8 +502,8 @@ impl Store for RocksStore {
         self.shared.has_room.load(Ordering::Relaxed)
     }
 
-    fn maintain(&self, time: Timestamp) {
-        self.shared.forget_before.store(time.as_micros(), Ordering::Relaxed);
+    fn maintain(&self, before: Horizons) {
+        self.shared.forget_before.set(before);
         self.tidy.begin(&self.shared);
         if let Some(database) = &*self.shared.open() {
             let has_room = database.directory.check_room().is_ok();

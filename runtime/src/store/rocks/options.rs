@@ -1,12 +1,6 @@
 //! How RocksDB is set up, and why.
 
-use std::{
-    ffi::CStr,
-    sync::{
-        Arc,
-        atomic::{AtomicI64, Ordering},
-    },
-};
+use std::{ffi::CStr, sync::Arc};
 
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamilyDescriptor, CompactionDecision, DB, DBRecoveryMode,
@@ -16,7 +10,10 @@ use rocksdb::{
 use super::{Directory, OpenError, RocksSettings, history};
 use crate::{
     sabotage::Sabotage,
-    store::tables::{Description, Lifetime, Table},
+    store::{
+        MovingHorizons,
+        tables::{Description, Lifetime, Table},
+    },
 };
 
 /// The most links of the chain of batches that wait in memory to be folded.
@@ -27,7 +24,7 @@ const OPEN_FILES_MAX: i32 = 256;
 pub(super) fn open(
     directory: &Directory,
     settings: &RocksSettings,
-    forget_before: &Arc<AtomicI64>,
+    forget_before: &Arc<MovingHorizons>,
 ) -> Result<DB, OpenError> {
     let mut whole = Options::default();
     // What was committed to must be there: a database that lost its head is not made anew.
@@ -79,7 +76,7 @@ fn table_options(
     table: Table,
     buffer: usize,
     cache: &Cache,
-    forget_before: &Arc<AtomicI64>,
+    forget_before: &Arc<MovingHorizons>,
 ) -> Options {
     let mut blocks = BlockBasedOptions::default();
     blocks.set_block_cache(cache);
@@ -108,8 +105,7 @@ fn table_options(
         let horizon = forget_before.clone();
         let name: &CStr = c"stead.forget";
         options.set_compaction_filter(name, move |_level, _key, value| {
-            let forgotten = written_at(value)
-                .is_some_and(|at| at.as_micros() < horizon.load(Ordering::Relaxed));
+            let forgotten = written_at(value).is_some_and(|at| at < horizon.get().of(table));
             if forgotten { CompactionDecision::Remove } else { CompactionDecision::Keep }
         });
     }

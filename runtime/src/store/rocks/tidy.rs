@@ -1,8 +1,9 @@
-//! Space is given back while the store is open: of rows that were deleted, and of keys past their retention.
+//! Space is given back while the store is open: of rows that were deleted, and of keys and changes past their
+//! retention.
 //!
 //! RocksDB drops a deleted row when the files that have it and its end are compacted. Files with many deletions mark
 //! themselves for that, but those in memory have to become a file first, which a store that has fallen quiet never
-//! does. Keys past their retention are dropped by whatever compaction meets them, so files that nothing touches are
+//! does. Rows past their retention are dropped by whatever compaction meets them, so files that nothing touches are
 //! compacted now and then. All of it is done by one thread that comes and goes, a small range at a time, so that
 //! closing waits for little.
 
@@ -24,9 +25,9 @@ use crate::{
 
 /// How many deletions in memory make a file worth while.
 const DELETIONS_MIN: u64 = 10_000;
-/// How many times as seldom keys past their retention are looked for.
+/// How many times as seldom rows past their retention are looked for.
 const FORGET_RARITY: u32 = 100;
-/// How many ranges of partitions are compacted one after the other.
+/// How many ranges of keys are compacted one after the other.
 const RANGES: u16 = 64;
 
 /// When the store is tidied next.
@@ -87,7 +88,7 @@ impl Drop for Ended {
     }
 }
 
-/// Gives space back; that of old keys only where it is told how many partitions to take at one time.
+/// Gives space back; that of old rows only where it is told how many partitions to take at one time.
 fn tidy(shared: &Shared, forgets: Option<u16>) {
     for table in Table::ALL {
         shared.while_open(|database| database.write_deletions_out(table));
@@ -99,6 +100,8 @@ fn tidy(shared: &Shared, forgets: Option<u16>) {
     }
     let forgetful = Table::ALL.into_iter().filter(|table| table.description().written_at.is_some());
     for table in forgetful {
+        // The keys of changes begin with the names of types.
+        let step = if table == Table::Changes { u16::MAX.div_ceil(RANGES) } else { step };
         for range in 0..RANGES {
             shared.while_open(|database| database.compact(table, range * step, step));
         }
@@ -137,7 +140,7 @@ impl Database {
         }
     }
 
-    /// Compacts the rows of some partitions, whose numbers the keys begin with.
+    /// Compacts the rows whose keys begin with one of `count` numbers, mostly those of partitions.
     fn compact(&self, table: Table, first: u16, count: u16) {
         let Some(handle) = self.db.cf_handle(table.column_family()) else { return };
         let (from, to) = (first.to_be_bytes(), first.checked_add(count).map(u16::to_be_bytes));

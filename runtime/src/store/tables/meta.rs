@@ -30,6 +30,7 @@ fn check(key: &[u8], value: &[u8]) -> Result<(), Damaged> {
         _ if key.starts_with(LAYOUT) => record::decode::<LayoutText>(value).map(drop),
         _ if key.starts_with(INDEX) => record::decode::<DeclaredIndex>(value).map(drop),
         _ if key.starts_with(NOT_INDEXED) => record::decode::<NotIndexed>(value).map(drop),
+        _ if key.starts_with(CHANGES) => record::decode::<KeptChanges>(value).map(drop),
         _ if key.starts_with(&operations("")) => record::decode::<OperationNames>(value).map(drop),
         _ => Err(Damaged("an unknown key".into())),
     }
@@ -169,6 +170,28 @@ impl Record for NotIndexed {
         let mut key = not_indexed(entity_type, index, *version);
         key.extend(partition.to_be_bytes());
         key
+    }
+}
+
+/// The first bytes of the keys of types whose changes are kept.
+pub const CHANGES: &[u8] = b"changes/";
+/// In place of the name of an index: the notes of partitions whose changes are not kept, under version 0.
+pub const CHANGES_NOTE: &str = "(changes)";
+
+/// That the changes of a type are kept, under its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptChanges {
+    /// A number that is another one whenever changes before it may be missing.
+    pub since: u64,
+    /// How long they are kept.
+    pub retention: Timeout,
+}
+
+impl Record for KeptChanges {
+    const TABLE: Table = Table::Meta;
+    type Key = String;
+    fn key(entity_type: &Self::Key) -> Vec<u8> {
+        [CHANGES, entity_type.as_bytes()].concat()
     }
 }
 

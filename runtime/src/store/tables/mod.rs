@@ -2,6 +2,7 @@
 //! and samples for the conformance suite, one line of the list below, and one migration in
 //! `store::postgres::sql`; what back-ends and the suite have to know of a table is in its [`Description`].
 
+pub mod changes;
 pub mod dead_letters;
 pub mod due;
 pub mod idempotency;
@@ -59,7 +60,7 @@ pub struct Description {
     pub since: u32,
     /// How its rows live.
     pub lifetime: Lifetime,
-    /// When a row was written that is forgotten after the retention of idempotency keys; `None` for tables
+    /// The time of a row, before which it is forgotten ([`Horizons`](crate::store::Horizons)); `None` for tables
     /// whose rows stay until they are deleted.
     pub written_at: Option<ReadTime>,
     /// Reads key and value of a row.
@@ -87,7 +88,7 @@ pub struct Sample {
 /// Where one of them cannot be understood.
 pub type CheckRow = fn(&[u8], &[u8]) -> Result<(), Damaged>;
 
-/// Reads the time at which a row was written from its value; `None` where that cannot be understood.
+/// Reads the time of a row from its value; `None` where that cannot be understood.
 pub type ReadTime = fn(&[u8]) -> Option<Timestamp>;
 
 /// How the rows of a table live, by which RocksDB is tuned.
@@ -144,6 +145,8 @@ tables! {
     Origins in origins,
     /// Entities by their indexed values.
     Indexes in indexes,
+    /// The changes of types that keep them, in the order of commits.
+    Changes in changes,
 }
 
 impl Table {
