@@ -177,16 +177,7 @@ async fn what_entities_do_among_themselves_survives_every_kill() -> Result<()> {
         Ok(is_right.then_some(()))
     };
     until("everything has come to what it must", settled).await?;
-    for follower in &mut followers {
-        follower.follow(&format!("http://{}", server.address()), true).await?;
-        ensure!(follower.wrong.is_empty(), "{:#?}", follower.wrong);
-    }
-    let mut logs = BTreeMap::new();
-    for key in (0..5).map(|number| format!("e{number}")) {
-        logs.insert(key.clone(), serde_json::to_value(client.entity::<Log>(&key).all().await?)?);
-    }
-    ensure!(followers[0].states() == logs, "{:#?}, and there is {logs:#?}", followers[0]);
-    ensure!(followers[1].states().is_empty(), "{:#?}", followers[1]);
+    know_all(followers, &server, &client).await?;
     let get = async |path: &str| Ok(server.get(path).send().await?.json().await?);
     let wrong = indexes::differences(get).await?;
     ensure!(wrong.is_empty(), "{wrong:#?}");
@@ -200,6 +191,25 @@ async fn follow_until_gone(followers: [Follower; 2], url: String) -> [Follower; 
     // They end with an error where the server is killed before it answers.
     let _ended = tokio::join!(logs.follow(&url, false), embers.follow(&url, false));
     [logs, embers]
+}
+
+/// Each follower knows what there is: five logs, and no ember.
+async fn know_all(
+    [mut logs, mut embers]: [Follower; 2],
+    server: &Server,
+    client: &Client,
+) -> Result<()> {
+    for follower in [&mut logs, &mut embers] {
+        follower.follow(&format!("http://{}", server.address()), true).await?;
+        ensure!(follower.wrong.is_empty(), "{:#?}", follower.wrong);
+    }
+    let mut present = BTreeMap::new();
+    for key in (0..5).map(|number| format!("e{number}")) {
+        present.insert(key.clone(), serde_json::to_value(client.entity::<Log>(&key).all().await?)?);
+    }
+    ensure!(logs.states() == present, "{logs:#?}, and there is {present:#?}");
+    ensure!(embers.states().is_empty(), "{embers:#?}");
+    Ok(())
 }
 
 async fn unruly(data: &std::path::Path) -> Result<Server> {

@@ -208,6 +208,8 @@ fn no_layer_uses_one_above_it() {
         ("ServerSettings", "http"),
         ("StartError", "node"),
         ("StateView", "partition"),
+        ("TypeChange", "node"),
+        ("TypeChangeEvent", "node"),
         ("UpgradeView", "node"),
         ("VersionsView", "node"),
     ];
@@ -379,27 +381,28 @@ fn words_that_were_given_up_do_not_come_back() {
 }
 
 /// Where tests sleep, how often, and why nothing could be waited for instead.
-const SLEEPS: [(&str, usize, &str); 23] = [
+const SLEEPS: [(&str, usize, &str); 24] = [
     ("src/wait.rs", 1, "asks again for what nobody tells of"),
     ("src/proxy.rs", 1, "what was held passes later"),
     ("tests/crash.rs", 2, "the moments of kills"),
     ("tests/cluster/clocks.rs", 1, "nobody must be evicted meanwhile"),
     ("tests/cluster/refusals.rs", 1, "a lease has to run out behind a cut"),
-    ("tests/cluster/run.rs", 3, "the moments of faults, requests and looks"),
+    ("tests/cluster/run.rs", 4, "the moments of faults, requests and looks"),
     ("tests/cluster/wrong.rs", 4, "how long faults last"),
     ("tests/http/disk.rs", 1, "paces what fills a disk"),
     ("tests/http/places.rs", 1, "the moment of a stop"),
     ("tests/http/refusals.rs", 1, "a client that crawls"),
     ("tests/http/waiting.rs", 2, "paces replays that are withdrawn at their deadlines"),
     ("tests/semantics/changes.rs", 4, "nothing must be shown meanwhile, and virtual time"),
-    ("tests/semantics/indexing.rs", 2, "virtual time"),
+    ("tests/semantics/indexing.rs", 4, "virtual time"),
     ("tests/semantics/keys.rs", 1, "callers arrive while a flush is held"),
     ("tests/semantics/kit.rs", 2, "virtual time"),
     ("tests/semantics/limits.rs", 3, "callers arrive while an operation hangs"),
     ("tests/semantics/policies.rs", 2, "operations that take long"),
     ("tests/semantics/reminders.rs", 2, "nothing must be applied meanwhile"),
     ("tests/semantics/turns.rs", 3, "nothing must be answered meanwhile"),
-    ("tests/simulation/run.rs", 13, "virtual time"),
+    ("tests/semantics/type_changes.rs", 4, "virtual time"),
+    ("tests/simulation/run.rs", 15, "virtual time"),
     ("tests/store/backups.rs", 1, "references are dropped later"),
     ("tests/store/main.rs", 1, "paces batches, between which files are written"),
     ("tests/store/postgres.rs", 1, "a commit that is on its way has to arrive"),

@@ -21,7 +21,7 @@ use crate::{
 /// The most streams of changes of one node.
 const SUBSCRIPTIONS_MAX: usize = 20_000;
 
-/// What somebody waits for news of.
+/// The source of news that somebody waits for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Watched {
     Entity(EntityId),

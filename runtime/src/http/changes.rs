@@ -94,7 +94,7 @@ fn told_of_type(
     entity_type: &str,
     TypeChangeEvent { position, change }: TypeChangeEvent<StateView>,
 ) -> Result<Event, Error> {
-    let id = |key: String| EntityId::new(entity_type, &key).map_err(Error::from);
+    let id = |key: String| EntityId::new(entity_type, &key);
     let of_type = || json!({ "type": entity_type }).to_string();
     let (kind, data) = match change {
         TypeChange::State { key, state: view } => ("state", state(&id(key)?, view)?),

@@ -359,7 +359,8 @@ impl<E: Entity> Find<E> {
     ///
     /// ```
     /// # use std::time::Duration;
-    /// # use stead::{Node, TypeChange, entities::*, store::memory::MemoryDisk};
+    /// # use serde::{Deserialize, Serialize};
+    /// # use stead::{JsonSchema, Layout, Node, TypeChange, entity, store::memory::MemoryDisk};
     /// # #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
     /// # pub struct Order { is_open: bool }
     /// #[entity(name = "order", index(is_open: bool), changes = Duration::from_secs(86_400))]

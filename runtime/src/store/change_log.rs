@@ -107,7 +107,7 @@ impl Living {
     }
 }
 
-/// What has become of an entity.
+/// The news of an entity.
 #[derive(Debug)]
 pub(crate) enum Event {
     State(Box<StateRecord>),

@@ -4,23 +4,24 @@
 use std::{collections::BTreeMap, sync::Mutex};
 
 use stead::{
-    Snapshot, TypeChange, TypeChangeEvent, TypeChanges, Version,
+    Routes, Snapshot, TypeChange, TypeChangeEvent, TypeChanges, Version,
     testing::{CommitFaults, NodeTest, TestNode},
     transport::{Faults, Network},
 };
+use stead_tests::events::Follower;
 
 use super::*;
 
 const HOUR: Duration = Duration::from_secs(3_600);
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
-struct Ticket {
+struct Parcel {
     stage: u8,
     notes: Vec<u32>,
 }
 
-#[entity(name = "ticket", index(stage: u8), changes = HOUR)]
-impl Ticket {
+#[entity(name = "parcel", index(stage: u8), changes = HOUR)]
+impl Parcel {
     pub fn note(&mut self, note: u32) -> u32 {
         self.notes.push(note);
         note
@@ -38,7 +39,7 @@ struct Silent {
     notes: Vec<u32>,
 }
 
-#[entity(name = "ticket", index(stage: u8))]
+#[entity(name = "parcel", index(stage: u8))]
 impl Silent {
     pub fn note(&mut self, note: u32) -> u32 {
         self.notes.push(note);
@@ -47,14 +48,14 @@ impl Silent {
 }
 
 fn id(key: &str) -> EntityId {
-    EntityId::new("ticket", key).expect("valid")
+    EntityId::new("parcel", key).expect("valid")
 }
 
-type Followed = TypeChanges<Snapshot<Ticket>>;
-type Event = TypeChangeEvent<Snapshot<Ticket>>;
+type Followed = TypeChanges<Snapshot<Parcel>>;
+type Event = TypeChangeEvent<Snapshot<Parcel>>;
 
 async fn follow(node: &Node, after: Option<&str>) -> Followed {
-    node.find::<Ticket>().changes(after).await.expect("begins")
+    node.find::<Parcel>().changes(after).await.expect("begins")
 }
 
 async fn next(changes: &mut Followed) -> Event {
@@ -85,8 +86,8 @@ async fn words_of(changes: &mut Followed, count: usize) -> Vec<String> {
 async fn a_stream_shows_who_is_there_and_then_who_changes() {
     let disk = MemoryDisk::new();
     let builder = || Node::builder().store(disk.open().expect("readable")).deterministic(1);
-    let node = builder().entity::<Ticket>().entity::<Journal>().start().await.expect("starts");
-    let note = async |key: &str, note| node.entity::<Ticket>(key).note(note).await.expect("noted");
+    let node = builder().entity::<Parcel>().entity::<Journal>().start().await.expect("starts");
+    let note = async |key: &str, note| node.entity::<Parcel>(key).note(note).await.expect("noted");
     for (key, number) in [("a", 1), ("b", 2), ("c", 3)] {
         note(key, number).await;
     }
@@ -146,7 +147,7 @@ async fn goes_on(node: &Node, [listed, changed, deleted]: [Event; 3]) {
     assert_eq!(words_of(&mut changes, 3).await, ["b [6]", "a deleted", "caught up"]);
     let mut changes = follow(node, Some(&position(&deleted))).await;
     assert_eq!(words_of(&mut changes, 1).await, ["caught up"]);
-    let (search, after) = (node.find::<Ticket>().prefix("b"), position(&deleted));
+    let (search, after) = (node.find::<Parcel>().prefix("b"), position(&deleted));
     let mut of_another = search.changes(Some(&after)).await.expect("begins");
     assert_eq!(words_of(&mut of_another, 3).await, ["gap", "b [6]", "caught up"]);
     for after in ["nonsense", "", "AAAAAAAAAAAAAAAAAAAAAAAAAAAA"] {
@@ -171,14 +172,14 @@ async fn goes_on(node: &Node, [listed, changed, deleted]: [Event; 3]) {
 async fn a_filtered_stream_tells_who_leaves() {
     let disk = MemoryDisk::new();
     let builder = Node::builder().store(disk.open().expect("readable")).deterministic(1);
-    let node = builder.entity::<Ticket>().start().await.expect("starts");
+    let node = builder.entity::<Parcel>().start().await.expect("starts");
     let advance = async |key: &str, stage| {
-        node.entity::<Ticket>(key).advance(stage).await.expect("advanced");
+        node.entity::<Parcel>(key).advance(stage).await.expect("advanced");
     };
     for key in ["a1", "a2", "a3", "b1"] {
         advance(key, 1).await;
     }
-    let search = || node.find::<Ticket>().filter(Ticket::by_stage().is(1_u8)).prefix("a");
+    let search = || node.find::<Parcel>().filter(Parcel::by_stage().is(1_u8)).prefix("a");
     let mut changes = search().changes(None).await.expect("begins");
     assert_eq!(words_of(&mut changes, 4).await, ["a1 []", "a2 []", "a3 []", "caught up"]);
     advance("b1", 2).await;
@@ -195,8 +196,58 @@ async fn a_filtered_stream_tells_who_leaves() {
     advance("a1", 1).await;
     let mut changes = search().changes(left.position.as_deref()).await.expect("begins");
     assert_eq!(words_of(&mut changes, 4).await, ["a2 left", "a3 deleted", "a1 []", "caught up"]);
-    let wrong = node.find_of("ticket").matching("colour:red").change_views(None).await;
+    let wrong = node.find_of("parcel").matching("colour:red").change_views(None).await;
     assert!(wrong.expect_err("no such").message().contains("there are: stage"));
+}
+
+/// The status of a request, and of a refusal what it says.
+async fn get(url: &str, path: &str) -> (u16, String) {
+    let answer = reqwest::get(format!("{url}{path}")).await.expect("answered");
+    let status = answer.status().as_u16();
+    // A stream goes on until its node ends.
+    let is_stream = answer.headers()["content-type"] == "text/event-stream";
+    (status, if is_stream { "events".into() } else { answer.text().await.expect("a body") })
+}
+
+#[tokio::test]
+async fn the_changes_of_a_type_are_told_over_http_and_an_entity_named_changes_is_not_lost() {
+    let disk = MemoryDisk::new();
+    let builder = Node::builder().store(disk.open().expect("readable"));
+    let node = builder.entity::<Parcel>().entity::<Journal>().start().await.expect("starts");
+    node.entity::<Journal>("changes").append(7).await.expect("appended");
+    node.entity::<Parcel>("changes").note(8).await.expect("noted");
+    node.entity::<Parcel>("mine/1").note(9).await.expect("noted");
+    let shown = Routes::new().entity::<Parcel>().keys("mine/");
+    let app = axum::Router::new()
+        .merge(node.router())
+        .nest("/mine", node.router_of(shown))
+        .nest("/c", node.router_of(Routes::new().keys("c")));
+    let (url, _served) = serve(app).await;
+    let parcel = "/v1/entities/parcel";
+    for (path, expected, part) in [
+        (format!("{parcel}/changes"), 200, "events"),
+        (format!("{parcel}/changes?where=stage:0&prefix=m"), 200, "events"),
+        (format!("{parcel}/%63hanges"), 200, "\"notes\":[8]"),
+        ("/v1/entities/journal/changes".into(), 200, "\"entries\":[7]"),
+        ("/v1/entities/journal/changes?where=any:1".into(), 400, "unknown parameter where"),
+        ("/v1/entities/nothing/changes".into(), 404, "no entity type"),
+        (format!("{parcel}/changes?limit=3"), 400, "unknown parameter limit"),
+        (format!("{parcel}/changes?where=colour:1"), 400, "there are: stage"),
+        (format!("{parcel}/changes?where=stage:red"), 400, "stage"),
+        (format!("/mine{parcel}/changes"), 404, "no parcel/changes here"),
+        (format!("/mine{parcel}/changes?prefix=mi"), 404, "no parcel/changes here"),
+        (format!("/mine{parcel}/changes?prefix=mine/"), 200, "events"),
+        (format!("/c{parcel}/changes"), 400, "?prefix=c"),
+        (format!("/c{parcel}/changes?prefix=ch"), 200, "events"),
+    ] {
+        let (status, said) = get(&url, &path).await;
+        assert_eq!(status, expected, "{path}: {said}");
+        assert!(said.contains(part), "{path}: {said}");
+    }
+    let mut follower = Follower::new("parcel");
+    follower.follow(&url, true).await.expect("caught up");
+    assert_eq!(follower.states().into_keys().collect::<Vec<_>>(), ["changes", "mine/1"]);
+    node.abort().await;
 }
 
 /// What a follower knows, by key.
@@ -245,8 +296,8 @@ impl Replica {
 /// What there is.
 async fn present(node: &Node) -> BTreeMap<String, Vec<u32>> {
     let mut found = BTreeMap::new();
-    for entity in node.list::<Ticket>("", None, 1_000).await.expect("listed").rows {
-        let state = node.state::<Ticket>(&entity.key).await.expect("read").expect("there");
+    for entity in node.list::<Parcel>("", None, 1_000).await.expect("listed").rows {
+        let state = node.state::<Parcel>(&entity.key).await.expect("read").expect("there");
         found.insert(entity.key, state.state.notes);
     }
     found
@@ -260,7 +311,7 @@ fn a_follower_knows_what_is_there_after_any_crash() {
         let watching = tokio::spawn(async move {
             loop {
                 let after = known.lock().expect("whole").after.clone();
-                let search = watched.node().await.find::<Ticket>();
+                let search = watched.node().await.find::<Parcel>();
                 let Ok(mut changes) = search.changes(after.as_deref()).await else {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                     continue;
@@ -271,20 +322,21 @@ fn a_follower_knows_what_is_there_after_any_crash() {
             }
         });
         for number in 0..12 {
-            let ticket = node.entity::<Ticket>(format!("t{}", number % 4));
-            ticket.note(number).signal().await.expect("sent");
+            let parcel = node.entity::<Parcel>(format!("t{}", number % 4));
+            parcel.note(number).signal().await.expect("sent");
             if number % 5 == 4 {
-                node.delete::<Ticket>("t3").await.expect("deleted");
+                node.delete::<Parcel>("t3").await.expect("deleted");
             }
         }
         node.assert_settles().await;
         node.advance(Duration::from_secs(2)).await;
         watching.abort();
+        let present = present(&node.node().await).await;
         let replica = replica.lock().expect("whole");
-        assert_eq!(replica.notes(), present(&node.node().await).await);
+        assert_eq!(replica.notes(), present);
         assert_eq!(replica.gaps, 0, "nothing is missing");
     };
-    let test = NodeTest::new().entity::<Ticket>();
+    let test = NodeTest::new().entity::<Parcel>();
     test.crash_everywhere(story);
     let mut faults = CommitFaults::default();
     (faults.refused, faults.answer_lost) = (0.1, 0.1);
@@ -298,8 +350,8 @@ async fn a_position_stays_small_however_often_a_node_starts() {
     let mut replica = Replica::default();
     for number in 0..60 {
         let builder = Node::builder().store(disk.open().expect("readable")).deterministic(number);
-        let node = builder.entity::<Ticket>().start().await.expect("starts");
-        node.entity::<Ticket>("a").note(number as u32).await.expect("noted");
+        let node = builder.entity::<Parcel>().start().await.expect("starts");
+        node.entity::<Parcel>("a").note(number as u32).await.expect("noted");
         // Every third life is not followed.
         if number % 3 == 0 {
             let mut changes = follow(&node, replica.after.as_deref()).await;
@@ -322,15 +374,15 @@ async fn a_position_stays_small_however_often_a_node_starts() {
 async fn a_program_that_keeps_no_changes_leaves_a_gap() {
     let disk = MemoryDisk::new();
     let builder = || Node::builder().store(disk.open().expect("readable")).deterministic(1);
-    let node = builder().entity::<Ticket>().start().await.expect("starts");
-    node.entity::<Ticket>("a").note(1).await.expect("noted");
+    let node = builder().entity::<Parcel>().start().await.expect("starts");
+    node.entity::<Parcel>("a").note(1).await.expect("noted");
     let mut changes = follow(&node, None).await;
     let last = next(&mut changes).await.position.expect("a position");
     node.drain().await.expect("drained");
     let node = builder().entity::<Silent>().start().await.expect("starts");
     node.entity::<Silent>("a").note(2).await.expect("noted");
     node.drain().await.expect("drained");
-    let node = builder().entity::<Ticket>().start().await.expect("starts");
+    let node = builder().entity::<Parcel>().start().await.expect("starts");
     let mut changes = follow(&node, Some(&last)).await;
     assert_eq!(words_of(&mut changes, 3).await, ["gap", "a [1, 2]", "caught up"]);
     node.drain().await.expect("drained");
@@ -346,8 +398,8 @@ async fn among<E: stead::Entity>(disk: &MemoryDisk, network: &Network, name: &st
 #[tokio::test(start_paused = true)]
 async fn nodes_of_different_programs_say_that_changes_are_missing() {
     let (disk, network) = (MemoryDisk::new(), Network::new(1, Faults::default()));
-    let one = among::<Ticket>(&disk, &network, "one").await;
-    one.entity::<Ticket>("a").note(1).await.expect("noted");
+    let one = among::<Parcel>(&disk, &network, "one").await;
+    one.entity::<Parcel>("a").note(1).await.expect("noted");
     let mut changes = follow(&one, None).await;
     let last = next(&mut changes).await.position.expect("a position");
     let two = among::<Silent>(&disk, &network, "two").await;
@@ -358,14 +410,14 @@ async fn nodes_of_different_programs_say_that_changes_are_missing() {
     until_true("both own partitions", async || owned("one").await >= 4 && owned("two").await >= 4)
         .await;
     for number in 0..20 {
-        one.entity::<Ticket>(format!("t{number}")).note(number).await.expect("noted");
+        one.entity::<Parcel>(format!("t{number}")).note(number).await.expect("noted");
     }
-    let refused = one.find::<Ticket>().changes(Some(&last)).await.expect_err("not all are kept");
+    let refused = one.find::<Parcel>().changes(Some(&last)).await.expect_err("not all are kept");
     assert_eq!(refused.kind(), ErrorKind::Unavailable);
     assert!(refused.message().contains("a program that does not keep them"), "{refused}");
     two.drain().await.expect("drained");
     until_true("the changes are kept again", async || {
-        one.find::<Ticket>().changes(Some(&last)).await.is_ok()
+        one.find::<Parcel>().changes(Some(&last)).await.is_ok()
     })
     .await;
     let mut changes = follow(&one, Some(&last)).await;
@@ -381,7 +433,7 @@ const CUTS: usize = 1_000;
 #[tokio::test(start_paused = true)]
 async fn a_stream_of_a_type_that_is_cut_a_thousand_times_goes_on_through_hand_offs() {
     let (disk, network) = (MemoryDisk::new(), Network::new(1, Faults::default()));
-    let one = among::<Ticket>(&disk, &network, "one").await;
+    let one = among::<Parcel>(&disk, &network, "one").await;
     let nodes = Arc::new(Mutex::new(vec![one.clone()]));
     let any = |nodes: &Mutex<Vec<Node>>, number: usize| {
         let nodes = nodes.lock().expect("whole");
@@ -392,9 +444,9 @@ async fn a_stream_of_a_type_that_is_cut_a_thousand_times_goes_on_through_hand_of
         async move {
             for note in 0..NOTES {
                 let node = any(&nodes, note as usize);
-                let ticket = node.entity::<Ticket>(format!("t{}", note as usize % KEYS));
+                let parcel = node.entity::<Parcel>(format!("t{}", note as usize % KEYS));
                 // It may be refused while partitions move.
-                let _ = ticket.note(note).idempotency_key(format!("n{note}")).await;
+                let _ = parcel.note(note).idempotency_key(format!("n{note}")).await;
                 if note % 97 == 0 {
                     let _ = node.delete(&id(&format!("t{}", note as usize % KEYS))).await;
                 }
@@ -406,12 +458,12 @@ async fn a_stream_of_a_type_that_is_cut_a_thousand_times_goes_on_through_hand_of
         let (nodes, disk, network) = (nodes.clone(), disk.clone(), network.clone());
         async move {
             tokio::time::sleep(Duration::from_secs(2)).await;
-            let two = among::<Ticket>(&disk, &network, "two").await;
+            let two = among::<Parcel>(&disk, &network, "two").await;
             nodes.lock().expect("whole").push(two);
             tokio::time::sleep(Duration::from_secs(3)).await;
             let first = nodes.lock().expect("whole").remove(0);
             first.drain().await.expect("drained");
-            let again = among::<Ticket>(&disk, &network, "one").await;
+            let again = among::<Parcel>(&disk, &network, "one").await;
             nodes.lock().expect("whole").push(again);
         }
     });
@@ -419,7 +471,7 @@ async fn a_stream_of_a_type_that_is_cut_a_thousand_times_goes_on_through_hand_of
     for cut in 0.. {
         let node = any(&nodes, cut);
         let mut heard = 0;
-        if let Ok(mut changes) = node.find::<Ticket>().changes(replica.after.as_deref()).await {
+        if let Ok(mut changes) = node.find::<Parcel>().changes(replica.after.as_deref()).await {
             let pause = Duration::from_millis(600);
             while heard <= cut % 5
                 && let Ok(Some(Ok(event))) = tokio::time::timeout(pause, changes.next()).await

@@ -74,7 +74,11 @@ async fn a_node_forgets_keys_of_its_own_partitions_only() -> Result<()> {
     let old = "insert into stead_idempotency (key, at_micros, record) values \
         ('\\x010201', 5, ''), ('\\x010202', 500, ''), ('\\x010301', 5, '')";
     database.execute(old).await?;
-    store.maintain(Horizons { keys: Timestamp::from_micros(100), ..Horizons::NONE });
+    let changes =
+        "insert into stead_changes (key, at_micros, record) values ('a', 5, ''), ('b', 500, '')";
+    database.execute(changes).await?;
+    let before = Timestamp::from_micros(100);
+    store.maintain(Horizons { keys: before, changes: before });
     let fence = Fence { incarnation: joined.incarnation, lane: 0, number: 1 };
     let time = Timestamp::from_micros(joined.time.as_micros() + 1);
     let batch = Batch {
@@ -91,6 +95,8 @@ async fn a_node_forgets_keys_of_its_own_partitions_only() -> Result<()> {
     assert_eq!(own, 1, "what may still be used stays");
     let others = database.number(&format!("{left} get_byte(key, 1) = 3")).await?;
     assert_eq!(others, 1, "what is another node's stays");
+    let changes = database.number("select count(*) from stead_changes").await?;
+    assert_eq!(changes, 1, "a change that is kept stays");
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! Space that deletions, and keys past their retention, give back while the store is open.
+//! Space that deletions, and keys and changes past their retention, give back while the store is open.
 
 use std::{path::Path, time::Duration};
 
@@ -7,6 +7,7 @@ use stead::{
     store::{
         Horizons, TypedReads as _,
         tables::{
+            changes::{ChangeKey, ChangeRecord, Place},
             idempotency::{IdempotencyKey, IdempotencyRecord, Remembered},
             indexes::IndexedValues,
             states::{StateHead, StateRecord},
@@ -78,6 +79,30 @@ async fn deleted_entities_give_their_space_back_without_a_restart() {
         Ok((bytes(directory.path()) < full / 4).then_some(()))
     };
     until("the directory is a quarter of what it was", shrunk).await.unwrap_or_else(|error| {
+        panic!("{error}: {} of {full} bytes", bytes(directory.path()));
+    });
+}
+
+#[tokio::test]
+async fn changes_past_their_retention_leave_the_disk() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = open(directory.path());
+    let mut number = store.opened().last_batch;
+    let change = |number: u64| {
+        let place = Place { number, index: 0 };
+        let key = ChangeKey { entity_type: "order".into(), incarnation: 1, place };
+        let kept_until = Timestamp::from_micros(if number < KEYS { 10 } else { 1_000 });
+        let entity = format!("{number:096}");
+        let record = ChangeRecord { key: entity, version: None, kept_until, replaced: None };
+        Write::put(&key, &record)
+    };
+    write(&store, &mut number, (0..KEYS + 10).map(change)).await;
+    let full = bytes(directory.path());
+    let gone = async || {
+        store.maintain(Horizons { changes: Timestamp::from_micros(500), ..Horizons::NONE });
+        Ok((bytes(directory.path()) < full / 4).then_some(()))
+    };
+    until("the changes are gone", gone).await.unwrap_or_else(|error| {
         panic!("{error}: {} of {full} bytes", bytes(directory.path()));
     });
 }

@@ -178,7 +178,7 @@ pub const CHANGES: &[u8] = b"changes/";
 /// In place of the name of an index: the notes of partitions whose changes are not kept, under version 0.
 pub const CHANGES_NOTE: &str = "(changes)";
 
-/// That the changes of a type are kept, under its name.
+/// Says that the changes of a type are kept, under its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeptChanges {
     /// A number that is another one whenever changes before it may be missing.
