@@ -16,7 +16,7 @@ use crate::{
     table::{Figure, Table, median},
 };
 
-const ENTITIES: usize = 200_000;
+const ENTITIES: usize = 1_000_000;
 const COLD_READS: usize = 5_000;
 /// Coprime to the number of entities, so that the walk meets each once, far from the last.
 const STRIDE: usize = 77_773;
@@ -25,7 +25,10 @@ const STRIDE: usize = 77_773;
 async fn node(data: &Path) -> Result<Node> {
     let settings = RocksSettings::with(|settings| settings.block_cache_bytes = 32 << 20);
     let store = RocksStore::open_with(data, &settings)?;
-    let config = Config::with(|config| config.idle = Duration::from_secs(86_400));
+    let config = Config::with(|config| {
+        config.idle = Duration::from_secs(86_400);
+        config.memory = 4 << 30;
+    });
     Ok(Node::builder().store(store).config(config).entity::<Counter>().start().await?)
 }
 

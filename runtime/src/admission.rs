@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use crate::Config;
+use crate::{Config, memory::Memory};
 
 /// Both counts in one number, so that admitting is one step: requests above, bytes below.
 const REQUEST: u64 = 1 << BYTES_BITS;
@@ -24,14 +24,19 @@ pub(crate) struct Permit {
 
 impl Load {
     /// Room for a request of so many bytes, if there is any.
-    pub(crate) fn admit(self: &Arc<Self>, bytes: usize, limits: &Config) -> Option<Permit> {
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        bytes: usize,
+        limits: &Config,
+        memory: &Memory,
+    ) -> Option<Permit> {
         let share = REQUEST + bytes as u64;
         let held = self.0.fetch_add(share, Ordering::Relaxed) + share;
         let permit = Permit { load: self.clone(), share };
         let (requests, bytes) = (held >> BYTES_BITS, held & (REQUEST - 1));
-        let fits =
-            requests <= limits.requests_max as u64 && bytes <= limits.request_bytes_max as u64;
-        fits.then_some(permit)
+        let bytes_max = limits.request_bytes_max.min(memory.request_bytes_max()) as u64;
+        let fits = requests <= limits.requests_max as u64 && bytes <= bytes_max;
+        (fits && !memory.is_full()).then_some(permit)
     }
 }
 
@@ -48,12 +53,16 @@ mod tests {
     #[test]
     fn room_is_bounded_in_number_and_bytes_and_given_back() {
         let limits = Config { requests_max: 2, request_bytes_max: 100, ..Config::default() };
-        let load = Arc::new(Load::default());
-        let first = load.admit(60, &limits).expect("room");
-        assert!(load.admit(60, &limits).is_none(), "too many bytes");
-        let _second = load.admit(40, &limits).expect("room");
-        assert!(load.admit(0, &limits).is_none(), "too many requests");
+        let (load, memory) = (Arc::new(Load::default()), Memory::of(&limits));
+        let admit = |bytes| load.admit(bytes, &limits, &memory);
+        let first = admit(60).expect("room");
+        assert!(admit(60).is_none(), "too many bytes");
+        let _second = admit(40).expect("room");
+        assert!(admit(0).is_none(), "too many requests");
         drop(first);
-        let _third = load.admit(60, &limits).expect("room again");
+        let _third = admit(60).expect("room again");
+        memory.measured(limits.memory);
+        drop(_third);
+        assert!(admit(0).is_none(), "memory is used up");
     }
 }

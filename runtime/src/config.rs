@@ -7,6 +7,8 @@ use stead_entities::{
     policy::{Durability, RETRIES_MAX},
 };
 
+/// The smallest budget of memory.
+const MEMORY_MIN: usize = 64 << 20;
 /// The shortest lease: a store needs time to answer.
 const LEASE_MIN: Duration = Duration::from_millis(200);
 /// The longest lease.
@@ -48,9 +50,16 @@ pub struct Config {
     pub idle: Duration,
     /// The most operations that wait for one entity in memory. 4,096.
     pub mailbox_max: usize,
+    /// The budget of the node in bytes: entities, requests, write groups, and, where the store is set up by it,
+    /// what the database keeps in memory ([`MemoryDivision`](crate::MemoryDivision) says how it is divided). 1 GiB; at
+    /// least 64 MiB. Entities that were not used for longest leave memory first.
+    pub memory: usize,
+    /// Whether the budget is that of the whole process, as that of a server is: then its resident bytes, where the
+    /// system tells them, are held below it too. Not set.
+    pub memory_is_of_process: bool,
     /// The most requests that a node holds at one time. 65,536.
     pub requests_max: usize,
-    /// The most bytes of arguments that a node holds at one time. 256 MiB.
+    /// The most bytes of arguments that a node holds at one time, where the budget allows that. 256 MiB.
     pub request_bytes_max: usize,
     /// The longest argument, in bytes; also the longest HTTP body. 1 MiB.
     pub body_bytes_max: usize,
@@ -88,6 +97,8 @@ impl Default for Config {
             retention: Duration::from_secs(24 * 3600),
             idle: Duration::from_secs(60),
             mailbox_max: 4_096,
+            memory: 1 << 30,
+            memory_is_of_process: false,
             requests_max: 65_536,
             request_bytes_max: 256 << 20,
             body_bytes_max: 1 << 20,
@@ -127,6 +138,7 @@ impl Config {
             self.block_limit > self.turn_deadline,
             "the block limit must be above the turn deadline",
         );
+        check(self.memory >= MEMORY_MIN, "the memory must be at least 64 MiB");
         check(self.mailbox_max > 0, "a mailbox must hold at least one operation");
         check(
             (1..=REQUESTS_MAX).contains(&self.requests_max),

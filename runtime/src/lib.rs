@@ -18,6 +18,7 @@ mod lease;
 #[cfg(feature = "http")]
 mod listen;
 mod map;
+mod memory;
 mod node;
 mod partition;
 pub mod placement;
@@ -40,6 +41,7 @@ pub use config::Config;
 pub use http::{CallerIdentity, EntityPath, Routes, Server, ServerSettings};
 #[cfg(feature = "http")]
 pub use listen::{Listen, ListenError};
+pub use memory::MemoryDivision;
 pub use node::{
     BulkView, Change, ChangeEvent, Changes, CronView, DeadLetterView, Deletion, EntityView, Find,
     Listed, Node, NodeBuilder, ReminderView, SelectedView, Snapshot, StartError, TypeChange,

@@ -69,6 +69,7 @@ sabotages! {
     X50 ForeignChangesNotNoted breaks 72: "A program that does not keep changes says nothing of its partitions."
     X51 PlacedAfterList breaks 72: "A stream of a type takes its place in the log behind its list of what is there."
     X52 LivingLogPassed breaks 72: "A stream of a type takes the log of a node that still commits for read."
+    X53 BudgetIgnored breaks 73: "Entities stay in memory though it is used up."
     X33 AnswerOutsideCommit breaks 61: "The answer to a question is sent, and not part of a commit."
     X34 LateAnswerApplied breaks 61: "An answer that comes behind its timeout is applied too."
     X35 LetterToldOutsideCommit breaks 62: "An entity is told of its dead letter, and not by the commit that keeps it."

@@ -118,7 +118,7 @@ fn offered(text: &str) -> impl Iterator<Item = &str> {
 
 /// The layers of the runtime: each uses only those before it. What stands in one line does not use one
 /// another, but for the smallest parts in the first line.
-const LAYERS: [&[&str]; 11] = [
+const LAYERS: [&[&str]; 12] = [
     &[
         "clock",
         "config",
@@ -132,6 +132,7 @@ const LAYERS: [&[&str]; 11] = [
         "telemetry",
         "threads",
     ],
+    &["memory"],
     &["admission", "client"],
     &["store"],
     &["types"],
@@ -197,6 +198,7 @@ fn no_layer_uses_one_above_it() {
         ("Config", "config"),
         ("Fatal", "commit"),
         ("Listen", "listen"),
+        ("MemoryDivision", "memory"),
         ("DeadLetterFilter", "store"),
         ("DeadLetterView", "node"),
         ("Deletion", "node"),
@@ -381,7 +383,7 @@ fn words_that_were_given_up_do_not_come_back() {
 }
 
 /// Where tests sleep, how often, and why nothing could be waited for instead.
-const SLEEPS: [(&str, usize, &str); 24] = [
+const SLEEPS: [(&str, usize, &str); 25] = [
     ("src/wait.rs", 1, "asks again for what nobody tells of"),
     ("src/proxy.rs", 1, "what was held passes later"),
     ("tests/crash.rs", 2, "the moments of kills"),
@@ -390,6 +392,7 @@ const SLEEPS: [(&str, usize, &str); 24] = [
     ("tests/cluster/run.rs", 4, "the moments of faults, requests and looks"),
     ("tests/cluster/wrong.rs", 4, "how long faults last"),
     ("tests/http/disk.rs", 1, "paces what fills a disk"),
+    ("tests/http/memory.rs", 3, "how long it is overloaded, and waits of refused callers"),
     ("tests/http/places.rs", 1, "the moment of a stop"),
     ("tests/http/refusals.rs", 1, "a client that crawls"),
     ("tests/http/waiting.rs", 2, "paces replays that are withdrawn at their deadlines"),

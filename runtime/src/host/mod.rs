@@ -27,6 +27,7 @@ use crate::{
     entropy::Entropy,
     lease::Lease,
     map::SharedSet,
+    memory::Memory,
     partition::{
         self, Beginning, ForeignIndex, Handle, Hosting, Identity, Predecessor, Shell, Watches,
         message::{CommitSender, Input},
@@ -65,6 +66,7 @@ pub(crate) struct Host {
     /// How often a partition has come to be hosted.
     hostings: AtomicU64,
     subscribers: Arc<Subscribers>,
+    memory: Arc<Memory>,
     /// Told when partitions came to be hosted, whose states may lack indexes.
     pub(crate) has_hosted: Arc<Notify>,
 }
@@ -97,6 +99,7 @@ impl Host {
             entropy: Mutex::new(entropy),
             session: Mutex::new(None),
             permits: Arc::new(Semaphore::new(parts.store.left_rows_max())),
+            memory: Memory::of(&parts.config),
             dropped: Arc::default(),
             unserved: Arc::default(),
             hostings: AtomicU64::new(0),
@@ -191,6 +194,7 @@ impl Host {
             watch: self.watches.add(),
             numbers_ahead: opened.numbers_ahead,
             unserved: self.unserved.clone(),
+            memory: self.memory.clone(),
             hosting: self.hostings.fetch_add(1, Ordering::Relaxed) + 1,
             foreign: foreign.clone(),
         };
@@ -284,6 +288,9 @@ impl Host {
         let mut types: Vec<_> = self.types().values().collect();
         types.sort_unstable_by_key(|known| known.name());
         types
+    }
+    pub(crate) fn memory(&self) -> &Arc<Memory> {
+        &self.memory
     }
     pub(crate) fn threads(&self) -> &Threads {
         &self.parts.threads

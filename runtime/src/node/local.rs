@@ -356,7 +356,7 @@ impl Local {
     /// Room for a request of so many bytes, given back when it is dropped.
     pub(crate) fn admit(&self, bytes: usize) -> Result<Permit, Error> {
         let config: &Config = self.host.config();
-        let room = self.load.admit(bytes, config);
+        let room = self.load.admit(bytes, config, self.host.memory());
         let message = "the node holds all it can: back off";
         room.ok_or_else(|| Error::new(ErrorKind::Overloaded, message))
     }

@@ -15,9 +15,10 @@ use super::Inner;
 use crate::{
     clock,
     commit::Fatal,
+    memory,
     partition::{
         Late, Occurrence, Row,
-        message::{CommitRequest, WriteGroup},
+        message::{CommitRequest, Input, WriteGroup},
         reply::ReplySender,
     },
     store::{
@@ -60,6 +61,7 @@ impl Inner {
         let now = self.host.clock().now();
         let keys = Timestamp::from_micros(now.as_micros().saturating_sub(retention));
         self.host.store().maintain(Horizons { keys, changes: now });
+        self.check_memory();
         self.check_clock();
         let now = clock::monotonic();
         self.host.partitions().iter().for_each(|partition| partition.expire(Some(now)));
@@ -76,6 +78,23 @@ impl Inner {
         let types = self.host.types().values().filter_map(|known| known.policy().retention);
         let times = types.map(|length| length.as_duration());
         times.fold(self.host.config().retention, Duration::max)
+    }
+
+    /// Holds the budget of memory: partitions that nothing wakes have their entities leave, too.
+    fn check_memory(&self) {
+        let memory = self.host.memory();
+        if !memory.is_look_due() {
+            return;
+        }
+        if self.host.config().memory_is_of_process
+            && let Some(resident) = memory::resident_bytes()
+        {
+            memory.measured(resident);
+        }
+        if memory.has_surplus() {
+            let open = self.host.partitions().iter().filter(|partition| partition.is_open());
+            open.for_each(|partition| partition.push(Input::Tick));
+        }
     }
 
     async fn end_with(&self, late: Late) {

@@ -286,7 +286,10 @@ impl Log {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::tables::{self, Table};
+    use crate::{
+        memory::Memory,
+        store::tables::{self, Table},
+    };
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_micros(seconds * 1_000_000)
@@ -311,7 +314,7 @@ mod tests {
     /// The numbers of the letters that the open group removes.
     fn removed(group: &mut OpenGroup) -> Vec<(bool, u64)> {
         let _states = group.take_unwritten();
-        let sealed = group.seal(0, 1);
+        let sealed = group.seal(0, 1, &Memory::of(&crate::Config::default()));
         group.committed(sealed.number);
         let ids = sealed.writes.iter().filter_map(|write| match write {
             Write::Delete(Table::DeadLetters, key) => {

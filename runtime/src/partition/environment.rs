@@ -11,6 +11,7 @@ use crate::{
     config::{Config, Limits},
     entropy::Entropy,
     map::{Set, SharedSet},
+    memory::Memory,
     sabotage::Sabotage,
     store::{
         Write,
@@ -45,6 +46,7 @@ pub(crate) struct Identity {
     pub(crate) numbers_ahead: Duration,
     /// The entity types that partitions of the node met and that it does not serve.
     pub(crate) unserved: Arc<SharedSet<String>>,
+    pub(crate) memory: Arc<Memory>,
     /// The number of this hosting of the partition among all of the node.
     pub(crate) hosting: u64,
     /// The indexes that states lack which this node writes.
@@ -105,6 +107,16 @@ impl Environment {
         let of_type = of_type.and_then(|known| known.policy().dead_letters);
         let of_node = if is_rejection { config.rejections_age } else { config.dead_letters_age };
         of_type.map_or(of_node, |length| length.as_duration())
+    }
+
+    /// The memory of the node.
+    pub(super) fn memory(&self) -> &Arc<Memory> {
+        &self.identity.memory
+    }
+
+    /// The most bytes of stored signals, and half as many of reminders, that the partition holds in memory.
+    pub(super) fn row_bytes_max(&self) -> usize {
+        self.identity.memory.request_share(self.identity.settings.partitions)
     }
 
     /// How long the changes of a type are kept.

@@ -84,8 +84,8 @@ impl Inbox {
     }
 
     /// Whether so much is in memory that what other entities send stays on disk.
-    pub(super) fn is_crowded(&self) -> bool {
-        self.held_bytes > HELD_BYTES_MAX
+    pub(super) fn is_crowded(&self, share: usize) -> bool {
+        self.held_bytes > HELD_BYTES_MAX.min(share)
     }
 
     /// Notes a row that is in memory from here on.

@@ -241,7 +241,7 @@ impl Partition {
         }
         let limit = self.environment.limits(&id, None).mailbox_max;
         let is_crowded = self.links.is_rescanning()
-            || self.inbox.is_crowded()
+            || self.inbox.is_crowded(self.environment.row_bytes_max())
             || self.activations.get(&id).is_some_and(|entry| entry.waiting() >= limit);
         if is_crowded || self.inbox.has_backlog(&id) {
             self.inbox.add_backlog(&id);

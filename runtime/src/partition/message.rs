@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     config::Limits,
+    memory::CommitShare,
     store::{
         CommitOutcome, DeadLetterHeads, DueKey, InboxPage, ReadResult, ReminderPage, Write,
         tables::{
@@ -310,4 +311,6 @@ pub(crate) struct WriteGroup {
     pub(crate) is_buffered: bool,
     /// The shares of due and left-behind work in it, given back when it is durable.
     pub(crate) permits: Vec<OwnedSemaphorePermit>,
+    /// Its share of the memory of the node.
+    pub(crate) _share: Option<CommitShare>,
 }

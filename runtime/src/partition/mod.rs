@@ -98,6 +98,8 @@ const INBOX_PAGE: usize = 8;
 const REMINDERS_PAGE: usize = 512;
 /// The wait before the store is read again after it could not be.
 const READ_PAUSE: Duration = Duration::from_millis(200);
+/// The wait before more turns run, where so much waits to be committed that none may.
+const COMMIT_PAUSE: Duration = Duration::from_millis(2);
 
 /// The beginning of a partition at a node.
 pub(crate) struct Beginning {
@@ -139,18 +141,20 @@ impl Partition {
     pub(crate) fn new(beginning: Beginning, now: Timestamp, term: u64) -> Self {
         let Beginning { identity, predecessor, link, entropy, dropped } = beginning;
         let number = identity.number;
+        let memory = identity.memory.clone();
         let environment = Environment::new(identity, entropy, now);
+        let row_bytes_max = environment.row_bytes_max();
         // Of a clock that was set back, what was accepted later is earlier all the same.
         let began_at = environment.numbered(now);
         let mut partition = Self {
             environment,
             moment: Moment { now, has_room: true },
             lifecycle: Lifecycle::new(term),
-            activations: Activations::new(now),
+            activations: Activations::new(now, memory),
             inbox: Inbox::default(),
             attempts: Attempts::new(predecessor, number, began_at),
             keys: IdempotencyKeys::default(),
-            reminders: Reminders::default(),
+            reminders: Reminders::holding(row_bytes_max / 2),
             dead_letters: DeadLetters::new(number, dropped),
             links: Links::new(link),
             group: OpenGroup::default(),
@@ -193,7 +197,10 @@ impl Partition {
         self.seal();
         self.finish_drain();
         if self.activations.has_ready() && !self.group.is_full() {
-            self.outputs.push(Output::Again);
+            self.outputs.push(match self.environment.memory().waits_for_commits() {
+                true => Output::WakeAt(self.moment.now + COMMIT_PAUSE),
+                false => Output::Again,
+            });
         }
         std::mem::take(&mut self.outputs)
     }
@@ -277,6 +284,7 @@ impl Partition {
             self.inbox.forget_late(now);
             self.prune_letters();
         }
+        self.activations.shed(now, released, |id| self.inbox.has_backlog(id));
         self.outputs.extend(self.reminders.scan_if_wanted(now, released));
         if self.dead_letters.has_more_to_drop() || self.dead_letters.has_old(now) {
             self.prune_letters();
@@ -326,7 +334,11 @@ impl Partition {
         }
         let is_buffered = self.environment.has_buffered()
             && self.group.is_all_of(|id| self.environment.is_buffered(id));
-        let mut group = self.group.seal(self.environment.number(), self.lifecycle.term());
+        let mut group = self.group.seal(
+            self.environment.number(),
+            self.lifecycle.term(),
+            self.environment.memory(),
+        );
         group.is_buffered = is_buffered;
         self.outputs.push(Output::Commit(group));
     }

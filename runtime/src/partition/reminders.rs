@@ -70,6 +70,8 @@ pub(super) struct Reminders {
     beyond: Vec<(u64, DueKey, ReminderRecord)>,
     /// Permits for what fires next.
     permits: Option<OwnedSemaphorePermit>,
+    /// The most bytes in memory, where that is less than usual.
+    bytes_max: Option<usize>,
     has_asked: bool,
     /// The deleted generations whose delayed signals are not yet removed.
     purges: Map<EntityId, Purged>,
@@ -108,6 +110,11 @@ pub(super) struct Due {
 }
 
 impl Reminders {
+    /// Reminders of which at most so many bytes are in memory.
+    pub(super) fn holding(bytes: usize) -> Self {
+        Self { bytes_max: Some(bytes.min(PENDING_BYTES_MAX)), ..Self::default() }
+    }
+
     /// Takes a reminder that is being set by the write group `group`, or that is durable already (0).
     pub(super) fn set(
         &mut self,
@@ -148,12 +155,13 @@ impl Reminders {
     /// Leaves the last rows to the disk where there are too many; those that are not durable yet are
     /// kept until they are.
     fn shrink(&mut self, released: u64) {
+        let bytes_max = self.bytes_max.unwrap_or(PENDING_BYTES_MAX);
         let is_crowded = self.pending.len() > PENDING_MAX
-            || (self.pending_bytes > PENDING_BYTES_MAX && self.pending.len() > 1);
+            || (self.pending_bytes > bytes_max && self.pending.len() > 1);
         if !is_crowded {
             return;
         }
-        while (self.pending.len() > PENDING_MAX / 2 || self.pending_bytes > PENDING_BYTES_MAX / 2)
+        while (self.pending.len() > PENDING_MAX / 2 || self.pending_bytes > bytes_max / 2)
             && self.pending.len() > 1
             && let Some((place, (group, record))) = self.pending.pop_last()
         {

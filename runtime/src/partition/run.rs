@@ -53,6 +53,7 @@ impl Partition {
         let mut turns = TURNS_PER_STEP_MAX;
         while turns > 0
             && !self.group.is_full()
+            && !self.environment.memory().waits_for_commits()
             && let Some(id) = self.activations.begin_running()
         {
             if self.lifecycle.is_stopping() && !self.activations.of(&id).is_awaited() {

@@ -15,6 +15,7 @@ use super::{
     reply::{CallResult, ReplySender},
 };
 use crate::{
+    memory::{CommitShare, Memory},
     rules::Rule,
     store::{
         Write,
@@ -27,12 +28,17 @@ const GROUPS_IN_FLIGHT_MAX: u64 = 2;
 /// The most writes in the open group; then it waits for the committer.
 const WRITES_PER_GROUP_MAX: usize = 16_384;
 
+/// The most bytes, as far as they are known, in the open group; then it waits for the committer.
+const GROUP_BYTES_MAX: usize = 4 << 20;
+
 /// The write group that is open, and those that are under way.
 #[derive(Default)]
 pub(super) struct OpenGroup {
     open: WriteGroup,
     /// The entities whose states the open group will write, in the order of their first turns.
     unwritten: Vec<EntityId>,
+    /// About how many bytes the open group will write.
+    bytes: usize,
     /// The number of the last group that was sent, and of the last that is durable.
     sent: u64,
     released: u64,
@@ -63,6 +69,7 @@ impl OpenGroup {
     }
 
     pub(super) fn write(&mut self, write: Write) {
+        self.bytes += write.bytes();
         self.open.writes.push(write);
     }
 
@@ -86,8 +93,9 @@ impl OpenGroup {
         self.open.is_probe = true;
     }
 
-    /// Has the open group write the state of an entity, which is not among its states yet.
-    pub(super) fn write_state_of(&mut self, id: &EntityId) {
+    /// Has the open group write the state of an entity, which is not among its states yet, of about so many bytes.
+    pub(super) fn write_state_of(&mut self, id: &EntityId, bytes: usize) {
+        self.bytes += bytes;
         self.unwritten.push(id.clone());
     }
 
@@ -110,6 +118,7 @@ impl OpenGroup {
     /// Whether no more turns may join it for now.
     pub(super) fn is_full(&self) -> bool {
         self.open.writes.len() + self.unwritten.len() >= WRITES_PER_GROUP_MAX
+            || self.bytes >= GROUP_BYTES_MAX
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -134,9 +143,13 @@ impl OpenGroup {
     }
 
     /// Closes the open group, whose states were written, for the committer.
-    pub(super) fn seal(&mut self, partition: u16, term: u64) -> WriteGroup {
+    pub(super) fn seal(&mut self, partition: u16, term: u64, memory: &Arc<Memory>) -> WriteGroup {
         self.sent += 1;
-        WriteGroup { partition, term, number: self.sent, ..std::mem::take(&mut self.open) }
+        self.bytes = 0;
+        let open = std::mem::take(&mut self.open);
+        let bytes = open.writes.iter().map(Write::bytes).sum();
+        let _share = Some(CommitShare::new(memory, bytes));
+        WriteGroup { partition, term, number: self.sent, _share, ..open }
     }
 
     /// Whether each of its writes is of an entity that fits.
@@ -167,9 +180,14 @@ impl OpenGroup {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Config;
 
     fn id(key: &str) -> EntityId {
         EntityId::new("log", key).expect("valid")
+    }
+
+    fn memory() -> Arc<Memory> {
+        Memory::of(&Config::default())
     }
 
     /// The keys of the entities that go on.
@@ -186,16 +204,16 @@ mod tests {
     fn at_most_two_groups_are_under_way() {
         let mut group = OpenGroup::default();
         for number in 1..=2 {
-            group.write_state_of(&id("a"));
+            group.write_state_of(&id("a"), 0);
             assert_eq!(group.take_unwritten().map(|it| it.len()), Some(1));
-            assert_eq!(group.seal(3, 7).number, number);
+            assert_eq!(group.seal(3, 7, &memory()).number, number);
         }
-        group.write_state_of(&id("a"));
+        group.write_state_of(&id("a"), 0);
         assert!(group.take_unwritten().is_none(), "there is no room");
         assert!(!group.is_settled() && group.is_waited_for());
         group.committed(1);
         assert!(group.take_unwritten().is_some());
-        group.seal(3, 7);
+        group.seal(3, 7, &memory());
         group.committed(3);
         assert!(group.is_settled());
     }
@@ -204,17 +222,17 @@ mod tests {
     fn what_becomes_true_comes_in_the_order_of_the_groups() {
         let mut group = OpenGroup::default();
         group.after_open(Release::Resume(id("first")));
-        group.write_state_of(&id("a"));
+        group.write_state_of(&id("a"), 0);
         group.take_unwritten();
-        group.seal(0, 1);
+        group.seal(0, 1, &memory());
         group.after_open(Release::Resume(id("third")));
         group.resume_after(1, &id("second"));
         assert!(resumed(&mut group).is_empty());
         group.committed(1);
         assert_eq!(resumed(&mut group), ["first", "second"]);
-        group.write_state_of(&id("a"));
+        group.write_state_of(&id("a"), 0);
         group.take_unwritten();
-        group.seal(0, 1);
+        group.seal(0, 1, &memory());
         group.committed(2);
         assert_eq!(resumed(&mut group), ["third"]);
     }

@@ -15,11 +15,15 @@ use std::{
     time::Duration,
 };
 
+use bytesize::ByteSize;
+
 use self::{
     flags::{Asked, Command, LogFormat, Serve, Verb, log_filter},
     stop::Stop,
 };
-use crate::{Client, Config, Node, NodeBuilder, Server, ServerSettings, StartError};
+use crate::{
+    Client, Config, MemoryDivision, Node, NodeBuilder, Server, ServerSettings, StartError,
+};
 
 /// Exit codes, each with one meaning; 0 is a clean stop.
 pub mod exit {
@@ -133,6 +137,8 @@ async fn serve(
         body_bytes_max: settings.body_bytes_max,
         mailbox_max: settings.mailbox_max,
         requests_max: settings.requests_max,
+        memory: open::memory(&settings),
+        memory_is_of_process: true,
         lease: settings.lease,
         idle: settings.idle,
         ..Config::default()
@@ -141,6 +147,7 @@ async fn serve(
     if !problems.is_empty() {
         return fail(exit::USAGE, &problems.join("; "));
     }
+    tell_division(config.memory);
     let connections = ServerSettings { idle_connection: settings.idle_connection };
     let server = match Server::bind_with(&settings.listen, connections).await {
         Ok(server) => server,
@@ -168,6 +175,22 @@ async fn serve(
         hint(&node, &server)
     );
     serve_until(node, server, stop).await
+}
+
+/// Says how the memory is divided.
+fn tell_division(budget: usize) {
+    let size = |bytes: usize| ByteSize(bytes as u64).display().iec().to_string();
+    let it = MemoryDivision::of(budget);
+    tracing::info!(
+        program = size(it.program),
+        cache = size(it.cache),
+        write_buffers = size(it.write_buffers),
+        requests = size(it.requests),
+        commits = size(it.commits),
+        entities = size(it.entities),
+        "the memory of {} is divided; --memory sets it",
+        size(budget)
+    );
 }
 
 /// Every address where the server listens, as URLs.

@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr, time::Duration};
 
 use super::{exit, flags::Serve};
 use crate::{
-    Listen, Node, NodeBuilder, PostgresStore, RocksStore, listen,
+    Listen, MemoryDivision, Node, NodeBuilder, PostgresStore, RocksStore, listen,
     store::{
         postgres::{ConnectError, PostgresSettings},
         rocks::{OpenError, RocksSettings},
@@ -29,15 +29,21 @@ pub(super) fn name(settings: &Serve) -> &str {
     settings.node_id.as_deref().unwrap_or("node")
 }
 
+/// The memory that the process may take, in bytes.
+pub(super) fn memory(settings: &Serve) -> usize {
+    usize::try_from(settings.memory.as_u64()).unwrap_or(usize::MAX)
+}
+
 /// A node whose data is in a directory, and the name of that; or an exit code with its reason.
 async fn open_directory(settings: &Serve) -> Result<(NodeBuilder, String), (u8, String)> {
     let rocks = RocksSettings {
         node: name(settings).into(),
         free_bytes_min: settings.free_bytes_min,
-        block_cache_bytes: settings.block_cache_bytes,
+        block_cache_bytes: settings.block_cache_bytes.unwrap_or(usize::MAX),
         reset_clock: settings.reset_clock,
         ..RocksSettings::default()
     };
+    let rocks = rocks.within(&MemoryDivision::of(memory(settings)));
     let path = settings.data.clone();
     let opening = tokio::task::spawn_blocking(move || RocksStore::open_with(path, &rocks)).await;
     let place = settings.data.display().to_string();

@@ -133,6 +133,19 @@ impl Write {
         Self::Delete(R::TABLE, R::key(key))
     }
 
+    /// About how many bytes it takes.
+    pub(crate) fn bytes(&self) -> usize {
+        const BESIDE: usize = 128;
+        BESIDE
+            + match self {
+                Self::PutState(_, record) => record.state.len(),
+                Self::Accept(_, record) | Self::Retry(_, record) => record.input.len(),
+                Self::Remind(_, _, _, record) => record.input.len(),
+                Self::Put(_, key, value) => key.len() + value.len(),
+                _ => 0,
+            }
+    }
+
     /// The entity that it is of; none where it is of none, or of more than one.
     pub(crate) fn entity(&self) -> Option<Cow<'_, EntityId>> {
         match self {

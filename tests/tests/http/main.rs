@@ -10,6 +10,7 @@ mod finding;
 mod fixtures;
 mod flags;
 mod limits;
+mod memory;
 mod places;
 mod references;
 mod refusals;

@@ -34,6 +34,8 @@ pub(in crate::partition) struct Activation {
     /// How many left-behind operations are counted at one time.
     counted_share: u8,
     pub(super) is_queued: bool,
+    /// The bytes that are counted for it.
+    pub(super) bytes: u32,
     pub(super) used_at: Timestamp,
 }
 
@@ -92,6 +94,7 @@ impl Activation {
             unreleased: 0,
             counted_share: 1,
             is_queued: false,
+            bytes: 0,
             used_at: now,
         }
     }

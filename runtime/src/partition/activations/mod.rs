@@ -30,17 +30,17 @@ use super::{
 };
 use crate::{
     map::Map,
+    memory::{self, EntityShare, Memory},
     rules::Rule,
+    sabotage::Sabotage,
     store::{ReadError, ReadResult, tables::states::StateRecord},
     types::EntityType,
 };
 
 /// How often a partition may fail while it runs an entity, before the entity is left alone.
 pub(super) const FAILURES_MAX: u32 = 3;
-/// The most entities in memory before those that were not used for a second leave.
-const CROWDED: usize = 1_024;
-/// How long an unused entity stays where there are that many.
-const CROWDED_IDLE: Duration = Duration::from_secs(1);
+/// The wait before entities that all were in use are asked to leave again.
+const SHED_PAUSE: Duration = Duration::from_millis(100);
 
 /// The entities in memory.
 pub(super) struct Activations {
@@ -53,10 +53,13 @@ pub(super) struct Activations {
     failures: Map<EntityId, u32>,
     large: LargeStates,
     swept_at: Timestamp,
+    share: EntityShare,
+    /// When entities may be asked to leave again.
+    shed_at: Timestamp,
 }
 
 impl Activations {
-    pub(super) fn new(now: Timestamp) -> Self {
+    pub(super) fn new(now: Timestamp, memory: Arc<Memory>) -> Self {
         Self {
             table: Table::default(),
             ready: VecDeque::new(),
@@ -65,6 +68,8 @@ impl Activations {
             failures: Map::default(),
             large: LargeStates::default(),
             swept_at: now,
+            share: EntityShare::new(memory),
+            shed_at: now,
         }
     }
 
@@ -90,6 +95,7 @@ impl Activations {
         let is_new = self.table.get_mut(id).is_none();
         if is_new {
             self.table.insert(id.clone(), Activation::loading(now));
+            self.count(id, 0);
         }
         (self.of(id), is_new)
     }
@@ -97,6 +103,21 @@ impl Activations {
     /// Notes the bytes of a state that is written; the log is told where they come near the limit.
     pub(super) fn note_size(&mut self, id: &EntityId, bytes: usize, limit: usize) {
         self.large.note(id, bytes, limit);
+        self.count(id, bytes);
+    }
+
+    /// Counts what an entity takes whose state has so many bytes.
+    fn count(&mut self, id: &EntityId, state: usize) {
+        if let Some(activation) = self.table.get_mut(id) {
+            let bytes = u32::try_from(memory::entity_bytes(state)).unwrap_or(u32::MAX);
+            let before = std::mem::replace(&mut activation.bytes, bytes);
+            self.share.replace(before as usize, bytes as usize);
+        }
+    }
+
+    /// The bytes of the states of entities, as they are counted.
+    pub(super) fn bytes_of(&self, id: &EntityId) -> usize {
+        self.table.get(id).map_or(0, |entry| entry.bytes as usize)
     }
 
     pub(super) fn contains(&self, id: &EntityId) -> bool {
@@ -156,18 +177,12 @@ impl Activations {
     /// When something is to be done by itself: a retry, or forgetting who is idle.
     pub(super) fn next_wake(&self, idle: Duration) -> [Option<Timestamp>; 2] {
         let retry = self.retries.first().map(|(at, _)| *at);
-        let sweep = (self.table.len() > 0).then(|| self.swept_at + self.idle(idle) / 4);
+        let sweep = (self.table.len() > 0).then(|| self.swept_at + idle / 4);
         [retry, sweep]
     }
 
-    /// How long an unused entity stays.
-    fn idle(&self, idle: Duration) -> Duration {
-        if self.table.len() > CROWDED { idle.min(CROWDED_IDLE) } else { idle }
-    }
-
-    /// Forgets entities that were not used for a while, each for its own, and for a shorter while where
-    /// there are many, but for those that `keeps` says of. Says whether it was time for that, which the
-    /// shortest of the whiles decides.
+    /// Forgets entities that were not used for a while, each for its own, but for those that `keeps` says of. Says
+    /// whether it was time for that, which the shortest of the whiles decides.
     pub(super) fn sweep(
         &mut self,
         now: Timestamp,
@@ -175,18 +190,59 @@ impl Activations {
         released: u64,
         keeps: impl Fn(&EntityId) -> bool,
     ) -> bool {
-        if now < self.swept_at + self.idle(idle_min) / 4 {
+        if now < self.swept_at + idle_min / 4 {
             return false;
         }
         self.swept_at = now;
-        let is_crowded = self.table.len() > CROWDED;
-        self.table.retain(|id, entry| {
-            let idle = if is_crowded { idle(id).min(CROWDED_IDLE) } else { idle(id) };
-            let idle = i64::try_from(idle.as_micros()).unwrap_or(i64::MAX / 2);
+        self.retain(|id, entry| {
+            let idle = i64::try_from(idle(id).as_micros()).unwrap_or(i64::MAX / 2);
             let since = Timestamp::from_micros(now.as_micros() - idle);
             !entry.is_idle(released, since) || keeps(id)
         });
         true
+    }
+
+    /// Forgets entities that were not used for longest, where all of the node take more than they may, but for those
+    /// that `keeps` says of.
+    pub(super) fn shed(
+        &mut self,
+        now: Timestamp,
+        released: u64,
+        keeps: impl Fn(&EntityId) -> bool,
+    ) {
+        let surplus = if now < self.shed_at { 0 } else { self.share.surplus() };
+        if surplus == 0 || Sabotage::BudgetIgnored.is_on() {
+            return;
+        }
+        let ever = Timestamp::from_micros(i64::MAX);
+        let idle = self.table.values().filter(|entry| entry.is_idle(released, ever));
+        let mut idle: Vec<_> = idle.map(|entry| (entry.used_at, entry.bytes as usize)).collect();
+        idle.sort_unstable();
+        let mut bytes = 0;
+        let last = idle.iter().find(|(_, of)| {
+            bytes += of;
+            bytes >= surplus
+        });
+        let Some((until, _)) = last.or(idle.last()) else {
+            self.shed_at = now + SHED_PAUSE;
+            return;
+        };
+        let since = *until + Duration::from_micros(1);
+        self.retain(|id, entry| !entry.is_idle(released, since) || keeps(id));
+        if self.share.surplus() > 0 {
+            self.shed_at = now + SHED_PAUSE;
+        }
+    }
+
+    fn retain(&mut self, keeps: impl Fn(&EntityId, &Activation) -> bool) {
+        let share = &mut self.share;
+        self.table.retain(|id, entry| {
+            let is_kept = keeps(id, entry);
+            if !is_kept {
+                share.replace(entry.bytes as usize, 0);
+            }
+            is_kept
+        });
     }
 
     /// Takes what the store has of an entity that waits for it, and lets it run.
@@ -198,6 +254,9 @@ impl Activations {
         now: Timestamp,
     ) {
         self.running = Some(id.clone());
+        if let Ok(Some(record)) = &read {
+            self.count(id, record.state.len());
+        }
         let stage = match read {
             Err(ReadError::Unavailable(why)) => {
                 tracing::error!(entity = %id, why, "a state cannot be read at the moment");
@@ -238,6 +297,7 @@ impl Activations {
     /// Forgets an entity as if it had never been loaded.
     #[cfg(feature = "sabotage")]
     pub(super) fn forget(&mut self, id: &EntityId) {
+        self.share.replace(self.bytes_of(id), 0);
         self.table.remove(id);
     }
 
@@ -254,6 +314,7 @@ impl Activations {
     /// Ends the term: forgets every entity. Returns what waited for them, in the order of their ids,
     /// which does not depend on how tables hash.
     pub(super) fn clear(&mut self) -> impl Iterator<Item = Envelope> + use<> {
+        self.share.replace(self.share.bytes(), 0);
         let table = std::mem::take(&mut self.table).into_sorted();
         self.ready.clear();
         self.retries.clear();
@@ -266,6 +327,7 @@ mod tests {
     use stead_entities::ErrorKind;
 
     use super::*;
+    use crate::Config;
 
     fn id(key: &str) -> EntityId {
         EntityId::new("log", key).expect("valid")
@@ -277,7 +339,7 @@ mod tests {
 
     #[test]
     fn an_entity_runs_once_however_often_it_is_made_ready() {
-        let mut entities = Activations::new(at(0));
+        let mut entities = Activations::new(at(0), Memory::of(&Config::default()));
         for key in ["a", "b"] {
             assert!(entities.activate(&id(key), at(0)).1, "its state is to be read");
             assert!(!entities.activate(&id(key), at(0)).1, "once");
@@ -293,7 +355,7 @@ mod tests {
 
     #[test]
     fn who_is_idle_is_forgotten_and_who_waits_is_not() {
-        let mut entities = Activations::new(at(0));
+        let mut entities = Activations::new(at(0), Memory::of(&Config::default()));
         let idle = Duration::from_secs(60);
         for key in ["idle", "used", "loading", "held", "kept"] {
             entities.activate(&id(key), at(0));
@@ -314,8 +376,40 @@ mod tests {
     }
 
     #[test]
+    fn who_was_not_used_for_longest_leaves_when_memory_is_used_up() {
+        let config = Config { memory: 64 << 20, ..Config::default() };
+        let memory = Memory::of(&config);
+        let mut entities = Activations::new(at(0), memory.clone());
+        let mib = 1 << 20;
+        for (key, used) in [("c", 3), ("a", 1), ("d", 4), ("b", 2), ("kept", 0), ("loading", 0)] {
+            entities.activate(&id(key), at(0));
+            if key != "loading" {
+                let error = Error::new(ErrorKind::Corrupt, "on purpose");
+                entities.of(&id(key)).loaded(Stage::Unusable(error));
+            }
+            entities.of(&id(key)).use_at(at(used));
+            entities.note_size(&id(key), 2 * mib, 16 * mib);
+        }
+        let known = |entities: &Activations| {
+            ["a", "b", "c", "d", "kept", "loading"]
+                .into_iter()
+                .filter(|key| entities.contains(&id(key)))
+                .collect::<Vec<_>>()
+        };
+        let keeps = |of: &EntityId| of.key() == "kept";
+        assert!(memory.has_surplus(), "24 MiB of 18");
+        entities.shed(at(10), 0, keeps);
+        assert_eq!(known(&entities), ["c", "d", "kept", "loading"]);
+        assert!(!memory.has_surplus());
+        entities.shed(at(20), 0, keeps);
+        assert_eq!(known(&entities).len(), 4, "nobody has to leave");
+        assert_eq!(entities.clear().count(), 0);
+        assert!(!memory.has_surplus());
+    }
+
+    #[test]
     fn retries_come_in_the_order_of_their_times() {
-        let mut entities = Activations::new(at(0));
+        let mut entities = Activations::new(at(0), Memory::of(&Config::default()));
         entities.retry(at(9), &id("late"));
         entities.retry(at(3), &id("early"));
         assert_eq!(entities.next_retry(at(2)), None);

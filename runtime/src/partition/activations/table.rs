@@ -54,7 +54,7 @@ impl Table {
     }
 
     /// Removes the entities for which `keeps` is false.
-    pub(super) fn retain(&mut self, keeps: impl Fn(&EntityId, &Activation) -> bool) {
+    pub(super) fn retain(&mut self, mut keeps: impl FnMut(&EntityId, &Activation) -> bool) {
         self.last = None;
         let entries = &mut self.entries;
         self.places.retain(|id, place| {

@@ -38,6 +38,7 @@ use crate::{
     Config,
     commit::merged,
     entropy::Entropy,
+    memory::Memory,
     store::{
         Batch, CommitOutcome, Fence, Haste, ReadError, RunningMarks, Store, TypedReads as _,
         memory::{MemoryDisk, MemoryStore},
@@ -292,10 +293,11 @@ impl Bench {
             incarnation: opened.incarnation,
             settings: Settings { partitions: 1, seed: (1, 2) },
             types: types(),
-            config: Arc::new(config),
+            config: Arc::new(config.clone()),
             watch: Watches::default().add(),
             numbers_ahead: opened.numbers_ahead,
             unserved: Arc::default(),
+            memory: Memory::of(&config),
             hosting: 1,
             foreign: Arc::default(),
         };

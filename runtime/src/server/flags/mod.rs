@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use bytesize::ByteSize;
 use clap::{
     Args, CommandFactory, FromArgMatches, Parser, Subcommand,
     builder::{Resettable, StyledStr},
@@ -159,6 +160,10 @@ pub(super) struct Serve {
     /// The most operations that wait for one entity in memory.
     #[arg(long, env = "STEAD_MAILBOX_MAX", default_value = "4096")]
     pub(super) mailbox_max: usize,
+    /// The memory that the process may take, as in 512MiB or 4GiB; at least 64MiB. Entities that were not used for
+    /// longest leave memory first, and requests are refused before it is used up. The log says how it is divided.
+    #[arg(long, env = "STEAD_MEMORY", default_value = "1GiB", value_name = "SIZE")]
+    pub(super) memory: ByteSize,
     /// The most requests that the node holds at one time.
     #[arg(long, env = "STEAD_REQUESTS_MAX", default_value = "65536")]
     pub(super) requests_max: usize,
@@ -166,9 +171,10 @@ pub(super) struct Serve {
     /// of the disk, at most 256 MiB].
     #[arg(long, env = "STEAD_FREE_BYTES_MIN")]
     pub(super) free_bytes_min: Option<u64>,
-    /// Bytes of data that are kept in memory for reading; in a directory only.
-    #[arg(long, env = "STEAD_BLOCK_CACHE_BYTES", default_value = "67108864")]
-    pub(super) block_cache_bytes: usize,
+    /// The most bytes of data that are kept in memory for reading; in a directory only [default: an eighth of the
+    /// memory].
+    #[arg(long, env = "STEAD_BLOCK_CACHE_BYTES")]
+    pub(super) block_cache_bytes: Option<usize>,
     /// Set the store's clock back where it is ahead of the wall clock, once, at this start. Meant for
     /// one start by hand: the operations guide says when. Not for many nodes, which follow the
     /// database's clock.

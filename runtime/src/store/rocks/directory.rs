@@ -13,7 +13,10 @@ use std::{
 
 use fs4::FileExt as _;
 
-use crate::clock::{monotonic, wait};
+use crate::{
+    MemoryDivision,
+    clock::{monotonic, wait},
+};
 
 /// How long opening waits for whoever uses the directory to end.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -41,6 +44,9 @@ pub struct RocksSettings {
     /// before they are written to a sorted file; at most a sixteenth of the disk is used. More makes
     /// writing cheaper and opening slower.
     pub write_buffer_bytes: usize,
+    /// The most bytes of all tables together that are kept in memory before they are written to files. Not set:
+    /// then each table has buffers of its own, as [`RocksSettings::write_buffer_bytes`] says.
+    pub write_buffers_bytes_max: Option<usize>,
     /// Writes are refused while less than this many bytes of the disk are free. `None` takes a
     /// quarter of the disk, at most 256 MiB: room for what is in memory to be written out.
     pub free_bytes_min: Option<u64>,
@@ -53,6 +59,17 @@ pub struct RocksSettings {
 }
 
 impl RocksSettings {
+    /// The same within a budget of memory: cache and write buffers have their parts of it.
+    #[must_use]
+    pub fn within(self, memory: &MemoryDivision) -> Self {
+        Self {
+            block_cache_bytes: self.block_cache_bytes.min(memory.cache),
+            write_buffer_bytes: self.write_buffer_bytes.min(memory.write_buffers / 4),
+            write_buffers_bytes_max: Some(memory.write_buffers),
+            ..self
+        }
+    }
+
     /// The defaults, with what `change` sets.
     pub fn with(change: impl FnOnce(&mut Self)) -> Self {
         let mut settings = Self::default();
@@ -68,6 +85,7 @@ impl Default for RocksSettings {
             partitions: 256,
             block_cache_bytes: 64 << 20,
             write_buffer_bytes: 64 << 20,
+            write_buffers_bytes_max: None,
             free_bytes_min: None,
             tidy_interval: Duration::from_secs(30),
             reset_clock: false,

@@ -4,7 +4,7 @@ use std::{ffi::CStr, sync::Arc};
 
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamilyDescriptor, CompactionDecision, DB, DBRecoveryMode,
-    Options,
+    Options, WriteBufferManager,
 };
 
 use super::{Directory, OpenError, RocksSettings, history};
@@ -43,6 +43,10 @@ pub(super) fn open(
     whole.set_allow_concurrent_memtable_write(false);
     let buffer = directory.write_buffer_bytes();
     whole.set_max_total_wal_size(3 * buffer as u64);
+    if let Some(bytes) = settings.write_buffers_bytes_max {
+        // Buffers that are full are counted too until they are written, so writes wait for that.
+        whole.set_write_buffer_manager(&WriteBufferManager::new_write_buffer_manager(bytes, true));
+    }
     whole.set_max_open_files(OPEN_FILES_MAX);
     whole.set_max_background_jobs(2);
     whole.set_keep_log_file_num(4);
