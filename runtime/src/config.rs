@@ -8,7 +8,7 @@ use stead_entities::{
 };
 
 /// The smallest budget of memory.
-const MEMORY_MIN: usize = 64 << 20;
+const MEMORY_MIN: usize = 128 << 20;
 /// The shortest lease: a store needs time to answer.
 const LEASE_MIN: Duration = Duration::from_millis(200);
 /// The longest lease.
@@ -52,7 +52,7 @@ pub struct Config {
     pub mailbox_max: usize,
     /// The budget of the node in bytes: entities, requests, write groups, and, where the store is set up by it,
     /// what the database keeps in memory ([`MemoryDivision`](crate::MemoryDivision) says how it is divided). 1 GiB; at
-    /// least 64 MiB. Entities that were not used for longest leave memory first.
+    /// least 128 MiB. Entities that were not used for longest leave memory first.
     pub memory: usize,
     /// Whether the budget is that of the whole process, as that of a server is: then its resident bytes, where the
     /// system tells them, are held below it too. Not set.
@@ -138,7 +138,7 @@ impl Config {
             self.block_limit > self.turn_deadline,
             "the block limit must be above the turn deadline",
         );
-        check(self.memory >= MEMORY_MIN, "the memory must be at least 64 MiB");
+        check(self.memory >= MEMORY_MIN, "the memory must be at least 128 MiB");
         check(self.mailbox_max > 0, "a mailbox must hold at least one operation");
         check(
             (1..=REQUESTS_MAX).contains(&self.requests_max),

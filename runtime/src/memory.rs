@@ -143,6 +143,18 @@ impl Memory {
     }
 }
 
+/// Why the limits of a node do not fit into its budget, if they do not.
+pub(crate) fn problem(config: &Config) -> Option<String> {
+    let most = Memory::of(config).request_bytes_max();
+    let is_too_large = config.body_bytes_max > most;
+    is_too_large.then(|| {
+        format!(
+            "a body of {} bytes does not fit: of the memory, bodies may take {most}",
+            config.body_bytes_max
+        )
+    })
+}
+
 /// The bytes that an entity takes, whose state has so many where it is stored.
 pub(crate) fn entity_bytes(state: usize) -> usize {
     ENTITY_BYTES + STATE_FACTOR * state

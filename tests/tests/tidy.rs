@@ -404,7 +404,7 @@ const SLEEPS: [(&str, usize, &str); 25] = [
     ("tests/semantics/policies.rs", 2, "operations that take long"),
     ("tests/semantics/reminders.rs", 2, "nothing must be applied meanwhile"),
     ("tests/semantics/turns.rs", 3, "nothing must be answered meanwhile"),
-    ("tests/semantics/type_changes.rs", 4, "virtual time"),
+    ("tests/semantics/type_changes.rs", 8, "virtual time"),
     ("tests/simulation/run.rs", 15, "virtual time"),
     ("tests/store/backups.rs", 1, "references are dropped later"),
     ("tests/store/main.rs", 1, "paces batches, between which files are written"),

@@ -21,6 +21,10 @@ use crate::{
     types::EntityTypes,
 };
 
+/// How much longer a row is kept than positions before it are taken: a commit may take a while to be seen, and the
+/// read of a page to begin.
+const SLACK: Duration = Duration::from_secs(60);
+
 /// How long the changes of types are kept, of those that keep them.
 #[derive(Debug, Default)]
 pub(crate) struct ChangeLog(Map<&'static str, Duration>);
@@ -52,7 +56,7 @@ impl ChangeLog {
             .zip(rows)
             .map(|(index, (row, retention))| {
                 let place = Place { number: fence.number, index };
-                write(row, fence.incarnation, place, now + retention)
+                write(row, fence.incarnation, place, now + retention + retention / 8 + SLACK)
             })
             .collect();
         writes.extend(rows);

@@ -11,7 +11,7 @@ use std::sync::{
 };
 
 use stead_entities::{EntityId, Error, ErrorKind};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 
 use crate::{
     map::{Set, SharedMap},
@@ -20,6 +20,10 @@ use crate::{
 
 /// The most streams of changes of one node.
 const SUBSCRIPTIONS_MAX: usize = 20_000;
+/// The most of them that follow types, each of which may hold a page of states.
+const FOLLOWERS_MAX: usize = 1_000;
+/// How many pages of changes are read at one time.
+const PAGES_MAX: usize = 2;
 
 /// The source of news that somebody waits for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -36,11 +40,25 @@ impl Watched {
 }
 
 /// The subscribers of a node, by what they wait for.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Subscribers {
     watched: SharedMap<Watched, watch::Sender<()>>,
     count: AtomicUsize,
+    followers: AtomicUsize,
+    pages: Semaphore,
     is_closed: AtomicBool,
+}
+
+impl Default for Subscribers {
+    fn default() -> Self {
+        Self {
+            watched: SharedMap::default(),
+            count: AtomicUsize::new(0),
+            followers: AtomicUsize::new(0),
+            pages: Semaphore::new(PAGES_MAX),
+            is_closed: AtomicBool::new(false),
+        }
+    }
 }
 
 /// The entities that a batch changes; none where nobody was there when it was asked.
@@ -61,10 +79,14 @@ impl Subscribers {
     /// # Errors
     /// [`ErrorKind::Overloaded`] where too many wait.
     pub(crate) fn subscribe(self: &Arc<Self>, of: Watched) -> Result<Subscription, Error> {
-        if self.count.fetch_add(1, Ordering::SeqCst) >= SUBSCRIPTIONS_MAX {
-            self.count.fetch_sub(1, Ordering::SeqCst);
-            let message = format!("{SUBSCRIPTIONS_MAX} streams of changes are open at this node");
-            return Err(Error::new(ErrorKind::Overloaded, message));
+        let counts = self.counts(&of);
+        let limits = [SUBSCRIPTIONS_MAX, FOLLOWERS_MAX];
+        for (place, (count, limit)) in counts.iter().zip(limits).enumerate() {
+            if count.fetch_add(1, Ordering::SeqCst) >= limit {
+                give_back(&counts[..=place]);
+                let message = format!("{limit} streams of changes are open at this node");
+                return Err(Error::new(ErrorKind::Overloaded, message));
+            }
         }
         let entry = self.watched.entry(of.clone()).or_insert_with(|| watch::Sender::new(()));
         let news = Some(entry.subscribe());
@@ -73,6 +95,19 @@ impl Subscribers {
             self.watched.remove(&of);
         }
         Ok(Subscription { of, news, subscribers: self.clone() })
+    }
+
+    /// The counts in which a subscription is.
+    fn counts(&self, of: &Watched) -> Vec<&AtomicUsize> {
+        match of {
+            Watched::Entity(_) => vec![&self.count],
+            Watched::Type(_) => vec![&self.count, &self.followers],
+        }
+    }
+
+    /// The turn to read a page of changes, until it is dropped.
+    pub(crate) async fn page(&self) -> Option<SemaphorePermit<'_>> {
+        self.pages.acquire().await.ok()
     }
 
     /// Wakes who waits for news of something.
@@ -142,9 +177,15 @@ impl Subscription {
     }
 }
 
+fn give_back(counts: &[&AtomicUsize]) {
+    for count in counts {
+        count.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 impl Drop for Subscription {
     fn drop(&mut self) {
-        self.subscribers.count.fetch_sub(1, Ordering::SeqCst);
+        give_back(&self.subscribers.counts(&self.of));
         // Of two that end at one time, the last one sees that nobody is left.
         drop(self.news.take());
         self.subscribers.watched.remove_if(&self.of, |_, entry| entry.receiver_count() == 0);

@@ -6,7 +6,7 @@
 //! that it comes to own, as it does for an index that it does not know; an owner that keeps them takes the notes away.
 //! What must never happen: a change is missing, and the number is the one from before.
 
-use super::Host;
+use super::{Host, indexes};
 use crate::{
     partition::ForeignIndex,
     sabotage::Sabotage,
@@ -28,12 +28,21 @@ pub(super) async fn guard(
     for known in node.sorted_types() {
         let name = known.name().to_owned();
         let kept = stored.iter().find(|(of, _)| *of == name).map(|(_, kept)| kept.retention);
-        match known.policy().changes {
-            Some(retention) if kept != Some(retention) => {
+        match (known.policy().changes, kept) {
+            (Some(retention), None) => {
+                if !is_alone {
+                    // Others may own partitions, and their programs keep nothing.
+                    let note = (name.clone(), CHANGES_NOTE.to_owned());
+                    writes.extend(indexes::notes(node, &note, 0));
+                }
+                writes.push(Write::put(&name, &KeptChanges { since: incarnation, retention }));
+            }
+            // Among others the shortest time counts, for which all of them keep a change.
+            (Some(retention), Some(kept)) if retention < kept || is_alone && retention > kept => {
                 writes.push(Write::put(&name, &KeptChanges { since: incarnation, retention }));
             }
             // What is written from here on is not among them.
-            None if is_alone && kept.is_some() => writes.push(Write::delete::<KeptChanges>(&name)),
+            (None, Some(_)) if is_alone => writes.push(Write::delete::<KeptChanges>(&name)),
             _ => {}
         }
     }

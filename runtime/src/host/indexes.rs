@@ -69,7 +69,7 @@ pub(super) async fn guard(
 }
 
 /// A note for each partition that its states lack an index of a version of its type.
-fn notes(
+pub(super) fn notes(
     node: &Host,
     (name, index): &(String, String),
     version: u32,

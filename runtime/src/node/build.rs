@@ -17,6 +17,7 @@ use crate::{
     config::Config,
     entropy::Entropy,
     host::{Host, Parts, layouts, versions},
+    memory,
     placement::{
         cluster::Cluster,
         member::{self, JoinError},
@@ -198,6 +199,7 @@ impl NodeBuilder {
     /// [`StartError`]; nothing is changed where it is `Invalid` or `Layout`.
     pub async fn start(self) -> Result<Node, StartError> {
         let mut problems = self.config.problems();
+        problems.extend(memory::problem(&self.config));
         let mut types = EntityTypes::default();
         for entity in &self.entities {
             let known = entity(&self.dependencies);

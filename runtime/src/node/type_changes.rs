@@ -23,7 +23,7 @@ use super::{
     changes::{EVENT_PAUSE, READ_PAUSE},
     committed::shown,
     find::not_ready,
-    lists::{Snapshot, room_for_a_page},
+    lists::Snapshot,
 };
 use crate::{
     clock,
@@ -31,7 +31,9 @@ use crate::{
     partition::reply::StateView,
     store::{
         Haste, Rows, TypedReads as _,
-        change_log::{self, ChangePage, Event, Followed, Living, LogPosition},
+        change_log::{
+            self, ChangePage, Event, FOLLOWED_BYTES_MAX, Followed, Living, LogPosition, Look,
+        },
         record,
         tables::states::StateRecord,
     },
@@ -97,6 +99,8 @@ struct Feed {
     followed: Followed,
     news: Subscription,
     position: Option<LogPosition>,
+    /// How many pages it has read.
+    pages: usize,
     due: VecDeque<Told>,
     /// Whether the stream is at its end, so that it is read again when there is news.
     is_at_end: bool,
@@ -124,6 +128,7 @@ pub(super) async fn begin(
         node: node.clone(),
         news: node.0.host.subscribers().subscribe(of)?,
         position: None,
+        pages: 0,
         due: VecDeque::new(),
         is_at_end: false,
         caught_up: None,
@@ -184,18 +189,20 @@ impl Feed {
     /// Reads the next page, in one view of the store; or says why changes cannot be followed now.
     async fn page(&self) -> Result<Result<ChangePage, Error>, Error> {
         let node = &self.node.0;
-        let _room = room_for_a_page(node)?;
+        // A commit wakes all followers of a type; few of them take room at one time.
+        let _turn = node.host.subscribers().page().await;
+        let _room = node.local().admit(FOLLOWED_BYTES_MAX)?;
         let living = match node.cluster() {
-            None => Living::new([node.host.store().opened().incarnation]),
+            None => Living::alone(node.host.store().opened().incarnation),
             Some(cluster) => {
                 let seen = cluster.seen();
-                Living::new(seen.view.members.iter().map(|member| member.incarnation))
+                Living::members(seen.view.members.iter().map(|member| member.incarnation))
             }
         };
-        let now = node.host.clock().now();
+        let (now, number) = (node.host.clock().now(), self.pages);
+        let look = Look { living, now, is_first: number == 0, number };
         let (followed, position) = (self.followed.clone(), self.position.clone());
-        let read =
-            move |rows: &dyn Rows| change_log::page(rows, &followed, position, (&living, now));
+        let read = move |rows: &dyn Rows| change_log::page(rows, &followed, position, &look);
         let page = node.host.store().read(Haste::Long, read).await?;
         let Followed { entity_type, version, .. } = &self.followed;
         let of = (&**entity_type, *version);
@@ -203,6 +210,7 @@ impl Feed {
     }
 
     fn take(&mut self, page: ChangePage) {
+        self.pages += 1;
         if page.has_gap {
             self.due.push_back(TypeChangeEvent { position: None, change: TypeChange::Gap });
             self.caught_up = None;
@@ -271,7 +279,8 @@ impl Feed {
 impl TypeChanges<StateView> {
     /// The same with states of a type.
     pub(super) fn typed<E: Entity>(self) -> TypeChanges<Snapshot<E>> {
-        let typed = stream::unfold(self, async |mut changes| {
+        let typed = stream::unfold(Some(self), async |changes| {
+            let mut changes = changes?;
             let event = changes.next().await?;
             let event = event.and_then(|TypeChangeEvent { position, change }| {
                 let change = match change {
@@ -285,7 +294,8 @@ impl TypeChanges<StateView> {
                 };
                 Ok(TypeChangeEvent { position, change })
             });
-            Some((event, changes))
+            let goes_on = event.is_ok();
+            Some((event, goes_on.then_some(changes)))
         });
         TypeChanges { events: Box::pin(typed), of: PhantomData }
     }

@@ -7,7 +7,10 @@
 //! is shown is the state that the same view has, so a stream never goes back, and rows that are not the newest of
 //! their entity are passed over. What must never happen: a position is behind a change that was not shown.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use stead_entities::{EntityId, Timestamp, index::ValueRange};
@@ -26,10 +29,12 @@ use super::{
 };
 use crate::{map::Map, sabotage::Sabotage};
 
-/// The most rows of the log that one page looks at.
-const ROWS_MAX: usize = 256;
-/// The most entities of one page of the list of what is there.
-const LISTED_MAX: usize = 256;
+/// The most rows of the log that one page looks at, and the most entities of one page of the list.
+const ROWS_MAX: usize = 128;
+/// The most bytes of the states of one page; it has one state in any case. A follower who does not read holds a page.
+pub(crate) const FOLLOWED_BYTES_MAX: usize = 64 << 10;
+/// How far the clock of the node that gave a position may be ahead of this one's.
+const LEAD_MAX: Duration = Duration::from_secs(60);
 /// How many states are read at one time: at first, and at most.
 const FETCHED_AT_FIRST: usize = 4;
 const FETCHED_MAX: usize = 64;
@@ -47,8 +52,14 @@ pub(crate) struct Followed {
 }
 
 impl Followed {
-    /// Whether a state with these values is meant. Where a value is not known it may be.
+    /// Whether a state with these values is meant.
     fn fits(&self, values: &IndexedValues) -> bool {
+        let mut filters = self.filters.iter();
+        filters.all(|(index, range)| values.get(index).is_some_and(|value| range.contains(value)))
+    }
+
+    /// Whether a state that had these values may have been told. Where one is not known it may.
+    fn may_have_fit(&self, values: &IndexedValues) -> bool {
         let mut filters = self.filters.iter();
         filters.all(|(index, range)| values.get(index).is_none_or(|value| range.contains(value)))
     }
@@ -63,7 +74,8 @@ impl Followed {
 pub(crate) struct LogPosition {
     /// The number under which changes are kept.
     since: u64,
-    /// When everything before it had been shown.
+    /// Everything that was committed before this had been shown: the time of the last page at whose end there was
+    /// nothing more, or of the beginning.
     at: Timestamp,
     /// Incarnations up to this one are read to their ends, but for those below.
     passed: u64,
@@ -77,7 +89,7 @@ impl LogPosition {
     /// Notes that an incarnation that has ended is read to its end. Whoever lives and has an earlier number is not
     /// passed with it.
     fn pass(&mut self, ended: u64, living: &Living) {
-        let earlier = living.0.range(..ended).filter(|it| **it > self.passed);
+        let earlier = living.incarnations.range(..ended).filter(|it| **it > self.passed);
         for earlier in earlier.filter(|it| !living.has_lost(**it)) {
             self.places.entry(*earlier).or_default();
         }
@@ -86,23 +98,51 @@ impl LogPosition {
     }
 }
 
+/// The moment of a look at the changes, from before its view began.
+#[derive(Debug, Clone)]
+pub(crate) struct Look {
+    /// The incarnations that may still write.
+    pub(crate) living: Living,
+    pub(crate) now: Timestamp,
+    /// Whether the position is one that a client has brought, which is judged.
+    pub(crate) is_first: bool,
+    /// Which look of its stream this is: each begins with another log.
+    pub(crate) number: usize,
+}
+
 /// The incarnations that may still write.
 #[derive(Debug, Clone)]
-pub(crate) struct Living(BTreeSet<u64>);
+pub(crate) struct Living {
+    incarnations: BTreeSet<u64>,
+    /// Whether there can be no later ones.
+    are_all: bool,
+}
 
 impl Living {
-    /// These members, or the one node of a store; as seen before the log is read.
-    pub(crate) fn new(incarnations: impl IntoIterator<Item = u64>) -> Self {
-        Self(incarnations.into_iter().collect())
+    /// These members, as seen before the log is read.
+    pub(crate) fn members(incarnations: impl IntoIterator<Item = u64>) -> Self {
+        Self { incarnations: incarnations.into_iter().collect(), are_all: false }
+    }
+
+    /// The one node of a store.
+    pub(crate) fn alone(incarnation: u64) -> Self {
+        Self { incarnations: BTreeSet::from([incarnation]), are_all: true }
     }
 
     fn last(&self) -> u64 {
-        self.0.last().copied().unwrap_or(0)
+        self.incarnations.last().copied().unwrap_or(0)
+    }
+
+    /// Whether a position names an incarnation that there cannot have been, as after a backup was restored.
+    fn never_had(&self, position: &LogPosition) -> bool {
+        let last = position.places.keys().last().copied().unwrap_or(0);
+        self.are_all && last.max(position.passed) > self.last()
     }
 
     /// Whether an incarnation can write no more. A later one may have joined since the members were seen.
     fn has_lost(&self, incarnation: u64) -> bool {
-        let is_member = self.0.contains(&incarnation) && !Sabotage::LivingLogPassed.is_on();
+        let is_member =
+            self.incarnations.contains(&incarnation) && !Sabotage::LivingLogPassed.is_on();
         !is_member && incarnation <= self.last()
     }
 }
@@ -132,12 +172,12 @@ pub(crate) struct ChangePage {
 /// The outcome of a look at the changes, or what cannot answer, and why.
 pub(crate) type Followings = ReadResult<Result<ChangePage, (String, Readiness)>>;
 
-/// The changes behind a position, or from the beginning on. `now` was the time before the view began.
+/// The changes behind a position, or from the beginning on.
 pub(crate) fn page(
     rows: &dyn Rows,
     followed: &Followed,
     position: Option<LogPosition>,
-    (living, now): (&Living, Timestamp),
+    look: &Look,
 ) -> Followings {
     let kept = match kept(rows, followed)? {
         Ok(kept) => kept,
@@ -145,19 +185,24 @@ pub(crate) fn page(
     };
     let was_given = position.is_some();
     let position = position.filter(|position| {
-        let age = now.since(position.at);
-        position.since == kept.since && age < kept.retention.as_duration() && position.at <= now
+        let age = look.now.since(position.at);
+        position.since == kept.since
+            && age < kept.retention.as_duration()
+            && position.at <= look.now + LEAD_MAX
+            && !look.living.never_had(position)
     });
     let known = match position {
-        Some(position) if is_of_this_past(rows, followed, &position)? => Some(position),
+        Some(position) if !look.is_first || is_of_this_past(rows, followed, &position)? => {
+            Some(position)
+        }
         _ => None,
     };
     let mut page = ChangePage {
         has_gap: was_given && known.is_none(),
         events: Vec::new(),
         position: match known {
-            Some(position) => LogPosition { at: now, ..position },
-            None => beginning(rows, followed, kept.since, (living, now))?,
+            Some(position) => position,
+            None => beginning(rows, followed, kept.since, look)?,
         },
         is_end: false,
     };
@@ -165,11 +210,14 @@ pub(crate) fn page(
         Some(after) => {
             page.list(rows, followed, &after)?;
             if Sabotage::PlacedAfterList.is_on() && page.position.listed.is_none() {
-                page.position = beginning(rows, followed, kept.since, (living, now))?;
+                page.position = beginning(rows, followed, kept.since, look)?;
                 page.position.listed = None;
             }
         }
-        None => page.follow(rows, followed, living)?,
+        None => page.follow(rows, followed, look)?,
+    }
+    if page.is_end {
+        page.position.at = look.now;
     }
     Ok(Ok(page))
 }
@@ -197,8 +245,8 @@ fn kept(
     Ok(Ok(kept))
 }
 
-/// Whether no place of a position is behind the last row of its incarnation. Rows may have been forgotten, but the
-/// later ones never before the earlier ones.
+/// Whether no place of a position is behind the last row of its incarnation, as that of another past is. Where rows
+/// are forgotten out of order it may seem so of one that is not.
 fn is_of_this_past(
     rows: &dyn Rows,
     followed: &Followed,
@@ -218,10 +266,11 @@ fn beginning(
     rows: &dyn Rows,
     followed: &Followed,
     since: u64,
-    (living, now): (&Living, Timestamp),
+    Look { living, now, .. }: &Look,
 ) -> ReadResult<LogPosition> {
-    let passed = living.last();
-    let mut places: BTreeMap<_, _> = living.0.iter().map(|it| (*it, Place::default())).collect();
+    let (passed, now) = (living.last(), *now);
+    let mut places: BTreeMap<_, _> =
+        living.incarnations.iter().map(|it| (*it, Place::default())).collect();
     for (incarnation, place) in ends(rows, &followed.entity_type)? {
         if !living.has_lost(incarnation) {
             places.insert(incarnation, place);
@@ -276,7 +325,7 @@ impl ChangePage {
             after => first.max(format!("{}/{after}\0", followed.entity_type).into_bytes()),
         };
         let table = (Table::States, "a state");
-        let limit = Limit::page(LISTED_MAX);
+        let limit = Limit::bytes(ROWS_MAX, FOLLOWED_BYTES_MAX);
         let (page, last) = take(rows, table, (&from, &to), limit, |key, value| {
             let (id, record) = (tables::states::read_key(key)?, StateRecord::decode(value)?);
             Ok(followed.fits(&record.indexed).then_some((id, record)))
@@ -294,7 +343,8 @@ impl ChangePage {
     }
 
     /// Shows what has changed behind the position.
-    fn follow(&mut self, rows: &dyn Rows, followed: &Followed, living: &Living) -> ReadResult<()> {
+    fn follow(&mut self, rows: &dyn Rows, followed: &Followed, look: &Look) -> ReadResult<()> {
+        let living = &look.living;
         let unread = |position: &LogPosition, incarnation: u64, end: Place| match position
             .places
             .get(&incarnation)
@@ -318,7 +368,10 @@ impl ChangePage {
             }
             self.position.pass(*ended, living);
         }
-        let open: Vec<_> = unread.into_iter().filter(|it| !living.has_lost(*it)).collect();
+        let mut open: Vec<_> = unread.into_iter().filter(|it| !living.has_lost(*it)).collect();
+        // Where the first of them fills the page, another one is the first of the next page.
+        let first = look.number.checked_rem(open.len()).unwrap_or(0);
+        open.rotate_left(first);
         let share = (ROWS_MAX / open.len().max(1)).max(1);
         self.is_end = true;
         for incarnation in open {
@@ -347,7 +400,7 @@ impl ChangePage {
         })?;
         let mut left = &page.rows[..];
         while !left.is_empty() {
-            if states.bytes >= rows::PAGE_BYTES_MAX {
+            if states.bytes >= FOLLOWED_BYTES_MAX {
                 return Ok(false);
             }
             let (part, rest) = left.split_at(states.fitting().min(left.len()));
@@ -381,7 +434,7 @@ struct States<'f> {
 impl States<'_> {
     /// How many states are read at one time.
     fn fitting(&self) -> usize {
-        let fitting = rows::PAGE_BYTES_MAX.checked_div(self.largest).unwrap_or(FETCHED_AT_FIRST);
+        let fitting = FOLLOWED_BYTES_MAX.checked_div(self.largest).unwrap_or(FETCHED_AT_FIRST);
         fitting.clamp(1, FETCHED_MAX)
     }
 
@@ -413,7 +466,7 @@ impl States<'_> {
     fn event(&self, change: &ChangeRecord) -> Option<(EntityId, Event)> {
         let followed = self.followed;
         let present = self.found.get(&change.key)?.as_ref()?;
-        let had_left = || change.replaced.as_ref().is_some_and(|before| followed.fits(before));
+        let had_left = || change.replaced.as_ref().is_some_and(|it| followed.may_have_fit(it));
         let event = match present {
             Some(record) if followed.fits(&record.indexed) => {
                 let is_newest = change.version() == Some(record.head.version());
@@ -426,5 +479,44 @@ impl States<'_> {
             None => had_left().then_some(Event::Deleted),
         };
         Some((followed.id(&change.key)?, event?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn position(passed: u64, places: &[(u64, u64)]) -> LogPosition {
+        let place = |number| Place { number, index: 0 };
+        LogPosition {
+            since: 1,
+            at: Timestamp::default(),
+            passed,
+            places: places.iter().map(|(of, number)| (*of, place(*number))).collect(),
+            listed: None,
+        }
+    }
+
+    #[test]
+    fn a_position_of_a_later_incarnation_is_none_of_the_one_node_of_a_store() {
+        let alone = Living::alone(6);
+        assert!(!alone.never_had(&position(5, &[(6, 9)])));
+        assert!(!alone.never_had(&position(6, &[])));
+        assert!(alone.never_had(&position(7, &[])), "of before a backup was restored");
+        assert!(alone.never_had(&position(5, &[(7, 1)])));
+        let members = Living::members([3, 6]);
+        assert!(!members.never_had(&position(6, &[(7, 1)])), "one has joined since they were seen");
+    }
+
+    #[test]
+    fn whoever_lives_is_not_passed_with_a_later_incarnation_that_has_ended() {
+        let living = Living::members([3, 9]);
+        let lost: Vec<_> = [2, 3, 5, 9, 10].into_iter().filter(|of| living.has_lost(*of)).collect();
+        assert_eq!(lost, [2, 5], "a later one may have joined");
+        let mut at = position(1, &[(2, 7)]);
+        at.pass(2, &living);
+        assert_eq!(at, position(2, &[]));
+        at.pass(5, &living);
+        assert_eq!(at, position(5, &[(3, 0)]));
     }
 }

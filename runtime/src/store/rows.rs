@@ -50,7 +50,7 @@ impl Limit {
         Self { rows, bytes: usize::MAX, heads_only: false, descends: false }
     }
 
-    const fn bytes(rows: usize, bytes: usize) -> Self {
+    pub(super) const fn bytes(rows: usize, bytes: usize) -> Self {
         Self { rows, bytes, heads_only: false, descends: false }
     }
 

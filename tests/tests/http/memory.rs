@@ -9,9 +9,9 @@ use tokio::task::JoinSet;
 
 use super::*;
 
-const BUDGET: u64 = 192 << 20;
+const BUDGET: u64 = 256 << 20;
 /// Their states take about ten times what entities may.
-const ENTITIES: usize = 2_400;
+const ENTITIES: usize = 3_000;
 const STATE: usize = 128 << 10;
 
 /// A control group that ends a process which takes more, where this machine lets one be made.

@@ -200,6 +200,40 @@ async fn a_filtered_stream_tells_who_leaves() {
     assert!(wrong.expect_err("no such").message().contains("there are: stage"));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_follower_who_is_behind_by_more_than_is_kept_is_told() {
+    let disk = MemoryDisk::new();
+    let builder = Node::builder().store(disk.open().expect("readable")).deterministic(1);
+    let node = builder.entity::<Parcel>().start().await.expect("starts");
+    let mut changes = follow(&node, None).await;
+    let begun = next(&mut changes).await.position.expect("a position");
+    drop(changes);
+    for number in 0..600 {
+        node.entity::<Parcel>(format!("p{number:03}")).note(number).await.expect("noted");
+    }
+    // Not long before its position is too old it reads a part of what it has missed.
+    tokio::time::sleep(HOUR * 5 / 6).await;
+    let mut changes = follow(&node, Some(&begun)).await;
+    let mut last = None;
+    for _ in 0..50 {
+        last = next(&mut changes).await.position;
+    }
+    drop(changes);
+    // The rest may be gone when it goes on.
+    tokio::time::sleep(HOUR / 3).await;
+    let mut changes = follow(&node, last.as_deref()).await;
+    assert_eq!(words(&next(&mut changes).await), "gap");
+    // A list that takes longer than changes are kept is no list of what is there.
+    let listed = next(&mut changes).await.position;
+    drop(changes);
+    tokio::time::sleep(HOUR * 5 / 6).await;
+    let mut changes = follow(&node, listed.as_deref()).await;
+    let listed = next(&mut changes).await.position;
+    tokio::time::sleep(HOUR / 3).await;
+    let mut late = follow(&node, listed.as_deref()).await;
+    assert_eq!(words(&next(&mut late).await), "gap");
+}
+
 /// The status of a request, and of a refusal what it says.
 async fn get(url: &str, path: &str) -> (u16, String) {
     let answer = reqwest::get(format!("{url}{path}")).await.expect("answered");
@@ -400,6 +434,8 @@ async fn nodes_of_different_programs_say_that_changes_are_missing() {
     let (disk, network) = (MemoryDisk::new(), Network::new(1, Faults::default()));
     let one = among::<Parcel>(&disk, &network, "one").await;
     one.entity::<Parcel>("a").note(1).await.expect("noted");
+    let is_kept = async || one.find::<Parcel>().changes(None).await.is_ok();
+    until_true("the changes are kept", is_kept).await;
     let mut changes = follow(&one, None).await;
     let last = next(&mut changes).await.position.expect("a position");
     let two = among::<Silent>(&disk, &network, "two").await;
@@ -416,14 +452,34 @@ async fn nodes_of_different_programs_say_that_changes_are_missing() {
     assert_eq!(refused.kind(), ErrorKind::Unavailable);
     assert!(refused.message().contains("a program that does not keep them"), "{refused}");
     two.drain().await.expect("drained");
-    until_true("the changes are kept again", async || {
-        one.find::<Parcel>().changes(Some(&last)).await.is_ok()
-    })
-    .await;
+    let is_kept = async || one.find::<Parcel>().changes(Some(&last)).await.is_ok();
+    until_true("the changes are kept again", is_kept).await;
     let mut changes = follow(&one, Some(&last)).await;
     assert_eq!(words_of(&mut changes, 2).await, ["gap", "a [1]"]);
     drop(changes);
     one.drain().await.expect("drained");
+}
+
+#[tokio::test(start_paused = true)]
+async fn changes_are_kept_once_no_earlier_program_owns_a_partition() {
+    let (disk, network) = (MemoryDisk::new(), Network::new(1, Faults::default()));
+    let one = among::<Silent>(&disk, &network, "one").await;
+    one.entity::<Silent>("a").note(1).await.expect("noted");
+    let two = among::<Parcel>(&disk, &network, "two").await;
+    for number in 0..20 {
+        one.entity::<Silent>(format!("t{number}")).note(number).await.expect("noted");
+        let refused = two.find::<Parcel>().changes(None).await.expect_err("not all are kept");
+        assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused}");
+    }
+    one.drain().await.expect("drained");
+    let is_kept = async || two.find::<Parcel>().changes(None).await.is_ok();
+    until_true("the changes are kept", is_kept).await;
+    let mut replica = Replica::default();
+    let mut changes = follow(&two, None).await;
+    for _ in 0..22 {
+        replica.take(next(&mut changes).await);
+    }
+    assert_eq!(replica.notes(), present(&two).await);
 }
 
 const KEYS: usize = 20;

@@ -227,9 +227,9 @@ impl Activations {
             self.shed_at = now + SHED_PAUSE;
             return;
         };
-        let since = *until + Duration::from_micros(1);
+        let (since, before) = (*until + Duration::from_micros(1), self.share.bytes());
         self.retain(|id, entry| !entry.is_idle(released, since) || keeps(id));
-        if self.share.surplus() > 0 {
+        if self.share.bytes() == before {
             self.shed_at = now + SHED_PAUSE;
         }
     }

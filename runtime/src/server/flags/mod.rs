@@ -160,7 +160,7 @@ pub(super) struct Serve {
     /// The most operations that wait for one entity in memory.
     #[arg(long, env = "STEAD_MAILBOX_MAX", default_value = "4096")]
     pub(super) mailbox_max: usize,
-    /// The memory that the process may take, as in 512MiB or 4GiB; at least 64MiB. Entities that were not used for
+    /// The memory that the process may take, as in 512MiB or 4GiB; at least 128MiB. Entities that were not used for
     /// longest leave memory first, and requests are refused before it is used up. The log says how it is divided.
     #[arg(long, env = "STEAD_MEMORY", default_value = "1GiB", value_name = "SIZE")]
     pub(super) memory: ByteSize,

@@ -211,7 +211,7 @@ pub(super) const FORGET_OWN: &str = "delete from stead_idempotency where key in 
 /// Changes that are not kept any longer, some at a time. Nodes delete them side by side, without waiting for one
 /// another.
 pub(super) const FORGET_CHANGES: &str = "delete from stead_changes where key in (\
-    select key from stead_changes where at_micros < $1 limit 5000 for update skip locked)";
+    select key from stead_changes where at_micros < $1 limit 20000 for update skip locked)";
 
 /// The statements of a table of plain rows.
 pub(super) struct Plain {

@@ -44,8 +44,11 @@ pub(super) fn open(
     let buffer = directory.write_buffer_bytes();
     whole.set_max_total_wal_size(3 * buffer as u64);
     if let Some(bytes) = settings.write_buffers_bytes_max {
-        // Buffers that are full are counted too until they are written, so writes wait for that.
-        whole.set_write_buffer_manager(&WriteBufferManager::new_write_buffer_manager(bytes, true));
+        // It has buffers written out before it is used up. Writes do not wait for that, but for the one table whose
+        // buffers are full: a wait for all of them would have no end where one cannot be written.
+        whole.set_write_buffer_manager(&WriteBufferManager::new_write_buffer_manager(bytes, false));
+        // A compaction reads dozens of files at one time, each with a buffer of this size.
+        whole.set_compaction_readahead_size((bytes / 64).clamp(64 << 10, 2 << 20));
     }
     whole.set_max_open_files(OPEN_FILES_MAX);
     whole.set_max_background_jobs(2);
