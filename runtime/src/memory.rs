@@ -149,7 +149,7 @@ pub(crate) fn problem(config: &Config) -> Option<String> {
     let is_too_large = config.body_bytes_max > most;
     is_too_large.then(|| {
         format!(
-            "a body of {} bytes does not fit: of the memory, bodies may take {most}",
+            "a body of {} bytes does not fit: of the memory bodies may take {most} bytes, so give it more, or take smaller bodies",
             config.body_bytes_max
         )
     })

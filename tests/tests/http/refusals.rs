@@ -98,7 +98,7 @@ async fn a_body_without_a_length_is_thrown_away_too() -> Result<()> {
 #[tokio::test]
 async fn a_node_that_holds_enough_says_so_to_who_sends_the_whole_body_first() -> Result<()> {
     let data = tempfile::tempdir()?;
-    let flags = ["--requests-max", "1", "--body-bytes-max", "100000000"];
+    let flags = ["--requests-max", "1", "--body-bytes-max", "100000000", "--memory", "4GiB"];
     let server = Server::start(data.path(), &flags).await?;
     let mut first = Plain::connect(server.address()).await?;
     first.send(&post(ADD, "", 1)).await?;
