@@ -163,6 +163,7 @@ async fn a_server_stays_within_its_memory_and_comes_up_within_it() -> Result<()>
     within(&server, "under overload")?;
     server.kill_now()?;
     overload.abort();
+    let _aborted = overload.await;
     let server = start(&limit, data.path()).await?;
     each(ENTITIES, 32, |number| read(server.clone(), number)).await?;
     within(&server, "behind a kill")
