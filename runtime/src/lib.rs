@@ -43,8 +43,8 @@ pub use http::{CallerIdentity, EntityPath, Routes, Server, ServerSettings};
 pub use listen::{Listen, ListenError};
 pub use memory::MemoryDivision;
 pub use node::{
-    BulkView, Change, ChangeEvent, Changes, CronView, DeadLetterView, Deletion, EntityView, Find,
-    Listed, Node, NodeBuilder, ReminderView, SelectedView, Snapshot, StartError, TypeChange,
+    BulkView, Change, ChangeEvent, Changes, CronView, DeadLetterView, Deletion, EntityView, Events,
+    Find, Listed, Node, NodeBuilder, ReminderView, SelectedView, Snapshot, StartError, TypeChange,
     TypeChangeEvent, TypeChanges, UnservedView, UpgradeView, VersionView, VersionsView,
 };
 pub use partition::reply::StateView;

@@ -22,8 +22,10 @@ const COPIES_OF_WRITE: usize = 2;
 const ENTITY_BYTES: usize = 440;
 /// How much more a state takes in memory than it does stored: guessed, and corrected by what is measured.
 const STATE_FACTOR: usize = 2;
-/// The looks between two times at which entities have to take less, so that what they gave back can be seen.
-const LOOKS_BETWEEN: u64 = 12;
+/// How many times the watchdog comes by between two looks.
+const LOOK_RARITY: u64 = 5;
+/// How many times between two moments at which entities have to take less, so that what they gave back can be seen.
+const LOWERED_RARITY: u64 = 12 * LOOK_RARITY;
 
 /// The parts of a budget, in bytes. They add up to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,8 +67,8 @@ pub(crate) struct Memory {
     /// The most that entities may take, which is less than their part where more is used than is counted.
     entities_max: AtomicUsize,
     is_full: AtomicBool,
-    asked: AtomicU64,
-    looks: AtomicU64,
+    /// How many times the watchdog has come by, and had when entities had to take less.
+    times: AtomicU64,
     lowered_at: AtomicU64,
 }
 
@@ -80,8 +82,7 @@ impl Memory {
             commits: AtomicUsize::new(0),
             entities_max: AtomicUsize::new(division.entities),
             is_full: AtomicBool::new(false),
-            asked: AtomicU64::new(0),
-            looks: AtomicU64::new(LOOKS_BETWEEN),
+            times: AtomicU64::new(LOWERED_RARITY),
             lowered_at: AtomicU64::new(0),
         })
     }
@@ -111,14 +112,14 @@ impl Memory {
         self.entities.load(Ordering::Relaxed) > self.entities_max.load(Ordering::Relaxed)
     }
 
-    /// Whether what is used is to be looked at: every fifth time.
+    /// Whether what is used is to be looked at: asked by the watchdog each time.
     pub(crate) fn is_look_due(&self) -> bool {
-        self.asked.fetch_add(1, Ordering::Relaxed).is_multiple_of(5)
+        self.times.fetch_add(1, Ordering::Relaxed).is_multiple_of(LOOK_RARITY)
     }
 
     /// Takes note of the resident bytes of the process.
     pub(crate) fn measured(&self, resident: usize) {
-        let look = self.looks.fetch_add(1, Ordering::Relaxed) + 1;
+        let times = self.times.load(Ordering::Relaxed);
         let (high, full) = (self.budget / 100 * 85, self.budget / 100 * 93);
         self.is_full.store(resident > full, Ordering::Relaxed);
         let max = self.entities_max.load(Ordering::Relaxed);
@@ -126,10 +127,10 @@ impl Memory {
             let higher = (max + self.division.entities / 200).min(self.division.entities);
             return self.entities_max.store(higher, Ordering::Relaxed);
         }
-        if look - self.lowered_at.load(Ordering::Relaxed) < LOOKS_BETWEEN {
+        if times - self.lowered_at.load(Ordering::Relaxed) < LOWERED_RARITY {
             return;
         }
-        self.lowered_at.store(look, Ordering::Relaxed);
+        self.lowered_at.store(times, Ordering::Relaxed);
         let taken = max.min(self.entities.load(Ordering::Relaxed));
         let lower = taken.saturating_sub(resident - high).max(self.division.entities / 16);
         if lower < max {

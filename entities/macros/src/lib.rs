@@ -24,9 +24,8 @@ use syn::{Ident, parse_macro_input};
 /// `needs(HttpClient, Pool)` names the values of the program that operations that await, and queries, get by
 /// `ctx.get::<HttpClient>()`. `on_dead_letter = method` names the operation that hears of the entity's dead
 /// letters, `on_activate = method` a private method that readies a state that comes into memory. `deadline`,
-/// `retries`, `backoff`, `mailbox`, `idle`, `retention`, `ttl`, `dead_letters`, `changes`,
-/// `durability = "buffered"` and
-/// `visibility = "internal"` set a policy of the type, and the first three and the last, as
+/// `retries`, `backoff`, `mailbox`, `idle`, `retention`, `ttl`, `dead_letters`, `changes`, `durability = "buffered"`
+/// and `visibility = "internal"` set a policy of the type, and the first three and the last, as
 /// `#[operation(deadline = Duration::from_secs(30))]`, one of a method: what is not set comes from the type, and
 /// then from the node. `#[operation(renamed_from = "old")]` has it take what was stored under a name that it had
 /// before, `#[operation(rejection = Missing)]` declares the type of the details of its rejections.

@@ -1,12 +1,12 @@
 //! The layout guard: a state whose layout changed without a new version would be read as something
-//! else, so the node refuses to start. Operations, indexes and kept changes are compared with what is stored in the same
-//! batch.
+//! else, so the node refuses to start. Operations, indexes and kept changes are compared with what is stored
+//! in the same batch.
 
 use super::{Host, changes, indexes, versions::LeftOut};
 use crate::{
     sabotage::Sabotage,
     store::{
-        Batch, CommitOutcome, Fence, TypedReads as _, Write,
+        Batch, CommitOutcome, Fence, ReadError, TypedReads as _, Write,
         tables::meta::{LayoutText, OperationNames},
     },
     types::EntityType,
@@ -21,6 +21,12 @@ pub(crate) enum LayoutError {
     Unavailable(String),
 }
 
+impl From<ReadError> for LayoutError {
+    fn from(error: ReadError) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}
+
 /// Compares every layout with the stored one, stores the new ones and forgets those of versions left out, of
 /// which nothing is stored, behind the last batch of the lane of an incarnation. Returns how many batches
 /// that took.
@@ -33,10 +39,8 @@ pub(crate) async fn guard(
     for known in node.sorted_types() {
         of_type(node, &**known, left_out, (&mut writes, &mut problems)).await?;
     }
-    let indexes = indexes::guard(node, &mut writes, &mut problems).await;
-    indexes.map_err(|error| LayoutError::Unavailable(error.to_string()))?;
-    let changes = changes::guard(node, incarnation, &mut writes).await;
-    changes.map_err(|error| LayoutError::Unavailable(error.to_string()))?;
+    indexes::guard(node, &mut writes, &mut problems).await?;
+    changes::guard(node, incarnation, &mut writes).await?;
     if !problems.is_empty() {
         return Err(LayoutError::Changed(problems));
     }
@@ -61,8 +65,7 @@ async fn of_type(
     (writes, problems): (&mut Vec<Write>, &mut Vec<String>),
 ) -> Result<(), LayoutError> {
     let (name, known) = (known.name(), known.layouts());
-    let stored = node.store().layouts(name.to_owned()).await;
-    let stored = stored.map_err(|error| LayoutError::Unavailable(error.to_string()))?;
+    let stored = node.store().layouts(name.to_owned()).await?;
     let present = known[0].0;
     for (version, _) in &stored {
         if *version > present {
@@ -122,8 +125,7 @@ fn unreadable(name: &str, version: u32, states: u64) -> String {
 /// The operations of each type, beside those that it had before, so that a later program knows what it
 /// no longer has.
 async fn operations(node: &Host) -> Result<Vec<Write>, LayoutError> {
-    let stored = node.store().operations().await;
-    let stored = stored.map_err(|error| LayoutError::Unavailable(error.to_string()))?;
+    let stored = node.store().operations().await?;
     let writes = node.sorted_types().into_iter().filter_map(|known| {
         let before = stored.iter().find(|(name, _)| name == known.name());
         let mut names = before.map_or_else(Vec::new, |(_, names)| names.clone());

@@ -8,7 +8,6 @@
 use std::{
     collections::VecDeque,
     fmt,
-    marker::PhantomData,
     pin::Pin,
     str::FromStr as _,
     sync::{Arc, Weak},
@@ -16,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::{Stream, stream};
+use futures_util::{Stream, StreamExt, stream};
 use stead_entities::{Entity, EntityId, Error, ErrorKind, Version};
 
 use super::{Inner, Node, lists::Snapshot};
@@ -63,12 +62,12 @@ pub enum Change<S> {
     Gap,
 }
 
-/// The changes of one entity, from its present state on. The stream ends when its node stops; go on at another
-/// one from the last position. Dropping it ends it.
-pub struct Changes<S> {
-    events: Pin<Box<dyn Stream<Item = Result<ChangeEvent<S>, Error>> + Send>>,
-    of: PhantomData<fn() -> S>,
-}
+/// The changes of one entity, from its present state on.
+pub type Changes<S> = Events<ChangeEvent<S>>;
+
+/// A stream of events. It ends when its node stops, and behind an error; go on from the last position, at any node.
+/// Dropping it ends it.
+pub struct Events<E>(Pin<Box<dyn Stream<Item = Result<E, Error>> + Send>>);
 
 /// The position of a stream: the version that it has shown, and whether the entity was deleted since.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -231,50 +230,63 @@ pub(super) fn of(
     if after.is_some() && feed.last.is_none() {
         feed.due.push_back(ChangeEvent { position: None, change: Change::Gap });
     }
-    let events = stream::unfold(feed, async |mut feed| {
+    Ok(Events::of(stream::unfold(feed, async |mut feed| {
         let event = feed.next().await?;
         Some((event, feed))
-    });
-    Ok(Changes { events: Box::pin(events), of: PhantomData })
+    })))
 }
 
 impl Changes<StateView> {
     /// The same with states of a type.
     pub(super) fn typed<E: Entity>(self) -> Changes<Snapshot<E>> {
-        let typed = stream::unfold(self, async |mut changes| {
-            let event = changes.next().await?;
-            let event = event.and_then(|ChangeEvent { position, change }| {
-                let change = match change {
-                    Change::State(view) => Change::State(Snapshot::new(view)?),
-                    Change::Deleted => Change::Deleted,
-                    Change::Gap => Change::Gap,
-                };
-                Ok(ChangeEvent { position, change })
-            });
-            Some((event, changes))
-        });
-        Changes { events: Box::pin(typed), of: PhantomData }
+        self.map(|ChangeEvent { position, change }| {
+            let change = match change {
+                Change::State(view) => Change::State(Snapshot::new(view)?),
+                Change::Deleted => Change::Deleted,
+                Change::Gap => Change::Gap,
+            };
+            Ok(ChangeEvent { position, change })
+        })
     }
 }
 
-impl<S> Changes<S> {
+impl<E: Send + 'static> Events<E> {
+    /// These events, up to the first error.
+    pub(super) fn of(events: impl Stream<Item = Result<E, Error>> + Send + 'static) -> Self {
+        let until_error = events.scan(false, |has_failed, event| {
+            let is_over = std::mem::replace(has_failed, event.is_err());
+            std::future::ready((!is_over).then_some(event))
+        });
+        Self(Box::pin(until_error))
+    }
+
+    /// The same events as something else.
+    pub(super) fn map<T: Send + 'static>(
+        self,
+        become_other: impl Fn(E) -> Result<T, Error> + Send + 'static,
+    ) -> Events<T> {
+        Events::of(StreamExt::map(self, move |event| event.and_then(&become_other)))
+    }
+}
+
+impl<E> Events<E> {
     /// The next event: none when the node stops, or behind an error that ends the stream, such as a state that
     /// cannot be read. Cancel safe: an event that nobody has taken comes the next time.
-    pub async fn next(&mut self) -> Option<Result<ChangeEvent<S>, Error>> {
-        std::future::poll_fn(|cx| self.events.as_mut().poll_next(cx)).await
+    pub async fn next(&mut self) -> Option<Result<E, Error>> {
+        StreamExt::next(&mut self.0).await
     }
 }
 
-impl<S> Stream for Changes<S> {
-    type Item = Result<ChangeEvent<S>, Error>;
+impl<E> Stream for Events<E> {
+    type Item = Result<E, Error>;
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.events.as_mut().poll_next(cx)
+        self.0.as_mut().poll_next(cx)
     }
 }
 
-impl<S> fmt::Debug for Changes<S> {
+impl<E> fmt::Debug for Events<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Changes").finish_non_exhaustive()
+        f.debug_struct("Events").finish_non_exhaustive()
     }
 }
 

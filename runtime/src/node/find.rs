@@ -3,7 +3,6 @@
 
 use std::{fmt, marker::PhantomData, time::Duration};
 
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use stead_entities::{
@@ -15,6 +14,7 @@ use super::{
     Inner, Node,
     committed::shown,
     lists::{EntityView, Listed, PAGE_ROWS_MAX, Snapshot, room_for_a_page},
+    sealed,
     type_changes::{self, TypeChanges},
 };
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
         Haste, ReadResult, Rows, TypedReads as _,
         change_log::Followed,
         find::{self, Found, Hits, Lookup, Readiness},
-        tables::meta::CHANGES_NOTE,
+        tables::meta::{CHANGES_NOTE, Settings},
     },
     types::EntityType,
 };
@@ -32,8 +32,6 @@ use crate::{
 const PAGE: usize = 100;
 /// When to ask again for an index that is being built.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// The bytes of a cursor before the place that it means.
-const SEAL: usize = 16;
 
 /// A search for entities of the type `E` by its indexes, which [`Node::find`] begins. It is read when it is
 /// asked for a page, for states, or for their number.
@@ -322,36 +320,31 @@ impl<E> Find<E> {
 
     /// The cursor that means a place of a search in this store.
     fn cursor(&self, lookup: &Lookup, place: Option<Vec<u8>>) -> Option<String> {
-        let place = place?;
-        let seal = self.seal(lookup, &place);
-        Some(URL_SAFE_NO_PAD.encode([&seal[..], &place].concat()))
+        Some(sealed::write(self.settings(), parts(lookup), &place?))
     }
 
     fn place(&self, lookup: &Lookup, cursor: &str) -> Result<Vec<u8>, Error> {
-        let bytes = URL_SAFE_NO_PAD.decode(cursor).unwrap_or_default();
-        let known = bytes.split_first_chunk::<SEAL>();
-        let place = known.filter(|(seal, place)| **seal == self.seal(lookup, place));
-        let place = place.map(|(_, place)| place.to_vec());
-        place.ok_or_else(|| {
+        sealed::read(self.settings(), parts(lookup), cursor).ok_or_else(|| {
             let why = "`after` is the `next` of a page of the same search in this store: the same type, \
                        filters and order; leave it out to begin anew";
             Error::new(ErrorKind::Invalid, why)
         })
     }
 
-    /// The part of a cursor that only this search in this store has.
-    fn seal(&self, lookup: &Lookup, place: &[u8]) -> [u8; SEAL] {
-        let Lookup { entity_type, index, values, others, prefix, descends, .. } = lookup;
-        let (from, to) = values.bytes();
-        let order = [u8::from(*descends)];
-        let mut parts: Vec<&[u8]> = vec![entity_type.as_bytes(), index.as_bytes(), from, to];
-        parts.extend([prefix.as_bytes(), &order, place]);
-        for (index, values) in others {
-            let (from, to) = values.bytes();
-            parts.extend([index.as_bytes(), from, to]);
-        }
-        self.node.0.host.store().opened().settings.fingerprint(&parts).to_be_bytes()
+    fn settings(&self) -> &Settings {
+        &self.node.0.host.store().opened().settings
     }
+}
+
+/// The search that a cursor is of.
+fn parts(lookup: &Lookup) -> sealed::Parts<'_> {
+    let Lookup { entity_type, index, values, others, prefix, descends, .. } = lookup;
+    let (from, to) = values.bytes();
+    let order: &[u8] = if *descends { b"descends" } else { b"ascends" };
+    let mut parts: sealed::Parts<'_> = vec![entity_type.as_bytes(), index.as_bytes(), from, to];
+    parts.extend([prefix.as_bytes(), order]);
+    sealed::of_filters(&mut parts, others);
+    parts
 }
 
 impl<E: Entity> Find<E> {

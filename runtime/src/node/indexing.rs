@@ -79,11 +79,26 @@ async fn build(inner: Weak<Inner>) {
 /// Builds the indexes of a type in the partitions that are hosted here. Says whether nothing is left to do.
 async fn of_type(node: &Arc<Inner>, known: &dyn EntityType) -> Result<bool, Error> {
     let lacking = lacking(node, known).await?;
-    if lacking.is_empty() {
-        return Ok(true);
-    }
+    // Changes begin anew with the end of their notes: there is nothing to go through.
+    let lacks_index = |of: &[ForeignIndex]| of.iter().any(|(_, index, _)| index != CHANGES_NOTE);
+    let meant = lacking.iter().filter(|(_, (_, of))| lacks_index(of));
+    let meant: BTreeSet<_> = meant.map(|(partition, _)| *partition).collect();
+    let failed = match meant.is_empty() {
+        true => BTreeSet::new(),
+        false => index_states(node, known, &meant).await?,
+    };
+    let gone_through = lacking.into_iter().filter(|(partition, _)| !failed.contains(partition));
+    Ok(take_notes_away(node, gone_through.collect()).await && failed.is_empty())
+}
+
+/// Has the states of some partitions indexed, and returns those of which one could not be.
+async fn index_states(
+    node: &Arc<Inner>,
+    known: &dyn EntityType,
+    partitions: &BTreeSet<u16>,
+) -> Result<BTreeSet<u16>, Error> {
     let entity_type = known.name();
-    tracing::info!(entity_type, partitions = lacking.len(), "indexes are being built");
+    tracing::info!(entity_type, partitions = partitions.len(), "indexes are being built");
     let (mut failed, mut rewritten) = (BTreeSet::new(), 0_u64);
     let (mut after, mut looked_at) = (None, 0_u64);
     loop {
@@ -104,7 +119,7 @@ async fn of_type(node: &Arc<Inner>, known: &dyn EntityType) -> Result<bool, Erro
         after = page.last_before_more().map(|(id, _)| id.key().to_owned());
         let mut left = Vec::new();
         for (id, record) in page.rows {
-            let is_meant = lacking.contains_key(&node.host.partition_of(&id));
+            let is_meant = partitions.contains(&node.host.partition_of(&id));
             match record {
                 Ok(record) if is_meant && !known.is_indexed(&record) => {
                     left.push(id);
@@ -120,10 +135,8 @@ async fn of_type(node: &Arc<Inner>, known: &dyn EntityType) -> Result<bool, Erro
         }
         tracing::info!(entity_type, looked_at, rewritten, "indexes are being built");
     }
-    let gone_through = lacking.into_iter().filter(|(partition, _)| !failed.contains(partition));
-    let is_done = take_notes_away(node, gone_through.collect()).await && failed.is_empty();
     tracing::info!(entity_type, looked_at, rewritten, failed = failed.len(), "indexes were built");
-    Ok(is_done)
+    Ok(failed)
 }
 
 /// The partitions that are hosted here and lack indexes of a type.

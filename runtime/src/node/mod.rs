@@ -23,6 +23,7 @@ pub(crate) mod local;
 mod peers;
 mod readiness;
 mod router;
+mod sealed;
 mod stop;
 mod type_changes;
 mod unserved;
@@ -54,7 +55,7 @@ use crate::{
 };
 
 pub use build::{NodeBuilder, StartError};
-pub use changes::{Change, ChangeEvent, Changes};
+pub use changes::{Change, ChangeEvent, Changes, Events};
 pub use find::{Find, SelectedView};
 #[cfg(feature = "http")]
 pub(crate) use lists::PAGE_ROWS_MAX;

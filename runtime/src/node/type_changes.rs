@@ -7,23 +7,19 @@
 
 use std::{
     collections::VecDeque,
-    fmt,
-    marker::PhantomData,
-    pin::Pin,
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use futures_util::{Stream, stream};
+use futures_util::stream;
 use stead_entities::{Entity, EntityId, Error, ErrorKind};
 
 use super::{
     Node,
-    changes::{EVENT_PAUSE, READ_PAUSE},
+    changes::{EVENT_PAUSE, Events, READ_PAUSE},
     committed::shown,
     find::not_ready,
     lists::Snapshot,
+    sealed,
 };
 use crate::{
     clock,
@@ -35,14 +31,12 @@ use crate::{
             self, ChangePage, Event, FOLLOWED_BYTES_MAX, Followed, Living, LogPosition, Look,
         },
         record,
-        tables::states::StateRecord,
+        tables::{meta::Settings, states::StateRecord},
     },
 };
 
 /// How long a stream that shows nothing keeps its position.
 const POSITION_PAUSE: Duration = Duration::from_secs(60);
-/// The bytes of a position before what it says.
-const SEAL: usize = 16;
 
 /// An event of the changes of a type, and where the stream goes on behind it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,10 +80,7 @@ pub enum TypeChange<S> {
 
 /// The changes of the entities of a type, which [`Find::changes`](super::Find::changes) begins. The stream ends when
 /// its node stops, and behind an error; go on from the last position, at any node. Dropping it ends it.
-pub struct TypeChanges<S> {
-    events: Pin<Box<dyn Stream<Item = Result<TypeChangeEvent<S>, Error>> + Send>>,
-    of: PhantomData<fn() -> S>,
-}
+pub type TypeChanges<S> = Events<TypeChangeEvent<S>>;
 
 type Told = TypeChangeEvent<StateView>;
 
@@ -141,14 +132,10 @@ pub(super) async fn begin(
     }
     let page = feed.page().await??;
     feed.take(page);
-    let events = stream::unfold(Some(feed), async |feed| {
-        let mut feed = feed?;
-        match feed.next().await? {
-            Ok(event) => Some((Ok(event), Some(feed))),
-            Err(error) => Some((Err(error), None)),
-        }
-    });
-    Ok(TypeChanges { events: Box::pin(events), of: PhantomData })
+    Ok(Events::of(stream::unfold(feed, async |mut feed| {
+        let event = feed.next().await?;
+        Some((event, feed))
+    })))
 }
 
 impl Feed {
@@ -200,7 +187,7 @@ impl Feed {
             }
         };
         let (now, number) = (node.host.clock().now(), self.pages);
-        let look = Look { living, now, is_first: number == 0, number };
+        let look = Look { living, now, number };
         let (followed, position) = (self.followed.clone(), self.position.clone());
         let read = move |rows: &dyn Rows| change_log::page(rows, &followed, position, &look);
         let page = node.host.store().read(Haste::Long, read).await?;
@@ -249,75 +236,42 @@ impl Feed {
     }
 
     fn write_position(&self, position: &LogPosition) -> String {
-        let bytes = record::encode(position);
-        URL_SAFE_NO_PAD.encode([&self.seal(&bytes)[..], &bytes].concat())
+        sealed::write(self.settings(), self.parts(), &record::encode(position))
     }
 
     /// Reads a position in what is followed.
     fn read_position(&self, text: &str) -> Option<LogPosition> {
-        let bytes = URL_SAFE_NO_PAD.decode(text).ok()?;
-        let (seal, position) = bytes.split_first_chunk::<SEAL>()?;
-        if *seal != self.seal(position) {
-            return None;
-        }
-        record::decode(position).ok()
+        record::decode(&sealed::read(self.settings(), self.parts(), text)?).ok()
     }
 
-    /// The part of a position that only those in what is followed here have.
-    fn seal(&self, position: &[u8]) -> [u8; SEAL] {
+    fn settings(&self) -> &Settings {
+        &self.node.0.host.store().opened().settings
+    }
+
+    /// The entities that a position is of: those that are followed.
+    fn parts(&self) -> sealed::Parts<'_> {
         let Followed { entity_type, filters, prefix, .. } = &self.followed;
-        let mut parts: Vec<&[u8]> =
-            vec![b"changes of a type", entity_type.as_bytes(), prefix.as_bytes(), position];
-        for (index, values) in filters {
-            let (from, to) = values.bytes();
-            parts.extend([index.as_bytes(), from, to]);
-        }
-        self.node.0.host.store().opened().settings.fingerprint(&parts).to_be_bytes()
+        let mut parts: sealed::Parts<'_> =
+            vec![b"changes of a type", entity_type.as_bytes(), prefix.as_bytes()];
+        sealed::of_filters(&mut parts, filters);
+        parts
     }
 }
 
 impl TypeChanges<StateView> {
     /// The same with states of a type.
     pub(super) fn typed<E: Entity>(self) -> TypeChanges<Snapshot<E>> {
-        let typed = stream::unfold(Some(self), async |changes| {
-            let mut changes = changes?;
-            let event = changes.next().await?;
-            let event = event.and_then(|TypeChangeEvent { position, change }| {
-                let change = match change {
-                    TypeChange::State { key, state } => {
-                        TypeChange::State { key, state: Snapshot::new(state)? }
-                    }
-                    TypeChange::Left { key } => TypeChange::Left { key },
-                    TypeChange::Deleted { key } => TypeChange::Deleted { key },
-                    TypeChange::Gap => TypeChange::Gap,
-                    TypeChange::CaughtUp => TypeChange::CaughtUp,
-                };
-                Ok(TypeChangeEvent { position, change })
-            });
-            let goes_on = event.is_ok();
-            Some((event, goes_on.then_some(changes)))
-        });
-        TypeChanges { events: Box::pin(typed), of: PhantomData }
-    }
-}
-
-impl<S> TypeChanges<S> {
-    /// The next event: none when the node stops, and behind an error. Cancel safe: an event that nobody has taken
-    /// comes the next time.
-    pub async fn next(&mut self) -> Option<Result<TypeChangeEvent<S>, Error>> {
-        std::future::poll_fn(|cx| self.events.as_mut().poll_next(cx)).await
-    }
-}
-
-impl<S> Stream for TypeChanges<S> {
-    type Item = Result<TypeChangeEvent<S>, Error>;
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.events.as_mut().poll_next(cx)
-    }
-}
-
-impl<S> fmt::Debug for TypeChanges<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TypeChanges").finish_non_exhaustive()
+        self.map(|TypeChangeEvent { position, change }| {
+            let change = match change {
+                TypeChange::State { key, state } => {
+                    TypeChange::State { key, state: Snapshot::new(state)? }
+                }
+                TypeChange::Left { key } => TypeChange::Left { key },
+                TypeChange::Deleted { key } => TypeChange::Deleted { key },
+                TypeChange::Gap => TypeChange::Gap,
+                TypeChange::CaughtUp => TypeChange::CaughtUp,
+            };
+            Ok(TypeChangeEvent { position, change })
+        })
     }
 }

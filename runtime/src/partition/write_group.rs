@@ -37,8 +37,9 @@ pub(super) struct OpenGroup {
     open: WriteGroup,
     /// The entities whose states the open group will write, in the order of their first turns.
     unwritten: Vec<EntityId>,
-    /// About how many bytes the open group will write.
+    /// How many bytes the open group writes, and about how many the states will add.
     bytes: usize,
+    unwritten_bytes: usize,
     /// The number of the last group that was sent, and of the last that is durable.
     sent: u64,
     released: u64,
@@ -95,7 +96,7 @@ impl OpenGroup {
 
     /// Has the open group write the state of an entity, which is not among its states yet, of about so many bytes.
     pub(super) fn write_state_of(&mut self, id: &EntityId, bytes: usize) {
-        self.bytes += bytes;
+        self.unwritten_bytes += bytes;
         self.unwritten.push(id.clone());
     }
 
@@ -118,7 +119,7 @@ impl OpenGroup {
     /// Whether no more turns may join it for now.
     pub(super) fn is_full(&self) -> bool {
         self.open.writes.len() + self.unwritten.len() >= WRITES_PER_GROUP_MAX
-            || self.bytes >= GROUP_BYTES_MAX
+            || self.bytes + self.unwritten_bytes >= GROUP_BYTES_MAX
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -145,9 +146,9 @@ impl OpenGroup {
     /// Closes the open group, whose states were written, for the committer.
     pub(super) fn seal(&mut self, partition: u16, term: u64, memory: &Arc<Memory>) -> WriteGroup {
         self.sent += 1;
-        self.bytes = 0;
+        self.unwritten_bytes = 0;
+        let bytes = std::mem::take(&mut self.bytes);
         let open = std::mem::take(&mut self.open);
-        let bytes = open.writes.iter().map(Write::bytes).sum();
         let _share = Some(CommitShare::new(memory, bytes));
         WriteGroup { partition, term, number: self.sent, _share, ..open }
     }

@@ -17,7 +17,7 @@ use stead_entities::{EntityId, Timestamp, index::ValueRange};
 
 use super::{
     ReadResult,
-    find::{self, Readiness},
+    find::{self, Readiness, WholeStates},
     rows::{self, Limit, Rows, take},
     tables::{
         self, Record as _, Table,
@@ -35,9 +35,6 @@ const ROWS_MAX: usize = 128;
 pub(crate) const FOLLOWED_BYTES_MAX: usize = 64 << 10;
 /// How far the clock of the node that gave a position may be ahead of this one's.
 const LEAD_MAX: Duration = Duration::from_secs(60);
-/// How many states are read at one time: at first, and at most.
-const FETCHED_AT_FIRST: usize = 4;
-const FETCHED_MAX: usize = 64;
 
 /// The changes that are meant.
 #[derive(Debug, Clone)]
@@ -86,6 +83,14 @@ pub(crate) struct LogPosition {
 }
 
 impl LogPosition {
+    /// Whether an incarnation is read up to a place.
+    fn is_at(&self, incarnation: u64, end: Place) -> bool {
+        match self.places.get(&incarnation) {
+            Some(place) => *place >= end,
+            None => incarnation <= self.passed,
+        }
+    }
+
     /// Notes that an incarnation that has ended is read to its end. Whoever lives and has an earlier number is not
     /// passed with it.
     fn pass(&mut self, ended: u64, living: &Living) {
@@ -104,9 +109,8 @@ pub(crate) struct Look {
     /// The incarnations that may still write.
     pub(crate) living: Living,
     pub(crate) now: Timestamp,
-    /// Whether the position is one that a client has brought, which is judged.
-    pub(crate) is_first: bool,
-    /// Which look of its stream this is: each begins with another log.
+    /// Which look of its stream this is. At the first one, 0, the position is one that a client has brought; each
+    /// begins with another log.
     pub(crate) number: usize,
 }
 
@@ -192,7 +196,7 @@ pub(crate) fn page(
             && !look.living.never_had(position)
     });
     let known = match position {
-        Some(position) if !look.is_first || is_of_this_past(rows, followed, &position)? => {
+        Some(position) if look.number > 0 || is_of_this_past(rows, followed, &position)? => {
             Some(position)
         }
         _ => None,
@@ -279,16 +283,14 @@ fn beginning(
     Ok(LogPosition { since, at: now, passed, places, listed: Some(String::new()) })
 }
 
-/// The incarnations with rows of a type, each with the place of its last one.
+/// The incarnations with rows of a type, the last one first, each with the place of its last row.
 pub(crate) fn ends(rows: &dyn Rows, entity_type: &str) -> ReadResult<Vec<(u64, Place)>> {
     let mut found = Vec::new();
-    let mut from = tables::changes::of_type(entity_type);
-    let to = tables::key::after(&from);
-    while let Some(ChangeKey { incarnation, .. }) = first_key(rows, &from, &to, false)? {
-        if let Some(place) = last_place(rows, entity_type, incarnation)? {
-            found.push((incarnation, place));
-        }
-        from = tables::key::after(&tables::changes::of_incarnation(entity_type, incarnation));
+    let from = tables::changes::of_type(entity_type);
+    let mut to = tables::key::after(&from);
+    while let Some(ChangeKey { incarnation, place, .. }) = last_key(rows, &from, &to)? {
+        found.push((incarnation, place));
+        to = tables::changes::of_incarnation(entity_type, incarnation);
     }
     Ok(found)
 }
@@ -296,18 +298,13 @@ pub(crate) fn ends(rows: &dyn Rows, entity_type: &str) -> ReadResult<Vec<(u64, P
 fn last_place(rows: &dyn Rows, entity_type: &str, incarnation: u64) -> ReadResult<Option<Place>> {
     let from = tables::changes::of_incarnation(entity_type, incarnation);
     let to = tables::key::after(&from);
-    Ok(first_key(rows, &from, &to, true)?.map(|key| key.place))
+    Ok(last_key(rows, &from, &to)?.map(|key| key.place))
 }
 
-/// The first or last key of a range.
-fn first_key(
-    rows: &dyn Rows,
-    from: &[u8],
-    to: &[u8],
-    descends: bool,
-) -> ReadResult<Option<ChangeKey>> {
+/// The last key of a range.
+fn last_key(rows: &dyn Rows, from: &[u8], to: &[u8]) -> ReadResult<Option<ChangeKey>> {
     let mut found = None;
-    let limit = Limit { descends, ..Limit::page(1) };
+    let limit = Limit { descends: true, ..Limit::page(1) };
     rows.scan(Table::Changes, from, to, limit, &mut |key, _| {
         found = Some(tables::changes::read_key(key)?);
         Ok(false)
@@ -318,12 +315,8 @@ fn first_key(
 impl ChangePage {
     /// Shows the next entities that are there.
     fn list(&mut self, rows: &dyn Rows, followed: &Followed, after: &str) -> ReadResult<()> {
-        let first = format!("{}/{}", followed.entity_type, followed.prefix).into_bytes();
-        let to = tables::key::after(&first);
-        let from = match after {
-            "" => first,
-            after => first.max(format!("{}/{after}\0", followed.entity_type).into_bytes()),
-        };
+        let after = Some(after).filter(|after| !after.is_empty());
+        let (from, to) = tables::states::range(&followed.entity_type, &followed.prefix, after);
         let table = (Table::States, "a state");
         let limit = Limit::bytes(ROWS_MAX, FOLLOWED_BYTES_MAX);
         let (page, last) = take(rows, table, (&from, &to), limit, |key, value| {
@@ -345,20 +338,11 @@ impl ChangePage {
     /// Shows what has changed behind the position.
     fn follow(&mut self, rows: &dyn Rows, followed: &Followed, look: &Look) -> ReadResult<()> {
         let living = &look.living;
-        let unread = |position: &LogPosition, incarnation: u64, end: Place| match position
-            .places
-            .get(&incarnation)
-        {
-            Some(place) => *place < end,
-            None => incarnation > position.passed,
-        };
         let ends = ends(rows, &followed.entity_type)?.into_iter();
-        let unread: BTreeSet<_> = ends
-            .filter(|(incarnation, end)| unread(&self.position, *incarnation, *end))
-            .map(|(incarnation, _)| incarnation)
-            .collect();
+        let unread = ends.filter(|(incarnation, end)| !self.position.is_at(*incarnation, *end));
+        let unread: BTreeSet<_> = unread.map(|(incarnation, _)| incarnation).collect();
         let known: BTreeSet<_> = self.position.places.keys().copied().collect();
-        let mut states = States { followed, found: Map::default(), bytes: 0, largest: 0 };
+        let mut states = States { followed, found: Map::default(), whole: WholeStates::default() };
         // Those that have ended come first, so that a position names few of them.
         for ended in known.union(&unread).filter(|it| living.has_lost(**it)) {
             if unread.contains(ended)
@@ -400,10 +384,11 @@ impl ChangePage {
         })?;
         let mut left = &page.rows[..];
         while !left.is_empty() {
-            if states.bytes >= FOLLOWED_BYTES_MAX {
+            if states.whole.fill(FOLLOWED_BYTES_MAX) {
                 return Ok(false);
             }
-            let (part, rest) = left.split_at(states.fitting().min(left.len()));
+            let (part, rest) =
+                left.split_at(states.whole.fitting(FOLLOWED_BYTES_MAX).min(left.len()));
             states.fetch(rows, part.iter().map(|(_, change)| &*change.key))?;
             for (place, change) in part {
                 self.position.places.insert(incarnation, *place);
@@ -426,18 +411,10 @@ struct States<'f> {
     followed: &'f Followed,
     /// None of an entity whose state cannot be read.
     found: Map<String, Option<Option<StateRecord>>>,
-    /// How many bytes were read, and those of the largest state.
-    bytes: usize,
-    largest: usize,
+    whole: WholeStates,
 }
 
 impl States<'_> {
-    /// How many states are read at one time.
-    fn fitting(&self) -> usize {
-        let fitting = FOLLOWED_BYTES_MAX.checked_div(self.largest).unwrap_or(FETCHED_AT_FIRST);
-        fitting.clamp(1, FETCHED_MAX)
-    }
-
     /// Reads the states of these keys that are meant and not known.
     fn fetch<'k>(
         &mut self,
@@ -451,8 +428,7 @@ impl States<'_> {
         let mut ids = ids.iter();
         rows.get_each(Table::States, &keys, false, &mut |value| {
             let Some(id) = ids.next() else { return Ok(()) };
-            let length = value.map_or(0, <[u8]>::len);
-            (self.bytes, self.largest) = (self.bytes + length, self.largest.max(length));
+            self.whole.note(value.map_or(0, <[u8]>::len));
             let record = value.map(StateRecord::decode).transpose();
             let record = record.inspect_err(|error| {
                 tracing::error!(entity = %id, %error, "a state is left out of the changes");

@@ -22,6 +22,31 @@ use super::{
 const WHOLE_AT_FIRST: usize = 4;
 const WHOLE_AT_ONCE: usize = 64;
 
+/// The bytes of states that were read as a whole for one page.
+#[derive(Debug, Default)]
+pub(super) struct WholeStates {
+    bytes: usize,
+    largest: usize,
+}
+
+impl WholeStates {
+    /// Notes one that was read.
+    pub(super) fn note(&mut self, bytes: usize) {
+        (self.bytes, self.largest) = (self.bytes + bytes, self.largest.max(bytes));
+    }
+
+    /// Whether a page of so many bytes is full.
+    pub(super) fn fill(&self, page: usize) -> bool {
+        self.bytes >= page
+    }
+
+    /// How many are read next for a page of so many bytes: few at first, and as many as fit by what was met.
+    pub(super) fn fitting(&self, page: usize) -> usize {
+        let fitting = page.checked_div(self.largest).unwrap_or(WHOLE_AT_FIRST);
+        fitting.clamp(1, WHOLE_AT_ONCE)
+    }
+}
+
 /// The entities that are meant, and the index by which they are read.
 #[derive(Debug, Clone)]
 pub(crate) struct Lookup {
@@ -238,25 +263,22 @@ pub(crate) fn states(
     if let Err(not_ready) = readiness(rows, lookup)? {
         return Ok(Err(not_ready));
     }
-    let (mut states, mut bytes, mut largest) = (Vec::new(), 0, 0);
+    let (mut states, mut whole) = (Vec::new(), WholeStates::default());
     let mut lookup = lookup.clone();
     loop {
-        // Few at first, and as many as fit into a page by what was met.
-        let fitting = rows::PAGE_BYTES_MAX.checked_div(largest).unwrap_or(WHOLE_AT_FIRST);
-        let part = (limit - states.len()).min(fitting.clamp(1, WHOLE_AT_ONCE));
+        let part = (limit - states.len()).min(whole.fitting(rows::PAGE_BYTES_MAX));
         let found = lookup.ids(rows, part)?;
         // Fewer than were asked for: as many rows were looked at as one page may.
         let was_cut = found.rows.len() < part;
         let keys: Vec<_> = found.rows.iter().map(|id| tables::states::key(id).to_vec()).collect();
         let mut ids = found.rows.into_iter();
         rows.get_each(Table::States, &keys, false, &mut |value| {
-            let length = value.map_or(0, <[u8]>::len);
-            (bytes, largest) = (bytes + length, largest.max(length));
+            whole.note(value.map_or(0, <[u8]>::len));
             let record = value.map(|value| StateRecord::decode(value).map_err(Into::into));
             states.extend(ids.next().zip(record));
             Ok(())
         })?;
-        let is_full = was_cut || states.len() >= limit || bytes >= rows::PAGE_BYTES_MAX;
+        let is_full = was_cut || states.len() >= limit || whole.fill(rows::PAGE_BYTES_MAX);
         if found.next.is_none() || is_full {
             return Ok(Ok(Hits { rows: states, next: found.next }));
         }
@@ -279,9 +301,7 @@ pub(crate) fn all_states(
     after: Option<&str>,
     limit: usize,
 ) -> ReadResult<Page<(EntityId, ReadResult<StateRecord>)>> {
-    let first = format!("{entity_type}/").into_bytes();
-    let to = tables::key::after(&first);
-    let from = after.map_or(first, |key| format!("{entity_type}/{key}\0").into_bytes());
+    let (from, to) = tables::states::range(entity_type, "", after);
     let read = |key: &[u8], value: &[u8]| {
         Ok(Some((tables::states::read_key(key)?, StateRecord::decode(value).map_err(Into::into))))
     };

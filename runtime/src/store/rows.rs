@@ -477,12 +477,7 @@ pub(super) fn list(
     after: Option<&str>,
     limit: usize,
 ) -> ReadResult<StatePage> {
-    let first = format!("{entity_type}/{prefix}").into_bytes();
-    let to = tables::key::after(&first);
-    let from = match after {
-        Some(key) => first.max(format!("{entity_type}/{key}\0").into_bytes()),
-        None => first,
-    };
+    let (from, to) = tables::states::range(entity_type, prefix, after);
     let limit = Limit { heads_only: true, ..Limit::page(limit) };
     let read = |key: &[u8], value: &[u8]| {
         Ok(Some((tables::states::read_key(key)?, tables::states::read_head(value)?)))

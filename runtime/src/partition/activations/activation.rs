@@ -99,6 +99,11 @@ impl Activation {
         }
     }
 
+    /// The bytes that are counted for it.
+    pub(in crate::partition) fn bytes(&self) -> usize {
+        self.bytes as usize
+    }
+
     fn apart(&mut self) -> &mut Apart {
         self.apart.get_or_insert_default()
     }

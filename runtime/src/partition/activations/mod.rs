@@ -115,11 +115,6 @@ impl Activations {
         }
     }
 
-    /// The bytes of the states of entities, as they are counted.
-    pub(super) fn bytes_of(&self, id: &EntityId) -> usize {
-        self.table.get(id).map_or(0, |entry| entry.bytes as usize)
-    }
-
     pub(super) fn contains(&self, id: &EntityId) -> bool {
         self.table.get(id).is_some()
     }
@@ -216,7 +211,7 @@ impl Activations {
         }
         let ever = Timestamp::from_micros(i64::MAX);
         let idle = self.table.values().filter(|entry| entry.is_idle(released, ever));
-        let mut idle: Vec<_> = idle.map(|entry| (entry.used_at, entry.bytes as usize)).collect();
+        let mut idle: Vec<_> = idle.map(|entry| (entry.used_at, entry.bytes())).collect();
         idle.sort_unstable();
         let mut bytes = 0;
         let last = idle.iter().find(|(_, of)| {
@@ -239,7 +234,7 @@ impl Activations {
         self.table.retain(|id, entry| {
             let is_kept = keeps(id, entry);
             if !is_kept {
-                share.replace(entry.bytes as usize, 0);
+                share.replace(entry.bytes(), 0);
             }
             is_kept
         });
@@ -297,7 +292,9 @@ impl Activations {
     /// Forgets an entity as if it had never been loaded.
     #[cfg(feature = "sabotage")]
     pub(super) fn forget(&mut self, id: &EntityId) {
-        self.share.replace(self.bytes_of(id), 0);
+        if let Some(activation) = self.table.get(id) {
+            self.share.replace(activation.bytes(), 0);
+        }
         self.table.remove(id);
     }
 

@@ -77,6 +77,17 @@ pub fn read_key(key: &[u8]) -> Result<EntityId, Damaged> {
     EntityId::parse(path).map_err(|error| Damaged(error.to_string()))
 }
 
+/// The keys of the states of a type whose keys begin with a prefix, behind one of them.
+pub fn range(entity_type: &str, prefix: &str, after: Option<&str>) -> (Vec<u8>, Vec<u8>) {
+    let first = format!("{entity_type}/{prefix}").into_bytes();
+    let to = super::key::after(&first);
+    let from = match after {
+        Some(key) => first.max(super::key::behind(format!("{entity_type}/{key}").as_bytes())),
+        None => first,
+    };
+    (from, to)
+}
+
 /// The present state of one entity.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateRecord {
