@@ -3,6 +3,7 @@
 extern crate self as stead_entities;
 
 pub mod ask;
+pub mod collections;
 pub mod context;
 pub mod dependencies;
 pub mod effect;
@@ -29,6 +30,7 @@ pub mod testing;
 pub mod time;
 
 pub use ask::{Answer, Then};
+pub use collections::{Log, Logged, Map};
 pub use context::Context;
 pub use dependencies::{Dependencies, Dependency};
 pub use effect::Delay;

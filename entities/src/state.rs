@@ -9,7 +9,7 @@ use std::{
     fmt::Write as _,
 };
 
-use crate::{Timeout, Timestamp, index::Scalar};
+use crate::{Timeout, Timestamp, collections::Collection, index::Scalar};
 
 /// The positions, widths and names of what the codec writes for a type. Derive it.
 ///
@@ -34,6 +34,10 @@ pub trait Layout {
     const CHECK: () = ();
     /// Writes this type's part into `layout`.
     fn describe(layout: &mut LayoutText);
+    /// Hands out the collections of a value, in the order of its parts.
+    fn each_collection(&mut self, each: &mut dyn FnMut(&mut dyn Collection)) {
+        let _has_none = each;
+    }
 }
 
 /// The layout text under construction: one line for each place, such as `history[].at: Timestamp`.
@@ -48,6 +52,10 @@ pub struct LayoutText {
     may_lack_json: bool,
     /// Whether a state may hold sets or maps without an order.
     is_unordered: bool,
+    /// Whether a state may hold collections, and where one is in an entry of another.
+    has_collections: bool,
+    nested_collection: Option<String>,
+    is_in_collection: bool,
 }
 
 impl LayoutText {
@@ -77,6 +85,28 @@ impl LayoutText {
     /// Whether a state may hold what JSON cannot carry, such as a number that is not finite.
     pub fn may_lack_json(&self) -> bool {
         self.may_lack_json || self.is_unproven
+    }
+
+    /// Whether a state may hold collections, [`Map`](crate::Map)s or [`Log`](crate::Log)s.
+    pub fn has_collections(&self) -> bool {
+        self.has_collections
+    }
+
+    /// The place of a collection in an entry of another one, which cannot be.
+    pub fn nested_collection(&self) -> Option<&str> {
+        self.nested_collection.as_deref()
+    }
+
+    /// Describes a collection with its parts.
+    pub fn collection(&mut self, what: &str, parts: impl FnOnce(&mut Self)) {
+        self.has_collections = true;
+        if self.is_in_collection {
+            self.nested_collection.get_or_insert_with(|| self.path.clone());
+        }
+        self.proven_leaf(what);
+        let is_nested = std::mem::replace(&mut self.is_in_collection, true);
+        parts(self);
+        self.is_in_collection = is_nested;
     }
 
     /// States what stands at the present place, for a type that is described by hand.
@@ -196,17 +226,20 @@ leaves! {
 leaves! { #[key] rust_decimal::Decimal => "decimal text", }
 
 macro_rules! sequences {
-    ($($type:ident),*) => {
+    ($($type:ident $($each:ident)?),*) => {
         $(impl<T: Layout> Layout for $type<T> {
             const CHECK: () = T::CHECK;
             fn describe(layout: &mut LayoutText) {
                 layout.proven_leaf("sequence");
                 layout.part::<T>("[]");
             }
+            $(fn each_collection(&mut self, $each: &mut dyn FnMut(&mut dyn Collection)) {
+                self.iter_mut().for_each(|part| part.each_collection($each));
+            })?
         })*
     };
 }
-sequences!(Vec, VecDeque, BTreeSet);
+sequences!(Vec each, VecDeque each, BTreeSet);
 impl<T: Layout, S> Layout for HashSet<T, S> {
     const CHECK: () = T::CHECK;
     fn describe(layout: &mut LayoutText) {
@@ -234,10 +267,20 @@ macro_rules! maps {
                 layout.part::<K>("{key}");
                 layout.part::<V>("{value}");
             }
+            fn each_collection(&mut self, each: &mut dyn FnMut(&mut dyn Collection)) {
+                each_value(self.values_mut(), each);
+            }
         })*
     };
 }
 maps!(BTreeMap<K, V> is_unordered: false, HashMap<K, V, S> is_unordered: true);
+
+fn each_value<'v, V: Layout + 'v>(
+    values: impl Iterator<Item = &'v mut V>,
+    each: &mut dyn FnMut(&mut dyn Collection),
+) {
+    values.for_each(|value| value.each_collection(each));
+}
 
 impl<T: Layout> Layout for Option<T> {
     const SCALAR: Option<Scalar> = T::SCALAR;
@@ -246,6 +289,9 @@ impl<T: Layout> Layout for Option<T> {
         layout.proven_leaf("option");
         layout.part::<T>("?");
     }
+    fn each_collection(&mut self, each: &mut dyn FnMut(&mut dyn Collection)) {
+        each_value(self.iter_mut(), each);
+    }
 }
 impl<T: Layout> Layout for Box<T> {
     const SCALAR: Option<Scalar> = T::SCALAR;
@@ -253,6 +299,9 @@ impl<T: Layout> Layout for Box<T> {
     const CHECK: () = T::CHECK;
     fn describe(layout: &mut LayoutText) {
         T::describe(layout);
+    }
+    fn each_collection(&mut self, each: &mut dyn FnMut(&mut dyn Collection)) {
+        (**self).each_collection(each);
     }
 }
 impl<T: Layout + ToOwned + ?Sized> Layout for std::borrow::Cow<'_, T> {
@@ -272,12 +321,21 @@ impl<T: Layout, E: Layout> Layout for Result<T, E> {
         layout.part::<T>("::Ok");
         layout.part::<E>("::Err");
     }
+    fn each_collection(&mut self, each: &mut dyn FnMut(&mut dyn Collection)) {
+        match self {
+            Ok(value) => value.each_collection(each),
+            Err(error) => error.each_collection(each),
+        }
+    }
 }
 impl<T: Layout, const N: usize> Layout for [T; N] {
     const CHECK: () = T::CHECK;
     fn describe(layout: &mut LayoutText) {
         layout.proven_leaf(&format!("array of {N}"));
         layout.part::<T>("[]");
+    }
+    fn each_collection(&mut self, each: &mut dyn FnMut(&mut dyn Collection)) {
+        each_value(self.iter_mut(), each);
     }
 }
 
@@ -288,6 +346,9 @@ macro_rules! tuples {
             fn describe(layout: &mut LayoutText) {
                 layout.proven_leaf("tuple");
                 $(layout.part::<$part>(concat!(".", $index));)+
+            }
+            fn each_collection(&mut self, each: &mut dyn FnMut(&mut dyn Collection)) {
+                $(self.$index.each_collection(each);)+
             }
         })*
     };

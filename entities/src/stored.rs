@@ -66,6 +66,8 @@ pub struct Checks {
     pub json: bool,
     /// Whether the JSON form is read again too.
     pub json_again: bool,
+    /// Whether a state may hold collections, of which its JSON form shows a page.
+    pub has_collections: bool,
 }
 
 impl Checks {
@@ -82,7 +84,14 @@ impl Checks {
     fn without_json<T: Layout>() -> Self {
         let layout = LayoutText::described::<T>();
         let is_unordered = layout.is_unordered() || layout.is_unproven();
-        Self { is_unordered, json: layout.may_lack_json(), json_again: false }
+        let (json, has_collections) = (layout.may_lack_json(), layout.has_collections());
+        Self { is_unordered, json, json_again: false, has_collections }
+    }
+
+    /// Those of the entries of a state's collections.
+    #[must_use]
+    pub fn of_entries(self) -> Self {
+        Self { has_collections: false, ..self }
     }
 
     /// Proves that a state can be read back: from its stored form, and, for those who ask for it, as
@@ -136,7 +145,7 @@ impl Checks {
         T: Serialize + DeserializeOwned,
     {
         self.check_json(state)?;
-        if self.json_again {
+        if self.json_again && !self.has_collections {
             let json = json::encode(state).map_err(|error| error.to_string())?;
             let again = serde_json::from_slice::<T>(&json).map_err(|error| {
                 format!("the state cannot be read from the JSON that is shown of it: {error}")

@@ -56,11 +56,11 @@ pub use store::RocksStore;
 pub use stead_entities::{
     Accepted, After, Answer, At, BoxFuture, CallError, Caller, Cause, Condition, Context, Cron,
     DeadLetter, Delay, Dependencies, Dependency, Deserialize, Entity, EntityId, Error, ErrorKind,
-    Every, Failure, Index, IndexType, Json, JsonSchema, Layout, Missed, Operation, OperationType,
-    Origin, Policy, Query, Reference, Rejection, ReminderId, Request, Schedule, Serialize, Then,
-    Timeout, Timestamp, TraceContext, TypedReference, Unbound, Version, ask, context, dependencies,
-    effect, entity, error, failure, id, index, input, json, operation, policy, schedule, schemars,
-    serde, state, stock, stored, time,
+    Every, Failure, Index, IndexType, Json, JsonSchema, Layout, Log, Logged, Map, Missed,
+    Operation, OperationType, Origin, Policy, Query, Reference, Rejection, ReminderId, Request,
+    Schedule, Serialize, Then, Timeout, Timestamp, TraceContext, TypedReference, Unbound, Version,
+    ask, collections, context, dependencies, effect, entity, error, failure, id, index, input,
+    json, operation, policy, schedule, schemars, serde, state, stock, stored, time,
 };
 pub use store::DeadLetterFilter;
 pub use store::tables::dead_letters::DeadLetterId;

@@ -92,6 +92,11 @@ impl Memory {
         self.division.requests / COPIES_OF_REQUEST
     }
 
+    /// The most bytes of one collection of an entity that stay in memory.
+    pub(crate) fn collection_bytes_max(&self) -> usize {
+        self.division.entities / 8
+    }
+
     /// The share of one of so many partitions in what requests may take.
     pub(crate) fn request_share(&self, partitions: u16) -> usize {
         self.division.requests / 2 / usize::from(partitions.max(1))

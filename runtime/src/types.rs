@@ -12,6 +12,7 @@ use std::{
 
 use stead_entities::{
     BoxFuture, Context, Dependencies, Entity, IndexType, OperationType, Policy,
+    collections::{self, Access, Loaded, Sealed},
     entity::{Argument, Body, EntityDescription, OperationKind, Outcome, Visibility},
     index::{IndexDescription, ValueRange},
     input::InputError,
@@ -35,6 +36,12 @@ pub(crate) type Running = BoxFuture<'static, (State, Context, Outcome)>;
 pub(crate) trait AnyState: Any + Send {
     fn clone_state(&self) -> State;
     fn json(&self) -> Result<Vec<u8>, Damaged>;
+    /// Takes entries of its collections that were missed.
+    fn supply(&mut self, loaded: &Loaded) -> Result<(), String>;
+    /// Has entries of its collections leave memory, where those of one take more than so many bytes.
+    fn evict(&mut self, bytes_max: usize);
+    /// About how many bytes the entries of its collections take in memory.
+    fn entry_bytes(&mut self) -> usize;
 }
 
 impl<E: Entity> AnyState for E {
@@ -44,6 +51,22 @@ impl<E: Entity> AnyState for E {
     fn json(&self) -> Result<Vec<u8>, Damaged> {
         json::encode(self).map_err(|error| Damaged(error.to_string()))
     }
+    fn supply(&mut self, loaded: &Loaded) -> Result<(), String> {
+        collections::supply(self, loaded)
+    }
+    fn evict(&mut self, bytes_max: usize) {
+        collections::evict(self, bytes_max);
+    }
+    fn entry_bytes(&mut self) -> usize {
+        collections::bytes(self)
+    }
+}
+
+/// A state in its stored form.
+#[derive(Debug)]
+pub(crate) struct Encoded {
+    pub(crate) state: Vec<u8>,
+    pub(crate) sealed: Sealed,
 }
 
 /// One operation as a node finds it.
@@ -95,11 +118,20 @@ pub(crate) trait EntityType: Send + Sync {
     fn activate(&self, state: &mut State, ctx: &Context);
     /// The operation that hears of dead letters.
     fn on_dead_letter(&self) -> Option<&'static str>;
-    /// Checks the state that a turn leaves: that it can be stored in so many bytes and shown as JSON.
-    /// Where the type is not trusted, it is also read back.
-    fn check_state(&self, state: &State, bytes_max: usize, trust: Trust) -> Result<(), String>;
-    /// Encodes a state, and proves that it can be read back. A type that fails is not trusted again.
-    fn encode_state(&self, state: &State) -> Result<Vec<u8>, String>;
+    /// Whether states may have collections.
+    fn has_collections(&self) -> bool;
+    /// Checks the state that a turn leaves: that it, and what the turn changed of its collections, can be stored in so
+    /// many bytes and shown as JSON. Where the type is not trusted, it is also read back. Collections that are new
+    /// get numbers. Returns how many bytes of entries the turn changed.
+    fn check_state(&self, state: &mut State, standard: Standard) -> Result<usize, String>;
+    /// Encodes a state that had these collections, with what was changed of them, and proves that all of it can be
+    /// read back. A type that fails is not trusted again. Of each collection so many bytes stay in memory, or nothing.
+    fn encode_state(
+        &self,
+        state: &mut State,
+        before: &[(u32, u64)],
+        kept: usize,
+    ) -> Result<Encoded, String>;
     /// Its indexes.
     fn indexes(&self) -> Vec<IndexDescription>;
     /// The names of the fields of its state; none where that is no struct with names.
@@ -140,6 +172,16 @@ pub(crate) trait EntityType: Send + Sync {
     fn query(&self, index: usize, state: &State, ctx: &Context, argument: Argument) -> Outcome;
     /// Starts an operation that awaits.
     fn start(&self, index: usize, state: State, ctx: Context, argument: Argument) -> Running;
+}
+
+/// The rules for a state that a turn leaves.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Standard {
+    /// The most bytes that it has in its stored form.
+    pub(crate) bytes_max: usize,
+    pub(crate) trust: Trust,
+    /// The highest number of a collection that is in use.
+    pub(crate) collections: u32,
 }
 
 /// Whether a state has to be read back after each turn, or once before its commit.
@@ -201,7 +243,34 @@ fn typed<E: Entity>(state: &State) -> &E {
     state.downcast_ref().expect("a state of this type")
 }
 
+/// Whether the collections of a type can be kept, and used.
+fn prove_collections<E: Entity>() -> Result<(), String> {
+    let layout = LayoutText::described::<E>();
+    if let Some(place) = layout.nested_collection() {
+        return Err(format!(
+            "{place} is a collection in an entry of another one: give its keys both parts"
+        ));
+    }
+    if cfg!(panic = "abort") {
+        return Err(
+            "a turn that lacks entries of a collection is given up by unwinding: build with \
+                    panic = \"unwind\""
+                .to_owned(),
+        );
+    }
+    Ok(())
+}
+
 impl<E: Entity> Typed<E> {
+    /// Runs code that may use the lengths of collections, and no entries.
+    fn within_lengths<T>(&self, code: impl FnOnce() -> T) -> T {
+        if !self.checks.has_collections {
+            return code();
+        }
+        collections::attempt(Access::Lengths, code)
+            .unwrap_or_else(|miss| unreachable!("entries are not looked for: {miss:?}"))
+    }
+
     fn found(&self, index: usize) -> Option<Found> {
         let known = self.operations.get(index)?;
         let is_public = known.visibility() == Visibility::Public;
@@ -286,7 +355,7 @@ impl<E: Entity> EntityType for Typed<E> {
 
     fn activate(&self, state: &mut State, ctx: &Context) {
         if let Some(ready) = E::ON_ACTIVATE {
-            ready(typed_mut::<E>(state), ctx);
+            self.within_lengths(|| ready(typed_mut::<E>(state), ctx));
         }
     }
 
@@ -294,33 +363,60 @@ impl<E: Entity> EntityType for Typed<E> {
         E::ON_DEAD_LETTER
     }
 
-    fn check_state(&self, state: &State, bytes_max: usize, trust: Trust) -> Result<(), String> {
-        let state = typed::<E>(state);
+    fn has_collections(&self) -> bool {
+        self.checks.has_collections
+    }
+
+    fn check_state(&self, state: &mut State, standard: Standard) -> Result<usize, String> {
+        let state = typed_mut::<E>(state);
+        let Standard { bytes_max, trust, collections } = standard;
+        let is_proven = trust == Trust::Proven && !self.is_distrusted.load(Ordering::Relaxed);
+        let entries = match self.checks.has_collections {
+            true => collections::check(state, collections, self.checks, is_proven)?,
+            false => 0,
+        };
         let unstorable = |error: stored::Unreadable| format!("the state cannot be stored: {error}");
         let size = stored::size(state).map_err(unstorable)?;
         if size > bytes_max {
             return Err(format!("the state has {size} bytes, the limit is {bytes_max}"));
         }
-        if trust == Trust::Unproven || self.is_distrusted.load(Ordering::Relaxed) {
-            let bytes = stored::encode(state).map_err(unstorable)?;
-            return self.checks.prove(state, &bytes);
+        if entries > bytes_max {
+            return Err(format!(
+                "the turn changed {entries} bytes of entries of collections, the limit is {bytes_max}: change \
+                 fewer in one turn"
+            ));
         }
-        self.checks.check_json(state)
+        if !is_proven {
+            let bytes = stored::encode(state).map_err(unstorable)?;
+            self.within_lengths(|| self.checks.prove(state, &bytes))?;
+            return Ok(entries);
+        }
+        self.within_lengths(|| self.checks.check_json(state))?;
+        Ok(entries)
     }
 
     fn check_indexed(&self, state: &State) -> Result<(), String> {
         let state = typed::<E>(state);
-        self.indexes.iter().try_for_each(|index| index.value(state).map(drop))
+        self.within_lengths(|| self.indexes.iter().try_for_each(|it| it.value(state).map(drop)))
     }
 
-    fn encode_state(&self, state: &State) -> Result<Vec<u8>, String> {
-        let state = typed::<E>(state);
-        let encoded = stored::encode(state).map_err(|error| error.to_string());
-        let proven = encoded.and_then(|bytes| {
+    fn encode_state(
+        &self,
+        state: &mut State,
+        before: &[(u32, u64)],
+        kept: usize,
+    ) -> Result<Encoded, String> {
+        let state = typed_mut::<E>(state);
+        let mut encode = || {
+            let sealed = match self.checks.has_collections || !before.is_empty() {
+                true => collections::seal(state, before, self.checks, kept)?,
+                false => Sealed::default(),
+            };
+            let bytes = stored::encode(state).map_err(|error| error.to_string())?;
             self.checks.prove_stored::<E>(&bytes)?;
-            Ok(bytes)
-        });
-        proven.inspect_err(|_| self.is_distrusted.store(true, Ordering::Relaxed))
+            Ok(Encoded { state: bytes, sealed })
+        };
+        encode().inspect_err(|_| self.is_distrusted.store(true, Ordering::Relaxed))
     }
 
     fn indexes(&self) -> Vec<IndexDescription> {
@@ -340,7 +436,8 @@ impl<E: Entity> EntityType for Typed<E> {
         let state = typed::<E>(state);
         let (mut values, mut lacking) = (Vec::with_capacity(self.indexes.len()), Vec::new());
         for index in &self.indexes {
-            match catch_unwind(AssertUnwindSafe(|| index.value(state))) {
+            let value = || self.within_lengths(|| index.value(state));
+            match catch_unwind(AssertUnwindSafe(value)) {
                 Ok(Ok(value)) => values.push((index.name(), value)),
                 Ok(Err(_)) | Err(_) => lacking.push(index.name()),
             }
@@ -355,7 +452,11 @@ impl<E: Entity> EntityType for Typed<E> {
 
     fn prove_initial_state(&self) -> Result<(), String> {
         // One that panics is met, and said, where an entity begins.
-        let Ok(state) = catch_unwind(E::default) else { return Ok(()) };
+        let Ok(mut state) = catch_unwind(E::default) else { return Ok(()) };
+        if self.checks.has_collections {
+            prove_collections::<E>()?;
+            collections::number(&mut state, 0)?;
+        }
         let stored = stored::encode(&state).map_err(|error| error.to_string())?;
         Checks::all_of::<E>().prove(&state, &stored)
     }
@@ -366,7 +467,7 @@ impl<E: Entity> EntityType for Typed<E> {
         if version == E::VERSION {
             return Ok(Box::new(stored.decode::<E>()?));
         }
-        Ok(Box::new(E::upgrade(version, stored)?))
+        Ok(Box::new(self.within_lengths(|| E::upgrade(version, stored))?))
     }
 
     fn run(

@@ -118,3 +118,13 @@ impl Follower {
         self.known.iter().map(|(key, (_, state))| (key.clone(), state.clone())).collect()
     }
 }
+
+/// A state as streams of types show it: of collections their lengths.
+pub fn with_lengths(mut state: Value) -> Value {
+    for field in state.as_object_mut().into_iter().flat_map(|fields| fields.values_mut()) {
+        if let Some(collection) = field.as_object_mut().filter(|it| it.contains_key("length")) {
+            collection.remove("entries");
+        }
+    }
+    state
+}

@@ -6,7 +6,8 @@ use std::{collections::BTreeMap, time::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use stead::{
-    After, Answer, Context, Cron, DeadLetter, Failure, Layout, Missed, Rejection, Timestamp, entity,
+    After, Answer, Context, Cron, DeadLetter, Failure, Layout, Map, Missed, Rejection, Timestamp,
+    entity,
 };
 
 /// Everything that an entity applied, in order.
@@ -37,6 +38,10 @@ pub struct Log {
     pub burned: Vec<u64>,
     /// The ids of the cron reminders, as often as they were due.
     pub ticked: Vec<u64>,
+    /// The same as [`Log::entries`], each a row of its own.
+    pub order: stead::Log<u64>,
+    /// The ids, with their places.
+    pub places: Map<u64, u64>,
 }
 
 /// How often a cron reminder is due before it is cancelled.
@@ -44,15 +49,21 @@ pub const TICKS: usize = 3;
 
 #[entity(name = "log", on_dead_letter = on_lost, changes = Duration::from_secs(3_600))]
 impl Log {
+    fn take_in(&mut self, entry: u64) {
+        self.order.push(Timestamp::default(), entry);
+        self.places.insert(entry, self.entries.len() as u64);
+        self.entries.push(entry);
+    }
+
     /// Appends an id.
     pub fn append(&mut self, entry: u64) -> usize {
-        self.entries.push(entry);
+        self.take_in(entry);
         self.entries.len()
     }
 
     /// Appends an id and tells others of it.
     pub fn tell(&mut self, ctx: &mut Context, entry: u64, others: Vec<String>) {
-        self.entries.push(entry);
+        self.take_in(entry);
         for other in others {
             let number = self.told.entry(other.clone()).or_default();
             *number += 1;
@@ -62,7 +73,7 @@ impl Log {
 
     /// Appends an id, and is reminded of it.
     pub fn remind(&mut self, ctx: &mut Context, entry: u64, other: String) {
-        self.entries.push(entry);
+        self.take_in(entry);
         let soon = Duration::from_millis(entry % 700);
         ctx.remind(format!("{entry}"), After(soon), Self::of(ctx.key()).ring(entry));
         ctx.signal(Self::of(&other).arrive(entry).after(soon));
@@ -70,7 +81,7 @@ impl Log {
 
     /// Appends an id, and asks others what they make of it; for an even one it waits for a while only.
     pub fn ask(&mut self, ctx: &mut Context, entry: u64, others: Vec<String>) {
-        self.entries.push(entry);
+        self.take_in(entry);
         let then = Self::of(ctx.key()).on_judged(entry);
         let then = match entry % 2 {
             0 => then.within(Duration::from_millis(1 + entry % 900)),
@@ -99,7 +110,7 @@ impl Log {
 
     /// Appends an id, has another stumble over it, lights an ember, and ticks for a while.
     pub fn stumble(&mut self, ctx: &mut Context, entry: u64, other: String) {
-        self.entries.push(entry);
+        self.take_in(entry);
         let from = ctx.now() + Duration::from_millis(entry % 300);
         ctx.signal(Self::of(&other).take(entry, ctx.key().to_owned(), from));
         ctx.signal(Ember::of(entry.to_string()).glow(ctx.key().to_owned()));
@@ -164,7 +175,16 @@ impl Log {
     }
 
     /// Everything.
+    ///
+    /// # Panics
+    /// Where its collections are not what its list is.
     pub fn all(&self) -> Log {
+        let order: Vec<_> = self.order.range(0..u64::MAX).map(|(_, entry)| entry.value).collect();
+        assert_eq!(order, self.entries, "each entry is a row of the log");
+        let mut places: Vec<_> = self.places.iter().map(|(id, place)| (*place, *id)).collect();
+        places.sort_unstable();
+        let expected = (0..).zip(self.entries.iter().copied());
+        assert!(places.into_iter().eq(expected), "each entry is a row of the map");
         self.clone()
     }
 
@@ -185,12 +205,16 @@ impl Log {
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
 pub struct Ember {
     owner: String,
+    sparks: Map<u64, String>,
 }
 
 #[entity(name = "ember", index(owner: String), changes = Duration::from_secs(3_600))]
 impl Ember {
     /// Glows for a tenth of a second, but for as long as it has something to do.
     pub(crate) fn glow(&mut self, ctx: &mut Context, owner: String) {
+        for spark in 0..3 {
+            self.sparks.insert(spark, owner.clone());
+        }
         self.owner = owner;
         ctx.expire_after(Duration::from_millis(100));
         ctx.signal(Self::of(ctx.key()).burn_down().after(Duration::from_millis(400)));
@@ -198,6 +222,7 @@ impl Ember {
 
     pub(crate) fn burn_down(&mut self, ctx: &mut Context) {
         let entry = ctx.key().parse().unwrap_or_default();
+        self.sparks.remove(&1);
         ctx.signal(Log::of(&self.owner).burn_down(entry));
     }
 }

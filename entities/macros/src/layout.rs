@@ -59,6 +59,7 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
     let (impl_generics, type_generics, bounds) = generics.split_for_impl();
     let kind = if matches!(input.data, Data::Enum(_)) { "enum" } else { "struct" };
     let stored = stored_types(&input.data)?;
+    let collections = collections(&model, &input.data)?;
     let is_transparent = words.iter().any(|word| word == "transparent");
     let key = key(&model, &input.data, &stored, is_transparent);
     let scalar = scalar(&model, &input.data, &stored, is_transparent);
@@ -83,8 +84,66 @@ pub(crate) fn expand(input: &DeriveInput) -> Result<TokenStream> {
             fn describe(__layout: &mut #model::state::LayoutText) {
                 __layout.composite::<Self>(#kind, |__layout| { #parts });
             }
+            fn each_collection(
+                &mut self,
+                __each: &mut dyn ::core::ops::FnMut(&mut dyn #model::collections::Collection),
+            ) {
+                #collections
+            }
         }
     })
+}
+
+/// Hands out the collections in the parts that are described by their own layouts.
+fn collections(model: &TokenStream, data: &Data) -> Result<TokenStream> {
+    let each = |ty: &Type, part: TokenStream| quote!(<#ty as #model::Layout>::each_collection(#part, __each););
+    let parts = match data {
+        Data::Struct(data) => {
+            let mut parts = Vec::new();
+            for (index, field) in data.fields.iter().enumerate() {
+                if is_described(field)? {
+                    let index = syn::Index::from(index);
+                    let name = field.ident.as_ref().map_or(quote!(#index), |name| quote!(#name));
+                    parts.push(each(&field.ty, quote!(&mut self.#name)));
+                }
+            }
+            quote!(#(#parts)*)
+        }
+        Data::Enum(data) => {
+            let mut arms = Vec::new();
+            for variant in &data.variants {
+                let (mut places, mut parts) = (Vec::new(), Vec::new());
+                for (index, field) in variant.fields.iter().enumerate() {
+                    if is_described(field)? {
+                        let bound = format_ident!("__part_{index}");
+                        let index = syn::Index::from(index);
+                        let name =
+                            field.ident.as_ref().map_or(quote!(#index), |name| quote!(#name));
+                        places.push(quote!(#name: #bound));
+                        parts.push(each(&field.ty, quote!(#bound)));
+                    }
+                }
+                let name = &variant.ident;
+                if !parts.is_empty() {
+                    arms.push(quote!(Self::#name { #(#places,)* .. } => { #(#parts)* }));
+                }
+            }
+            // Without such parts there is nothing to tell apart, and an enum without variants has no value.
+            if arms.is_empty() {
+                quote!()
+            } else {
+                quote!(match self { #(#arms)* #[allow(unreachable_patterns)] _ => {} })
+            }
+        }
+        Data::Union(_) => quote!(),
+    };
+    Ok(quote!(let _ = &__each; #parts))
+}
+
+/// Whether a field is described by the layout of its type.
+fn is_described(field: &Field) -> Result<bool> {
+    let is_skipped = serde_words(&field.attrs)?.iter().any(|word| word == "skip");
+    Ok(!is_skipped && opaque(field)?.is_none())
 }
 
 /// The types of the parts that are described by their own layouts.
@@ -96,8 +155,7 @@ fn stored_types(data: &Data) -> Result<Vec<Type>> {
     };
     let mut types = Vec::new();
     for field in all {
-        let is_skipped = serde_words(&field.attrs)?.iter().any(|word| word == "skip");
-        if !is_skipped && opaque(field)?.is_none() {
+        if is_described(field)? {
             types.push(field.ty.clone());
         }
     }

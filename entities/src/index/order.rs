@@ -113,7 +113,7 @@ impl Ordered<'_> {
     fn text(self, text: &[u8]) -> Written {
         if text.len() > TEXT_BYTES_MAX {
             return Err(NotIndexed(format!(
-                "a text of {} bytes is too long: an indexed one has at most {TEXT_BYTES_MAX}",
+                "a text of {} bytes is too long: the limit is {TEXT_BYTES_MAX}",
                 text.len()
             )));
         }
@@ -342,7 +342,7 @@ mod tests {
         assert_eq!(encode(&f64::NAN).expect_err("no number"), "it is not a number");
         assert!(encode(&"x".repeat(TEXT_BYTES_MAX)).is_ok());
         let why = encode(&"x".repeat(TEXT_BYTES_MAX + 1)).expect_err("too long");
-        assert_eq!(why, "a text of 1025 bytes is too long: an indexed one has at most 1024");
+        assert_eq!(why, "a text of 1025 bytes is too long: the limit is 1024");
     }
 
     #[test]

@@ -8,17 +8,24 @@
 mod driven;
 mod drivers;
 mod poll;
+mod rows;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use self::poll::at_once;
+use self::{poll::at_once, rows::Rows};
 
 use crate::{
     Answer, CallError, Context, Dependencies, Entity, EntityId, Error, ErrorKind, Operation,
     Origin, Query, Request, Timestamp, Version,
     ask::{Ask, answer_json},
+    collections::{self, Access, Attempted, Refused},
     context::Turn,
     effect::{self, Effect, Reminder, Signal},
     entity::{Argument, Body, OperationKind, Outcome},
@@ -42,6 +49,9 @@ type Attempt<E> = (E, Context, Outcome);
 /// An operation that awaits is run on the spot where all that it awaits is ready. One that needs a
 /// runtime (a timer, a socket, another task) is an error then, and changes nothing; the methods that
 /// end in `_async` wait for it.
+///
+/// Each turn begins with nothing of the state's collections in memory, as after a restart, and what it asks for
+/// is supplied.
 ///
 /// ```
 /// use std::time::Duration;
@@ -68,6 +78,9 @@ type Attempt<E> = (E, Context, Outcome);
 pub struct Driver<E> {
     id: Option<EntityId>,
     state: E,
+    /// The entries of its collections, and the state with all of them in memory, once somebody looks at it.
+    rows: Rows,
+    whole: OnceLock<E>,
     revision: u64,
     now: Timestamp,
     turns: u64,
@@ -87,6 +100,8 @@ impl<E: Entity> Driver<E> {
         let mut driver = Self {
             id: EntityId::new(E::NAME, key).ok(),
             state: E::default(),
+            rows: Rows::default(),
+            whole: OnceLock::new(),
             revision: 0,
             now: START,
             turns: 0,
@@ -114,8 +129,15 @@ impl<E: Entity> Driver<E> {
 
     /// Readies the state, as where an entity comes into memory.
     fn activate(&mut self) {
+        let mut state = std::mem::take(&mut self.state);
+        self.ready(&mut state);
+        self.state = state;
+    }
+
+    fn ready(&self, state: &mut E) {
         if let (Some(ready), Ok(turn)) = (E::ON_ACTIVATE, self.turn(None)) {
-            ready(&mut self.state, &Context::new(turn));
+            let ready = || ready(state, &Context::new(turn));
+            let _misses_nothing = collections::attempt(Access::Lengths, ready);
         }
     }
 
@@ -171,9 +193,19 @@ impl<E: Entity> Driver<E> {
         Ok(())
     }
 
-    /// The state.
+    /// The state, with all entries of its collections.
+    ///
+    /// # Panics
+    /// Where what is stored of it cannot be read back, which no turn leaves.
     pub fn state(&self) -> &E {
-        &self.state
+        if self.rows.collections.is_empty() {
+            return &self.state;
+        }
+        self.whole.get_or_init(|| {
+            self.rows
+                .whole(&self.state, &|state| self.ready(state))
+                .expect("a state that was proven")
+        })
     }
 
     /// How many turns were committed.
@@ -270,6 +302,7 @@ impl<E: Entity> Driver<E> {
     /// Deletes the entity.
     fn reset(&mut self) {
         self.state = E::default();
+        (self.rows, self.whole) = (Rows::default(), OnceLock::new());
         self.revision = 0;
         self.reminders.clear();
         self.expires_at = None;
@@ -325,14 +358,14 @@ impl<E: Entity> Driver<E> {
     }
 
     fn read(&self, request: &Request) -> Result<Vec<u8>, CallError> {
-        match self.find(&E::operations(), request)? {
-            (Body::Query(body), argument) => {
-                let ctx = Context::new(self.turn(request.origin()?)?);
-                let ctx = ctx.with_dependencies(Arc::clone(&self.dependencies));
-                json_of(body(&self.state, &ctx, argument))
-            }
-            _ => Err(Error::new(ErrorKind::Invalid, "this is not a query").into()),
-        }
+        let table = E::operations();
+        let ctx = Context::new(self.turn(request.origin()?)?);
+        let ctx = ctx.with_dependencies(Arc::clone(&self.dependencies));
+        let read = |state: E| match self.find(&table, request)? {
+            (Body::Query(body), argument) => Ok(body(&state, &ctx, argument)),
+            _ => Err(Error::new(ErrorKind::Invalid, "this is not a query")),
+        };
+        json_of(allowed(|| self.rows.attempt(&self.state, &|state| self.ready(state), read))???)
     }
 
     async fn run(&mut self, request: &Request) -> Result<Vec<u8>, CallError> {
@@ -348,28 +381,53 @@ impl<E: Entity> Driver<E> {
 
     /// Runs an operation on a copy of the state.
     async fn attempt(&self, request: &Request) -> Result<Attempt<E>, CallError> {
-        let mut ctx = Context::new(self.turn(request.origin()?)?);
-        let mut state = self.state.clone();
-        let running = match self.find(&E::operations(), request)? {
-            (Body::Operation(body), argument) => {
-                let outcome = body(&mut state, &mut ctx, argument);
-                return Ok((state, ctx, outcome));
-            }
-            (Body::Query(body), argument) => {
-                let ctx = ctx.with_dependencies(Arc::clone(&self.dependencies));
-                let outcome = body(&state, &ctx, argument);
-                return Ok((state, ctx, outcome));
-            }
-            (Body::Async(body), argument) => {
-                body(state, ctx.with_dependencies(Arc::clone(&self.dependencies)), argument)
-            }
+        let table = E::operations();
+        let new_context = || Ok::<_, Error>(Context::new(self.turn(request.origin()?)?));
+        let with_all = |ctx: Context| ctx.with_dependencies(Arc::clone(&self.dependencies));
+        let (Body::Async(body), _) = self.find(&table, request)? else {
+            let run = |mut state: E| {
+                let mut ctx = new_context()?;
+                let (body, argument) = self.find(&table, request)?;
+                let outcome = match body {
+                    Body::Operation(body) => body(&mut state, &mut ctx, argument),
+                    Body::Query(body) => body(&state, &with_all(new_context()?), argument),
+                    Body::Async(_) => unreachable!("it awaits"),
+                };
+                Ok::<_, Error>((state, ctx, outcome))
+            };
+            return Ok(allowed(|| {
+                self.rows.attempt(&self.state, &|state| self.ready(state), run)
+            })???);
         };
-        Ok(running.await)
+        let mut missed = Vec::new();
+        loop {
+            let state = self.rows.copy(&self.state, &missed, &|state| self.ready(state));
+            let state = state.map_err(internal)?;
+            let (_, argument) = self.find(&table, request)?;
+            let running = Attempted::new(body(state, with_all(new_context()?), argument));
+            match running.await {
+                Ok(done) => return Ok(done),
+                Err(miss) => missed.push(miss),
+            }
+        }
+    }
+
+    /// A turn fails where its state could not be read back, from the store or from JSON, or not be indexed.
+    fn prove(&self, state: &mut E) -> Result<(), Error> {
+        let checks = Checks::all_of::<E>();
+        let highest = self.rows.collections.iter().map(|(number, _)| *number).max();
+        let proven = collections::attempt(Access::Lengths, || {
+            collections::check(state, highest.unwrap_or(0), checks, false)?;
+            let stored = stored::encode(state).map_err(|error| error.to_string())?;
+            E::indexes().iter().try_for_each(|index| index.value(state).map(drop))?;
+            checks.prove(state, &stored)
+        });
+        proven.unwrap_or_else(|_| Err("entries are not in memory".to_owned())).map_err(internal)
     }
 
     /// Ends a turn: all of it becomes real, or nothing does. The one place where a driven entity
     /// changes, whether it is driven alone or together with others.
-    fn settle(&mut self, (state, ctx, outcome): Attempt<E>) -> Result<Vec<u8>, CallError> {
+    fn settle(&mut self, (mut state, ctx, outcome): Attempt<E>) -> Result<Vec<u8>, CallError> {
         self.turns += 1;
         let result = outcome.into_reply()?;
         let effects = match &result {
@@ -377,11 +435,16 @@ impl<E: Entity> Driver<E> {
             Err(rejection) => ctx.finish_rejected(rejection)?,
         };
         if result.is_ok() {
-            prove(&state)?;
+            allowed(|| self.prove(&mut state))??;
         }
         check_own_operations::<E>(&effects.list)?;
         if result.is_ok() {
-            self.state = state;
+            let checks = Checks::all_of::<E>();
+            let sealed = collections::seal(&mut state, &self.rows.collections, checks, usize::MAX);
+            let sealed = sealed.map_err(internal)?;
+            self.rows.collections = sealed.collections;
+            self.rows.apply(sealed.changes);
+            (self.state, self.whole) = (state, OnceLock::new());
         }
         if result.is_ok() || !effects.list.is_empty() {
             self.revision += 1;
@@ -408,18 +471,20 @@ impl<E: Entity> Driver<E> {
     }
 }
 
+/// Runs an entity's code; what it may not read fails the turn.
+fn allowed<T>(code: impl FnOnce() -> T) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(code)).map_err(|panic| match panic.downcast::<Refused>() {
+        Ok(refused) => internal(refused.0),
+        Err(panic) => resume_unwind(panic),
+    })
+}
+
+fn internal(why: String) -> Error {
+    Error::new(ErrorKind::Internal, why)
+}
+
 /// The name of the expiry among the reminders.
 const EXPIRY: &str = "?expiry";
-
-/// A turn fails where its state could not be read back, from the store or from JSON, or not be indexed.
-fn prove<E: Entity>(state: &E) -> Result<(), Error> {
-    let stored = stored::encode(state).map_err(|error| error.to_string());
-    let proven = stored.and_then(|stored| {
-        E::indexes().iter().try_for_each(|index| index.value(state).map(drop))?;
-        Checks::all_of::<E>().prove(state, &stored)
-    });
-    proven.map_err(|why| Error::new(ErrorKind::Internal, why))
-}
 
 /// A turn fails where it names an operation of its own that could not be applied.
 fn check_own_operations<E: Entity>(effects: &[Effect]) -> Result<(), Error> {

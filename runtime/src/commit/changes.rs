@@ -48,7 +48,7 @@ impl ChangeLog {
                 let replaced = Some(&record.replaces).filter(|it| **it != record.indexed);
                 Some((id, Some(record.head), replaced))
             }
-            Write::DeleteState(id, indexed) => Some((id, None, Some(indexed))),
+            Write::DeleteState(id, ended) => Some((id, None, Some(&ended.indexed))),
             _ => None,
         });
         let rows = rows.filter_map(|row| Some((row, *self.0.get(row.0.entity_type())?)));

@@ -6,14 +6,18 @@
 //! Each state must follow the one before it, in this batch or the last: two chains of turns for one
 //! entity can never both be committed.
 
-use stead_entities::EntityId;
+use stead_entities::{EntityId, collections::EntryKey};
 
 use crate::{
     map::Map,
     sabotage::Sabotage,
     store::{
         Write,
-        tables::{inbox::InboxKey, indexes::IndexedValues, reminders::Slot, states::StateRecord},
+        tables::{
+            inbox::InboxKey,
+            reminders::Slot,
+            states::{Ended, EndedRows, StateRecord},
+        },
     },
 };
 
@@ -57,6 +61,37 @@ enum RowKey {
     Delayed(EntityId, u64),
 }
 
+impl StateRecord {
+    /// Takes the place of an earlier record of the entity, which the batch does not write.
+    fn follow(&mut self, earlier: Self) {
+        if !Sabotage::IndexedByLastTurn.is_on() {
+            self.replaces = earlier.replaces;
+        }
+        self.ends = earlier.ends;
+        if let Some(mut changes) = earlier.changes.filter(|_| !Sabotage::EntriesOfLastTurn.is_on())
+        {
+            changes.merge(self.changes.take().map(|later| *later).unwrap_or_default());
+            self.changes = Some(changes);
+        }
+    }
+
+    /// The end of the entity, where it is deleted before this record is written. Where its generation began in the
+    /// batch, only the one before it may have entries.
+    fn ended(self) -> Ended {
+        let has_entries = self.changes.as_ref().is_some_and(|changes| {
+            let is_entry = |(number, _): &EntryKey| *number != 0;
+            !changes.ended.is_empty() || changes.entries.keys().any(is_entry)
+        });
+        let generation = self.head.generation;
+        let rows = match has_entries || !self.apart.collections.is_empty() {
+            true => Some(EndedRows::All(generation)),
+            false if self.changes.is_some() || self.apart.body => Some(EndedRows::Body(generation)),
+            false => None,
+        };
+        Ended { indexed: self.replaces, entries: self.ends.or(rows) }
+    }
+}
+
 impl Merge {
     /// Adds the writes of the next write group.
     ///
@@ -66,7 +101,7 @@ impl Merge {
         for write in writes {
             let write = match write {
                 Write::PutState(id, record) => self.put_state(last, id, record)?,
-                Write::DeleteState(id, indexed) => self.delete_state(last, id, indexed),
+                Write::DeleteState(id, ended) => self.delete_state(last, id, ended),
                 Write::Accept(key, record) => {
                     self.rows.insert(RowKey::Inbox(key.clone()), (self.writes.len(), true));
                     Write::Accept(key, record)
@@ -123,10 +158,13 @@ impl Merge {
             ));
         }
         if let Some(known) = here {
-            if let Some(stored) = self.take_state(known)
-                && !Sabotage::IndexedByLastTurn.is_on()
-            {
-                record.replaces = stored;
+            match self.take_state(known) {
+                Some(Write::PutState(_, earlier)) => record.follow(earlier),
+                Some(Write::DeleteState(_, ended)) => {
+                    record.replaces = ended.indexed;
+                    record.ends = ended.entries;
+                }
+                _ => {}
             }
             if !known.is_deleted {
                 record.head.follows = known.follows;
@@ -143,23 +181,24 @@ impl Merge {
         Ok(Write::PutState(id, record))
     }
 
-    /// Takes back what this batch writes of an entity; returns the indexed values that the store has.
-    fn take_state(&mut self, known: Chain) -> Option<IndexedValues> {
-        match self.writes[known.place].take()? {
-            Write::PutState(_, record) => Some(record.replaces),
-            Write::DeleteState(_, indexed) => Some(indexed),
-            _ => None,
-        }
+    /// Takes back what this batch writes of an entity.
+    fn take_state(&mut self, known: Chain) -> Option<Write> {
+        self.writes[known.place].take()
     }
 
-    fn delete_state(&mut self, last: &Chains, id: EntityId, indexed: IndexedValues) -> Write {
+    fn delete_state(&mut self, last: &Chains, id: EntityId, ended: Ended) -> Write {
         let known = self.chains.get(&id).copied();
-        let stored = known.and_then(|known| self.take_state(known));
+        // What is stored ends, and not what the batch would have written.
+        let ended = match known.and_then(|known| self.take_state(known)) {
+            Some(Write::PutState(_, earlier)) => earlier.ended(),
+            Some(Write::DeleteState(_, earlier)) => earlier,
+            _ => ended,
+        };
         let generation = known.or_else(|| last.get(&id).copied()).map_or(0, |it| it.generation);
         let place = self.writes.len();
-        let ended = Chain { generation, revision: 0, is_deleted: true, follows: 0, place };
-        self.chains.insert(id.clone(), ended);
-        Write::DeleteState(id, stored.unwrap_or(indexed))
+        let chain = Chain { generation, revision: 0, is_deleted: true, follows: 0, place };
+        self.chains.insert(id.clone(), chain);
+        Write::DeleteState(id, ended)
     }
 
     /// Makes room for another version of a row; says whether the row is new to the store.
@@ -190,10 +229,10 @@ fn is_state(write: &Write) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use stead_entities::Timestamp;
+    use stead_entities::{Timestamp, collections::EntryChanges};
 
     use super::*;
-    use crate::store::tables::{inbox::InboxRecord, states::StateHead};
+    use crate::store::tables::{inbox::InboxRecord, indexes::IndexedValues, states::StateHead};
 
     fn id() -> EntityId {
         EntityId::new("counter", "a").expect("valid")
@@ -235,7 +274,7 @@ mod tests {
     }
 
     fn deleted(indexed: IndexedValues) -> Write {
-        Write::DeleteState(id(), indexed)
+        Write::DeleteState(id(), Ended { indexed, entries: None })
     }
 
     fn merged(groups: Vec<Vec<Write>>) -> Vec<String> {
@@ -274,7 +313,7 @@ mod tests {
             assert_eq!(writes.len(), 1);
             match writes.remove(0) {
                 Write::PutState(_, record) => (record.replaces, record.indexed),
-                Write::DeleteState(_, stored) => (stored, IndexedValues::default()),
+                Write::DeleteState(_, stored) => (stored.indexed, IndexedValues::default()),
                 other => panic!("{other:?}"),
             }
         };
@@ -288,6 +327,47 @@ mod tests {
         let again = StateRecord { replaces: IndexedValues::default(), ..record };
         ended.push(Write::PutState(id, again));
         assert_eq!(kept(vec![ended]), (indexed(1), indexed(7)), "of the next generation");
+    }
+
+    #[test]
+    fn what_entries_are_written_in_one_batch_follows_the_last_state() {
+        let with = |write: Write, change: &dyn Fn(&mut EntryChanges)| {
+            let Write::PutState(id, mut record) = write else { unreachable!("a state") };
+            let mut changes = EntryChanges::default();
+            change(&mut changes);
+            (record.changes, record.apart.collections) = (Some(Box::new(changes)), vec![(1, 9)]);
+            Write::PutState(id, record)
+        };
+        let put = |key: u8, value: u8| {
+            move |changes: &mut EntryChanges| {
+                changes.entries.insert((1, [key].into()), Some(vec![value]));
+            }
+        };
+        let last = |writes: Vec<Write>| {
+            let mut merge = Merge::default();
+            merge.add(&Chains::default(), writes).expect("a chain");
+            let (mut writes, _) = merge.finish();
+            assert_eq!(writes.len(), 1);
+            writes.remove(0)
+        };
+        let turns = || {
+            vec![with(state(9, 2, 3), &put(1, 1)), with(state(9, 3, 4), &put(2, 1)), state(9, 4, 5)]
+        };
+        let Write::PutState(_, record) = last(turns()) else { panic!("a state") };
+        assert_eq!(record.changes.map(|changes| changes.entries.len()), Some(2), "of all turns");
+        let mut ended = turns();
+        ended.push(deleted(indexed(1)));
+        let Write::DeleteState(_, of) = last(ended.clone()) else { panic!("a deletion") };
+        assert_eq!(of.entries, Some(EndedRows::All(9)), "what is stored of the generation");
+        ended.push(with(state(10, 0, 1), &put(3, 1)));
+        let Write::PutState(_, record) = last(ended.clone()) else { panic!("a state") };
+        assert_eq!(
+            (record.ends, record.changes.map(|of| of.entries.len())),
+            (Some(EndedRows::All(9)), Some(1))
+        );
+        ended.push(deleted(indexed(1)));
+        let Write::DeleteState(_, of) = last(ended) else { panic!("a deletion") };
+        assert_eq!(of.entries, Some(EndedRows::All(9)), "nothing of the next one was stored");
     }
 
     #[test]

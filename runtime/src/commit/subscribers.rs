@@ -195,7 +195,7 @@ impl Drop for Subscription {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::tables::indexes::IndexedValues;
+    use crate::store::tables::states::Ended;
 
     fn id(key: &str) -> EntityId {
         EntityId::new("log", key).expect("valid")
@@ -206,7 +206,7 @@ mod tests {
     }
 
     fn deleted(key: &str) -> Vec<Write> {
-        vec![Write::DeleteState(id(key), IndexedValues::default())]
+        vec![Write::DeleteState(id(key), Ended::default())]
     }
 
     fn has_news(subscription: &mut Subscription) -> bool {

@@ -1,4 +1,5 @@
-//! Whether what indexes have is what the states say: recomputed for tests, from one view of the store.
+//! Whether what indexes have, and which entries of collections there are, is what the states say: recomputed for
+//! tests, from one view of the store.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,11 +23,13 @@ struct Stored {
     states: Vec<(EntityId, StateRecord)>,
     /// The values in the rows of indexes, by their keys.
     rows: BTreeMap<Vec<u8>, IndexedValues>,
+    /// How many entries there are of each collection of a generation; number 0 is the state itself.
+    entries: BTreeMap<(EntityId, u64, u32), u64>,
     /// The indexes and partitions that are noted as not indexed.
     notes: BTreeSet<(String, u16)>,
 }
 
-/// Compares every index with the stored states, and returns what differs.
+/// Compares every index, and the entries of every collection, with the stored states, and returns what differs.
 pub(super) async fn check(node: &Inner) -> Result<Vec<String>, Error> {
     let mut problems = Vec::new();
     for known in node.host.types().values() {
@@ -34,8 +37,9 @@ pub(super) async fn check(node: &Inner) -> Result<Vec<String>, Error> {
         let indexes: Vec<_> = known.indexes().iter().map(|of| of.name.to_owned()).collect();
         let read = move |rows: &dyn Rows| stored(rows, name, version, &indexes);
         let stored = node.host.store().read(Haste::Long, read).await?;
-        let mut rows = stored.rows;
+        let (mut rows, mut entries) = (stored.rows, stored.entries);
         for (id, record) in stored.states {
+            problems.extend(differing_entries(&id, &record, &mut entries));
             for (index, value) in record.indexed.iter() {
                 match rows.remove(&tables::indexes::key(index, value, &id)) {
                     Some(has) if has == record.indexed => {}
@@ -48,6 +52,10 @@ pub(super) async fn check(node: &Inner) -> Result<Vec<String>, Error> {
             let found = differences(&**known, &record, is_noted);
             problems.extend(found.into_iter().map(|why| format!("{id}: {why}")));
         }
+        let left = entries.into_iter().map(|((id, generation, number), count)| {
+            format!("{id}: {count} entries of collection {number} of generation {generation} without their state")
+        });
+        problems.extend(left);
         problems.extend(rows.into_keys().map(|key| match tables::indexes::read_key(&key) {
             Ok(key) => format!("{}: a row of {} without its state", key.id, key.index),
             Err(error) => format!("{name}: a row of an index cannot be read: {error}"),
@@ -73,11 +81,35 @@ fn stored(rows: &dyn Rows, name: &str, version: u32, indexes: &[String]) -> Read
         stored.rows.insert(key.to_vec(), IndexedValues::decode(value)?);
         Ok(true)
     })?;
+    let from = [name.as_bytes(), b"/"].concat();
+    let to = tables::key::after(&from);
+    rows.scan(Table::Entries, &from, &to, Limit::all(), &mut |key, _| {
+        let (id, generation, (number, _)) = tables::entries::read_key(key)?;
+        *stored.entries.entry((id, generation, number)).or_default() += 1;
+        Ok(true)
+    })?;
     for index in indexes {
         let partitions = find::not_indexed(rows, name, index, version)?;
         stored.notes.extend(partitions.into_iter().map(|partition| (index.clone(), partition)));
     }
     Ok(stored)
+}
+
+/// The collections of a state that have more or fewer entries than it says.
+fn differing_entries(
+    id: &EntityId,
+    record: &StateRecord,
+    entries: &mut BTreeMap<(EntityId, u64, u32), u64>,
+) -> Vec<String> {
+    let generation = record.head.generation;
+    let body = (0, u64::from(record.apart.body));
+    let lengths = record.apart.collections.iter().copied().chain([body]);
+    let differing = lengths.filter_map(|(number, length)| {
+        let found = entries.remove(&(id.clone(), generation, number)).unwrap_or(0);
+        (found != length)
+            .then(|| format!("{id}: collection {number} has {found} entries and not {length}"))
+    });
+    differing.collect()
 }
 
 /// The differences between the indexed values of a record and what its state says.

@@ -176,7 +176,7 @@ impl Local {
         };
         let Request { id, input, condition, deadline, .. } = request;
         let action = match used {
-            Use::Query => Action::Query { index: found.index, argument },
+            Use::Query => Action::Query(invocation(found, input, argument)),
             Use::Call => Action::Call(invocation(found, input, argument)),
             Use::Signal => Action::Signal { invocation: invocation(found, input, argument), due },
         };

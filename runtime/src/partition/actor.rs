@@ -12,7 +12,7 @@ use std::{
 };
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use stead_entities::{Error, ErrorKind, Timestamp};
+use stead_entities::{Error, ErrorKind, Timestamp, collections::Attempted};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     task::AbortHandle,
@@ -25,7 +25,7 @@ use super::{
     handle::{Assignment, Handle, Hosting},
     message::{CommitRequest, CommitSender, Input, Output, Returned, Start},
     task::{self, spawn},
-    turn::panicked,
+    turn::{Halt, panicked},
     watch::Watches,
 };
 use crate::{
@@ -318,6 +318,13 @@ impl Hosted {
                     store.reminders(Haste::Short, number, id.clone(), after, REMINDERS_PAGE);
                 self.later(async move { Input::Reminders(term, id, reading.await) });
             }
+            Output::Entries(id, generation, miss) => {
+                if let Some(loaded) = store.entries_cached(&id, generation, &miss) {
+                    return Some(Input::Entries(term, id, Box::new(loaded)));
+                }
+                let reading = store.entries(id.clone(), generation, miss);
+                self.later(async move { Input::Entries(term, id, Box::new(reading.await)) });
+            }
             Output::Reply(..)
             | Output::Commit(_)
             | Output::Barrier(_)
@@ -357,12 +364,19 @@ impl Hosted {
             let running = known.start(index, state, ctx, argument);
             let name = known.name_of(index);
             let seen = || watch.begin(&watched_id, name, reply_to.as_ref(), &row, polled);
-            task::Polled { running, seen, watch: &watch }.await
+            match known.has_collections() {
+                true => {
+                    let running = Attempted::new(running);
+                    task::Polled { running, seen, watch: &watch }.await.map_err(Halt::Missed)
+                }
+                false => Ok(task::Polled { running, seen, watch: &watch }.await),
+            }
         };
         let work = work.instrument(span);
         self.runs.retain(|run| !run.is_finished());
         let run_task = spawn(async move {
             let result = task::within(limits.deadline, work).await;
+            let result = result.map_err(Halt::Failed).flatten();
             handle.push(Input::Returned(term, Box::new(Returned { id, run, result })));
         });
         self.runs.push(run_task);

@@ -9,7 +9,7 @@ use stead_entities::{EntityId, Error, ErrorKind, Timestamp};
 
 use super::{
     Partition, READ_PAUSE,
-    activations::WaitsForReminders,
+    activations::WaitsForRead,
     envelope::{Cancel, Delete, Envelope, Letter, Occurrence, Purge, Row},
     idempotency::IdempotencyKeys,
     intake::{DELETED, PURGE},
@@ -27,6 +27,7 @@ use crate::{
             idempotency::Remembered,
             inbox::InboxRecord,
             reminders::{ReminderRecord, Slot},
+            states::Ended,
         },
     },
 };
@@ -41,26 +42,29 @@ pub(super) struct Delayed {
 }
 
 impl Partition {
-    /// Busies an entity with something that waits for a read of its reminders.
-    pub(super) fn wait_for_reminders(&mut self, id: &EntityId, waits: WaitsForReminders) {
-        self.activations.of(id).wait_for_reminders(waits);
-        self.ask_for_reminders(id);
+    /// Busies an entity with something that waits for a read of its reminders, or of entries.
+    pub(super) fn wait_for_read(&mut self, id: &EntityId, waits: WaitsForRead) {
+        self.activations.of(id).wait_for_read(waits);
+        self.ask_for_read(id);
     }
 
-    /// Asks for the reminders that something waits for, once the store shows everything that was
-    /// accepted for the entity.
-    pub(super) fn ask_for_reminders(&mut self, id: &EntityId) {
+    /// Asks for the rows that something waits for, once the store shows everything that was accepted for the
+    /// entity.
+    pub(super) fn ask_for_read(&mut self, id: &EntityId) {
         let unreleased = self.unreleased(id);
-        if unreleased > self.group.released() {
+        if unreleased > self.group.released() && !self.reads_early(id) {
             return self.group.resume_after(unreleased, id);
         }
-        let Some(waits) = self.activations.of(id).ask_for_reminders() else { return };
+        let activation = self.activations.of(id);
+        let generation = activation.live_mut().version().map_or(0, |version| version.generation);
+        let Some(waits) = activation.ask_for_read() else { return };
         self.outputs.push(match waits {
-            WaitsForReminders::Cancel(cancel) => Output::Reminder(id.clone(), cancel.slot.clone()),
-            WaitsForReminders::Purge(purge) => Output::Reminders(id.clone(), purge.after.clone()),
-            WaitsForReminders::Delete(_)
-            | WaitsForReminders::Turn(..)
-            | WaitsForReminders::Expire(_) => Output::Reminders(id.clone(), None),
+            WaitsForRead::Cancel(cancel) => Output::Reminder(id.clone(), cancel.slot.clone()),
+            WaitsForRead::Purge(purge) => Output::Reminders(id.clone(), purge.after.clone()),
+            WaitsForRead::Entries(_, miss) => Output::Entries(id.clone(), generation, miss.clone()),
+            WaitsForRead::Delete(_) | WaitsForRead::Turn(..) | WaitsForRead::Expire(_) => {
+                Output::Reminders(id.clone(), None)
+            }
         });
     }
 
@@ -136,7 +140,7 @@ impl Partition {
         let retries = activation.take_retries();
         let live = activation.live_mut();
         let (existed, is_unwritten) = (live.version().is_some(), live.is_unwritten());
-        let indexed = live.indexed().clone();
+        let (indexed, entries) = (live.indexed().clone(), live.rows());
         let heads = match initial {
             Ok(initial) => live.end_generation(initial),
             Err(_) => {
@@ -150,9 +154,11 @@ impl Partition {
             self.group.forget_state_of(id);
         }
         if existed {
-            let rows =
+            let indexed =
                 if Sabotage::IndexOutlivesState.is_on() { Default::default() } else { indexed };
-            self.group.write(Write::DeleteState(id.clone(), rows));
+            let entries = entries.filter(|_| !Sabotage::EntriesOutliveState.is_on());
+            self.group.write(Write::DeleteState(id.clone(), Ended { indexed, entries }));
+            self.activations.count_entries(id);
         }
         for head in heads {
             let due = head.row_due();
@@ -216,7 +222,7 @@ impl Partition {
         } else if self.cancel_waiting(id, &cancel.slot) {
             self.end_cancel(id, *cancel, true);
         } else {
-            self.wait_for_reminders(id, WaitsForReminders::Cancel(cancel));
+            self.wait_for_read(id, WaitsForRead::Cancel(cancel));
         }
     }
 

@@ -38,11 +38,33 @@ pub(super) struct Read {
     pub(super) what: ReadKind,
     pub(super) condition: Option<Condition>,
     pub(super) reply_to: ReplySender,
+    pub(super) first_try: Option<Box<FirstTry>>,
 }
 
 pub(super) enum ReadKind {
     State,
-    Query { index: usize, argument: Argument, origin: Option<Arc<Origin>> },
+    Query(Query),
+}
+
+pub(super) struct Query {
+    pub(super) index: usize,
+    /// The decoded argument. `None` where it was used up: then it is decoded again.
+    pub(super) argument: Option<Argument>,
+    /// The argument as JSON.
+    pub(super) input: Vec<u8>,
+    pub(super) origin: Option<Arc<Origin>>,
+}
+
+/// The first try of a turn or query that is run again, because it lacked entries of collections.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FirstTry {
+    pub(super) now: Timestamp,
+    pub(super) seed: u64,
+    /// Of a query; an operation has one of its own.
+    pub(super) token: u128,
+    /// How many entries were loaded for it since, and how many bytes of them.
+    pub(super) entries: usize,
+    pub(super) bytes: usize,
 }
 
 /// An operation of an entity.
@@ -77,6 +99,8 @@ pub(super) struct Operation {
     pub(super) is_marked: bool,
     /// Its share of the due and left-behind work that a node does at one time.
     pub(super) permit: Option<OwnedSemaphorePermit>,
+    /// The time and entropy of its turn, where that was given up because it lacked entries of collections.
+    pub(super) first_try: Option<Box<FirstTry>>,
 }
 
 /// The one who hears of an operation, and of which of its stages.
@@ -237,6 +261,7 @@ impl Operation {
             count: AttemptCount::AfterFailure,
             is_marked: false,
             permit: None,
+            first_try: None,
         }
     }
 

@@ -135,6 +135,11 @@ impl Environment {
         &self.identity.watch
     }
 
+    /// The hash of bytes, which nobody who does not know the store's key can have collide.
+    pub(super) fn hash(&self, bytes: &[u8]) -> u128 {
+        self.identity.settings.fingerprint(&[bytes])
+    }
+
     /// The partition of an entity.
     pub(super) fn partition_of(&self, id: &EntityId) -> u16 {
         self.identity.settings.partition_of(id)

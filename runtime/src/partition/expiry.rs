@@ -13,7 +13,7 @@ use stead_entities::{
 
 use super::{
     Partition,
-    activations::WaitsForReminders,
+    activations::WaitsForRead,
     envelope::{Envelope, Expire, Row},
     named::Standing,
 };
@@ -62,7 +62,7 @@ impl Partition {
             Standing::Current | Standing::Missed => match self.work_until(id) {
                 Some(until) => self.put_off(id, &expire.occurrence, until, expire.permit),
                 None => {
-                    self.wait_for_reminders(id, WaitsForReminders::Expire(expire));
+                    self.wait_for_read(id, WaitsForRead::Expire(expire));
                     return true;
                 }
             },

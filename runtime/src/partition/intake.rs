@@ -12,8 +12,8 @@ use super::{
     Partition, READ_PAUSE,
     activations::Activation,
     envelope::{
-        Caller, Cancel, Delete, Envelope, Letter, Occurrence, Operation, Purge, Read, ReadKind,
-        Row, Stored, Undeliverable,
+        Caller, Cancel, Delete, Envelope, Letter, Occurrence, Operation, Purge, Query, Read,
+        ReadKind, Row, Stored, Undeliverable,
     },
     expiry::EXPIRE,
     idempotency::{IdempotencyKeys, LookUp},
@@ -22,17 +22,15 @@ use super::{
     message::{Action, Arrival, Delivery, Invocation, Link, Output},
     persist::withdrawn,
     reminders::Due,
-    turn::guarded,
 };
 use crate::{
     sabotage::Sabotage,
     store::{
-        InboxPage, ReadError, ReadResult, Write,
+        InboxPage, ReadError, ReadResult,
         tables::{
             dead_letters::Cause,
             idempotency::{IdempotencyKey, IdempotencyRecord},
             inbox::{InboxKey, InboxRecord},
-            meta::NotIndexed,
             origins::StoredOrigin,
             reminders::{ReminderRecord, Slot},
             states::StateRecord,
@@ -117,11 +115,14 @@ impl Partition {
         };
         match action {
             Action::State => {
-                Envelope::Read(Box::new(Read { what: ReadKind::State, condition, reply_to }))
+                let what = ReadKind::State;
+                Envelope::Read(Box::new(Read { what, condition, reply_to, first_try: None }))
             }
-            Action::Query { index, argument } => {
-                let what = ReadKind::Query { index, argument, origin };
-                Envelope::Read(Box::new(Read { what, condition, reply_to }))
+            Action::Query(invocation) => {
+                let Invocation { index, input, argument, .. } = invocation;
+                let what =
+                    ReadKind::Query(Query { index, argument: Some(argument), input, origin });
+                Envelope::Read(Box::new(Read { what, condition, reply_to, first_try: None }))
             }
             Action::Call(invocation) => operation(invocation, Caller::Call(Some(reply_to)), token),
             Action::Signal { invocation, due } => {
@@ -313,7 +314,16 @@ impl Partition {
     }
 
     pub(super) fn loaded(&mut self, id: &EntityId, loaded: ReadResult<Option<StateRecord>>) {
+        let record = loaded.as_ref().ok().and_then(Option::as_ref);
+        let body = record.filter(|record| record.apart.body);
+        let hash = body.map(|record| self.environment.hash(&record.state));
         self.activations.loaded(id, self.environment.type_of(id), loaded, self.moment.now);
+        let activation = self.activations.get_mut(id);
+        if let (Some(hash), Some(activation)) = (hash, activation)
+            && activation.live().is_some()
+        {
+            activation.live_mut().note_body(hash);
+        }
     }
 
     /// Reads the next inbox rows of an entity, if there are any and it has room.
@@ -381,28 +391,6 @@ impl Partition {
             }
             _ => self.activations.retry(now + READ_PAUSE, id),
         }
-    }
-
-    /// The record of an entity's state, proven to be readable.
-    ///
-    /// # Errors
-    /// Why it could not be read back, in words.
-    pub(super) fn state_record(&mut self, id: &EntityId) -> Result<StateRecord, String> {
-        let known = self.environment.served(id);
-        let live = self.activations.of(id).live_mut();
-        let encode = || Ok((known.encode_state(live.state())?, known.indexed(live.state())));
-        let encoded: Result<_, String> = guarded(encode).map_err(|error| error.to_string())?;
-        let (state, (indexed, lacking)) = encoded?;
-        // No turn leaves such a state: one that an earlier program stored is written all the same.
-        for index in lacking {
-            let (name, version) = (known.name().to_owned(), known.version());
-            let key = (name, index.to_owned(), version, self.environment.number());
-            self.group.write(Write::put(&key, &NotIndexed));
-        }
-        let bytes = state.len();
-        let record = live.write(known.version(), self.environment.incarnation(), (state, indexed));
-        self.activations.note_size(id, bytes, self.environment.config().state_bytes_max);
-        Ok(record)
     }
 
     /// Puts a row of the inbox into the mailbox of its entity. A row that nobody can run becomes a dead

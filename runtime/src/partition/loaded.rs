@@ -11,7 +11,7 @@ use super::turn::{self, guarded};
 use crate::{
     sabotage::Sabotage,
     store::{ReadResult, tables::states::StateRecord},
-    types::{EntityType, State, Trust},
+    types::{EntityType, Standard, State, Trust},
 };
 
 /// The state of an entity that was read, with its record: the first state where there is none. One that is kept
@@ -36,7 +36,7 @@ pub(crate) fn state(
             let is_new =
                 known.has_on_activate() || head.is_some_and(|head| head.version != known.version());
             match is_new && is_kept {
-                true => known.check_state(&state, usize::MAX, Trust::Unproven),
+                true => known.check_state(&mut state, standard(record.as_ref())).map(drop),
                 false => Ok(()),
             }
         };
@@ -74,6 +74,12 @@ pub(crate) fn state(
         Err(_) if Sabotage::DamagedStateReplaced.is_on() => initial(Some(record)),
         Err(error) => Err(corrupt(&error)),
     }
+}
+
+/// The rules for a state that no turn has left.
+fn standard(record: Option<&StateRecord>) -> Standard {
+    let collections = record.map_or(0, |record| record.apart.highest());
+    Standard { bytes_max: usize::MAX, trust: Trust::Unproven, collections }
 }
 
 /// The error of an entity whose stored data make no sense.

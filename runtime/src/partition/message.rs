@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use stead_entities::{
     Condition, Context, EntityId, Error, Origin, Timestamp,
+    collections::{Loaded, Miss},
     entity::{Argument, Outcome},
 };
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
@@ -13,6 +14,7 @@ use super::{
     ForeignIndex,
     envelope::Row,
     reply::{CallResult, ReplySender},
+    turn::Halt,
 };
 use crate::{
     config::Limits,
@@ -70,7 +72,7 @@ pub(crate) enum Action {
     /// Show the committed state.
     State,
     /// Answer a query.
-    Query { index: usize, argument: Argument },
+    Query(Invocation),
     /// Apply an operation, and answer with its result.
     Call(Invocation),
     /// Accept an operation, perhaps to be applied later.
@@ -92,11 +94,7 @@ impl Action {
             Self::Call(invocation)
             | Self::Signal { invocation, .. }
             | Self::Replay { invocation, .. } => invocation.input.len(),
-            Self::State
-            | Self::Query { .. }
-            | Self::Delete
-            | Self::Cancel(_)
-            | Self::Upgrade(_) => 0,
+            Self::State | Self::Query(_) | Self::Delete | Self::Cancel(_) | Self::Upgrade(_) => 0,
         }
     }
 }
@@ -136,7 +134,7 @@ pub(crate) struct Link {
 pub(crate) struct Returned {
     pub(crate) id: EntityId,
     pub(crate) run: u64,
-    pub(crate) result: Result<(State, Context, Outcome), Error>,
+    pub(crate) result: Result<(State, Context, Outcome), Halt>,
 }
 
 /// The indexes that every state of a partition has by now.
@@ -177,6 +175,8 @@ pub(crate) enum Input {
     Permits(u64, OwnedSemaphorePermit),
     Reminder(u64, EntityId, Box<ReadResult<Option<ReminderRecord>>>),
     Reminders(u64, EntityId, ReadResult<ReminderPage>),
+    /// Entries of an entity's collections.
+    Entries(u64, EntityId, Box<ReadResult<Loaded>>),
     Returned(u64, Box<Returned>),
     /// Commit nothing, and answer when it is durable.
     Probe(ReplySender),
@@ -206,6 +206,7 @@ impl Input {
             | Self::Permits(term, ..)
             | Self::Reminder(term, ..)
             | Self::Reminders(term, ..)
+            | Self::Entries(term, ..)
             | Self::Returned(term, ..)
             | Self::Letters(term, ..) => Some(*term),
             Self::Arrival(_)
@@ -255,6 +256,8 @@ pub(crate) enum Output {
     Reminder(EntityId, Slot),
     /// A page of the reminders of an entity, from behind a slot.
     Reminders(EntityId, Option<Slot>),
+    /// Entries of the collections of this generation of an entity.
+    Entries(EntityId, u64, Miss),
     Start(Box<Start>),
     /// Tick at this time.
     WakeAt(Timestamp),

@@ -32,6 +32,7 @@ mod asks;
 mod attempts;
 mod dead_letters;
 mod deletion;
+pub(crate) mod entries;
 mod envelope;
 mod environment;
 mod expiry;
@@ -45,9 +46,11 @@ pub(crate) mod loaded;
 pub(crate) mod message;
 mod named;
 mod persist;
+mod reading;
 mod reminders;
 pub(crate) mod reply;
 mod run;
+mod sealing;
 mod settle;
 mod task;
 #[cfg(test)]
@@ -251,6 +254,7 @@ impl Partition {
             Input::Due(_, until, page) => self.scanned(until, page),
             Input::Reminder(_, id, found) => self.reminder_read(&id, *found),
             Input::Reminders(_, id, page) => self.reminders_read(&id, page),
+            Input::Entries(_, id, loaded) => self.entries_read(&id, *loaded),
             Input::Returned(_, returned) => self.returned(*returned),
         }
     }

@@ -292,7 +292,7 @@ impl Partition {
         let activation = self.activations.of(id);
         if activation.live_mut().write_once() {
             activation.hold_until(group);
-            self.group.write_state_of(id, activation.bytes() / 2);
+            self.group.write_state_of(id, activation.state_bytes() / 2);
         }
     }
 

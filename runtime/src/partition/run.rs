@@ -11,14 +11,13 @@ use tracing::Span;
 
 use super::{
     Partition,
-    activations::{Stage, WaitsForReminders},
+    activations::{Stage, WaitsForRead},
     deletion::unreadable,
-    envelope::{AttemptCount, Delete, Envelope, Operation, Read, ReadKind, Row},
+    envelope::{AttemptCount, Delete, Envelope, FirstTry, Operation, Row},
     message::{Output, Returned, Start},
     named::Standing,
     persist::withdrawn,
-    reply::Response,
-    turn::{self, NextTry, Turned, guarded},
+    turn::{self, Halt, NextTry, Turned, guarded},
 };
 use crate::{
     rules::Rule,
@@ -89,7 +88,7 @@ impl Partition {
                     return used;
                 }
                 Stage::Reading { .. } => {
-                    self.ask_for_reminders(id);
+                    self.ask_for_read(id);
                     return used;
                 }
                 Stage::Loading | Stage::Awaiting { .. } => return used,
@@ -115,7 +114,7 @@ impl Partition {
         match envelope {
             Envelope::Read(read) => {
                 self.read(id, *read);
-                Next::Goes
+                self.unless_busy(id)
             }
             Envelope::Operation(operation) => self.run_operation(id, operation),
             Envelope::Delete(delete) => self.run_deletion(id, delete),
@@ -136,7 +135,7 @@ impl Partition {
             }
             Envelope::Purge(mut purge) => {
                 if self.moment.has_room {
-                    self.wait_for_reminders(id, WaitsForReminders::Purge(purge));
+                    self.wait_for_read(id, WaitsForRead::Purge(purge));
                     return Next::Waits;
                 }
                 // What only reads goes before it meanwhile.
@@ -181,7 +180,11 @@ impl Partition {
     }
 
     /// The error where a condition does not hold; `None` where it does.
-    fn objection(&mut self, id: &EntityId, condition: Option<&Condition>) -> Option<Error> {
+    pub(super) fn objection(
+        &mut self,
+        id: &EntityId,
+        condition: Option<&Condition>,
+    ) -> Option<Error> {
         let condition = condition?;
         let version = self.version_of(id);
         if condition.holds(version) {
@@ -194,59 +197,23 @@ impl Partition {
         Some(Error::new(ErrorKind::Precondition, message))
     }
 
-    fn new_context(&mut self, id: &EntityId, token: u128, origin: Option<Arc<Origin>>) -> Context {
-        let seed = self.environment.seed();
-        let live = self.activations.of(id).live_mut();
-        let (revision, now) = (live.revision(), self.moment.now.max(live.committed_at()));
-        Context::new(Turn { id: id.clone(), now, revision, seed, token, origin })
+    /// The time and the entropy of a turn or query that is run for the first time.
+    pub(super) fn first_try(&mut self, id: &EntityId) -> FirstTry {
+        let (seed, token) = (self.environment.seed(), self.environment.token());
+        let now = self.moment.now.max(self.activations.of(id).live_mut().committed_at());
+        FirstTry { now, seed, token, entries: 0, bytes: 0 }
     }
 
-    /// Shows the state, or answers a query.
-    fn read(&mut self, id: &EntityId, read: Read) {
-        let Read { what, condition, reply_to } = read;
-        if !reply_to.take() {
-            return;
-        }
-        if let Some(error) = self.objection(id, condition.as_ref()) {
-            return self.answer(id, reply_to, Err(error));
-        }
-        let result = match what {
-            ReadKind::State => self.show_state(id),
-            ReadKind::Query { index, argument, origin } => {
-                self.query(id, index, argument, origin, &reply_to)
-            }
-        };
-        self.answer(id, reply_to, result);
-    }
-
-    fn show_state(&mut self, id: &EntityId) -> Result<Response, Error> {
-        let live = self.activations.of(id).live_mut();
-        let Some(version) = live.version() else {
-            return Ok(Response::State(None));
-        };
-        turn::show(live.state(), version, live.committed_at())
-            .map(|view| Response::State(Some(view)))
-    }
-
-    fn query(
+    pub(super) fn new_context(
         &mut self,
         id: &EntityId,
-        index: usize,
-        argument: Argument,
+        token: u128,
         origin: Option<Arc<Origin>>,
-        reply_to: &super::reply::ReplySender,
-    ) -> Result<Response, Error> {
-        let known = self.environment.served(id);
-        let token = self.environment.token();
-        let span = telemetry::turn(id, known.name_of(index), origin.as_deref());
-        let ctx = self.new_context(id, token, origin);
-        let ctx = ctx.with_dependencies(known.dependencies().clone());
-        let (name, limits) = (known.name_of(index), self.environment.limits(id, None));
-        self.environment.watch().begin(id, name, Some(reply_to), &Row::None, limits);
-        let state = self.activations.of(id).live_mut().state();
-        let result = span.in_scope(|| turn::query(&*known, index, state, &ctx, argument));
-        self.environment.watch().end();
-        result.map(Response::from)
+        first: &FirstTry,
+    ) -> Context {
+        let revision = self.activations.of(id).live_mut().revision();
+        let FirstTry { now, seed, .. } = *first;
+        Context::new(Turn { id: id.clone(), now, revision, seed, token, origin })
     }
 
     fn run_operation(&mut self, id: &EntityId, operation: Box<Operation>) -> Next {
@@ -394,20 +361,22 @@ impl Partition {
         let name = known.name_of(operation.index);
         let span = telemetry::turn(id, name, operation.origin.as_deref());
         let _entered = span.enter();
-        let ctx = self.new_context(id, operation.token, operation.origin.clone());
+        let first = operation.first_try.take().map_or_else(|| self.first_try(id), |first| *first);
+        let ctx = self.new_context(id, operation.token, operation.origin.clone(), &first);
         let limits = self.environment.config().limits(known.policy_of(operation.index));
         let (reply_to, row) = (operation.reply_to(), &operation.row);
         self.environment.watch().begin(id, name, reply_to, row, limits);
         let mark = Some(operation.token).filter(|_| operation.is_marked);
         mark.iter().for_each(|token| self.attempts.mark(Some(*token)));
         let live = self.activations.of(id).live_mut();
-        let checks = (self.environment.config().state_bytes_max, live.trust());
-        let turned = turn::run(&*known, operation.index, live.state(), ctx, argument, checks);
+        let standard = live.standard(self.environment.config().state_bytes_max);
+        let turned = turn::run(&*known, operation.index, live.state(), ctx, argument, standard);
         mark.iter().for_each(|_| self.attempts.mark(None));
         let turned = match self.environment.watch().end() {
             false => turned,
             true => Turned::failed(late(limits.deadline)),
         };
+        operation.first_try = Some(Box::new(first)).filter(|_| matches!(turned, Turned::Missed(_)));
         #[cfg(feature = "sabotage")]
         if crate::sabotage::Sabotage::DiscardRestoresStored.is_on()
             && !matches!(turned, Turned::Applied(_))
@@ -425,12 +394,12 @@ impl Partition {
         match turned {
             Turned::Applied(applied) if applied.effects.deleted => {
                 let applied = Box::new(applied);
-                self.wait_for_reminders(id, WaitsForReminders::Turn(operation, applied));
+                self.wait_for_read(id, WaitsForRead::Turn(operation, applied));
                 Next::Waits
             }
             turned => {
                 self.settle(id, operation, turned);
-                Next::Goes
+                self.unless_busy(id)
             }
         }
     }
@@ -449,37 +418,42 @@ impl Partition {
             self.refuse_deletion(*delete, &full());
             return Next::Goes;
         }
-        self.wait_for_reminders(id, WaitsForReminders::Delete(delete));
+        self.wait_for_read(id, WaitsForRead::Delete(delete));
         Next::Waits
     }
 
     /// Takes a page of an entity's reminders, which something waits for.
     pub(super) fn reminders_read(&mut self, id: &EntityId, page: ReadResult<ReminderPage>) {
         let activation = self.activations.get_mut(id);
-        let Some(waits) = activation.and_then(|it| it.reminders_read(false)) else { return };
+        let is_it = |waits: &WaitsForRead| {
+            !matches!(waits, WaitsForRead::Cancel(_) | WaitsForRead::Entries(..))
+        };
+        let Some(waits) = activation.and_then(|it| it.end_read(is_it)) else { return };
         match (waits, page) {
-            (WaitsForReminders::Purge(purge), Ok(page)) => self.purge_page(id, purge, page),
-            (WaitsForReminders::Purge(purge), Err(error)) => {
+            (WaitsForRead::Purge(purge), Ok(page)) => self.purge_page(id, purge, page),
+            (WaitsForRead::Purge(purge), Err(error)) => {
                 tracing::error!(entity = %id, %error, "reminders cannot be read");
                 return self.retry_purge(id, purge);
             }
-            (WaitsForReminders::Delete(delete), Ok(page)) => {
+            (WaitsForRead::Delete(delete), Ok(page)) => {
                 let delayed = self.delayed(id, page, delete.accepted_at);
                 self.delete(id, *delete, delayed);
             }
-            (WaitsForReminders::Delete(delete), Err(error)) => {
+            (WaitsForRead::Delete(delete), Err(error)) => {
                 self.refuse_deletion(*delete, &unreadable(&error));
             }
-            (WaitsForReminders::Turn(operation, applied), Ok(page)) => {
+            (WaitsForRead::Turn(operation, applied), Ok(page)) => {
                 let delayed = self.delayed(id, page, operation.accepted_at);
                 // At once: what waited for a retry meanwhile must not come between.
                 self.apply(id, operation, *applied, Some(delayed));
             }
-            (WaitsForReminders::Turn(operation, _), Err(error)) => {
+            (WaitsForRead::Turn(operation, _), Err(error)) => {
                 self.fail(id, operation, unreadable(&error), NextTry::ByPolicy);
             }
-            (WaitsForReminders::Expire(expire), page) => self.expire(id, *expire, page),
-            (WaitsForReminders::Cancel(_), _) => unreachable!("it waits for one reminder"),
+            (WaitsForRead::Expire(expire), page) => self.expire(id, *expire, page),
+            (WaitsForRead::Cancel(_) | WaitsForRead::Entries(..), _) => {
+                unreachable!("it waits for other rows")
+            }
         }
         self.activations.make_ready(id);
     }
@@ -491,8 +465,9 @@ impl Partition {
         found: ReadResult<Option<ReminderRecord>>,
     ) {
         let activation = self.activations.get_mut(id);
-        let waits = activation.and_then(|it| it.reminders_read(true));
-        if let Some(WaitsForReminders::Cancel(cancel)) = waits {
+        let waits =
+            activation.and_then(|it| it.end_read(|it| matches!(it, WaitsForRead::Cancel(_))));
+        if let Some(WaitsForRead::Cancel(cancel)) = waits {
             self.cancel_stored(id, *cancel, found);
             self.activations.make_ready(id);
         }
@@ -532,7 +507,9 @@ impl Partition {
             }
         };
         let span = self.turn_span(id, &operation);
-        let ctx = self.new_context(id, operation.token, operation.origin.clone());
+        let first = operation.first_try.take().unwrap_or_else(|| Box::new(self.first_try(id)));
+        let ctx = self.new_context(id, operation.token, operation.origin.clone(), &first);
+        operation.first_try = Some(first);
         let ctx = ctx.with_dependencies(self.environment.served(id).dependencies().clone());
         let (run, index) = (self.lifecycle.next_run(), operation.index);
         let (row, reply_to) = (operation.row.clone(), operation.reply_to().cloned());
@@ -557,16 +534,21 @@ impl Partition {
     pub(super) fn returned(&mut self, returned: Returned) {
         let Returned { id, run, result } = returned;
         let activation = self.activations.get_mut(&id);
-        let Some(operation) = activation.and_then(|entry| entry.returned(run)) else { return };
+        let returned = activation.and_then(|entry| entry.returned(run));
+        let Some(mut operation) = returned else { return };
         let turned = match result {
             Ok((state, ctx, outcome)) => {
                 let known = self.environment.served(&id);
-                let trust = self.activations.of(&id).live_mut().trust();
-                let limits = (self.environment.config().state_bytes_max, trust);
-                turn::settle(&*known, state, ctx, outcome, limits)
+                let bytes_max = self.environment.config().state_bytes_max;
+                let standard = self.activations.of(&id).live_mut().standard(bytes_max);
+                turn::settle(&*known, state, ctx, outcome, standard)
             }
-            Err(error) => Turned::failed(error),
+            Err(Halt::Missed(miss)) => Turned::Missed(miss),
+            Err(Halt::Failed(error)) => Turned::failed(error),
         };
+        if !matches!(turned, Turned::Missed(_)) {
+            operation.first_try = None;
+        }
         let span = self.turn_span(&id, &operation);
         let _entered = span.enter();
         // The next entry follows when the entity runs again.

@@ -12,7 +12,7 @@ use stead_entities::{
 use super::{
     Partition,
     deletion::Delayed,
-    envelope::{AttemptCount, Caller, Operation, Row},
+    envelope::{AttemptCount, Caller, Envelope, Operation, Row},
     idempotency::IdempotencyKeys,
     message::Delivery,
     reply::Response,
@@ -34,11 +34,14 @@ use crate::{
 };
 
 impl Partition {
-    /// Settles a turn that deletes nothing.
+    /// Settles a turn that deletes nothing, or has it wait for what it lacks.
     pub(super) fn settle(&mut self, id: &EntityId, operation: Box<Operation>, turned: Turned) {
         match turned {
             Turned::Applied(applied) => self.apply(id, operation, applied, None),
             Turned::Rejected(rejection) => self.reject(id, *operation, rejection),
+            Turned::Missed(miss) => {
+                self.wait_for_entries(id, Envelope::Operation(operation), miss);
+            }
             Turned::Failed(error, next) => self.fail(id, operation, error, next),
         }
     }
@@ -95,7 +98,7 @@ impl Partition {
         applied: Applied,
         delayed: Option<Delayed>,
     ) {
-        let Applied { state, effects, reply } = applied;
+        let Applied { state, entries, effects, reply } = applied;
         if let Err(error) = self.check_effects(id, &operation, &effects) {
             return self.fail(id, operation, error, NextTry::ByPolicy);
         }
@@ -104,6 +107,7 @@ impl Partition {
         let generation = known.map_or_else(|| self.environment.mint(now), |it| it.generation);
         let version = self.activations.of(id).live_mut().apply(state, now, generation);
         self.write_state_of(id);
+        self.group.count_entries(entries);
         self.consume(id, &mut operation);
         let ended = delayed.map(|it| self.begin_deletion(id, operation.accepted_at, it));
         let (mut index, mut expiry) = (0, None);

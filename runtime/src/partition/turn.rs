@@ -4,13 +4,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use stead_entities::{
     Context, EntityId, Error, ErrorKind, Rejection, Timeout, Timestamp, Version,
+    collections::{self, Access, Miss, Refused},
     context::{Effects, Turn},
     entity::{Argument, Outcome},
     operation::Reply,
 };
 
 use super::reply::StateView;
-use crate::types::{EntityType, State, Trust};
+use crate::types::{EntityType, Standard, State};
 
 /// The longest result of an operation, as JSON, in bytes.
 const REPLY_BYTES_MAX: usize = 16 << 20;
@@ -23,6 +24,8 @@ pub(super) enum Turned {
     Applied(Applied),
     /// The entity said no, and nothing stays.
     Rejected(Rejection),
+    /// It lacks entries, and is to be run again when they are there.
+    Missed(Miss),
     Failed(Error, NextTry),
 }
 
@@ -30,6 +33,8 @@ pub(super) enum Turned {
 pub(super) struct Applied {
     /// The state that it left; `None` where a rejection keeps the effects alone.
     pub(super) state: Option<State>,
+    /// How many bytes of entries of its collections the turn changed.
+    pub(super) entries: usize,
     pub(super) effects: Effects,
     /// The result as JSON, or the rejection that keeps the effects.
     pub(super) reply: Reply,
@@ -45,6 +50,13 @@ pub(super) enum NextTry {
     Never,
 }
 
+/// Why code that uses a state did not come to its end.
+pub(crate) enum Halt {
+    /// It lacks entries of a collection, and is to be run again when they are there.
+    Missed(Miss),
+    Failed(Error),
+}
+
 /// Runs an operation that does not await on a copy of the state.
 pub(super) fn run(
     entity_type: &dyn EntityType,
@@ -52,16 +64,17 @@ pub(super) fn run(
     state: &State,
     mut ctx: Context,
     argument: Argument,
-    (state_bytes_max, trust): (usize, Trust),
+    standard: Standard,
 ) -> Turned {
     let body = || {
         let mut copy = (**state).clone_state();
         let outcome = entity_type.run(index, &mut copy, &mut ctx, argument);
         (copy, outcome)
     };
-    match guarded(body) {
-        Ok((copy, outcome)) => settle(entity_type, copy, ctx, outcome, (state_bytes_max, trust)),
-        Err(error) => Turned::failed(error),
+    match attempted(entity_type, body) {
+        Ok((copy, outcome)) => settle(entity_type, copy, ctx, outcome, standard),
+        Err(Halt::Missed(miss)) => Turned::Missed(miss),
+        Err(Halt::Failed(error)) => Turned::failed(error),
     }
 }
 
@@ -83,20 +96,47 @@ pub(crate) fn query(
     state: &State,
     ctx: &Context,
     argument: Argument,
-) -> Result<Reply, Error> {
-    reply(guarded(|| entity_type.query(index, state, ctx, argument))?)
+) -> Result<Reply, Halt> {
+    let outcome = attempted(entity_type, || entity_type.query(index, state, ctx, argument))?;
+    reply(outcome).map_err(Halt::Failed)
 }
 
 /// Shows a state as JSON.
 pub(crate) fn show(
+    entity_type: &dyn EntityType,
+    state: &State,
+    version: Version,
+    committed_at: Timestamp,
+) -> Result<StateView, Halt> {
+    let state = attempted(entity_type, || state.json())?;
+    let state = state.map_err(|why| Halt::Failed(failed(why.to_string())))?;
+    let Version { generation, revision } = version;
+    Ok(StateView { generation, revision, committed_at, state })
+}
+
+/// Shows a state as JSON, with no more of its collections than their lengths.
+pub(crate) fn show_lengths(
     state: &State,
     version: Version,
     committed_at: Timestamp,
 ) -> Result<StateView, Error> {
-    let state = guarded(|| state.json())?;
-    let state = state.map_err(|why| failed(why.to_string()))?;
+    let json = guarded(|| collections::attempt(Access::Lengths, || state.json()))?;
+    let json = json.map_err(|_| failed("entries are not shown".to_owned()))?;
+    let state = json.map_err(|why| failed(why.to_string()))?;
     let Version { generation, revision } = version;
     Ok(StateView { generation, revision, committed_at, state })
+}
+
+/// Runs code that uses a state, and entries of its collections.
+fn attempted<T>(entity_type: &dyn EntityType, code: impl FnOnce() -> T) -> Result<T, Halt> {
+    if !entity_type.has_collections() {
+        return guarded(code).map_err(Halt::Failed);
+    }
+    match guarded(|| collections::attempt(Access::Entries, code)) {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(miss)) => Err(Halt::Missed(miss)),
+        Err(error) => Err(Halt::Failed(error)),
+    }
 }
 
 /// Runs an author's code; a panic becomes an error.
@@ -107,10 +147,10 @@ pub(crate) fn guarded<T>(code: impl FnOnce() -> T) -> Result<T, Error> {
 /// Judges what an operation left behind.
 pub(super) fn settle(
     entity_type: &dyn EntityType,
-    state: State,
+    mut state: State,
     ctx: Context,
     outcome: Outcome,
-    (state_bytes_max, trust): (usize, Trust),
+    standard: Standard,
 ) -> Turned {
     let next_try = match &outcome {
         Outcome::Retry(_, Some(after)) => NextTry::After(*after),
@@ -131,12 +171,15 @@ pub(super) fn settle(
     };
     match reply {
         Err(rejection) if effects.list.is_empty() => Turned::Rejected(rejection),
-        Err(_) => Turned::Applied(Applied { state: None, effects, reply }),
+        Err(_) => Turned::Applied(Applied { state: None, entries: 0, effects, reply }),
         Ok(_) => match guarded(|| {
-            entity_type.check_state(&state, state_bytes_max, trust)?;
-            entity_type.check_indexed(&state)
+            let entries = entity_type.check_state(&mut state, standard)?;
+            entity_type.check_indexed(&state)?;
+            Ok(entries)
         }) {
-            Ok(Ok(())) => Turned::Applied(Applied { state: Some(state), effects, reply }),
+            Ok(Ok(entries)) => {
+                Turned::Applied(Applied { state: Some(state), entries, effects, reply })
+            }
             Ok(Err(why)) => Turned::failed(failed(why)),
             Err(error) => Turned::failed(error),
         },
@@ -175,6 +218,9 @@ fn failed(message: String) -> Error {
 
 /// A panic of an author's code, as an error.
 pub(crate) fn panicked(panic: &(dyn std::any::Any + Send)) -> Error {
+    if let Some(Refused(why)) = panic.downcast_ref() {
+        return failed(why.clone());
+    }
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
     Error::new(ErrorKind::Internal, cut(format!("the operation panicked: {text}")))

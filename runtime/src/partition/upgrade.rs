@@ -49,9 +49,9 @@ impl Partition {
         if live.stored_version().is_none_or(is_present) {
             return Ok(());
         }
-        let (bytes_max, trust) = (self.environment.config().state_bytes_max, live.trust());
+        let standard = live.standard(self.environment.config().state_bytes_max);
         let check = || {
-            known.check_state(live.state(), bytes_max, trust)?;
+            known.check_state(live.state_mut(), standard)?;
             known.check_indexed(live.state())
         };
         guarded(check)?.map_err(|why| {

@@ -100,6 +100,11 @@ impl OpenGroup {
         self.unwritten.push(id.clone());
     }
 
+    /// Counts entries of collections that the open group will write with a state.
+    pub(super) fn count_entries(&mut self, bytes: usize) {
+        self.unwritten_bytes += bytes;
+    }
+
     /// Takes back that the open group writes the state of an entity.
     pub(super) fn forget_state_of(&mut self, id: &EntityId) {
         self.unwritten.retain(|known| known != id);

@@ -17,7 +17,7 @@ use stead_entities::{EntityId, Timestamp, index::ValueRange};
 
 use super::{
     ReadResult,
-    find::{self, Readiness, WholeStates},
+    find::{self, Readiness, WholeStates, readable, take_states},
     rows::{self, Limit, Rows, take},
     tables::{
         self, Record as _, Table,
@@ -317,13 +317,17 @@ impl ChangePage {
     fn list(&mut self, rows: &dyn Rows, followed: &Followed, after: &str) -> ReadResult<()> {
         let after = Some(after).filter(|after| !after.is_empty());
         let (from, to) = tables::states::range(&followed.entity_type, &followed.prefix, after);
-        let table = (Table::States, "a state");
         let limit = Limit::bytes(ROWS_MAX, FOLLOWED_BYTES_MAX);
-        let (page, last) = take(rows, table, (&from, &to), limit, |key, value| {
-            let (id, record) = (tables::states::read_key(key)?, StateRecord::decode(value)?);
-            Ok(followed.fits(&record.indexed).then_some((id, record)))
-        })?;
+        let fits = |record: &StateRecord| followed.fits(&record.indexed);
+        let (page, last) = take_states(rows, (&from, &to), limit, fits)?;
         for (id, record) in page.rows {
+            let record = match record {
+                Ok(record) => record,
+                Err(error) => {
+                    tracing::error!(entity = %id, %error, "a state is left out of the changes");
+                    continue;
+                }
+            };
             let position =
                 LogPosition { listed: Some(id.key().to_owned()), ..self.position.clone() };
             self.events.push((id, Event::State(Box::new(record)), position));
@@ -428,8 +432,10 @@ impl States<'_> {
         let mut ids = ids.iter();
         rows.get_each(Table::States, &keys, false, &mut |value| {
             let Some(id) = ids.next() else { return Ok(()) };
-            self.whole.note(value.map_or(0, <[u8]>::len));
-            let record = value.map(StateRecord::decode).transpose();
+            let record = value.map(|value| tables::states::read(rows, id, value)).transpose();
+            let record = readable(record)?;
+            let body = record.as_ref().ok().and_then(Option::as_ref).map_or(0, |it| it.state.len());
+            self.whole.note(value.map_or(0, <[u8]>::len) + body);
             let record = record.inspect_err(|error| {
                 tracing::error!(entity = %id, %error, "a state is left out of the changes");
             });

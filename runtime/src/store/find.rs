@@ -7,9 +7,9 @@
 use stead_entities::{EntityId, index::ValueRange};
 
 use super::{
-    Page, ReadResult,
+    Page, ReadError, ReadResult,
     record::Damaged,
-    rows::{self, Limit, Rows, take},
+    rows::{self, LOOKED_AT_MAX, Limit, Rows, take},
     tables::{
         self, Record as _, Table,
         indexes::IndexedValues,
@@ -273,9 +273,10 @@ pub(crate) fn states(
         let keys: Vec<_> = found.rows.iter().map(|id| tables::states::key(id).to_vec()).collect();
         let mut ids = found.rows.into_iter();
         rows.get_each(Table::States, &keys, false, &mut |value| {
-            whole.note(value.map_or(0, <[u8]>::len));
-            let record = value.map(|value| StateRecord::decode(value).map_err(Into::into));
-            states.extend(ids.next().zip(record));
+            let Some((id, value)) = ids.next().zip(value) else { return Ok(()) };
+            let record = readable(tables::states::read(rows, &id, value))?;
+            whole.note(value.len() + record.as_ref().map_or(0, |record| record.state.len()));
+            states.push((id, record));
             Ok(())
         })?;
         let is_full = was_cut || states.len() >= limit || whole.fill(rows::PAGE_BYTES_MAX);
@@ -294,16 +295,65 @@ pub(crate) fn count(rows: &dyn Rows, lookup: &Lookup) -> Found<()> {
     lookup.read(rows, usize::MAX, |_| Ok(())).map(Ok)
 }
 
+/// A page of states, each with whether it can be read.
+pub(crate) type ReadStates = Page<(EntityId, ReadResult<StateRecord>)>;
+
 /// A page of the states of a type behind a key, each with whether it can be read.
 pub(crate) fn all_states(
     rows: &dyn Rows,
     entity_type: &str,
     after: Option<&str>,
     limit: usize,
-) -> ReadResult<Page<(EntityId, ReadResult<StateRecord>)>> {
+) -> ReadResult<ReadStates> {
     let (from, to) = tables::states::range(entity_type, "", after);
-    let read = |key: &[u8], value: &[u8]| {
-        Ok(Some((tables::states::read_key(key)?, StateRecord::decode(value).map_err(Into::into))))
-    };
-    Ok(take(rows, (Table::States, "a state"), (&from, &to), Limit::page(limit), read)?.0)
+    Ok(take_states(rows, (&from, &to), Limit::page(limit), |_| true)?.0)
+}
+
+/// The states in a range of keys that fit, up to a limit of what is read for them, each with whether it can be read;
+/// and the key of the last one that was looked at.
+pub(crate) fn take_states(
+    rows: &dyn Rows,
+    (from, to): (&[u8], &[u8]),
+    limit: Limit,
+    fits: impl Fn(&StateRecord) -> bool,
+) -> ReadResult<(ReadStates, Option<Vec<u8>>)> {
+    let mut page = Page { rows: Vec::new(), is_end: true };
+    let (mut bytes, mut looked_at, mut last) = (0, 0, None);
+    rows.scan(Table::States, from, to, limit, &mut |key, value| {
+        if page.rows.len() >= limit.rows || bytes >= limit.bytes || looked_at >= LOOKED_AT_MAX {
+            page.is_end = false;
+            return Ok(false);
+        }
+        bytes += key.len() + value.len();
+        looked_at += 1;
+        last = Some(key.to_vec());
+        let id = match tables::states::read_key(key) {
+            Ok(id) => id,
+            Err(error) => {
+                tracing::error!(%error, "a state cannot be read and is left as it is");
+                return Ok(true);
+            }
+        };
+        let record = match StateRecord::decode(value) {
+            Ok(record) if !fits(&record) => return Ok(true),
+            Ok(record) => readable(tables::states::with_body(rows, &id, record))?,
+            Err(error) => Err(error.into()),
+        };
+        bytes +=
+            record.as_ref().map_or(0, |record| usize::from(record.apart.body) * record.state.len());
+        page.rows.push((id, record));
+        Ok(true)
+    })?;
+    Ok((page, last))
+}
+
+/// One row that was read, or why that is damaged.
+///
+/// # Errors
+/// Where the store could not read it: then nothing is known of the row.
+pub(crate) fn readable<R>(read: ReadResult<R>) -> ReadResult<ReadResult<R>> {
+    match read {
+        Err(error @ ReadError::Unavailable(_)) => Err(error),
+        read => Ok(read),
+    }
 }

@@ -4,6 +4,7 @@
 //! Only `commit` calls [`Store::commit`]. A store answers how a commit ended and never guesses:
 //! committed, fenced, unavailable (definitely not committed) or unknown.
 
+mod batch;
 pub(crate) mod change_log;
 #[cfg(any(test, feature = "testing"))]
 pub mod conformance;
@@ -50,10 +51,9 @@ use tables::{
     Record, Table,
     dead_letters::{Cause, DeadLetter, DeadLetterId},
     inbox::{InboxKey, InboxRecord},
-    indexes::IndexedValues,
     meta::Settings,
     reminders::{ReminderRecord, Slot},
-    states::{StateHead, StateRecord},
+    states::{Ended, StateHead, StateRecord},
 };
 
 /// The right to commit: exactly the next batch of one lane of one incarnation.
@@ -90,8 +90,8 @@ pub struct Batch {
 pub enum Write {
     /// An entity's state, with the rows of its indexed values.
     PutState(EntityId, StateRecord),
-    /// An entity's end, and that of the rows of these indexed values, which are stored.
-    DeleteState(EntityId, IndexedValues),
+    /// An entity's end, and that of what else is stored of it.
+    DeleteState(EntityId, Ended),
     /// A signal that is accepted by this batch.
     Accept(InboxKey, InboxRecord),
     /// A signal that was accepted before, and whose attempts changed.
@@ -138,7 +138,10 @@ impl Write {
         const BESIDE: usize = 128;
         BESIDE
             + match self {
-                Self::PutState(_, record) => record.state.len(),
+                Self::PutState(_, record) => {
+                    record.state.len()
+                        + record.changes.as_ref().map_or(0, |changes| changes.bytes())
+                }
                 Self::Accept(_, record) | Self::Retry(_, record) => record.input.len(),
                 Self::Remind(_, _, _, record) => record.input.len(),
                 Self::Put(_, key, value) => key.len() + value.len(),

@@ -1,6 +1,9 @@
 //! The typed reads of the tables, once for every back-end.
 
-use stead_entities::{BoxFuture, EntityId, Timestamp};
+use stead_entities::{
+    BoxFuture, EntityId, Timestamp,
+    collections::{Loaded, Miss, Wanted},
+};
 use tokio::sync::oneshot;
 
 use super::{
@@ -10,12 +13,16 @@ use super::{
     tables::{
         self, Table,
         dead_letters::{DeadLetter, DeadLetterId},
+        entries,
         idempotency::{IdempotencyKey, IdempotencyRecord},
         inbox::InboxKey,
         reminders::{ReminderRecord, Slot},
         states::StateRecord,
     },
 };
+
+/// The most entries that are looked for without waiting for a disk: the caller's thread has other work.
+const KEYS_CACHED_MAX: usize = 16;
 
 /// Reads of a store by what its rows mean. Each sees one view: a batch as a whole or not at all.
 pub trait TypedReads: Store {
@@ -42,7 +49,11 @@ pub trait TypedReads: Store {
     /// The state of an entity if it is at hand without waiting for a disk; `None` if it is not.
     fn load_cached(&self, id: &EntityId) -> Option<ReadResult<Option<StateRecord>>> {
         let found = self.get_cached(Table::States, tables::states::key(id))?;
-        Some(found.and_then(rows::decoded))
+        let record = found.and_then(rows::decoded::<StateRecord>);
+        // The rest of it would be of another view.
+        let is_whole =
+            |record: &Option<StateRecord>| record.as_ref().is_none_or(|record| !record.apart.body);
+        (record.as_ref().map_or(true, is_whole)).then_some(record)
     }
 
     /// The record under an idempotency key if it is at hand without waiting for a disk; `None` if it is
@@ -57,7 +68,58 @@ pub trait TypedReads: Store {
 
     /// The state of an entity.
     fn load(&self, id: EntityId) -> BoxFuture<'static, ReadResult<Option<StateRecord>>> {
-        self.read(Haste::Short, move |rows| rows::get(rows, &id))
+        self.read(Haste::Short, move |rows| state(rows, &id))
+    }
+
+    /// The state of an entity, and entries of its collections that somebody missed, of one view. What is of a
+    /// collection that is not there any more has no rows.
+    fn load_with(
+        &self,
+        id: EntityId,
+        missed: Vec<Miss>,
+    ) -> BoxFuture<'static, ReadResult<(Option<StateRecord>, Vec<Loaded>)>> {
+        self.read(Haste::Short, move |rows| {
+            let Some(record) = state(rows, &id)? else { return Ok((None, Vec::new())) };
+            let generation = record.head.generation;
+            let loaded = missed.iter().map(|miss| entries::load(rows, &id, generation, miss));
+            let loaded = loaded.collect::<ReadResult<Vec<_>>>()?;
+            Ok((Some(record), loaded))
+        })
+    }
+
+    /// Entries that a turn missed, if they are at hand without waiting for a disk; `None` if they are not.
+    fn entries_cached(
+        &self,
+        id: &EntityId,
+        generation: u64,
+        miss: &Miss,
+    ) -> Option<ReadResult<Loaded>> {
+        let Wanted::Keys(keys) = &miss.wanted else { return None };
+        if keys.len() > KEYS_CACHED_MAX {
+            return None;
+        }
+        let mut rows = Vec::with_capacity(keys.len());
+        for entry in keys {
+            let key = entries::key(id, generation, &(miss.number, entry.clone()));
+            let found = self.get_cached(Table::Entries, &key)?;
+            match found.and_then(rows::decoded::<entries::EntryRecord>) {
+                Ok(Some(record)) => rows.push((entry.clone(), record.0)),
+                Ok(None) => {}
+                Err(error) => return Some(Err(error)),
+            }
+        }
+        let (number, wanted) = (miss.number, miss.wanted.clone());
+        Some(Ok(Loaded { number, wanted, rows, is_end: true }))
+    }
+
+    /// Entries of an entity's collections that a turn missed.
+    fn entries(
+        &self,
+        id: EntityId,
+        generation: u64,
+        miss: Miss,
+    ) -> BoxFuture<'static, ReadResult<Loaded>> {
+        self.read(Haste::Short, move |rows| entries::load(rows, &id, generation, &miss))
     }
 
     /// Up to `limit` inbox rows of a receiver after `after`; fewer where they are large.
@@ -188,3 +250,8 @@ pub trait TypedReads: Store {
 }
 
 impl<S: Store + ?Sized> TypedReads for S {}
+
+fn state(rows: &dyn Rows, id: &EntityId) -> ReadResult<Option<StateRecord>> {
+    let stored = rows.get(Table::States, tables::states::key(id))?;
+    stored.map(|stored| tables::states::read(rows, id, &stored)).transpose()
+}

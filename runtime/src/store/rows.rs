@@ -5,21 +5,17 @@ use std::sync::Arc;
 use stead_entities::{EntityId, Origin, Timestamp};
 
 use super::{
-    Batch, DeadLetterFilter, DeadLetterHead, DeadLetterHeads, DeadLetterPage, DueKey, InboxPage,
+    DeadLetterFilter, DeadLetterHead, DeadLetterHeads, DeadLetterPage, DueKey, InboxPage,
     OperationsByType, Page, ReadError, ReadResult, Reminder, ReminderPage, StatePage, Waiting,
-    Write,
     record::{self, Damaged},
     tables::{
         self, Record, Table,
         dead_letters::{DeadLetter, DeadLetterId},
         inbox::{InboxKey, InboxRecord},
-        indexes::IndexedValues,
-        meta::LaneRecord,
         origins::StoredOrigin,
         reminders::{ReminderRecord, Slot},
     },
 };
-use crate::sabotage::Sabotage;
 
 #[cfg(feature = "postgres")]
 pub(super) type Row = (Vec<u8>, Vec<u8>);
@@ -29,7 +25,7 @@ pub(crate) const PAGE_BYTES_MAX: usize = 4 << 20;
 /// The most bytes of the inbox rows, or of the due reminders, that are read at one time.
 const WORK_BYTES_MAX: usize = 256 << 10;
 /// The most rows that one page looks through, where a filter may leave many of them out.
-const LOOKED_AT_MAX: usize = 10_000;
+pub(super) const LOOKED_AT_MAX: usize = 10_000;
 
 /// How much a scan reads.
 #[derive(Debug, Clone, Copy)]
@@ -138,126 +134,6 @@ fn take_whole<R>(
         Ok(true)
     })?;
     Ok((page, last))
-}
-
-/// One change of one row.
-pub(super) struct RowChange<'b> {
-    pub(super) table: Table,
-    pub(super) key: &'b [u8],
-    pub(super) value: Option<&'b [u8]>,
-    /// Whether the row must have been there.
-    pub(super) must_exist: bool,
-}
-
-/// Hands out the changes of a batch in order, the lane first, until one is refused.
-pub(super) fn each_change<E>(
-    batch: &Batch,
-    mut change: impl FnMut(RowChange<'_>) -> Result<(), E>,
-) -> Result<(), E> {
-    let lane = LaneRecord {
-        incarnation: batch.fence.incarnation,
-        lane: batch.fence.lane,
-        number: batch.fence.number,
-        owner: batch.owner.to_string(),
-        time: batch.time,
-        is_clean: batch.is_clean,
-    };
-    // One buffer for all values: a batch may have thousands.
-    let mut rows = Changes { change: &mut change, value: Vec::new() };
-    rows.put(tables::meta::LANE, &lane)?;
-    batch.writes.iter().try_for_each(|write| rows.of(write))
-}
-
-struct Changes<'c, C> {
-    change: &'c mut C,
-    value: Vec<u8>,
-}
-
-impl<E, C: FnMut(RowChange<'_>) -> Result<(), E>> Changes<'_, C> {
-    fn of(&mut self, write: &Write) -> Result<(), E> {
-        match write {
-            Write::PutState(id, state) => {
-                self.put(tables::states::key(id), state)?;
-                self.index(id, &state.replaces, &state.indexed)
-            }
-            Write::DeleteState(id, indexed) => {
-                self.delete(Table::States, tables::states::key(id))?;
-                self.index(id, indexed, &IndexedValues::default())
-            }
-            Write::Accept(key, signal) | Write::Retry(key, signal) => {
-                self.put(&tables::inbox::key(key), signal)
-            }
-            Write::Consume(key) => {
-                let key = &tables::inbox::key(key);
-                (self.change)(RowChange { table: Table::Inbox, key, value: None, must_exist: true })
-            }
-            Write::Remind(partition, id, slot, reminder) => {
-                let key = tables::reminders::key(*partition, id, slot);
-                self.put(&key, reminder)?;
-                if let Some(origin) = &reminder.origin {
-                    self.put(&key, &StoredOrigin(origin.clone()))?;
-                }
-                let key = &tables::due::key(*partition, reminder.due, id, slot);
-                let value = Some(match reminder.origin {
-                    None => tables::due::PLAIN,
-                    Some(_) => tables::due::HAS_ORIGIN,
-                });
-                (self.change)(RowChange { table: Table::Due, key, value, must_exist: false })
-            }
-            Write::CancelReminder { partition, id, slot, due, has_origin } => {
-                let key = &tables::reminders::key(*partition, id, slot);
-                if *has_origin {
-                    self.delete(Table::Origins, key)?;
-                }
-                // A delayed signal is applied once: whoever finds it gone was told of it too late.
-                let must_exist = matches!(slot, Slot::Delayed(_));
-                (self.change)(RowChange { table: Table::Reminders, key, value: None, must_exist })?;
-                self.delete(Table::Due, &tables::due::key(*partition, *due, id, slot))
-            }
-            Write::Put(table, key, value) => (self.change)(RowChange {
-                table: *table,
-                key,
-                value: Some(value),
-                must_exist: false,
-            }),
-            Write::Delete(table, key) => self.delete(*table, key),
-            Write::FreePartition(_) => Ok(()),
-        }
-    }
-
-    /// Has the rows of an entity's indexed values follow its state.
-    fn index(
-        &mut self,
-        id: &EntityId,
-        before: &IndexedValues,
-        present: &IndexedValues,
-    ) -> Result<(), E> {
-        if before == present || Sabotage::IndexNotInCommit.is_on() {
-            return Ok(());
-        }
-        for (index, value) in before.iter() {
-            if present.get(index) != Some(value) {
-                self.delete(Table::Indexes, &tables::indexes::key(index, value, id))?;
-            }
-        }
-        // Each row has all values.
-        for (index, value) in present.iter() {
-            self.put(&tables::indexes::key(index, value, id), present)?;
-        }
-        Ok(())
-    }
-
-    fn put<R: Record>(&mut self, key: &[u8], record: &R) -> Result<(), E> {
-        self.value.clear();
-        record.encode_to(&mut self.value);
-        let table = R::TABLE;
-        let value = Some(&self.value[..]);
-        (self.change)(RowChange { table, key, value, must_exist: false })
-    }
-
-    fn delete(&mut self, table: Table, key: &[u8]) -> Result<(), E> {
-        (self.change)(RowChange { table, key, value: None, must_exist: false })
-    }
 }
 
 pub(super) fn decoded<R: Record>(bytes: Option<Vec<u8>>) -> ReadResult<Option<R>> {

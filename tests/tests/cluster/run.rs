@@ -14,7 +14,7 @@ use anyhow::{Result, bail};
 use stead::{CallError, Client, ErrorKind, TraceContext};
 use stead_tests::{
     database::Database,
-    events::Follower,
+    events::{Follower, with_lengths},
     history::{History, Kind, compare},
     indexes,
     log::Log,
@@ -214,7 +214,7 @@ fn follower_differs(follower: &Follower, logs: &BTreeMap<String, Log>) -> Result
     let mut wrong = follower.wrong.clone();
     let known = follower.states();
     for (key, log) in logs.iter().filter(|(_, log)| **log != Log::default()) {
-        if known.get(key) != Some(&serde_json::to_value(log)?) {
+        if known.get(key) != Some(&with_lengths(serde_json::to_value(log)?)) {
             wrong.push(format!("the last state of {key} was not told"));
         }
     }

@@ -367,7 +367,7 @@ async fn a_value_that_cannot_be_indexed_fails_its_turn() {
     let parcel = node.entity::<Parcel>("a");
     parcel.r#move("s".repeat(1_024)).await.expect("just short enough");
     let error = parcel.r#move("s".repeat(1_025)).await.expect_err("too long");
-    let why = "the index street: a text of 1025 bytes is too long: an indexed one has at most 1024";
+    let why = "the index street: a text of 1025 bytes is too long: the limit is 1024";
     assert!(error.to_string().contains(why), "{error}");
     let long = node.find::<Parcel>().filter(Parcel::by_street().starts_with("sss"));
     assert_eq!(found(long, 9).await.expect("found"), ["a"]);

@@ -4,6 +4,7 @@ mod asks;
 mod bounds;
 mod buffered;
 mod changes;
+mod collections;
 mod committed;
 mod dependencies;
 mod failures;

@@ -4,13 +4,13 @@ use std::{path::Path, time::Duration};
 
 use stead::{
     EntityId,
+    collections::EntryChanges,
     store::{
         Horizons, TypedReads as _,
         tables::{
             changes::{ChangeKey, ChangeRecord, Place},
             idempotency::{IdempotencyKey, IdempotencyRecord, Remembered},
-            indexes::IndexedValues,
-            states::{StateHead, StateRecord},
+            states::{Apart, Ended, EndedRows, StateHead, StateRecord},
         },
     },
 };
@@ -71,14 +71,53 @@ async fn deleted_entities_give_their_space_back_without_a_restart() {
     write(&store, &mut number, (0..ENTITIES).map(state)).await;
     let full = bytes(directory.path());
     assert!(full > ENTITIES * 1_024, "{full}");
-    let deleted =
-        (0..ENTITIES).map(|number| Write::DeleteState(id(number), IndexedValues::default()));
+    let deleted = (0..ENTITIES).map(|number| Write::DeleteState(id(number), Ended::default()));
     write(&store, &mut number, deleted).await;
     let shrunk = async || {
         store.maintain(Horizons::NONE);
         Ok((bytes(directory.path()) < full / 4).then_some(()))
     };
     until("the directory is a quarter of what it was", shrunk).await.unwrap_or_else(|error| {
+        panic!("{error}: {} of {full} bytes", bytes(directory.path()));
+    });
+}
+
+/// A state with so many entries in its only collection, of which no compression makes any small.
+fn with_entries(number: u64, count: u64) -> Write {
+    let Write::PutState(id, record) = state(number) else { unreachable!("a state") };
+    let mut changes = EntryChanges::default();
+    let mut random = stead_tests::random::Random(number + 1);
+    for entry in 0..count {
+        let stored = (0..1_024).map(|_| random.below(256) as u8).collect();
+        changes.entries.insert((1, entry.to_be_bytes().into()), Some(stored));
+    }
+    let apart = Apart { body: false, collections: vec![(1, count)] };
+    Write::PutState(id, StateRecord { apart, changes: Some(Box::new(changes)), ..record })
+}
+
+#[tokio::test]
+async fn the_entries_of_deleted_entities_give_their_space_back_without_a_restart() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = open(directory.path());
+    let mut number = store.opened().last_batch;
+    let count = ENTITIES / 10;
+    for entity in 0..10 {
+        number += 1;
+        commit(&store, number, vec![with_entries(entity, count)]).await;
+    }
+    let full = bytes(directory.path());
+    assert!(full > ENTITIES * 1_024, "{full}");
+    let ended = |number: u64| {
+        let entries = Some(EndedRows::All(1));
+        Write::DeleteState(id(number), Ended { entries, ..Ended::default() })
+    };
+    number += 1;
+    commit(&store, number, (0..10).map(ended).collect()).await;
+    let shrunk = async || {
+        store.maintain(Horizons::NONE);
+        Ok((bytes(directory.path()) < full / 2).then_some(()))
+    };
+    until("the directory is half of what it was", shrunk).await.unwrap_or_else(|error| {
         panic!("{error}: {} of {full} bytes", bytes(directory.path()));
     });
 }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use stead_entities::{Error, Timestamp};
+use stead_entities::{Error, Timestamp, collections::Miss};
 
 use super::Live;
 use crate::{
@@ -34,8 +34,9 @@ pub(in crate::partition) struct Activation {
     /// How many left-behind operations are counted at one time.
     counted_share: u8,
     pub(super) is_queued: bool,
-    /// The bytes that are counted for it.
+    /// The bytes that are counted for it, and for the entries of its collections.
     pub(super) bytes: u32,
+    pub(super) entries: u32,
     pub(super) used_at: Timestamp,
 }
 
@@ -58,9 +59,9 @@ pub(in crate::partition) enum Stage {
     Ready(Live),
     /// An operation awaits outside services.
     Awaiting { live: Live, run: u64, operation: Box<Operation> },
-    /// Something waits for a read of its reminders, which is asked for when everything that was
-    /// accepted for the entity is durable, so that the store shows it.
-    Reading { live: Live, waits: WaitsForReminders, is_asked: bool },
+    /// Something waits for a read of its reminders, or of entries of its collections, which is asked for when
+    /// everything that was accepted for the entity is durable, so that the store shows it.
+    Reading { live: Live, waits: WaitsForRead, is_asked: bool },
     /// Nothing can be done with it, and what is stored of it stays as it is: the state cannot be
     /// understood, or is of a version that this program does not know.
     Unusable(Error),
@@ -68,14 +69,16 @@ pub(in crate::partition) enum Stage {
     Unreadable(Timestamp),
 }
 
-/// Work that waits for a read of an entity's reminders.
-pub(in crate::partition) enum WaitsForReminders {
+/// Work that waits for a read of an entity's reminders, or of entries of its collections.
+pub(in crate::partition) enum WaitsForRead {
     Delete(Box<Delete>),
     /// A turn that deletes its entity.
     Turn(Box<Operation>, Box<Applied>),
     Purge(Box<Purge>),
     Cancel(Box<Cancel>),
     Expire(Box<Expire>),
+    /// A turn or query that lacks entries of the state's collections.
+    Entries(Envelope, Miss),
 }
 
 /// Signals of one sender that wait for the first of them to be tried again.
@@ -95,12 +98,18 @@ impl Activation {
             counted_share: 1,
             is_queued: false,
             bytes: 0,
+            entries: 0,
             used_at: now,
         }
     }
 
-    /// The bytes that are counted for it.
-    pub(in crate::partition) fn bytes(&self) -> usize {
+    /// The bytes that are counted for it, with all of its collections that is in memory.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes as usize + self.entries as usize
+    }
+
+    /// The bytes that are counted for it without its collections.
+    pub(in crate::partition) fn state_bytes(&self) -> usize {
         self.bytes as usize
     }
 
@@ -180,14 +189,14 @@ impl Activation {
     }
 
     /// Busies it with something that waits for a read of its reminders.
-    pub(in crate::partition) fn wait_for_reminders(&mut self, waits: WaitsForReminders) {
+    pub(in crate::partition) fn wait_for_read(&mut self, waits: WaitsForRead) {
         let live = self.take_ready();
         self.stage = Stage::Reading { live, waits, is_asked: false };
     }
 
     /// Takes note that the reminders are asked for, and returns the work that waits for them, the first
     /// time.
-    pub(in crate::partition) fn ask_for_reminders(&mut self) -> Option<&WaitsForReminders> {
+    pub(in crate::partition) fn ask_for_read(&mut self) -> Option<&WaitsForRead> {
         match &mut self.stage {
             Stage::Reading { waits, is_asked, .. } if !*is_asked => {
                 *is_asked = true;
@@ -197,16 +206,13 @@ impl Activation {
         }
     }
 
-    /// Ends the read of its reminders, or of one of them, which is to be cancelled; `None` where no
-    /// such read is under way.
-    pub(in crate::partition) fn reminders_read(
+    /// Ends the read that such work waits for; `None` where none is under way.
+    pub(in crate::partition) fn end_read(
         &mut self,
-        of_one: bool,
-    ) -> Option<WaitsForReminders> {
+        is_it: impl Fn(&WaitsForRead) -> bool,
+    ) -> Option<WaitsForRead> {
         match std::mem::replace(&mut self.stage, Stage::Loading) {
-            Stage::Reading { live, waits, is_asked: true }
-                if of_one == matches!(waits, WaitsForReminders::Cancel(_)) =>
-            {
+            Stage::Reading { live, waits, is_asked: true } if is_it(&waits) => {
                 self.stage = Stage::Ready(live);
                 Some(waits)
             }
@@ -215,6 +221,11 @@ impl Activation {
                 None
             }
         }
+    }
+
+    /// Whether a turn or query waits for entries.
+    pub(in crate::partition) fn waits_for_entries(&self) -> bool {
+        matches!(&self.stage, Stage::Reading { waits: WaitsForRead::Entries(..), .. })
     }
 
     fn take_ready(&mut self) -> Live {
@@ -536,7 +547,7 @@ impl Activation {
     }
 }
 
-impl WaitsForReminders {
+impl WaitsForRead {
     /// The envelope of the work that waits, without its effects so far.
     pub(in crate::partition) fn into_envelope(self) -> Envelope {
         match self {
@@ -545,6 +556,7 @@ impl WaitsForReminders {
             Self::Purge(purge) => Envelope::Purge(purge),
             Self::Cancel(cancel) => Envelope::Cancel(cancel),
             Self::Expire(expire) => Envelope::Expire(expire),
+            Self::Entries(envelope, _) => envelope,
         }
     }
 }

@@ -1,14 +1,15 @@
 //! The state of an entity in memory, ahead of the store by what its write groups still carry.
 
-use stead_entities::{Timestamp, Version};
+use stead_entities::{Timestamp, Version, collections::Sealed};
 
 use crate::{
     rules::Rule,
     store::tables::{
+        self,
         indexes::IndexedValues,
-        states::{ReminderHead, StateHead, StateRecord},
+        states::{Apart, EndedRows, ReminderHead, StateHead, StateRecord},
     },
-    types::{State, Trust},
+    types::{Encoded, Standard, State, Trust},
 };
 
 /// The newest state of an entity, which may not be durable yet.
@@ -30,6 +31,24 @@ pub(in crate::partition) struct Live {
     /// The indexed values that were last sent, or read.
     indexed: IndexedValues,
     trust: Trust,
+    /// Its rows beside the record, as last sent or read; none of nearly all entities.
+    apart: Option<Box<SentApart>>,
+}
+
+/// The rows of a state beside its record, as last sent or read.
+#[derive(Default)]
+struct SentApart {
+    collections: Vec<(u32, u64)>,
+    /// The hash of the state, where it has a row.
+    body: Option<u128>,
+}
+
+/// A state in its stored form, as the open group writes it.
+pub(in crate::partition) struct Sent {
+    pub(in crate::partition) encoded: Encoded,
+    pub(in crate::partition) indexed: IndexedValues,
+    /// The hash of a state that is so large that it has a row of its own.
+    pub(in crate::partition) hash: Option<u128>,
 }
 
 impl Live {
@@ -47,9 +66,13 @@ impl Live {
             stored_version: None,
             indexed: IndexedValues::default(),
             trust: Trust::Unproven,
+            apart: None,
         };
         let Some(record) = record else { return initial };
+        let apart = SentApart { collections: record.apart.collections, body: None };
+        let has_rows = record.apart.body || !apart.collections.is_empty();
         Self {
+            apart: has_rows.then(|| Box::new(apart)),
             generation: record.head.generation,
             revision: record.head.revision,
             sent_revision: record.head.revision,
@@ -63,6 +86,35 @@ impl Live {
 
     pub(in crate::partition) fn state(&self) -> &State {
         &self.state
+    }
+
+    pub(in crate::partition) fn state_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+
+    /// The collections that were last sent to the committer, or read.
+    pub(in crate::partition) fn collections(&self) -> &[(u32, u64)] {
+        self.apart.as_ref().map_or(&[], |apart| &apart.collections)
+    }
+
+    /// The rows that are stored beside the record, if there are any.
+    pub(in crate::partition) fn rows(&self) -> Option<EndedRows> {
+        let apart = self.apart.as_ref()?;
+        Some(match apart.collections.is_empty() {
+            true => EndedRows::Body(self.generation),
+            false => EndedRows::All(self.generation),
+        })
+    }
+
+    /// Takes note of the hash of the state's row, which was read.
+    pub(in crate::partition) fn note_body(&mut self, hash: u128) {
+        self.apart.get_or_insert_default().body = Some(hash);
+    }
+
+    /// The rules for the state that the next turn leaves.
+    pub(in crate::partition) fn standard(&self, bytes_max: usize) -> Standard {
+        let collections = self.collections().iter().map(|(number, _)| *number).max().unwrap_or(0);
+        Standard { bytes_max, trust: self.trust, collections }
     }
 
     /// The version of the state; none before the first turn.
@@ -82,10 +134,6 @@ impl Live {
 
     pub(in crate::partition) fn committed_at(&self) -> Timestamp {
         self.committed_at
-    }
-
-    pub(in crate::partition) fn trust(&self) -> Trust {
-        self.trust
     }
 
     pub(in crate::partition) fn reminders(&self) -> &[ReminderHead] {
@@ -157,7 +205,7 @@ impl Live {
         &mut self,
         version: u32,
         incarnation: u64,
-        (state, indexed): (Vec<u8>, IndexedValues),
+        Sent { encoded: Encoded { mut state, sealed }, indexed, hash }: Sent,
     ) -> StateRecord {
         Rule::StatesFollow.check(self.generation > 0 && self.revision >= self.sent_revision);
         let follows = std::mem::replace(&mut self.sent_revision, self.revision);
@@ -172,7 +220,31 @@ impl Live {
             committed_at: self.committed_at,
         };
         let replaces = std::mem::replace(&mut self.indexed, indexed.clone());
-        StateRecord { head, reminders: self.reminders.clone(), state, indexed, replaces }
+        let Sealed { collections, mut changes } = sealed;
+        let before = self.apart.take().and_then(|apart| apart.body);
+        if hash.is_some() {
+            let body = std::mem::take(&mut state);
+            if hash != before {
+                changes.entries.insert(tables::entries::body(), Some(body));
+            }
+        } else if before.is_some() {
+            changes.entries.insert(tables::entries::body(), None);
+        }
+        let apart = Apart { body: hash.is_some(), collections };
+        if !apart.is_empty() {
+            let collections = apart.collections.clone();
+            self.apart = Some(Box::new(SentApart { collections, body: hash }));
+        }
+        StateRecord {
+            head,
+            reminders: self.reminders.clone(),
+            state,
+            indexed,
+            replaces,
+            apart,
+            changes: (!changes.is_empty()).then(|| Box::new(changes)),
+            ends: None,
+        }
     }
 
     /// The indexed values that were last sent to the committer, or read.
@@ -192,5 +264,30 @@ impl Live {
         self.committed_at = ended.committed_at;
         self.ended = ended.generation.max(ended.ended);
         ended.reminders
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_state_is_written_when_it_changes() {
+        let given = stead_entities::Dependencies::default();
+        let known = crate::types::entity_type::<stead_entities::stock::Counter>(&given);
+        let mut live = Live::new(known.initial_state(), None);
+        let mut written = |hash: Option<u128>| {
+            live.apply(None, Timestamp::default(), 7);
+            let encoded = Encoded { state: vec![9; 5], sealed: Sealed::default() };
+            let record = live.write(1, 1, Sent { encoded, indexed: Default::default(), hash });
+            let body = record.changes.map(|changes| changes.entries.into_values().next());
+            (record.state.len(), record.apart.body, body.flatten(), live.rows())
+        };
+        assert_eq!(written(None), (5, false, None, None));
+        assert_eq!(written(Some(1)), (0, true, Some(Some(vec![9; 5])), Some(EndedRows::Body(7))));
+        assert_eq!(written(Some(1)), (0, true, None, Some(EndedRows::Body(7))), "it is unchanged");
+        assert_eq!(written(Some(2)), (0, true, Some(Some(vec![9; 5])), Some(EndedRows::Body(7))));
+        assert_eq!(written(None), (5, false, Some(None), None), "its row ends");
+        assert_eq!(written(None), (5, false, None, None));
     }
 }

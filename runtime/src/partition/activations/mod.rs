@@ -19,8 +19,8 @@ use std::{
 use stead_entities::{EntityId, Error, Timestamp};
 
 pub(super) use self::{
-    activation::{Activation, Stage, WaitsForReminders},
-    live::Live,
+    activation::{Activation, Stage, WaitsForRead},
+    live::{Live, Sent},
 };
 use self::{large::LargeStates, table::Table};
 use super::{
@@ -104,6 +104,18 @@ impl Activations {
     pub(super) fn note_size(&mut self, id: &EntityId, bytes: usize, limit: usize) {
         self.large.note(id, bytes, limit);
         self.count(id, bytes);
+    }
+
+    /// Counts what is in memory of the collections of an entity.
+    pub(super) fn count_entries(&mut self, id: &EntityId) {
+        let activation = self.of(id);
+        let bytes = match activation.live().is_some() {
+            true => activation.live_mut().state_mut().entry_bytes(),
+            false => 0,
+        };
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let before = std::mem::replace(&mut activation.entries, bytes);
+        self.share.replace(before as usize, bytes as usize);
     }
 
     /// Counts what an entity takes whose state has so many bytes.

@@ -567,11 +567,11 @@ fn arrival(key: &str, sent: Sent, reply_to: ReplySender) -> Input {
     let argument = || known.decode_argument(found.index, &input).expect("an argument");
     let action = action.unwrap_or_else(|| {
         let Found { index, kind, .. } = found;
-        if kind == OperationKind::Query {
-            return Action::Query { index, argument: argument() };
-        }
         let (awaits, argument) = (kind == OperationKind::Async, argument());
         let invocation = Invocation { index, awaits, input: input.clone(), argument };
+        if kind == OperationKind::Query {
+            return Action::Query(invocation);
+        }
         match replays {
             Some(letter) => Action::Replay { invocation, letter, token: 5 },
             None if is_call => Action::Call(invocation),

@@ -1,6 +1,6 @@
 //! Every operation is applied once, and every answer is true.
 
-use super::*;
+use super::{super::turn::Halt, *};
 
 #[test]
 fn a_call_is_answered_by_its_write_group_and_not_before() {
@@ -58,7 +58,7 @@ fn a_call_that_failed_leaves_its_key_free() {
     let start = bench.starts.pop_front().expect("started");
     let error = Error::new(ErrorKind::Deadline, "too long");
     let term = bench.partition.term();
-    let returned = Returned { id: start.id, run: start.run, result: Err(error) };
+    let returned = Returned { id: start.id, run: start.run, result: Err(Halt::Failed(error)) };
     bench.step([Input::Returned(term, Box::new(returned))]);
     let joined = bench.keyed("fetch", "1", "k");
     bench.flush();

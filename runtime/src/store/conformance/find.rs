@@ -12,7 +12,7 @@ use crate::store::{
     tables::{
         indexes::IndexedValues,
         meta::{DeclaredIndex, NotIndexed},
-        states::StateRecord,
+        states::{Ended, StateRecord},
     },
 };
 
@@ -130,7 +130,7 @@ pub(super) async fn entities_are_found_in_order_and_back(open: &impl AsyncFn() -
 
     // A value that changes, and an entity that ends, take their rows along.
     let moved = StateRecord { indexed: indexed(9, 0), replaces: indexed(-2, 0), ..state(2) };
-    let ended = Write::DeleteState(id(5), indexed(-2, 1));
+    let ended = Write::DeleteState(id(5), Ended { indexed: indexed(-2, 1), entries: None });
     writer.write(vec![Write::PutState(id(0), moved), ended]).await;
     let store = &*writer.store;
     assert_eq!(keys(store, lookup(values(9, true), false)).await, ["k000"]);

@@ -3,6 +3,7 @@
 //! Each check panics with the obligation that is broken. A store is opened by the closure, each time
 //! under a new incarnation on the same data.
 
+mod entries;
 mod find;
 mod shared;
 mod tables;
@@ -39,6 +40,7 @@ pub async fn suite<S: Store>(open: impl AsyncFn() -> S) {
     a_missing_row_refuses_the_whole_batch(&open).await;
     pages_follow_each_other(&open).await;
     find::entities_are_found_in_order_and_back(&open).await;
+    entries::entries_change_and_end_with_their_state(&open).await;
     reminders_are_found_by_due_time(&open).await;
     letters_are_filtered_and_what_waits_is_found(&open).await;
 }

@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, convert::Infallible, sync::Arc};
 use super::{Batch, CommitOutcome, Haste, Store, Write, Writer, row};
 use crate::store::{
     TypedReads as _,
-    rows::{self, Limit},
+    batch::each_change,
+    rows::Limit,
     tables::{Table, key},
 };
 
@@ -56,7 +57,7 @@ pub(super) async fn every_table_keeps_its_rows(open: &impl AsyncFn() -> Arc<dyn 
 fn written(writer: &Writer, table: Table, writes: &[Write]) -> Vec<Row> {
     let batch: Batch = writer.batch(writes.to_vec());
     let mut found = Vec::new();
-    let gathered = rows::each_change(&batch, |change| {
+    let gathered = each_change(&batch, |change| {
         // The lane has a row in every batch.
         let is_meant = change.table == table && change.key != crate::store::tables::meta::LANE;
         let value = change.value.filter(|_| is_meant);

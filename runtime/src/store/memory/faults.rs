@@ -57,8 +57,13 @@ impl MemoryDisk {
 
     /// Changes the bytes of an entity's stored state.
     pub fn damage(&self, id: &EntityId, change: impl FnOnce(&mut Vec<u8>)) {
+        self.damage_row(Table::States, tables::states::key(id), change);
+    }
+
+    /// Changes the bytes of a row.
+    pub fn damage_row(&self, table: Table, key: &[u8], change: impl FnOnce(&mut Vec<u8>)) {
         let mut disk = self.lock();
-        let key = (Table::States, tables::states::key(id).to_vec());
+        let key = (table, key.to_vec());
         if let Some(bytes) = disk.live.get_mut(&key) {
             change(bytes);
             let bytes = bytes.clone();

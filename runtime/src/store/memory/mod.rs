@@ -26,8 +26,9 @@ use self::shared::{Cluster, Way};
 pub use self::{faults::CommitWatch, shared::Reach};
 use super::{
     Batch, CommitOutcome, Fence, Haste, Horizons, Opened, Read, ReadError, ReadResult, Store,
+    batch::each_change,
     record,
-    rows::{self, EachRow, Limit, Rows},
+    rows::{EachRow, Limit, Rows},
     tables::meta::{LaneRecord, Settings},
     tables::{self, Table},
 };
@@ -199,13 +200,18 @@ impl MemoryStore {
             Some(Fault::KeepAndPoison | Fault::Delay(_) | Fault::Stop { .. }) | None => {}
         }
         let mut changes = Vec::new();
-        let gathered = rows::each_change(batch, |change| {
+        let gathered = each_change(batch, |change| {
             let key = (change.table, change.key.to_vec());
             if change.must_exist
                 && !disk.live.contains_key(&key)
                 && !Sabotage::ConsumedRowNotNeeded.is_on()
             {
                 return Err(format!("a consumed row is not there: {:?}", change.key));
+            }
+            if let Some(to) = change.to {
+                let ended = disk.live.range(key..(change.table, to.to_vec()));
+                changes.extend(ended.map(|(key, _)| (key.clone(), None)));
+                return Ok(());
             }
             if is_shared && key.1 == tables::meta::LANE {
                 // It is a member's, and kept with the members.

@@ -11,7 +11,7 @@ use std::{sync::LazyLock, time::Duration};
 use crate::store::tables::{Table, states::HEAD_BYTES_MAX};
 
 /// The version of the tables that this build reads and writes.
-pub(super) const SCHEMA: i32 = 5;
+pub(super) const SCHEMA: i32 = 6;
 
 /// The migrations: each makes the tables of its version from those of the one before.
 pub(super) const MIGRATIONS: [&str; SCHEMA as usize] = [
@@ -89,6 +89,9 @@ create table stead_changes (
     record bytea not null
 );
 create index stead_changes_at on stead_changes (at_micros);
+",
+    "
+create table stead_entries (key bytea primary key, record bytea not null);
 ",
 ];
 
@@ -218,6 +221,8 @@ pub(super) struct Plain {
     /// Keys and records, and the times of the rows where the table has them.
     pub(super) put: String,
     pub(super) delete: String,
+    /// From one key on, and before another.
+    pub(super) delete_range: String,
     pub(super) get: String,
     /// The records of many keys.
     pub(super) get_many: String,
@@ -254,6 +259,8 @@ impl Plain {
                     do update set record = excluded.record"
                 ),
             },
+            // One range each: the primary key finds it, which is not sure of a join.
+            delete_range: format!("delete from {name} where key >= $1 and key < $2"),
             delete: format!("delete from {name} where key = any($1::bytea[])"),
             get: format!("select record from {name} where key = $1"),
             get_many: get_many("record"),

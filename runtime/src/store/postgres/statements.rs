@@ -11,8 +11,8 @@ use super::{Value, sql};
 #[cfg(feature = "sabotage")]
 use crate::sabotage::Sabotage;
 use crate::store::{
-    Batch, Write,
-    rows::{self, Row},
+    Batch, Write, batch,
+    rows::Row,
     tables::{self, Table, meta::Settings, states::StateRecord},
 };
 
@@ -56,7 +56,7 @@ pub(super) fn statements(batch: &Batch, attempt: i64, kept: &Settings) -> Vec<St
         .value(batch.is_clean, Type::BOOL)
         .value(attempt, Type::INT8);
     let mut statements = vec![fence];
-    let Changes { consumed, delayed, states, rows } = changes(batch);
+    let Changes { consumed, delayed, states, ended, rows } = changes(batch);
     let records = batch.writes.iter().filter_map(|write| match write {
         Write::PutState(id, record) => Some((i32::from(kept.partition_of(id)), record)),
         _ => None,
@@ -74,6 +74,10 @@ pub(super) fn statements(batch: &Batch, attempt: i64, kept: &Settings) -> Vec<St
         }
     }
     statements.extend(free_partitions(batch));
+    statements.extend(ended.into_iter().map(|(table, from, to)| {
+        let ended = Statement::new(&sql::plain(table).delete_range);
+        ended.value(from, Type::BYTEA).value(to, Type::BYTEA)
+    }));
     let mut tables: BTreeMap<Table, Rows> = BTreeMap::new();
     for ((table, key), value) in rows {
         let rows = tables.entry(table).or_default();
@@ -165,14 +169,20 @@ struct Changes {
     delayed: Vec<Vec<u8>>,
     /// The states that are put, in the order of the batch.
     states: Vec<Row>,
+    /// The ranges that end before everything else: the first key of each, and the one behind its last.
+    ended: Vec<(Table, Vec<u8>, Vec<u8>)>,
     /// Everything else, the last change of each row.
     rows: BTreeMap<(Table, Vec<u8>), Option<Vec<u8>>>,
 }
 
 fn changes(batch: &Batch) -> Changes {
     let mut changes = Changes::default();
-    let gathered = rows::each_change(batch, |change| {
+    let gathered = batch::each_change(batch, |change| {
         let (key, value) = (change.key.to_vec(), change.value.map(<[u8]>::to_vec));
+        if let Some(to) = change.to {
+            changes.ended.push((change.table, key, to.to_vec()));
+            return Ok(());
+        }
         match (change.table, value) {
             (Table::Inbox, _) if change.must_exist => changes.consumed.push(key),
             (_, _) if change.must_exist => changes.delayed.push(key),
@@ -198,8 +208,8 @@ mod tests {
         Fence,
         tables::{
             dead_letters::{DeadLetter, DeadLetterId},
-            indexes::IndexedValues,
             reminders::Slot,
+            states::Ended,
         },
     };
 
@@ -207,7 +217,7 @@ mod tests {
     fn every_statement_of_a_batch_is_behind_its_fence() {
         let id = EntityId::new("counter", "a").expect("valid");
         let writes = vec![
-            Write::DeleteState(id.clone(), IndexedValues::default()),
+            Write::DeleteState(id.clone(), Ended::default()),
             Write::CancelReminder {
                 partition: 1,
                 id,

@@ -35,9 +35,10 @@ use self::{directory::Directory, history::History, running::Running, tidy::Tidy}
 use super::{
     Batch, CommitOutcome, Haste, Horizons, MovingHorizons, Opened, Read, ReadError, ReadResult,
     RunningMarks, Store,
+    batch::each_change,
     readers::Readers,
     record,
-    rows::{self, EachRow, EachValue, Limit, Rows},
+    rows::{EachRow, EachValue, Limit, Rows},
     tables::meta::{LaneRecord, Settings},
     tables::{self, Table},
 };
@@ -76,6 +77,8 @@ struct Database {
     /// The number of the last batch, which may not be flushed.
     written: AtomicU64,
     history_read_at: Mutex<Instant>,
+    /// The ranges of keys that ended since they were compacted last.
+    ended: Mutex<Vec<tidy::EndedRange>>,
 }
 
 /// How often the chain of batches is read.
@@ -135,6 +138,7 @@ impl RocksStore {
             follows: follows.into(),
             written: last_batch.into(),
             history_read_at: Mutex::new(monotonic()),
+            ended: Mutex::default(),
         };
         let shared = Shared {
             database: RwLock::new(Some(database)),
@@ -364,8 +368,13 @@ impl Database {
         // Rows of indexes go in by the order of their keys, as states do: a batch has at most one change of each,
         // and out of order they take as long as everything else together.
         let mut indexed = Vec::new();
-        rows::each_change(batch, |change| {
+        each_change(batch, |change| {
             let table = tables[change.table as usize];
+            if let Some(to) = change.to {
+                rows.delete_range_cf(table, change.key, to);
+                self.note_ended((change.table, change.key.to_vec(), to.to_vec()));
+                return Ok(());
+            }
             if change.table == Table::Indexes {
                 indexed.push((change.key.to_vec(), change.value.map(<[u8]>::to_vec)));
                 return Ok(());

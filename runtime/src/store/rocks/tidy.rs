@@ -25,10 +25,15 @@ use crate::{
 
 /// How many deletions in memory make a file worth while.
 const DELETIONS_MIN: u64 = 10_000;
+/// The most ranges of keys that are compacted because they ended.
+const ENDED_MAX: usize = 64;
 /// How many times as seldom rows past their retention are looked for.
 const FORGET_RARITY: u32 = 100;
 /// How many ranges of keys are compacted one after the other.
 const RANGES: u16 = 64;
+
+/// A range of keys that has ended: from one on, and before another.
+pub(super) type EndedRange = (Table, Vec<u8>, Vec<u8>);
 
 /// When the store is tidied next.
 pub(super) struct Tidy {
@@ -93,6 +98,11 @@ fn tidy(shared: &Shared, forgets: Option<u16>) {
     for table in Table::ALL {
         shared.while_open(|database| database.write_deletions_out(table));
     }
+    let mut ended = Vec::new();
+    shared.while_open(|database| ended = database.take_ended());
+    for range in ended {
+        shared.while_open(|database| database.compact_ended(range));
+    }
     let Some(step) = forgets else { return };
     // The log lasts as long as something of it is in memory only, of whichever table.
     for table in Table::ALL {
@@ -131,6 +141,29 @@ impl Database {
         if count.is_some_and(|count| count >= DELETIONS_MIN) {
             self.write_out(table);
         }
+    }
+
+    /// Takes note of a range of keys that has ended: nothing counts its rows as deletions.
+    pub(super) fn note_ended(&self, range: EndedRange) {
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        // A store in which so many end is busy enough to be compacted by itself.
+        if ended.len() <= ENDED_MAX {
+            ended.push(range);
+        }
+    }
+
+    /// The ranges that ended, few enough to be compacted one by one.
+    fn take_ended(&self) -> Vec<EndedRange> {
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended = std::mem::take(&mut *ended);
+        if ended.len() > ENDED_MAX { Vec::new() } else { ended }
+    }
+
+    fn compact_ended(&self, (table, from, to): EndedRange) {
+        let Some(handle) = self.db.cf_handle(table.column_family()) else { return };
+        let mut options = CompactOptions::default();
+        options.set_exclusive_manual_compaction(false);
+        self.db.compact_range_cf_opt(&handle, Some(from), Some(to), &options);
     }
 
     fn write_out(&self, table: Table) {

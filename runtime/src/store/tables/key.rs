@@ -54,5 +54,5 @@ impl Reader<'_> {
 }
 
 fn short() -> Damaged {
-    Damaged("the key is too short".into())
+    Damaged("it is too short".into())
 }

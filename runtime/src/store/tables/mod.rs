@@ -5,6 +5,7 @@
 pub mod changes;
 pub mod dead_letters;
 pub mod due;
+pub mod entries;
 pub mod idempotency;
 pub mod inbox;
 pub mod indexes;
@@ -147,6 +148,8 @@ tables! {
     Indexes in indexes,
     /// The changes of types that keep them, in the order of commits.
     Changes in changes,
+    /// The entries of collections, and large states.
+    Entries in entries,
 }
 
 impl Table {

@@ -1,14 +1,18 @@
 //! The present state of each entity. The key is the entity's id, `type/key`.
 
 use serde::{Deserialize, Serialize};
-use stead_entities::{EntityId, Timestamp, Version};
+use stead_entities::{EntityId, Timestamp, Version, collections::EntryChanges};
 
 #[cfg(any(test, feature = "testing"))]
 use super::Sample;
 use super::{Description, Lifetime, Record, Table, indexes::IndexedValues};
 #[cfg(any(test, feature = "testing"))]
 use crate::store::Write;
-use crate::store::record::{self, Damaged};
+use crate::store::{
+    ReadResult,
+    record::{self, Damaged},
+    rows::Rows,
+};
 
 pub(super) const TABLE: Description = Description {
     name: "states",
@@ -46,6 +50,9 @@ pub(in crate::store) fn sample(revision: u64) -> StateRecord {
         state: vec![1, 2, 3],
         indexed: IndexedValues::default(),
         replaces: IndexedValues::default(),
+        apart: Apart::default(),
+        changes: None,
+        ends: None,
     }
 }
 
@@ -57,7 +64,7 @@ fn samples() -> Vec<Sample> {
         Sample {
             put: put(1),
             put_again: put(2),
-            end: Write::DeleteState(id.clone(), IndexedValues::default()),
+            end: Write::DeleteState(id.clone(), Ended::default()),
         }
     };
     vec![of("a"), of("b/c")]
@@ -103,13 +110,61 @@ pub struct StateRecord {
     /// The indexed values of the state that it follows, whose rows it ends. They are not stored.
     #[serde(skip)]
     pub replaces: IndexedValues,
+    /// The parts of the state that have rows of their own. Kept behind the indexed values, in a format of its own.
+    #[serde(skip)]
+    pub apart: Apart,
+    /// The changes of those rows. They are not stored with the record.
+    #[serde(skip)]
+    pub changes: Option<Box<EntryChanges>>,
+    /// The rows of the generation before this one, which end. It is not stored.
+    #[serde(skip)]
+    pub ends: Option<EndedRows>,
+}
+
+/// The parts of a state that have rows of their own, in the table [`entries`](super::entries).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Apart {
+    /// Whether the state itself has: then the record has none of it.
+    pub body: bool,
+    /// The number and length of each of its collections.
+    pub collections: Vec<(u32, u64)>,
+}
+
+impl Apart {
+    /// Whether nothing has rows of its own.
+    pub fn is_empty(&self) -> bool {
+        !self.body && self.collections.is_empty()
+    }
+
+    /// The highest number of a collection.
+    pub(crate) fn highest(&self) -> u32 {
+        self.collections.iter().map(|(number, _)| *number).max().unwrap_or(0)
+    }
+}
+
+/// The rows that end with an entity.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ended {
+    /// The indexed values that are stored.
+    pub indexed: IndexedValues,
+    /// The rows that are stored beside the record, if any are.
+    pub entries: Option<EndedRows>,
+}
+
+/// The rows of a generation that are stored beside its record, in the table [`entries`](super::entries).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndedRows {
+    /// The state itself and nothing else.
+    Body(u64),
+    /// Entries of collections, too.
+    All(u64),
 }
 
 impl StateRecord {
     /// The record of a state without indexed values.
     pub fn new(head: StateHead, reminders: Vec<ReminderHead>, state: Vec<u8>) -> Self {
-        let (indexed, replaces) = Default::default();
-        Self { head, reminders, state, indexed, replaces }
+        let (indexed, replaces, apart) = Default::default();
+        Self { head, reminders, state, indexed, replaces, apart, changes: None, ends: None }
     }
 }
 
@@ -175,13 +230,16 @@ impl ReminderHead {
 const FORMAT_OF_MOVED: u8 = 2;
 /// The format of a state with indexed values: they are behind what [`FORMAT_OF_MOVED`] has.
 const FORMAT_OF_INDEXED: u8 = 3;
+/// The format of a state of which something has rows of its own: what that is stands behind what
+/// [`FORMAT_OF_INDEXED`] has.
+const FORMAT_OF_APART: u8 = 4;
 
 /// Reads the beginning of a state record; what follows is not looked at.
 ///
 /// # Errors
 /// Where the format is unknown or the bytes are no such beginning.
 pub fn read_head(bytes: &[u8]) -> Result<StateHead, Damaged> {
-    record::decode_beginning(bytes, &[FORMAT_OF_MOVED, FORMAT_OF_INDEXED])
+    record::decode_beginning(bytes, &[FORMAT_OF_MOVED, FORMAT_OF_INDEXED, FORMAT_OF_APART])
 }
 
 /// The places of reminders that were moved, and the due times of their rows.
@@ -211,6 +269,10 @@ impl Record for StateRecord {
     }
     fn encode_to(&self, bytes: &mut Vec<u8>) {
         let moved = self.moved();
+        if !self.apart.is_empty() {
+            let record = (self, moved, &self.indexed, &self.apart);
+            return record::encode_format_to(bytes, FORMAT_OF_APART, &record);
+        }
         match (moved.is_empty(), self.indexed.is_empty()) {
             (true, true) => record::encode_to(bytes, self),
             (false, true) => record::encode_format_to(bytes, FORMAT_OF_MOVED, &(self, moved)),
@@ -231,14 +293,53 @@ impl Record for StateRecord {
                     record::decode_fields(fields)?;
                 Ok(Self { indexed: indexed.checked()?, ..record.with_moved(moved)? })
             }
+            Some((&FORMAT_OF_APART, fields)) => {
+                let (record, moved, indexed, apart): (Self, Moved, IndexedValues, Apart) =
+                    record::decode_fields(fields)?;
+                Ok(Self { indexed: indexed.checked()?, apart, ..record.with_moved(moved)? })
+            }
             _ => record::decode(bytes),
         }
     }
 }
 
+/// The record of an entity's state, whole: also where the state has a row of its own.
+pub(crate) fn read(rows: &dyn Rows, id: &EntityId, stored: &[u8]) -> ReadResult<StateRecord> {
+    with_body(rows, id, StateRecord::decode(stored)?)
+}
+
+/// A record that was read, whole.
+pub(crate) fn with_body(
+    rows: &dyn Rows,
+    id: &EntityId,
+    mut record: StateRecord,
+) -> ReadResult<StateRecord> {
+    if record.apart.body {
+        record.state = super::entries::load_body(rows, id, record.head.generation)?;
+    }
+    Ok(record)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_state_with_rows_of_its_own_has_a_format_of_its_own() {
+        let apart = Apart { body: true, collections: vec![(1, 9), (300, 0)] };
+        let record = StateRecord { state: Vec::new(), apart, ..sample(1) };
+        let head: &[&[u8]] = &[&[1, 9, 1, 0, 1, 14, 2], &[1, b'q', 0, 1], &[1, b'r', 10, 2]];
+        let fields = [&head.concat()[..], &[0]].concat();
+        // Nothing was moved or is indexed; a body, and two collections.
+        let behind = [&[0, 0, 1, 2, 1, 9][..], &[251, 44, 1, 0]].concat();
+        let bytes = record.encode();
+        assert_eq!(bytes, [&[4], &fields[..], &behind[..]].concat());
+        assert_eq!(StateRecord::decode(&bytes).as_ref(), Ok(&record));
+        assert_eq!(read_head(&bytes), Ok(record.head));
+        for length in 0..bytes.len() {
+            assert!(StateRecord::decode(&bytes[..length]).is_err(), "{length}");
+        }
+    }
 
     #[test]
     fn a_state_with_indexed_values_has_a_format_of_its_own() {

@@ -1,0 +1,106 @@
+//! Turns and queries that lack entries of the state's collections: they are given up, and run again from the
+//! beginning when the entries are there, with the same time and entropy.
+//!
+//! Entries are read once everything that the entity has done is durable, so that the store shows it; nothing of the
+//! entity runs meanwhile. What must never happen: a turn sees an entry that is older than the state.
+
+use stead_entities::{
+    EntityId, Error, ErrorKind,
+    collections::{ENTRIES_PER_TURN_MAX, Loaded, Miss},
+};
+
+use super::{
+    Partition,
+    activations::WaitsForRead,
+    envelope::{Envelope, FirstTry},
+    turn::NextTry,
+};
+use crate::{
+    sabotage::Sabotage,
+    store::{ReadError, ReadResult, tables::entries::LOADED_BYTES_MAX},
+};
+
+impl Partition {
+    /// Has a turn or query wait for the entries that it lacks.
+    pub(super) fn wait_for_entries(&mut self, id: &EntityId, waits: Envelope, miss: Miss) {
+        self.wait_for_read(id, WaitsForRead::Entries(waits, miss));
+    }
+
+    /// Whether an entity reads before everything that it has done is durable: never.
+    pub(super) fn reads_early(&mut self, id: &EntityId) -> bool {
+        Sabotage::EntriesReadEarly.is_on() && self.activations.of(id).waits_for_entries()
+    }
+
+    /// Takes entries of an entity's collections, and runs again what waits for them.
+    pub(super) fn entries_read(&mut self, id: &EntityId, loaded: ReadResult<Loaded>) {
+        let activation = self.activations.get_mut(id);
+        let is_it = |waits: &WaitsForRead| matches!(waits, WaitsForRead::Entries(..));
+        let waits = activation.and_then(|it| it.end_read(is_it));
+        let Some(WaitsForRead::Entries(mut envelope, _)) = waits else { return };
+        let supplied = loaded.map_err(|error| unreadable(id, &error)).and_then(|loaded| {
+            let is_first = count(&mut envelope, &loaded)?;
+            let state = self.activations.of(id).live_mut().state_mut();
+            if is_first {
+                // Not later: what the turn has asked for before has to stay.
+                state.evict(self.environment.memory().collection_bytes_max());
+            }
+            let damaged = |why| ReadError::Damaged(crate::store::record::Damaged(why));
+            state.supply(&loaded).map_err(|why| unreadable(id, &damaged(why)))
+        });
+        self.activations.count_entries(id);
+        match (supplied, envelope) {
+            (Ok(()), envelope) => self.activations.of(id).put_back(envelope),
+            (Err(error), Envelope::Operation(mut operation)) => {
+                operation.first_try = None;
+                self.fail(id, operation, error, NextTry::ByPolicy);
+            }
+            (Err(error), envelope) => {
+                if let Some(reply_to) = envelope.into_reply_to() {
+                    self.answer(id, reply_to, Err(error));
+                }
+            }
+        }
+        self.activations.make_ready(id);
+    }
+}
+
+/// Counts what is loaded for one turn or query, and refuses too much. Says whether it is the first that is loaded.
+fn count(envelope: &mut Envelope, loaded: &Loaded) -> Result<bool, Error> {
+    let first_try = match envelope {
+        Envelope::Operation(operation) => operation.first_try.as_deref_mut(),
+        Envelope::Read(read) => read.first_try.as_deref_mut(),
+        _ => None,
+    };
+    let Some(FirstTry { entries, bytes, now, seed, .. }) = first_try else { return Ok(false) };
+    let is_first = *entries == 0;
+    if Sabotage::TurnRunAgainLater.is_on() {
+        (*now, *seed) = (*now + std::time::Duration::from_micros(1), *seed + 1);
+    }
+    *entries += loaded.rows.len().max(1);
+    *bytes += loaded.rows.iter().map(|(_, stored)| stored.len()).sum::<usize>();
+    check_loaded(*entries, *bytes)?;
+    Ok(is_first)
+}
+
+/// Refuses more entries than one turn or query may have loaded.
+///
+/// # Errors
+/// [`ErrorKind::Internal`], with what to do.
+pub(crate) fn check_loaded(entries: usize, bytes: usize) -> Result<(), Error> {
+    if entries <= ENTRIES_PER_TURN_MAX && bytes <= LOADED_BYTES_MAX {
+        return Ok(());
+    }
+    let message = format!(
+        "one turn or query loads at most {ENTRIES_PER_TURN_MAX} entries of collections and {LOADED_BYTES_MAX} bytes \
+         of them: read fewer, and go on in a signal of the entity to itself, or in the caller's next query"
+    );
+    Err(Error::new(ErrorKind::Internal, message))
+}
+
+fn unreadable(id: &EntityId, error: &ReadError) -> Error {
+    let kind = match error {
+        ReadError::Damaged(_) => ErrorKind::Corrupt,
+        ReadError::Unavailable(_) => ErrorKind::Unavailable,
+    };
+    Error::new(kind, format!("entries of collections of {id} cannot be read: {error}"))
+}
