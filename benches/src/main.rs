@@ -9,6 +9,7 @@ mod buffered;
 mod ceiling;
 mod changes;
 mod cluster;
+mod collections;
 mod committed;
 mod cpu;
 mod due;
@@ -38,7 +39,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 struct Command {
     #[command(subcommand)]
     verb: Option<Verb>,
-    /// Only these figures: spread, hot, asks, buffered, committed, rearm, indexed, find, changes, http, query, latency, activation,
+    /// Only these figures: spread, hot, asks, buffered, committed, rearm, collections, indexed, find, changes, http, query, latency, activation,
     /// recovery, due, placement, postgres, cluster.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
@@ -97,6 +98,9 @@ async fn measure(only: &[String], rounds: usize) -> Result<()> {
     }
     if wanted("rearm") {
         rearm::measure(&mut table, rounds).await?;
+    }
+    if wanted("collections") {
+        collections::measure(&mut table, rounds).await?;
     }
     if wanted("indexed") {
         indexed::turns(&mut table, rounds).await?;
