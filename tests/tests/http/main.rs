@@ -1,6 +1,7 @@
 //! The HTTP surface from outside: a real server, good requests and bad ones.
 
 mod changes;
+mod chat;
 mod conditional;
 mod connections;
 mod database;
