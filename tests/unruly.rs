@@ -1,8 +1,11 @@
-//! A server whose entities go wrong in every way. `SHIFTY` chooses how one of them stores its state.
+//! A server whose entities go wrong in every way, beside the ready-made ones. `SHIFTY` chooses how one of them stores its state.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use stead::{Context, Layout, NodeBuilder, Rejection, entity};
+use stead::{
+    Context, Layout, NodeBuilder, Rejection, entity,
+    stock::{Approval, Counter},
+};
 use stead_tests::log::{Ember, Log};
 
 /// Appends, and fails in every way.
@@ -140,6 +143,7 @@ impl Forgetful {
 
 fn main() {
     stead::server::run(|node: NodeBuilder| {
+        let node = node.entity::<Counter>().entity::<Approval>();
         let node = node.entity::<Unruly>().entity::<Log>().entity::<Ember>().entity::<Meter>();
         match std::env::var("SHIFTY").unwrap_or_default().as_str() {
             "renamed" => node.entity::<Renamed>(),

@@ -147,6 +147,9 @@ impl Room {
     pub fn between(&self, from: i64, to: i64) -> Vec<i64> {
         self.sizes.range(from..=to).map(|(key, _)| *key).collect()
     }
+    pub fn every_tenth(&self, count: i64) -> usize {
+        (0..count).map(|ten| self.sizes.range(10 * ten..10 * ten + 2).count()).sum()
+    }
     pub async fn greet_all(&mut self, ctx: &mut Context) -> u32 {
         let mut greeted = 0;
         for name in ["ann", "bob", "kim"] {
@@ -235,6 +238,13 @@ fn a_map_does_what_a_map_in_memory_does() {
     let all: BTreeMap<_, _> =
         room.state().sizes.iter().map(|(key, value)| (*key, value.clone())).collect();
     assert_eq!(all, model);
+}
+
+#[test]
+fn a_turn_may_read_many_ranges() {
+    let (mut room, of) = (room(), Room::of("a"));
+    room.apply(of.fill(10_000)).expect("applied");
+    assert_eq!(room.query(of.every_tenth(300)).expect("read"), 600);
 }
 
 #[test]

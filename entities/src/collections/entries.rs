@@ -15,7 +15,7 @@ use crate::stored::{self, Checks};
 
 /// About how many bytes an entry takes in memory beside its stored form and its key.
 const BESIDE: usize = 192;
-/// The most ranges of which it is known that nothing else is in them; where there are more, all are forgotten.
+/// The most ranges of which it is known that nothing else is in them, before entries leave memory.
 const SPANS_MAX: usize = 64;
 /// The fewest entries that are asked for where a range goes on.
 const PAGE: usize = 128;
@@ -116,6 +116,11 @@ impl<T> Entries<T> {
 
     pub(super) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Whether more is in memory than should stay there.
+    pub(super) fn is_over(&self, bytes_max: usize) -> bool {
+        self.bytes > bytes_max || self.known.len() > SPANS_MAX
     }
 
     /// Notes that there is nothing from a key on but what is held.
@@ -284,9 +289,6 @@ impl<T> Entries<T> {
             && from.is_empty()
         {
             self.is_whole = true;
-            merged.clear();
-        }
-        if merged.len() > SPANS_MAX {
             merged.clear();
         }
         self.known = Arc::new(merged);

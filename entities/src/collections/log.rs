@@ -265,7 +265,7 @@ impl<T: Serialize + DeserializeOwned + Send + Sync> Collection for Log<T> {
         self.entries.seal(changes, checks, |of| index_of(of) < first)
     }
     fn evict(&mut self, bytes_max: usize) {
-        if self.entries.bytes() > bytes_max.min(BYTES_MAX) {
+        if self.entries.is_over(bytes_max.min(BYTES_MAX)) {
             let Range { start, end } = self.indexes();
             self.entries.evict(Some(&key(end.saturating_sub(TAIL).max(start))));
         }

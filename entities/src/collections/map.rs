@@ -278,7 +278,7 @@ where
         self.entries.seal(changes, checks, |_| false)
     }
     fn evict(&mut self, bytes_max: usize) {
-        if self.entries.bytes() > bytes_max {
+        if self.entries.is_over(bytes_max) {
             self.entries.evict(None);
         }
     }
@@ -331,10 +331,10 @@ impl<K: Serialize, V: Serialize> Serialize for Map<K, V> {
 /// The stored form of a collection in its state.
 pub(super) fn header<T>(number: u32, rest: T) -> Result<(u32, T), &'static str> {
     match number {
-        0 => Err(
-            "a collection stands where none is found: in an opaque part, a set, or an entry of \
-                  another collection",
-        ),
+        0 => {
+            Err("a collection stands where none is found: in an opaque part, a layout written by \
+                  hand, a set, or an entry of another collection")
+        }
         number => Ok((number, rest)),
     }
 }

@@ -23,6 +23,22 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The program that wrote a directory reads the entries of collections back, and adds to them.
+async fn has_its_collections(data: &Path) -> Result<()> {
+    let address = stead_tests::free_address()?;
+    let server =
+        Server::run(stead_tests::command_of("unruly", data, address, &[])?, address).await?;
+    assert_eq!(server.call("/v1/entities/log/a/calls/append", "4").await?, 4);
+    let all: Value = server.get("/v1/entities/log/a/queries/all").send().await?.json().await?;
+    let values = |entries: &Value| -> Vec<u64> {
+        let entries = entries.as_array().into_iter().flatten();
+        entries.filter_map(|entry| entry["value"].as_u64()).collect()
+    };
+    assert_eq!(values(&all["order"]["entries"]), [1, 2, 3, 4], "{all}");
+    assert_eq!(all["places"]["length"], 4);
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_directory_of_an_earlier_format_opens() -> Result<()> {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
@@ -50,6 +66,9 @@ async fn a_directory_of_an_earlier_format_opens() -> Result<()> {
             let is_later = table.description().since > version;
             let is_empty = table == Table::Inbox || is_later;
             assert_eq!(count == 0, is_empty, "{table:?} of {}", fixture.display());
+        }
+        if version >= 6 {
+            has_its_collections(&data.path().join("data")).await?;
         }
         let server = Server::start(&data.path().join("data"), &[]).await?;
         let json =
