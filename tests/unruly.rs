@@ -1,4 +1,4 @@
-//! A server whose entities go wrong in every way, beside the ready-made ones. `SHIFTY` chooses how one of them stores its state.
+//! A server whose entities go wrong in every way; with `READY_MADE` beside the ready-made ones. `SHIFTY` chooses how one of them stores its state.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -143,7 +143,10 @@ impl Forgetful {
 
 fn main() {
     stead::server::run(|node: NodeBuilder| {
-        let node = node.entity::<Counter>().entity::<Approval>();
+        let node = match std::env::var_os("READY_MADE") {
+            Some(_) => node.entity::<Counter>().entity::<Approval>(),
+            None => node,
+        };
         let node = node.entity::<Unruly>().entity::<Log>().entity::<Ember>().entity::<Meter>();
         match std::env::var("SHIFTY").unwrap_or_default().as_str() {
             "renamed" => node.entity::<Renamed>(),

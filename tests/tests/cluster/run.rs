@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use stead::{CallError, Client, ErrorKind, TraceContext};
 use stead_tests::{
     database::Database,
@@ -237,8 +237,14 @@ impl Shared {
 
     async fn wait_alive(&self) -> Result<()> {
         let client = Client::new(&self.urls[0])?;
-        let answers = async || Ok(client.entity::<Log>("e0").all().await.is_ok().then_some(()));
-        until("the cluster answers", answers).await
+        let why = Mutex::new(String::new());
+        let answers = async || {
+            let answer = client.entity::<Log>("e0").all().await;
+            *lock(&why) = answer.as_ref().err().map(ToString::to_string).unwrap_or_default();
+            Ok(answer.is_ok().then_some(()))
+        };
+        let answered = until("the cluster answers", answers).await;
+        answered.with_context(|| lock(&why).clone())
     }
 
     /// Sends requests through any node until each is answered, until all is over.
