@@ -8,14 +8,17 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use stead::{
     BoxFuture, CallError, Context, Layout, Log, Map, Node, RocksStore, entity, stock::Counter,
 };
 
-use crate::table::{Figure, Table, median_ratio, medians, thousands};
+use crate::{
+    cpu,
+    table::{Figure, Table, median_ratio, medians, thousands},
+};
 
 const ENTRIES: u64 = 100_000;
 /// About 10 MB in all.
@@ -83,9 +86,9 @@ pub async fn measure(table: &mut Table, rounds: usize) -> Result<()> {
         let [mut rates, mut bytes] = [[0.0; 3]; 2];
         for (kind, call) in calls.iter().enumerate() {
             rates[kind] = per_second(call, CALLERS, CALLS).await?;
-            let before = written()?;
+            let before = cpu::written()?;
             per_second(call, 1, CALLS_OF_ONE).await?;
-            bytes[kind] = (written()? - before) as f64 / CALLS_OF_ONE as f64;
+            bytes[kind] = (cpu::written()? - before) / CALLS_OF_ONE as f64;
         }
         maps.push((rates[1], rates[0]));
         logs.push((rates[2], rates[0]));
@@ -145,12 +148,4 @@ async fn per_second(call: &Call, callers: u64, calls: u64) -> Result<f64> {
         done??;
     }
     Ok(calls as f64 / began.elapsed().as_secs_f64())
-}
-
-/// The bytes that this process has written so far, to files and otherwise.
-fn written() -> Result<u64> {
-    let counts =
-        std::fs::read_to_string("/proc/self/io").context("Linux counts what is written")?;
-    let line = counts.lines().find_map(|line| line.strip_prefix("wchar: "));
-    Ok(line.context("no count of what is written")?.parse()?)
 }

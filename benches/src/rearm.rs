@@ -1,7 +1,6 @@
 //! A turn that puts a reminder off, beside the same turn without it: processor and bytes written.
 
 use std::{
-    fs,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -9,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use stead::{After, Context, Deserialize, JsonSchema, Layout, Node, RocksStore, Serialize, entity};
 
 use crate::{
@@ -97,20 +96,13 @@ async fn beats(node: &Node, puts_off: bool) -> Result<(f64, f64)> {
         });
     }
     tokio::time::sleep(WARM_UP).await;
-    let before = (cpu::seconds("self")?, written()?, sent.load(Ordering::Relaxed));
+    let before = (cpu::seconds("self")?, cpu::written()?, sent.load(Ordering::Relaxed));
     tokio::time::sleep(LENGTH).await;
-    let after = (cpu::seconds("self")?, written()?, sent.load(Ordering::Relaxed));
+    let after = (cpu::seconds("self")?, cpu::written()?, sent.load(Ordering::Relaxed));
     is_over.store(true, Ordering::Relaxed);
     while let Some(done) = senders.join_next().await {
         done??;
     }
     let signals = (after.2 - before.2) as f64;
     Ok(((after.0 - before.0) / signals * 1e6, (after.1 - before.1) / signals))
-}
-
-/// The bytes that this process has written.
-fn written() -> Result<f64> {
-    let io = fs::read_to_string("/proc/self/io")?;
-    let line = io.lines().find_map(|line| line.strip_prefix("wchar: "));
-    Ok(line.context("wchar")?.parse()?)
 }

@@ -7,9 +7,9 @@ use rpds::{ListSync, RedBlackTreeMapSync};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    ENTRIES_PER_TURN_MAX, ENTRY_BYTES_MAX,
+    ENTRY_BYTES_MAX,
     changes::{EntryChanges, KeyRange},
-    turn::{self, Loaded, Miss, Wanted},
+    turn::{self, Loaded, Miss, Wanted, check_loaded},
 };
 use crate::stored::{self, Checks};
 
@@ -17,8 +17,8 @@ use crate::stored::{self, Checks};
 const BESIDE: usize = 192;
 /// The most ranges of which it is known that nothing else is in them, before entries leave memory.
 const SPANS_MAX: usize = 64;
-/// The fewest entries that are asked for where a range goes on.
-const PAGE: usize = 128;
+/// How many entries are read ahead where they are iterated over, and asked for at least where a range goes on.
+pub(super) const PAGE: usize = 128;
 /// How many entries end one by one; more end as a range.
 const ENDED_SINGLY_MAX: u64 = 64;
 
@@ -142,12 +142,7 @@ impl<T> Entries<T> {
         turn::begin_reading();
         let lacking = keys.iter().filter(|key| self.find(key).is_none());
         let lacking: Vec<Arc<[u8]>> = lacking.map(|key| key[..].into()).collect();
-        if lacking.len() > ENTRIES_PER_TURN_MAX {
-            turn::refuse(format!(
-                "one turn or query loads at most {ENTRIES_PER_TURN_MAX} entries of collections, and not {}",
-                lacking.len()
-            ));
-        }
+        check_loaded(lacking.len(), 0).unwrap_or_else(|why| turn::refuse(why));
         if !lacking.is_empty() {
             self.miss(Wanted::Keys(lacking));
         }
@@ -206,15 +201,22 @@ impl<T> Entries<T> {
     /// Sets an entry; says whether it is a new one. Gives the turn up where that is not known.
     pub(super) fn insert(&mut self, key: Vec<u8>, item: T) -> bool {
         let is_new = self.get(&key).is_none();
-        self.length += u64::from(is_new);
-        self.set(key.into(), Held::present(item, 0));
+        match is_new {
+            true => self.add(key, item),
+            false => self.replace(key, item),
+        }
         is_new
+    }
+
+    /// Sets an entry whose number among the others is counted.
+    pub(super) fn replace(&mut self, key: Vec<u8>, item: T) {
+        self.set(key.into(), Held::present(item, 0));
     }
 
     /// Adds an entry whose key is known to be new.
     pub(super) fn add(&mut self, key: Vec<u8>, item: T) {
         self.length += 1;
-        self.set(key.into(), Held::present(item, 0));
+        self.replace(key, item);
     }
 
     /// Ends an entry. Gives the turn up where it is not known whether there is one.

@@ -6,13 +6,12 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{DeserializeOwned, Error as _},
-    ser::{Error as _, SerializeStruct as _},
 };
 
 use super::{
     Collection, ENTRIES_SHOWN_MAX, EntryChanges, Loaded,
-    entries::{Entries, end_range},
-    map::{Shown, header},
+    entries::{Entries, PAGE, end_range},
+    form::{self, Shown},
     turn,
 };
 use crate::{Layout, Timestamp, state::LayoutText, stored::Checks};
@@ -21,8 +20,6 @@ use crate::{Layout, Timestamp, state::LayoutText, stored::Checks};
 const TAIL: u64 = 100;
 /// The most bytes of entries that a log has in memory before all but its tail leave.
 const BYTES_MAX: usize = 1 << 20;
-/// How many entries are read ahead.
-const PAGE: u64 = 128;
 /// The most entries that one [`Log::trim_before`] ends.
 const TRIMMED_MAX: u64 = 1_000;
 
@@ -143,10 +140,8 @@ impl<T> Log<T> {
         }
         let mut until = start;
         'pages: while until < end.min(start + TRIMMED_MAX) {
-            let (to, before) = ((until + PAGE).min(end), until);
-            for (_, entry) in
-                self.entries.range((&key(until), Some(&key(to))), PAGE as usize, PAGE as usize)
-            {
+            let (to, before) = ((until + PAGE as u64).min(end), until);
+            for (_, entry) in self.entries.range((&key(until), Some(&key(to))), PAGE, PAGE) {
                 if entry.at >= at {
                     break 'pages;
                 }
@@ -201,7 +196,7 @@ impl<'l, T> Iterator for Iter<'l, T> {
                 return None;
             }
             let range = (&key(self.next)[..], Some(&key(self.to)[..]));
-            let page = self.entries.range(range, PAGE as usize, 1);
+            let page = self.entries.range(range, PAGE, 1);
             self.next = page.last().map_or(self.to, |(key, _)| index_of(key) + 1);
             self.page = page.into_iter();
         }
@@ -287,19 +282,8 @@ impl<T: Layout + Serialize + DeserializeOwned + Send + Sync> Layout for Log<T> {
 
 impl<T: Serialize> Serialize for Log<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if !serializer.is_human_readable() {
-            let rest = (self.len(), self.first, self.newest_at);
-            return header(self.entries.number, rest)
-                .map_err(S::Error::custom)?
-                .serialize(serializer);
-        }
-        let shows_entries = turn::shows_entries();
-        let mut shown = serializer.serialize_struct("Log", 1 + usize::from(shows_entries))?;
-        shown.serialize_field("length", &self.len())?;
-        if shows_entries {
-            shown.serialize_field("entries", &Page(self))?;
-        }
-        shown.end()
+        let rest = (self.len(), self.first, self.newest_at);
+        form::write(serializer, (self.entries.number, rest), self.len(), &Page(self))
     }
 }
 

@@ -10,18 +10,15 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{DeserializeOwned, Error as _},
-    ser::{Error as _, SerializeStruct as _},
 };
 
 use super::{
     Collection, ENTRIES_SHOWN_MAX, EntryChanges, Loaded,
-    entries::Entries,
+    entries::{Entries, PAGE},
+    form::{self, Shown},
     turn::{self, refuse},
 };
 use crate::{Layout, index, state::LayoutText, stored::Checks};
-
-/// How many entries are read ahead where entries are iterated over.
-const PAGE: usize = 128;
 
 /// A map whose entries are rows of their own, ordered by key: a field of a state that may have millions of them.
 ///
@@ -140,7 +137,7 @@ impl<K: Serialize, V> Map<K, V> {
         let bytes = bytes_of(key);
         let (known, mut value) = self.entries.get(&bytes)?.clone();
         let result = change(&mut value);
-        self.entries.insert(bytes, (known, value));
+        self.entries.replace(bytes, (known, value));
         Some(result)
     }
 
@@ -313,29 +310,7 @@ where
 
 impl<K: Serialize, V: Serialize> Serialize for Map<K, V> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if !serializer.is_human_readable() {
-            return header(self.entries.number, self.len())
-                .map_err(S::Error::custom)?
-                .serialize(serializer);
-        }
-        let shows_entries = turn::shows_entries();
-        let mut shown = serializer.serialize_struct("Map", 1 + usize::from(shows_entries))?;
-        shown.serialize_field("length", &self.len())?;
-        if shows_entries {
-            shown.serialize_field("entries", &Page(self))?;
-        }
-        shown.end()
-    }
-}
-
-/// The stored form of a collection in its state.
-pub(super) fn header<T>(number: u32, rest: T) -> Result<(u32, T), &'static str> {
-    match number {
-        0 => {
-            Err("a collection stands where none is found: in an opaque part, a layout written by \
-                  hand, a set, or an entry of another collection")
-        }
-        number => Ok((number, rest)),
+        form::write(serializer, (self.entries.number, self.len()), self.len(), &Page(self))
     }
 }
 
@@ -368,15 +343,6 @@ where
             .lack(length - shown, |last| (Vec::new(), last.map(|last| behind(last.to_vec()))));
         Ok(map)
     }
-}
-
-/// A collection as JSON shows it.
-#[derive(Deserialize)]
-#[serde(bound(deserialize = "E: Deserialize<'de> + Default"))]
-pub(super) struct Shown<E> {
-    pub(super) length: u64,
-    #[serde(default)]
-    pub(super) entries: E,
 }
 
 impl<K, V> Default for Pairs<K, V> {

@@ -10,7 +10,7 @@
 //! same.
 //!
 //! `turn` says what a turn lacks, `entries` holds what is in memory of one collection and what was changed, `map`
-//! and `log` are the two kinds, `changes` is what a commit writes. No entry is written here: a runtime stores the
+//! and `log` are the two kinds, `form` is how both are written, `changes` is what a commit writes. No entry is written here: a runtime stores the
 //! changes, and supplies what a turn lacks.
 //!
 //! What must never happen: a turn sees an entry that another one of its turns has changed, or lacks one that is
@@ -18,6 +18,7 @@
 
 mod changes;
 mod entries;
+mod form;
 mod log;
 mod map;
 mod turn;
@@ -26,7 +27,7 @@ pub use self::{
     changes::{EntryChanges, EntryKey, KeyRange},
     log::{Log, Logged},
     map::Map,
-    turn::{Access, Attempted, Loaded, Miss, Refused, Wanted, attempt},
+    turn::{Access, Attempted, Loaded, Miss, Refused, Wanted, attempt, check_loaded},
 };
 
 use std::collections::BTreeSet;
@@ -39,6 +40,8 @@ pub const KEY_BYTES_MAX: usize = crate::index::TEXT_BYTES_MAX;
 pub const ENTRY_BYTES_MAX: usize = 1 << 20;
 /// The most entries that one turn or query reads by iterating, or has loaded.
 pub const ENTRIES_PER_TURN_MAX: usize = 10_000;
+/// The most bytes of entries that one turn or query has loaded.
+pub const LOADED_BYTES_MAX: usize = 64 << 20;
 /// The most entries of each collection that JSON shows.
 pub const ENTRIES_SHOWN_MAX: usize = 100;
 
@@ -73,6 +76,11 @@ pub trait Collection {
     /// # Errors
     /// Where a row makes no sense.
     fn supply(&mut self, loaded: &Loaded) -> Result<(), String>;
+}
+
+/// The highest number of these collections, which are given with their lengths.
+pub fn highest(collections: &[(u32, u64)]) -> u32 {
+    collections.iter().map(|(number, _)| *number).max().unwrap_or(0)
 }
 
 /// Gives the collections of a state numbers that are new, where they have none or share one, and returns the number
@@ -157,8 +165,7 @@ pub fn seal<T: Layout>(
     checks: Checks,
     bytes_max: usize,
 ) -> Result<Sealed, String> {
-    let highest = before.iter().map(|(number, _)| *number).max().unwrap_or(0);
-    let collections = number(state, highest)?;
+    let collections = number(state, highest(before))?;
     let (mut changes, mut sealed) = (EntryChanges::default(), Ok(()));
     state.each_collection(&mut |of| {
         if sealed.is_ok() {

@@ -12,7 +12,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use super::ENTRIES_PER_TURN_MAX;
+use super::{ENTRIES_PER_TURN_MAX, LOADED_BYTES_MAX};
 
 /// Entries that a turn lacks, of one collection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +50,32 @@ pub struct Loaded {
     pub rows: Vec<(Arc<[u8]>, Vec<u8>)>,
     /// Whether there are no more in the range.
     pub is_end: bool,
+}
+
+impl Loaded {
+    /// How many bytes of entries there are.
+    pub fn bytes(&self) -> usize {
+        self.rows.iter().map(|(_, stored)| stored.len()).sum()
+    }
+
+    /// For how many entries it counts, of those that one turn or query may have loaded: one also where there is none.
+    pub fn entries(&self) -> usize {
+        self.rows.len().max(1)
+    }
+}
+
+/// Refuses more entries than one turn or query may have loaded.
+///
+/// # Errors
+/// What to do, in words.
+pub fn check_loaded(entries: usize, bytes: usize) -> Result<(), String> {
+    if entries <= ENTRIES_PER_TURN_MAX && bytes <= LOADED_BYTES_MAX {
+        return Ok(());
+    }
+    Err(format!(
+        "one turn or query loads at most {ENTRIES_PER_TURN_MAX} entries of collections and {LOADED_BYTES_MAX} bytes \
+         of them: read fewer, and go on in a signal of the entity to itself, or in the caller's next query"
+    ))
 }
 
 /// How much of a collection code may read.

@@ -415,9 +415,9 @@ impl<E: Entity> Driver<E> {
     /// A turn fails where its state could not be read back, from the store or from JSON, or not be indexed.
     fn prove(&self, state: &mut E) -> Result<(), Error> {
         let checks = Checks::all_of::<E>();
-        let highest = self.rows.collections.iter().map(|(number, _)| *number).max();
+        let highest = collections::highest(&self.rows.collections);
         let proven = collections::attempt(Access::Lengths, || {
-            collections::check(state, highest.unwrap_or(0), checks, false)?;
+            collections::check(state, highest, checks, false)?;
             let stored = stored::encode(state).map_err(|error| error.to_string())?;
             E::indexes().iter().try_for_each(|index| index.value(state).map(drop))?;
             checks.prove(state, &stored)

@@ -1,6 +1,6 @@
 //! The entries of a driven entity's collections, as a store has them.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -34,24 +34,20 @@ impl Rows {
 
     fn load(&self, miss: &Miss) -> Loaded {
         let Miss { number, wanted } = miss.clone();
-        let range = match &wanted {
-            Wanted::Keys(_) => KeyRange::all(number),
-            Wanted::Range { from, to, .. } => {
-                KeyRange { number, from: from.clone(), to: to.clone() }
+        let found = |key: &Arc<[u8]>| {
+            Some((key.clone(), self.entries.get(&(number, key.clone()))?.clone()))
+        };
+        let (rows, is_end) = match &wanted {
+            Wanted::Keys(keys) => (keys.iter().filter_map(found).collect(), true),
+            Wanted::Range { from, to, limit } => {
+                let range = KeyRange { number, from: from.clone(), to: to.clone() };
+                let behind = self.entries.range((number, from[..].into())..);
+                let mut within = behind.take_while(|(key, _)| range.contains(key));
+                let within_limit = within.by_ref().take(*limit);
+                let rows = within_limit.map(|((_, key), row)| (key.clone(), row.clone())).collect();
+                (rows, within.next().is_none())
             }
         };
-        let is_meant = |key: &EntryKey| match &wanted {
-            Wanted::Keys(keys) => keys.contains(&key.1),
-            Wanted::Range { .. } => true,
-        };
-        let found = self.entries.iter().filter(|(key, _)| range.contains(key) && is_meant(key));
-        let mut rows: Vec<_> = found.map(|((_, key), row)| (key.clone(), row.clone())).collect();
-        let limit = match &wanted {
-            Wanted::Keys(_) => usize::MAX,
-            Wanted::Range { limit, .. } => *limit,
-        };
-        let is_end = rows.len() <= limit;
-        rows.truncate(limit);
         Loaded { number, wanted, rows, is_end }
     }
 

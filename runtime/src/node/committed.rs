@@ -11,7 +11,7 @@ use std::{
 
 use stead_entities::{
     EntityId, Error, ErrorKind, Origin, Request, Timestamp,
-    collections::{Loaded, Miss},
+    collections::{Loaded, Miss, check_loaded},
     context::{Context, Turn},
     entity::Argument,
 };
@@ -20,9 +20,7 @@ use super::local::{Local, Use};
 use crate::{
     clock,
     partition::{
-        Row,
-        entries::check_loaded,
-        loaded,
+        Row, loaded,
         reply::{CallResult, Response, StateView},
         turn::{self, Halt},
     },
@@ -106,8 +104,8 @@ impl Local {
             let (mut state, record) = loaded::state(known, id, record, (now, false))?;
             let (mut entries, mut bytes) = (0, 0);
             for loaded in &loaded {
-                entries += loaded.rows.len().max(1);
-                bytes += loaded.rows.iter().map(|(_, stored)| stored.len()).sum::<usize>();
+                entries += loaded.entries();
+                bytes += loaded.bytes();
                 state.supply(loaded).map_err(|why| {
                     Error::new(
                         ErrorKind::Corrupt,
@@ -115,7 +113,7 @@ impl Local {
                     )
                 })?;
             }
-            check_loaded(entries, bytes)?;
+            check_loaded(entries, bytes).map_err(|why| Error::new(ErrorKind::Internal, why))?;
             match work(known, Stored { state, record, now }) {
                 Ok(done) => return Ok(done),
                 Err(Halt::Failed(error)) => return Err(error),

@@ -6,7 +6,7 @@
 
 use stead_entities::{
     EntityId, Error, ErrorKind,
-    collections::{ENTRIES_PER_TURN_MAX, Loaded, Miss},
+    collections::{Loaded, Miss, check_loaded},
 };
 
 use super::{
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     sabotage::Sabotage,
-    store::{ReadError, ReadResult, tables::entries::LOADED_BYTES_MAX},
+    store::{ReadError, ReadResult, record::Damaged},
 };
 
 impl Partition {
@@ -44,7 +44,7 @@ impl Partition {
                 // Not later: what the turn has asked for before has to stay.
                 state.evict(self.environment.memory().collection_bytes_max());
             }
-            let damaged = |why| ReadError::Damaged(crate::store::record::Damaged(why));
+            let damaged = |why| ReadError::Damaged(Damaged(why));
             state.supply(&loaded).map_err(|why| unreadable(id, &damaged(why)))
         });
         self.activations.count_entries(id);
@@ -76,25 +76,10 @@ fn count(envelope: &mut Envelope, loaded: &Loaded) -> Result<bool, Error> {
     if Sabotage::TurnRunAgainLater.is_on() {
         (*now, *seed) = (*now + std::time::Duration::from_micros(1), *seed + 1);
     }
-    *entries += loaded.rows.len().max(1);
-    *bytes += loaded.rows.iter().map(|(_, stored)| stored.len()).sum::<usize>();
-    check_loaded(*entries, *bytes)?;
+    *entries += loaded.entries();
+    *bytes += loaded.bytes();
+    check_loaded(*entries, *bytes).map_err(|why| Error::new(ErrorKind::Internal, why))?;
     Ok(is_first)
-}
-
-/// Refuses more entries than one turn or query may have loaded.
-///
-/// # Errors
-/// [`ErrorKind::Internal`], with what to do.
-pub(crate) fn check_loaded(entries: usize, bytes: usize) -> Result<(), Error> {
-    if entries <= ENTRIES_PER_TURN_MAX && bytes <= LOADED_BYTES_MAX {
-        return Ok(());
-    }
-    let message = format!(
-        "one turn or query loads at most {ENTRIES_PER_TURN_MAX} entries of collections and {LOADED_BYTES_MAX} bytes \
-         of them: read fewer, and go on in a signal of the entity to itself, or in the caller's next query"
-    );
-    Err(Error::new(ErrorKind::Internal, message))
 }
 
 fn unreadable(id: &EntityId, error: &ReadError) -> Error {

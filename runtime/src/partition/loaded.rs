@@ -5,7 +5,7 @@
 
 use std::fmt::Display;
 
-use stead_entities::{EntityId, Error, ErrorKind, Timestamp};
+use stead_entities::{EntityId, Error, ErrorKind, Timestamp, collections};
 
 use super::turn::{self, guarded};
 use crate::{
@@ -78,7 +78,7 @@ pub(crate) fn state(
 
 /// The rules for a state that no turn has left.
 fn standard(record: Option<&StateRecord>) -> Standard {
-    let collections = record.map_or(0, |record| record.apart.highest());
+    let collections = record.map_or(0, |record| collections::highest(&record.apart.collections));
     Standard { bytes_max: usize::MAX, trust: Trust::Unproven, collections }
 }
 

@@ -32,7 +32,7 @@ mod asks;
 mod attempts;
 mod dead_letters;
 mod deletion;
-pub(crate) mod entries;
+mod entries;
 mod envelope;
 mod environment;
 mod expiry;

@@ -11,7 +11,10 @@ use stead_entities::{
 };
 
 use super::reply::StateView;
-use crate::types::{EntityType, Standard, State};
+use crate::{
+    store::record::Damaged,
+    types::{EntityType, Standard, State},
+};
 
 /// The longest result of an operation, as JSON, in bytes.
 const REPLY_BYTES_MAX: usize = 16 << 20;
@@ -108,10 +111,8 @@ pub(crate) fn show(
     version: Version,
     committed_at: Timestamp,
 ) -> Result<StateView, Halt> {
-    let state = attempted(entity_type, || state.json())?;
-    let state = state.map_err(|why| Halt::Failed(failed(why.to_string())))?;
-    let Version { generation, revision } = version;
-    Ok(StateView { generation, revision, committed_at, state })
+    let json = attempted(entity_type, || state.json())?;
+    view(json, version, committed_at).map_err(Halt::Failed)
 }
 
 /// Shows a state as JSON, with no more of its collections than their lengths.
@@ -121,9 +122,15 @@ pub(crate) fn show_lengths(
     committed_at: Timestamp,
 ) -> Result<StateView, Error> {
     let json = guarded(|| collections::attempt(Access::Lengths, || state.json()))?;
-    let json = json.map_err(|_| failed("entries are not shown".to_owned()))?;
+    view(json.map_err(|_| failed("entries are not shown".to_owned()))?, version, committed_at)
+}
+
+fn view(
+    json: Result<Vec<u8>, Damaged>,
+    Version { generation, revision }: Version,
+    committed_at: Timestamp,
+) -> Result<StateView, Error> {
     let state = json.map_err(|why| failed(why.to_string()))?;
-    let Version { generation, revision } = version;
     Ok(StateView { generation, revision, committed_at, state })
 }
 

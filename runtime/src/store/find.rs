@@ -9,7 +9,7 @@ use stead_entities::{EntityId, index::ValueRange};
 use super::{
     Page, ReadError, ReadResult,
     record::Damaged,
-    rows::{self, LOOKED_AT_MAX, Limit, Rows, take},
+    rows::{self, Limit, Rows, take},
     tables::{
         self, Record as _, Table,
         indexes::IndexedValues,
@@ -313,38 +313,27 @@ pub(crate) fn all_states(
 /// and the key of the last one that was looked at.
 pub(crate) fn take_states(
     rows: &dyn Rows,
-    (from, to): (&[u8], &[u8]),
+    range: (&[u8], &[u8]),
     limit: Limit,
     fits: impl Fn(&StateRecord) -> bool,
 ) -> ReadResult<(ReadStates, Option<Vec<u8>>)> {
-    let mut page = Page { rows: Vec::new(), is_end: true };
-    let (mut bytes, mut looked_at, mut last) = (0, 0, None);
-    rows.scan(Table::States, from, to, limit, &mut |key, value| {
-        if page.rows.len() >= limit.rows || bytes >= limit.bytes || looked_at >= LOOKED_AT_MAX {
-            page.is_end = false;
-            return Ok(false);
-        }
-        bytes += key.len() + value.len();
-        looked_at += 1;
-        last = Some(key.to_vec());
+    rows::take_counted(rows, Table::States, range, limit, |key, value| {
         let id = match tables::states::read_key(key) {
             Ok(id) => id,
             Err(error) => {
                 tracing::error!(%error, "a state cannot be read and is left as it is");
-                return Ok(true);
+                return Ok((None, 0));
             }
         };
         let record = match StateRecord::decode(value) {
-            Ok(record) if !fits(&record) => return Ok(true),
+            Ok(record) if !fits(&record) => return Ok((None, 0)),
             Ok(record) => readable(tables::states::with_body(rows, &id, record))?,
             Err(error) => Err(error.into()),
         };
-        bytes +=
-            record.as_ref().map_or(0, |record| usize::from(record.apart.body) * record.state.len());
-        page.rows.push((id, record));
-        Ok(true)
-    })?;
-    Ok((page, last))
+        let body = record.as_ref().ok().filter(|record| record.apart.body);
+        let body = body.map_or(0, |record| record.state.len());
+        Ok((Some((id, record)), body))
+    })
 }
 
 /// One row that was read, or why that is damaged.

@@ -25,7 +25,7 @@ pub(crate) const PAGE_BYTES_MAX: usize = 4 << 20;
 /// The most bytes of the inbox rows, or of the due reminders, that are read at one time.
 const WORK_BYTES_MAX: usize = 256 << 10;
 /// The most rows that one page looks through, where a filter may leave many of them out.
-pub(super) const LOOKED_AT_MAX: usize = 10_000;
+const LOOKED_AT_MAX: usize = 10_000;
 
 /// How much a scan reads.
 #[derive(Debug, Clone, Copy)]
@@ -113,12 +113,23 @@ pub(super) fn take<R>(
 }
 
 /// The same, where a row that is damaged ends the reading.
-fn take_whole<R>(
+pub(super) fn take_whole<R>(
+    rows: &dyn Rows,
+    table: Table,
+    range: (&[u8], &[u8]),
+    limit: Limit,
+    mut read: impl FnMut(&[u8], &[u8]) -> ReadResult<Option<R>>,
+) -> ReadResult<(Page<R>, Option<Vec<u8>>)> {
+    take_counted(rows, table, range, limit, |key, value| Ok((read(key, value)?, 0)))
+}
+
+/// The same, where `read` says how many bytes it has read beside the row.
+pub(super) fn take_counted<R>(
     rows: &dyn Rows,
     table: Table,
     (from, to): (&[u8], &[u8]),
     limit: Limit,
-    mut read: impl FnMut(&[u8], &[u8]) -> ReadResult<Option<R>>,
+    mut read: impl FnMut(&[u8], &[u8]) -> ReadResult<(Option<R>, usize)>,
 ) -> ReadResult<(Page<R>, Option<Vec<u8>>)> {
     let mut page = Page { rows: Vec::new(), is_end: true };
     let (mut bytes, mut looked_at, mut last) = (0_usize, 0_usize, None);
@@ -127,10 +138,11 @@ fn take_whole<R>(
             page.is_end = false;
             return Ok(false);
         }
-        bytes = bytes.saturating_add(key.len() + value.len());
         looked_at += 1;
         last = Some(key.to_vec());
-        page.rows.extend(read(key, value)?);
+        let (kept, beside) = read(key, value)?;
+        bytes = bytes.saturating_add(key.len() + value.len() + beside);
+        page.rows.extend(kept);
         Ok(true)
     })?;
     Ok((page, last))

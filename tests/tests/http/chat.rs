@@ -1,10 +1,6 @@
 //! The chat room of the examples, as its page and its callers use it, through a kill.
 
-use std::{
-    io::{BufRead as _, BufReader},
-    path::Path,
-    process::{Child, Stdio},
-};
+use std::path::Path;
 
 use anyhow::Context as _;
 use serde_json::{Value, json};
@@ -13,47 +9,31 @@ use stead_tests::events::Events;
 
 use super::*;
 
-/// The example, which is killed when it is dropped.
-struct Chat {
-    child: Child,
-    url: String,
+/// Starts the example.
+async fn chat(data: &Path) -> Result<Server> {
+    let address = stead_tests::free_address()?;
+    let mut command = std::process::Command::new(stead_tests::binary("chat")?);
+    command.arg("--data").arg(data).args(["--listen", &address.to_string()]);
+    Server::run(command, address).await
 }
 
-impl Chat {
-    fn start(data: &Path) -> Result<Self> {
-        let mut command = std::process::Command::new(stead_tests::binary("chat")?);
-        let command = command.arg("--data").arg(data).args(["--listen", "127.0.0.1:0"]);
-        let mut child = command.stdout(Stdio::piped()).spawn()?;
-        let mut said = String::new();
-        BufReader::new(child.stdout.take().context("piped")?).read_line(&mut said)?;
-        let url = said.trim().strip_prefix("listening on ").context("an address")?.to_owned();
-        Ok(Self { child, url })
-    }
-
-    fn path(&self, path: &str) -> String {
-        format!("{}/stead/v1/entities/room/lobby/{path}", self.url)
-    }
-}
-
-impl Drop for Chat {
-    fn drop(&mut self) {
-        let _gone = self.child.kill();
-        let _gone = self.child.wait();
-    }
+fn path(path: &str) -> String {
+    format!("/stead/v1/entities/room/lobby/{path}")
 }
 
 #[tokio::test]
 async fn what_is_said_in_a_chat_room_is_heard_live_and_read_later() -> Result<()> {
-    let (data, client) = (tempfile::tempdir()?, reqwest::Client::new());
-    let chat = Chat::start(data.path())?;
-    let page = client.get(&chat.url).send().await?.text().await?;
+    let data = tempfile::tempdir()?;
+    let server = chat(data.path()).await?;
+    let page = server.get("/").send().await?.text().await?;
     assert!(page.contains("new EventSource"), "{page}");
     let say = |text: String| {
         let body = json!({ "from": "kim", "text": text });
-        client.post(chat.path("calls/say")).json(&body).send()
+        let say = server.post(&path("calls/say"), body.to_string());
+        say.header("content-type", "application/json").send()
     };
     assert_eq!(say("0".into()).await?.json::<Value>().await?, 0);
-    let mut events = Events::of(client.get(chat.path("changes")).send().await?).await?;
+    let mut events = Events::of(server.get(&path("changes")).send().await?).await?;
     let (_, _, shown) = events.next().await?.context("an event")?;
     let log = &shown["state"]["messages"];
     assert_eq!((&log["length"], &log["entries"][0]["value"]["text"]), (&1.into(), &"0".into()));
@@ -75,13 +55,13 @@ async fn what_is_said_in_a_chat_room_is_heard_live_and_read_later() -> Result<()
     assert_eq!(newest["value"], json!({ "from": "kim", "text": "149" }));
     let refused = say(" ".into()).await?;
     assert_eq!(refused.status(), 422, "said nothing");
-    drop(chat);
+    server.kill()?;
 
-    let chat = Chat::start(data.path())?;
-    let older = client.get(chat.path("queries/before?input=50")).send().await?;
+    let server = chat(data.path()).await?;
+    let older = server.get(&path("queries/before?input=50")).send().await?;
     let older: Vec<Value> = older.json().await?;
     assert_eq!((older.len(), &older[49]["text"]), (50, &"49".into()));
-    let member = client.get(chat.path("queries/member?input=%22kim%22")).send().await?;
+    let member = server.get(&path("queries/member?input=%22kim%22")).send().await?;
     assert_eq!(member.json::<Value>().await?["messages"], 150);
     Ok(())
 }

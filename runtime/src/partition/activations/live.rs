@@ -1,6 +1,9 @@
 //! The state of an entity in memory, ahead of the store by what its write groups still carry.
 
-use stead_entities::{Timestamp, Version, collections::Sealed};
+use stead_entities::{
+    Timestamp, Version,
+    collections::{self, Sealed},
+};
 
 use crate::{
     rules::Rule,
@@ -113,7 +116,7 @@ impl Live {
 
     /// The rules for the state that the next turn leaves.
     pub(in crate::partition) fn standard(&self, bytes_max: usize) -> Standard {
-        let collections = self.collections().iter().map(|(number, _)| *number).max().unwrap_or(0);
+        let collections = collections::highest(self.collections());
         Standard { bytes_max, trust: self.trust, collections }
     }
 

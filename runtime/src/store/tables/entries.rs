@@ -13,7 +13,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use stead_entities::{
     EntityId,
-    collections::{EntryKey, KeyRange, Loaded, Miss, Wanted},
+    collections::{EntryKey, KeyRange, LOADED_BYTES_MAX, Loaded, Miss, Wanted},
 };
 
 #[cfg(any(test, feature = "testing"))]
@@ -24,7 +24,7 @@ use crate::store::Write;
 use crate::store::{
     ReadError, ReadResult,
     record::Damaged,
-    rows::{Limit, PAGE_BYTES_MAX, Rows},
+    rows::{self, Limit, PAGE_BYTES_MAX, Rows},
 };
 
 pub(super) const TABLE: Description = Description {
@@ -51,8 +51,6 @@ fn samples() -> Vec<Sample> {
     vec![of("a", 1), of("a", 2), of("b/c", 1)]
 }
 
-/// The most bytes of entries that one turn or query has loaded.
-pub(crate) const LOADED_BYTES_MAX: usize = 64 << 20;
 /// How many entries are read at one time.
 const KEYS_AT_ONCE: usize = 64;
 
@@ -173,20 +171,14 @@ pub(crate) fn load(
         }
         Wanted::Range { from, to, limit } => {
             let wanted = KeyRange { number, from: from.clone(), to: to.clone() };
-            let limit = *limit;
             let (from, to) = range(id, generation, &wanted);
-            let mut bytes = 0;
-            let page = Limit::bytes(limit, PAGE_BYTES_MAX);
-            rows.scan(Table::Entries, &from, &to, page, &mut |key, value| {
-                if found.len() >= limit || bytes >= PAGE_BYTES_MAX {
-                    is_end = false;
-                    return Ok(false);
-                }
-                bytes += value.len();
+            let limit = Limit::bytes(*limit, PAGE_BYTES_MAX);
+            let read = |key: &[u8], value: &[u8]| {
                 let (_, _, (_, entry)) = read_key(key)?;
-                found.push((entry, EntryRecord::decode(value)?.0));
-                Ok(true)
-            })?;
+                Ok(Some((entry, EntryRecord::decode(value)?.0)))
+            };
+            let (page, _) = rows::take_whole(rows, Table::Entries, (&from, &to), limit, read)?;
+            (found, is_end) = (page.rows, page.is_end);
         }
     }
     Ok(Loaded { number, wanted, rows: found, is_end })
@@ -194,8 +186,7 @@ pub(crate) fn load(
 
 /// The state of an entity that has a row of its own.
 pub(crate) fn load_body(rows: &dyn Rows, id: &EntityId, generation: u64) -> ReadResult<Vec<u8>> {
-    let stored = rows.get(Table::Entries, &key(id, generation, &body()))?;
-    let stored = stored.map(|bytes| EntryRecord::decode(&bytes)).transpose()?;
+    let stored: Option<EntryRecord> = rows::get(rows, &(id.clone(), generation, body()))?;
     let missing = || ReadError::from(Damaged("the row of the state is not there".into()));
     stored.map(|EntryRecord(body)| body).ok_or_else(missing)
 }

@@ -135,11 +135,6 @@ impl Apart {
     pub fn is_empty(&self) -> bool {
         !self.body && self.collections.is_empty()
     }
-
-    /// The highest number of a collection.
-    pub(crate) fn highest(&self) -> u32 {
-        self.collections.iter().map(|(number, _)| *number).max().unwrap_or(0)
-    }
 }
 
 /// The rows that end with an entity.
