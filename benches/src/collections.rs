@@ -25,7 +25,7 @@ const ENTRIES: u64 = 100_000;
 const ENTRY_BYTES: usize = 100;
 const FILLED_AT_ONCE: u64 = 5_000;
 const CALLERS: u64 = 64;
-const CALLS: u64 = 40_000;
+const CALLS: u64 = 150_000;
 const CALLS_OF_ONE: u64 = 1_000;
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]

@@ -61,7 +61,9 @@ impl Partition {
         self.outputs.push(match waits {
             WaitsForRead::Cancel(cancel) => Output::Reminder(id.clone(), cancel.slot.clone()),
             WaitsForRead::Purge(purge) => Output::Reminders(id.clone(), purge.after.clone()),
-            WaitsForRead::Entries(_, miss) => Output::Entries(id.clone(), generation, miss.clone()),
+            WaitsForRead::Entries(lacking) => {
+                Output::Entries(id.clone(), generation, lacking.miss.clone())
+            }
             WaitsForRead::Delete(_) | WaitsForRead::Turn(..) | WaitsForRead::Expire(_) => {
                 Output::Reminders(id.clone(), None)
             }

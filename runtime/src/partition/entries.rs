@@ -11,7 +11,7 @@ use stead_entities::{
 
 use super::{
     Partition,
-    activations::WaitsForRead,
+    activations::{Lacking, WaitsForRead},
     envelope::{Envelope, FirstTry},
     turn::NextTry,
 };
@@ -23,7 +23,7 @@ use crate::{
 impl Partition {
     /// Has a turn or query wait for the entries that it lacks.
     pub(super) fn wait_for_entries(&mut self, id: &EntityId, waits: Envelope, miss: Miss) {
-        self.wait_for_read(id, WaitsForRead::Entries(waits, miss));
+        self.wait_for_read(id, WaitsForRead::Entries(Box::new(Lacking { waits, miss })));
     }
 
     /// Whether an entity reads before everything that it has done is durable: never.
@@ -36,7 +36,8 @@ impl Partition {
         let activation = self.activations.get_mut(id);
         let is_it = |waits: &WaitsForRead| matches!(waits, WaitsForRead::Entries(..));
         let waits = activation.and_then(|it| it.end_read(is_it));
-        let Some(WaitsForRead::Entries(mut envelope, _)) = waits else { return };
+        let Some(WaitsForRead::Entries(lacking)) = waits else { return };
+        let mut envelope = lacking.waits;
         let supplied = loaded.map_err(|error| unreadable(id, &error)).and_then(|loaded| {
             let is_first = count(&mut envelope, &loaded)?;
             let state = self.activations.of(id).live_mut().state_mut();

@@ -78,7 +78,13 @@ pub(in crate::partition) enum WaitsForRead {
     Cancel(Box<Cancel>),
     Expire(Box<Expire>),
     /// A turn or query that lacks entries of the state's collections.
-    Entries(Envelope, Miss),
+    Entries(Box<Lacking>),
+}
+
+/// A turn or query, and the entries that it lacks. Boxed: every entity in memory has room for its stage.
+pub(in crate::partition) struct Lacking {
+    pub(in crate::partition) waits: Envelope,
+    pub(in crate::partition) miss: Miss,
 }
 
 /// Signals of one sender that wait for the first of them to be tried again.
@@ -556,7 +562,7 @@ impl WaitsForRead {
             Self::Purge(purge) => Envelope::Purge(purge),
             Self::Cancel(cancel) => Envelope::Cancel(cancel),
             Self::Expire(expire) => Envelope::Expire(expire),
-            Self::Entries(envelope, _) => envelope,
+            Self::Entries(lacking) => lacking.waits,
         }
     }
 }

@@ -19,7 +19,7 @@ use std::{
 use stead_entities::{EntityId, Error, Timestamp};
 
 pub(super) use self::{
-    activation::{Activation, Stage, WaitsForRead},
+    activation::{Activation, Lacking, Stage, WaitsForRead},
     live::{Live, Sent},
 };
 use self::{large::LargeStates, table::Table};
