@@ -33,8 +33,8 @@ pub(super) struct Entries<T> {
     is_whole: bool,
     /// The ranges of which that is so, in order.
     known: Arc<Vec<Span>>,
-    /// The keys that were changed since the last seal, the last one first.
-    changed: ListSync<Arc<[u8]>>,
+    /// The changes since the last seal, the last one first.
+    changed: ListSync<(Arc<[u8]>, Held<T>)>,
     /// How many of them were checked.
     checked: usize,
     bytes: usize,
@@ -43,16 +43,12 @@ pub(super) struct Entries<T> {
 /// An entry that is known.
 #[derive(Debug)]
 enum Held<T> {
-    /// With the bytes of its stored form that are counted: 0 before it is checked.
+    /// With the bytes of its stored form; as many as a number can say, where it has none.
     Present(Arc<T>, u32),
     Absent,
 }
 
 impl<T> Held<T> {
-    fn present(value: T, stored: u32) -> Self {
-        Self::Present(Arc::new(value), stored)
-    }
-
     /// The bytes that are counted for it, with its key.
     fn bytes(&self, key: &[u8]) -> usize {
         let stored = match self {
@@ -198,35 +194,25 @@ impl<T> Entries<T> {
         turn::miss(Miss { number: self.number, wanted })
     }
 
-    /// Sets an entry; says whether it is a new one. Gives the turn up where that is not known.
-    pub(super) fn insert(&mut self, key: Vec<u8>, item: T) -> bool {
-        let is_new = self.get(&key).is_none();
-        match is_new {
-            true => self.add(key, item),
-            false => self.replace(key, item),
-        }
-        is_new
-    }
-
-    /// Sets an entry whose number among the others is counted.
-    pub(super) fn replace(&mut self, key: Vec<u8>, item: T) {
-        self.set(key.into(), Held::present(item, 0));
-    }
-
-    /// Adds an entry whose key is known to be new.
-    pub(super) fn add(&mut self, key: Vec<u8>, item: T) {
-        self.length += 1;
-        self.replace(key, item);
-    }
-
     /// Ends an entry. Gives the turn up where it is not known whether there is one.
     pub(super) fn remove(&mut self, key: &[u8]) -> bool {
-        let was_there = self.get(key).is_some();
+        let (was_there, counted) = self.look(key);
         if was_there {
             self.length -= 1;
-            self.set(key.into(), Held::Absent);
+            self.set(key.into(), Held::Absent, counted);
         }
         was_there
+    }
+
+    /// Whether there is an entry, and the bytes that are counted for what is held of it. Gives the turn up where it is
+    /// not known.
+    fn look(&self, key: &[u8]) -> (bool, usize) {
+        turn::begin_reading();
+        match self.held.get(key) {
+            Some(held) => (matches!(held, Held::Present(..)), held.bytes(key)),
+            None if self.is_whole || self.span_of(key).is_some() => (false, 0),
+            None => self.miss(Wanted::Keys(vec![key.into()])),
+        }
     }
 
     /// Ends entries that exist, from a key on and before another, whether they are in memory or not. The changes
@@ -244,18 +230,23 @@ impl<T> Entries<T> {
         self.know(Span { from: from.to_vec(), to: Some(to.to_vec()) });
     }
 
-    fn set(&mut self, key: Arc<[u8]>, held: Held<T>) {
-        self.changed.push_front_mut(key.clone());
-        self.hold(key, Some(held));
+    /// Changes an entry, for which so many bytes are counted.
+    fn set(&mut self, key: Arc<[u8]>, held: Held<T>, counted: usize) {
+        self.changed.push_front_mut((key.clone(), held.clone()));
+        self.put(key, Some(held), counted);
     }
 
     /// Has an entry in memory, or no more.
     fn hold(&mut self, key: Arc<[u8]>, held: Option<Held<T>>) {
+        let counted = self.held.get(&*key).map_or(0, |held| held.bytes(&key));
+        self.put(key, held, counted);
+    }
+
+    fn put(&mut self, key: Arc<[u8]>, held: Option<Held<T>>, counted: usize) {
         // What a whole collection does not hold does not exist.
         let held = held.filter(|held| !(self.is_whole && matches!(held, Held::Absent)));
-        let bytes = |held: &Held<T>| held.bytes(&key);
-        self.bytes -= self.held.get(&*key).map_or(0, bytes);
-        self.bytes += held.as_ref().map_or(0, bytes);
+        self.bytes -= counted;
+        self.bytes += held.as_ref().map_or(0, |held| held.bytes(&key));
         match held {
             Some(held) => self.held.insert_mut(key, held),
             None => drop(self.held.remove_mut(&*key)),
@@ -303,8 +294,8 @@ impl<T> Entries<T> {
                 .to_owned());
         }
         if self.number != 0 {
-            let keys: Vec<_> = self.held.keys().cloned().collect();
-            (self.changed, self.checked) = (keys.into_iter().collect(), 0);
+            let all = self.held.iter().map(|(key, held)| (key.clone(), held.clone()));
+            (self.changed, self.checked) = (all.collect(), 0);
         }
         self.number = number;
         Ok(())
@@ -359,18 +350,43 @@ impl<T> Entries<T> {
     }
 }
 
-impl<T: Serialize + DeserializeOwned> Entries<T> {
-    /// Checks the entries that were changed since the last time; returns how many bytes they take.
-    pub(super) fn check(&mut self, checks: Checks, is_proven: bool) -> Result<usize, String> {
+impl<T: Serialize> Entries<T> {
+    /// Sets an entry; says whether it is a new one. Gives the turn up where that is not known.
+    pub(super) fn insert(&mut self, key: Vec<u8>, item: T) -> bool {
+        let (was_there, counted) = self.look(&key);
+        self.length += u64::from(!was_there);
+        self.set(key.into(), sized(item), counted);
+        !was_there
+    }
+
+    /// Adds an entry whose key is known to be new.
+    pub(super) fn add(&mut self, key: Vec<u8>, item: T) {
+        self.length += 1;
+        self.set(key.into(), sized(item), 0);
+    }
+
+    /// Checks the entries that were changed since the last time, but for those that `has_ended` says of; returns how
+    /// many bytes they take.
+    pub(super) fn check(
+        &mut self,
+        checks: Checks,
+        is_proven: bool,
+        has_ended: impl Fn(&[u8]) -> bool,
+    ) -> Result<usize, String>
+    where
+        T: DeserializeOwned,
+    {
         let unchecked = self.changed.len() - self.checked;
-        let keys: BTreeSet<_> = self.changed.iter().take(unchecked).cloned().collect();
         let mut bytes = 0;
-        for key in keys {
+        for (key, held) in newest(self.changed.iter().take(unchecked), has_ended) {
             bytes += key.len();
-            let Some(Held::Present(item, counted)) = self.held.get_mut(&*key) else { continue };
+            let Held::Present(item, size) = held else { continue };
             let unstorable =
                 |error: stored::Unreadable| format!("an entry cannot be stored: {error}");
-            let size = stored::size(&**item).map_err(unstorable)?;
+            let size = match *size {
+                u32::MAX => stored::size(&**item).map_err(unstorable)?,
+                size => size as usize,
+            };
             if size > ENTRY_BYTES_MAX {
                 let limit = ENTRY_BYTES_MAX;
                 return Err(format!(
@@ -381,8 +397,6 @@ impl<T: Serialize + DeserializeOwned> Entries<T> {
                 true => checks.check_json(&**item)?,
                 false => checks.prove(&**item, &stored::encode(&**item).map_err(unstorable)?)?,
             }
-            let before = std::mem::replace(counted, size as u32);
-            self.bytes = self.bytes - before as usize + size;
             bytes += size;
         }
         self.checked = self.changed.len();
@@ -395,26 +409,30 @@ impl<T: Serialize + DeserializeOwned> Entries<T> {
         changes: &mut EntryChanges,
         checks: Checks,
         has_ended: impl Fn(&[u8]) -> bool,
-    ) -> Result<(), String> {
+    ) -> Result<(), String>
+    where
+        T: DeserializeOwned,
+    {
         // What no turn has changed, such as the first state, was not checked.
-        self.check(checks, true)?;
+        self.check(checks, true, &has_ended)?;
         let changed = std::mem::replace(&mut self.changed, ListSync::new_sync());
         self.checked = 0;
-        let keys: BTreeSet<_> = changed.iter().filter(|key| !has_ended(key)).cloned().collect();
-        for key in keys {
-            let stored = match self.held.get(&*key) {
-                Some(Held::Present(item, _)) => {
+        for (key, held) in newest(changed.iter(), has_ended) {
+            let stored = match held {
+                Held::Present(item, _) => {
                     let stored = stored::encode(&**item).map_err(|error| error.to_string())?;
                     checks.prove_stored::<T>(&stored)?;
                     Some(stored)
                 }
-                Some(Held::Absent) | None => None,
+                Held::Absent => None,
             };
-            changes.entries.insert((self.number, key), stored);
+            changes.entries.insert((self.number, key.clone()), stored);
         }
         Ok(())
     }
+}
 
+impl<T: DeserializeOwned> Entries<T> {
     /// Takes entries that were missed; `key_of` computes the key of each from what it holds.
     pub(super) fn supply(
         &mut self,
@@ -427,7 +445,7 @@ impl<T: Serialize + DeserializeOwned> Entries<T> {
                 return Err("an entry has another key than its row".to_owned());
             }
             if self.held.get(&**key).is_none() {
-                self.hold(key.clone(), Some(Held::present(item, bytes_of(stored))));
+                self.hold(key.clone(), Some(Held::Present(Arc::new(item), bytes_of(stored.len()))));
             }
         }
         match &loaded.wanted {
@@ -465,8 +483,23 @@ pub(super) fn end_range(
     }
 }
 
-fn bytes_of(stored: &[u8]) -> u32 {
-    u32::try_from(stored.len()).unwrap_or(u32::MAX)
+/// An entry that is set.
+fn sized<T: Serialize>(item: T) -> Held<T> {
+    let size = stored::size(&item).map_or(u32::MAX, bytes_of);
+    Held::Present(Arc::new(item), size)
+}
+
+fn bytes_of(stored: usize) -> u32 {
+    u32::try_from(stored).unwrap_or(u32::MAX)
+}
+
+/// Of changes, the last of which comes first, the last of each entry that has not ended.
+fn newest<'c, T: 'c>(
+    changes: impl Iterator<Item = &'c (Arc<[u8]>, Held<T>)>,
+    has_ended: impl Fn(&[u8]) -> bool,
+) -> impl Iterator<Item = &'c (Arc<[u8]>, Held<T>)> {
+    let mut seen = BTreeSet::new();
+    changes.filter(move |(key, _)| !has_ended(key) && seen.insert(key.clone()))
 }
 
 #[cfg(test)]
@@ -494,7 +527,7 @@ mod tests {
             let mut other = one.clone();
             other.renumber(2).expect("all of it is in memory");
             if round % 2 == 0 {
-                one.check(checks, true).expect("storable");
+                one.check(checks, true, |_| false).expect("storable");
                 seal(&mut one);
             }
             seal(&mut other);
@@ -525,7 +558,7 @@ mod tests {
         for round in 0..20 {
             entries.insert(vec![1], format!("{round}").repeat(1_000));
         }
-        let bytes = entries.check(Checks::of::<String>(), true).expect("storable");
+        let bytes = entries.check(Checks::of::<String>(), true, |_| false).expect("storable");
         assert_eq!(bytes, 1 + 3 + 2_000);
     }
 }

@@ -94,7 +94,10 @@ impl<T> Log<T> {
     }
 
     /// Adds an entry, and returns its index. `at` is the time of the turn, `ctx.now()`; times never go back.
-    pub fn push(&mut self, at: Timestamp, value: T) -> u64 {
+    pub fn push(&mut self, at: Timestamp, value: T) -> u64
+    where
+        T: Serialize,
+    {
         let index = self.indexes().end;
         self.newest_at = self.newest_at.max(at);
         self.entries.add(key(index), Logged { at: self.newest_at, value });
@@ -251,7 +254,8 @@ impl<T: Serialize + DeserializeOwned + Send + Sync> Collection for Log<T> {
         Ok(())
     }
     fn check(&mut self, checks: Checks, is_proven: bool) -> Result<usize, String> {
-        self.entries.check(checks, is_proven)
+        let first = self.first;
+        self.entries.check(checks, is_proven, |of| index_of(of) < first)
     }
     fn seal(&mut self, changes: &mut EntryChanges, checks: Checks) -> Result<(), String> {
         let (number, first) = (self.entries.number, self.first);
@@ -314,7 +318,7 @@ struct ShownEntry<T> {
     value: T,
 }
 
-impl<'de, T: DeserializeOwned> Deserialize<'de> for Log<T> {
+impl<'de, T: DeserializeOwned + Serialize> Deserialize<'de> for Log<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         if !deserializer.is_human_readable() {
             let (number, (length, first, newest_at)) =

@@ -100,7 +100,10 @@ impl<K: Serialize, V> Map<K, V> {
     }
 
     /// Gives a key a value, in place of the one that it has; says whether it had none.
-    pub fn insert(&mut self, key: K, value: V) -> bool {
+    pub fn insert(&mut self, key: K, value: V) -> bool
+    where
+        V: Serialize,
+    {
         self.entries.insert(bytes_of(&key), (key, value))
     }
 
@@ -132,12 +135,12 @@ impl<K: Serialize, V> Map<K, V> {
     where
         K: Borrow<Q> + Clone,
         Q: Serialize + ?Sized,
-        V: Clone,
+        V: Clone + Serialize,
     {
         let bytes = bytes_of(key);
         let (known, mut value) = self.entries.get(&bytes)?.clone();
         let result = change(&mut value);
-        self.entries.replace(bytes, (known, value));
+        self.entries.insert(bytes, (known, value));
         Some(result)
     }
 
@@ -236,14 +239,14 @@ impl<K: Serialize + PartialEq, V: PartialEq> PartialEq for Map<K, V> {
 }
 impl<K: Serialize + Eq, V: Eq> Eq for Map<K, V> {}
 
-impl<K: Serialize, V> FromIterator<(K, V)> for Map<K, V> {
+impl<K: Serialize, V: Serialize> FromIterator<(K, V)> for Map<K, V> {
     fn from_iter<I: IntoIterator<Item = (K, V)>>(entries: I) -> Self {
         let mut map = Self::new();
         map.extend(entries);
         map
     }
 }
-impl<K: Serialize, V> Extend<(K, V)> for Map<K, V> {
+impl<K: Serialize, V: Serialize> Extend<(K, V)> for Map<K, V> {
     fn extend<I: IntoIterator<Item = (K, V)>>(&mut self, entries: I) {
         for (key, value) in entries {
             self.insert(key, value);
@@ -269,7 +272,7 @@ where
         self.entries.renumber(number)
     }
     fn check(&mut self, checks: Checks, is_proven: bool) -> Result<usize, String> {
-        self.entries.check(checks, is_proven)
+        self.entries.check(checks, is_proven, |_| false)
     }
     fn seal(&mut self, changes: &mut EntryChanges, checks: Checks) -> Result<(), String> {
         self.entries.seal(changes, checks, |_| false)
@@ -326,7 +329,7 @@ impl<K: Serialize, V: Serialize> Serialize for Page<'_, K, V> {
 impl<'de, K, V> Deserialize<'de> for Map<K, V>
 where
     K: DeserializeOwned + Serialize,
-    V: DeserializeOwned,
+    V: DeserializeOwned + Serialize,
 {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         if !deserializer.is_human_readable() {
