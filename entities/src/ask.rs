@@ -128,6 +128,10 @@ pub fn answer_json(answer: Answer<&[u8]>) -> Vec<u8> {
                     json!({ "failed": reason })
                 }
                 Failure::TimedOut => json!("timed_out"),
+                Failure::Cancelled => json!("cancelled"),
+                Failure::Terminated(reason) => json!({ "terminated": reason }),
+                Failure::Conflict(reason) => json!({ "conflict": reason }),
+                Failure::TooLarge(reason) => json!({ "too_large": reason }),
             };
             json!({ "Err": failure }).to_string().into_bytes()
         }
@@ -186,6 +190,10 @@ mod tests {
             Failure::Rejected(Rejection::new("none").with_code("sold-out").with_details("all")),
             Failure::Failed("it panicked".into()),
             Failure::TimedOut,
+            Failure::Cancelled,
+            Failure::Terminated("by hand".into()),
+            Failure::Conflict("it runs".into()),
+            Failure::TooLarge("9 bytes".into()),
         ];
         for failure in failures {
             let json = answer_json(Err(failure.clone()));

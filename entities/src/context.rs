@@ -6,7 +6,7 @@ use crate::{
     Answer, Dependencies, EntityId, Error, ErrorKind, Operation, Origin, Rejection, Request,
     Schedule, Then, Timeout, Timestamp, TraceContext,
     ask::{Ask, Continuation},
-    effect::{Effect, Reminder, Signal},
+    effect::{Effect, Reminder, ReplyAddress, Signal},
     stock::{Subscriber, Topic},
 };
 
@@ -33,6 +33,8 @@ pub struct Context {
     effect_count: usize,
     effect_bytes: usize,
     deleted: bool,
+    is_deferred: bool,
+    is_void: bool,
     fault: Option<Error>,
 }
 
@@ -51,6 +53,20 @@ pub struct Turn {
     pub token: u128,
     /// The origin of the operation, where that is known.
     pub origin: Option<Arc<Origin>>,
+    /// The address of its answer, where another entity has asked for it.
+    pub reply_to: Option<ReplyAddress>,
+    /// Why every attempt before has failed, where a workflow is told so.
+    pub failure: Option<String>,
+    /// Whether the process ended without a word while this operation, or what it stands for, was under way.
+    pub was_interrupted: bool,
+}
+
+impl Turn {
+    /// A turn of an operation that nobody is known to have asked for, and that was not tried before.
+    pub fn new(id: EntityId, now: Timestamp, revision: u64, (seed, token): (u64, u128)) -> Self {
+        let (origin, reply_to, failure) = (None, None, None);
+        Self { id, now, revision, seed, token, origin, reply_to, failure, was_interrupted: false }
+    }
 }
 
 /// The effects of an operation that has returned.
@@ -60,6 +76,10 @@ pub struct Effects {
     pub list: Vec<Effect>,
     /// Whether the entity is to be deleted.
     pub deleted: bool,
+    /// Whether the operation is answered later, by [`Effect::Answer`].
+    pub is_deferred: bool,
+    /// Whether the turn leaves everything as it was, though its operation is done.
+    pub is_void: bool,
 }
 
 impl Context {
@@ -73,6 +93,8 @@ impl Context {
             effect_count: 0,
             effect_bytes: 0,
             deleted: false,
+            is_deferred: false,
+            is_void: false,
             fault: None,
         }
     }
@@ -96,7 +118,12 @@ impl Context {
                 let rule = "an entity that is deleted in this turn gets no answers: send signals";
                 Err(Error::new(ErrorKind::Invalid, rule))
             }
-            None => Ok(Effects { list: self.effects, deleted: self.deleted }),
+            None => Ok(Effects {
+                list: self.effects,
+                deleted: self.deleted,
+                is_deferred: self.is_deferred,
+                is_void: self.is_void,
+            }),
         }
     }
 
@@ -383,6 +410,31 @@ impl Context {
         self.deleted = true;
     }
 
+    /// Defers the answer of this operation; returns where it goes, where anybody waits for it.
+    pub(crate) fn defer(&mut self) -> Option<ReplyAddress> {
+        self.is_deferred = true;
+        self.turn.reply_to.clone()
+    }
+
+    /// Leaves everything as it was, though the operation is done. There are no effects.
+    pub(crate) fn leave_as_it_was(&mut self) {
+        self.is_void = self.effects.is_empty();
+    }
+
+    /// Why every attempt before has failed, where this one is told so.
+    pub(crate) fn failure(&self) -> Option<&str> {
+        self.turn.failure.as_deref()
+    }
+
+    pub(crate) fn was_interrupted(&self) -> bool {
+        self.turn.was_interrupted
+    }
+
+    /// Adds an effect of a workflow, which has limits of its own.
+    pub(crate) fn emit(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
+
     fn add(&mut self, effect: Effect) {
         let (count, bytes) = match &effect {
             Effect::Signal(signal) => (1, signal.input.len()),
@@ -395,6 +447,12 @@ impl Context {
             Effect::Remind(reminder) => (1, reminder.input.len()),
             Effect::CancelReminder(name) => (1, name.len()),
             Effect::Expire(_) => (1, 0),
+            // A workflow's, which has limits of its own.
+            Effect::Step(_)
+            | Effect::CancelStep(_)
+            | Effect::CancelSteps(..)
+            | Effect::OnHosting(_)
+            | Effect::Answer(..) => (0, 0),
         };
         self.effect_count += count;
         self.effect_bytes += bytes;

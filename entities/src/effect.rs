@@ -4,9 +4,13 @@
 
 use std::borrow::Cow;
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
-    EntityId, Error, ErrorKind, Failure, Schedule, Timeout, Timestamp,
+    EntityId, Error, ErrorKind, Failure, Layout, Schedule, Timeout, Timestamp,
     ask::{Ask, answer_json},
+    state::LayoutText,
+    workflow::{StepId, StepStart},
 };
 
 /// One wish of a turn, in the order in which the operation uttered them.
@@ -22,6 +26,27 @@ pub enum Effect {
     CancelReminder(String),
     /// Delete the entity this long after the turn, or, where it is `None`, not by itself.
     Expire(Option<Timeout>),
+    /// Begin an attempt of a workflow's step, after the commit.
+    Step(StepStart),
+    /// Tell the attempt of a workflow's step that it is to end.
+    CancelStep(StepId),
+    /// Tell all attempts of this run of a workflow that they are to end.
+    CancelSteps(EntityId, u32),
+    /// Have this operation applied where the partition is hosted anew, until there is another wish; or none.
+    OnHosting(Option<Cow<'static, str>>),
+    /// Answer a question whose answer was deferred, with an answer as JSON.
+    Answer(ReplyAddress, Vec<u8>),
+}
+
+/// The address to which the answer to a question goes: the asker, and what of it takes the answer. Only a runtime can
+/// read it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplyAddress(pub Vec<u8>);
+
+impl Layout for ReplyAddress {
+    fn describe(layout: &mut LayoutText) {
+        layout.part::<Vec<u8>>("");
+    }
 }
 
 /// An operation for another entity, or for the same one.
@@ -95,7 +120,14 @@ pub fn check_own_operations(
                     refused(format!("an ask that {} answers", then.operation), why)
                 })?;
             }
-            Effect::Signal(_) | Effect::CancelReminder(_) | Effect::Expire(_) => {}
+            Effect::Signal(_)
+            | Effect::CancelReminder(_)
+            | Effect::Expire(_)
+            | Effect::Step(_)
+            | Effect::CancelStep(_)
+            | Effect::CancelSteps(..)
+            | Effect::OnHosting(_)
+            | Effect::Answer(..) => {}
         }
     }
     Ok(())

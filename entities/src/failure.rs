@@ -15,7 +15,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use crate::{Timeout, Timestamp};
+use crate::{CallError, Timeout, Timestamp};
 
 /// The most bytes that reason, code and details of a rejection may have together.
 pub const REJECTION_BYTES_MAX: usize = 64 << 10;
@@ -218,6 +218,18 @@ pub enum Failure {
     /// changes nothing any more.
     #[error("no answer came in time")]
     TimedOut,
+    /// It was cancelled before it had a result. What it did until then may have happened.
+    #[error("cancelled")]
+    Cancelled,
+    /// An operator ended it, for this reason.
+    #[error("terminated: {0}")]
+    Terminated(String),
+    /// There is another one under its name, which goes on.
+    #[error("conflict: {0}")]
+    Conflict(String),
+    /// It has more bytes than are stored, in words.
+    #[error("too large: {0}")]
+    TooLarge(String),
     /// It is to be tried again; see [`Failure::retry`]. It is no answer: an asker hears what comes of it in
     /// the end.
     #[error("{reason}")]
@@ -254,6 +266,20 @@ impl Failure {
     /// letter at once. A caller hears [`ErrorKind::Internal`](crate::ErrorKind::Internal).
     pub fn fatal(reason: impl fmt::Display) -> Self {
         Self::Failed(reason.to_string())
+    }
+}
+
+/// Knows a call that a workflow has made as it was recorded; of another one only the text.
+impl From<CallError> for Failure {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Rejected(rejection) => Self::Rejected(rejection),
+            CallError::Failed(error) => {
+                let recorded = std::error::Error::source(&error);
+                let recorded = recorded.and_then(|source| source.downcast_ref::<Self>());
+                recorded.cloned().unwrap_or_else(|| Self::Failed(error.to_string()))
+            }
+        }
     }
 }
 

@@ -28,6 +28,7 @@ pub mod stock;
 pub mod stored;
 pub mod testing;
 pub mod time;
+pub mod workflow;
 
 pub use ask::{Answer, Then};
 pub use collections::{Log, Logged, Map};
@@ -50,5 +51,5 @@ pub use schedule::{After, At, Cron, Every, Missed, Schedule};
 pub use schemars::{self, JsonSchema};
 pub use serde::{self, Deserialize, Serialize};
 pub use state::Layout;
-pub use stead_macros::{Layout, entity};
+pub use stead_macros::{Layout, entity, workflow};
 pub use time::{Timeout, Timestamp};

@@ -116,6 +116,9 @@ impl From<Failure> for Problem {
         match failure {
             Failure::Rejected(rejection) => rejection.into(),
             Failure::Failed(reason) => internal(reason),
+            Failure::Conflict(reason) => Error::new(ErrorKind::Conflict, reason).into(),
+            Failure::TooLarge(reason) => Error::new(ErrorKind::Invalid, reason).into(),
+            Failure::Cancelled | Failure::Terminated(_) => internal(failure.to_string()),
             Failure::TimedOut => Error::new(ErrorKind::Unknown, failure.to_string()).into(),
             Failure::Retry { reason, after } => {
                 let error = Error::new(ErrorKind::Later, reason);

@@ -60,7 +60,7 @@ pub use stead_entities::{
     Operation, OperationType, Origin, Policy, Query, Reference, Rejection, ReminderId, Request,
     Schedule, Serialize, Then, Timeout, Timestamp, TraceContext, TypedReference, Unbound, Version,
     ask, collections, context, dependencies, effect, entity, error, failure, id, index, input,
-    json, operation, policy, schedule, schemars, serde, state, stock, stored, time,
+    json, operation, policy, schedule, schemars, serde, state, stock, stored, time, workflow,
 };
 pub use store::DeadLetterFilter;
 pub use store::tables::dead_letters::DeadLetterId;

@@ -383,7 +383,7 @@ fn words_that_were_given_up_do_not_come_back() {
 }
 
 /// Where tests sleep, how often, and why nothing could be waited for instead.
-const SLEEPS: [(&str, usize, &str); 25] = [
+const SLEEPS: [(&str, usize, &str); 26] = [
     ("src/wait.rs", 1, "asks again for what nobody tells of"),
     ("src/proxy.rs", 1, "what was held passes later"),
     ("tests/crash.rs", 2, "the moments of kills"),
@@ -405,6 +405,7 @@ const SLEEPS: [(&str, usize, &str); 25] = [
     ("tests/semantics/reminders.rs", 2, "nothing must be applied meanwhile"),
     ("tests/semantics/turns.rs", 3, "nothing must be answered meanwhile"),
     ("tests/semantics/type_changes.rs", 8, "virtual time"),
+    ("tests/semantics/workflows.rs", 4, "virtual time, and a step must not begin meanwhile"),
     ("tests/simulation/run.rs", 15, "virtual time"),
     ("tests/store/backups.rs", 1, "references are dropped later"),
     ("tests/store/main.rs", 1, "paces batches, between which files are written"),

@@ -3,6 +3,7 @@
 
 mod entity;
 mod layout;
+mod workflow;
 
 use proc_macro::TokenStream;
 use proc_macro_crate::{FoundCrate, crate_name};
@@ -44,6 +45,36 @@ pub fn entity(attribute: TokenStream, item: TokenStream) -> TokenStream {
     let mut block = parse_macro_input!(item as syn::ItemImpl);
     let expanded = entity::expand(&settings, &block);
     entity::strip(&mut block);
+    match expanded {
+        Ok(generated) => quote!(#block #generated).into(),
+        Err(error) => {
+            let error = error.to_compile_error();
+            quote!(#block #error).into()
+        }
+    }
+}
+
+/// Makes a workflow of a type: `pub async fn run(ctx: Workflow<Self>, ..) -> Result<T, Failure>` is its code, `async`
+/// methods with `&self` that are not `pub` are its steps. Other functions stay what they are. A value of the type is what
+/// its steps need: a client, a pool.
+///
+/// `#[workflow(name = "order", version = 2, events(approval: Approval), also(1 = OrdersV1), retention = DAYS_30)]`: the
+/// name is required, the version of the code is 1 unless stated. `events` names the events that it takes, with the types
+/// of their payloads. `also` names types with the code of earlier versions, for runs that began with it. `retention` is
+/// how long an instance that has ended stays, a week unless stated.
+///
+/// `ctx.charge(order)` is the step `charge`, `ctx.approval()` the next event `approval`: methods of the trait
+/// `OrdersContext`, which other modules import. A step may ask for `step: &Step` before its arguments, and
+/// `#[step(at_most = 32)]` limits how many run on a node at one time. It returns a `Result<T, StepError>`.
+///
+/// The typed reference to an `Orders` is called `OrdersRef`, and `Orders::of(key)` makes one. Arguments come from JSON
+/// and are owned; several are a JSON object by name.
+#[proc_macro_attribute]
+pub fn workflow(attribute: TokenStream, item: TokenStream) -> TokenStream {
+    let settings = parse_macro_input!(attribute as workflow::Settings);
+    let mut block = parse_macro_input!(item as syn::ItemImpl);
+    let expanded = workflow::expand(&settings, &block);
+    workflow::strip(&mut block);
     match expanded {
         Ok(generated) => quote!(#block #generated).into(),
         Err(error) => {

@@ -128,6 +128,20 @@ impl<T> Log<T> {
         self.range(end.saturating_sub(count)..end)
     }
 
+    /// All entries at these indexes, read at one time, however many there are.
+    pub(crate) fn read(&self, indexes: Range<u64>) -> impl Iterator<Item = &T> {
+        let Range { start, end } = self.indexes();
+        let (from, to) = (indexes.start.max(start), indexes.end.min(end));
+        let count = usize::try_from(to.saturating_sub(from)).unwrap_or(usize::MAX);
+        let all = self.entries.range((&key(from), Some(&key(to))), count, count);
+        all.into_iter().map(|(_, entry)| &entry.value)
+    }
+
+    /// Has all entries leave memory that are stored.
+    pub(crate) fn evict_all(&mut self) {
+        self.entries.evict(None);
+    }
+
     /// Ends the oldest entries until so many are left.
     pub fn trim_to(&mut self, count: u64) {
         self.trim_until(self.indexes().end.saturating_sub(count).max(self.first));

@@ -144,6 +144,13 @@ impl<K: Serialize, V> Map<K, V> {
         Some(result)
     }
 
+    /// All entries, read at one time, however many there are.
+    pub(crate) fn read_all(&self) -> impl Iterator<Item = (&K, &V)> {
+        let count = usize::try_from(self.len()).unwrap_or(usize::MAX);
+        let all = self.entries.range((&[], None), count, count);
+        all.into_iter().map(|(_, (key, value))| (key, value))
+    }
+
     /// The entries in the order of their keys. A turn or query may reach
     /// [`ENTRIES_PER_TURN_MAX`](super::ENTRIES_PER_TURN_MAX) entries so, of all collections together.
     pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {

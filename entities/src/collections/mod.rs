@@ -30,6 +30,8 @@ pub use self::{
     turn::{Access, Attempted, Loaded, Miss, Refused, Wanted, attempt, check_loaded},
 };
 
+pub(crate) use self::turn::shows_entries;
+
 use std::collections::BTreeSet;
 
 use crate::{Layout, stored::Checks};

@@ -155,7 +155,7 @@ pub(super) fn is_outside() -> bool {
 }
 
 /// Whether entries may be shown.
-pub(super) fn shows_entries() -> bool {
+pub(crate) fn shows_entries() -> bool {
     SCOPE.with_borrow(|scope| scope.as_ref().is_none_or(|it| it.access == Access::Entries))
 }
 

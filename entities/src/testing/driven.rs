@@ -5,7 +5,7 @@ use std::any::Any;
 use super::Driver;
 use crate::{
     BoxFuture, CallError, Dependencies, Entity, Request, Timestamp,
-    effect::{Effect, Signal},
+    effect::{Effect, ReplyAddress, Signal},
 };
 
 /// A [`Driver`] of any type.
@@ -22,6 +22,10 @@ pub(super) trait Driven: Any + Send + Sync {
     fn on_dead_letter(&self) -> Option<&'static str>;
     /// The signals and asks since the last time, in order.
     fn take_sent(&mut self) -> Vec<Effect>;
+    /// Sets the address of the answer of the next operation, where another entity asks for it.
+    fn set_reply_to(&mut self, reply_to: Option<ReplyAddress>);
+    /// Whether the last operation answers later.
+    fn is_deferred(&self) -> bool;
     fn set_clock(&mut self, now: Timestamp);
     fn set_number(&mut self, number: u64);
     fn give(&mut self, given: &Dependencies);
@@ -56,6 +60,12 @@ impl<E: Entity> Driven for Driver<E> {
     }
     fn take_sent(&mut self) -> Vec<Effect> {
         std::mem::take(&mut self.sent)
+    }
+    fn set_reply_to(&mut self, reply_to: Option<ReplyAddress>) {
+        self.reply_to = reply_to;
+    }
+    fn is_deferred(&self) -> bool {
+        self.is_deferred
     }
     fn set_clock(&mut self, now: Timestamp) {
         self.now = now;

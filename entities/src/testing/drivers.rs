@@ -10,13 +10,16 @@ use std::{
 
 use serde::de::DeserializeOwned;
 
-use super::{Driver, EXPIRY, START, at_once, driven::Driven, result};
+use super::{
+    DeadLetter, Driver, EXPIRY, START, StepPlay, at_once, driven::Driven, result, steps::Workflows,
+};
 use crate::{
-    Answer, CallError, Cause, Dependencies, Entity, EntityId, Error, ErrorKind, Failure, Operation,
-    Origin, Query, Request, Timestamp,
+    CallError, Dependencies, Entity, EntityId, Error, ErrorKind, Failure, Operation, Origin, Query,
+    Request, Timestamp,
     ask::{Ask, answer_json},
-    effect::{Effect, Signal},
-    failure,
+    effect::{Effect, ReplyAddress, Signal},
+    stored,
+    workflow::{Instance, STEP_ENDED, StepId, StepResult, StepStart, WorkflowType},
 };
 
 /// The most signals that one call delivers. Entities that signal each other for ever reach it.
@@ -96,6 +99,7 @@ pub struct Drivers {
     last_ask: u64,
     signals: Vec<Signal>,
     dead_letters: Vec<DeadLetter>,
+    workflows: Workflows,
 }
 
 /// Makes what drives the entity of an id.
@@ -133,17 +137,6 @@ struct OpenAsk {
     origin: Option<Arc<Origin>>,
 }
 
-/// A signal or a reminder's operation that was not applied, and will not be.
-#[derive(Debug, Clone)]
-pub struct DeadLetter {
-    /// The sender: an entity, itself for a reminder, or `None` for the test.
-    pub sender: Option<EntityId>,
-    /// The signal.
-    pub signal: Signal,
-    /// Why it was not applied.
-    pub error: CallError,
-}
-
 /// The next event as the clock moves.
 enum Next {
     Signal(u64),
@@ -162,6 +155,73 @@ impl Drivers {
     pub fn entity<E: Entity>(mut self) -> Self {
         self.types.insert(E::NAME, |id| Box::new(Driver::<E>::new(id.key())));
         self
+    }
+
+    /// Registers a workflow type, with the value that its steps use. Its instances are entities of the type
+    /// [`Instance<W>`]; their steps run where they stand, or as [`Drivers::play_steps`] says.
+    #[must_use]
+    pub fn workflow<W: WorkflowType>(self, given: W) -> Self {
+        self.entity::<Instance<W>>().with(given)
+    }
+
+    /// The same, with what is in memory of an instance kept between its turns, as on a node that has room for it.
+    #[must_use]
+    pub fn warm_workflow<W: WorkflowType>(mut self, given: W) -> Self {
+        self.types.insert(W::NAME, |id| Box::new(Driver::<Instance<W>>::new(id.key()).warm()));
+        self.with(given)
+    }
+
+    /// Says what becomes of each attempt of a step that is begun from here on.
+    pub fn play_steps(
+        &mut self,
+        player: impl FnMut(&StepStart) -> StepPlay + Send + Sync + 'static,
+    ) {
+        self.workflows.steps.play_by(Box::new(player));
+    }
+
+    /// The attempts of steps that are under way, because [`StepPlay::Hold`] was said of them.
+    pub fn held_steps(&self) -> &[StepStart] {
+        &self.workflows.steps.held
+    }
+
+    /// Ends an attempt that is held, by its place among them: with a result, or, with `None`, as one that took too
+    /// long.
+    ///
+    /// # Errors
+    /// As the delivery of [`Drivers::apply`].
+    pub fn end_step(&mut self, held: usize, result: Option<StepResult>) -> Result<(), CallError> {
+        let start = self.workflows.steps.held.remove(held);
+        let input = start.ended(result);
+        self.step_ended(&start, input);
+        at_once(self.deliver())
+    }
+
+    /// Has the node of a workflow end and another one take it over: its steps are under way no more, and begin again.
+    ///
+    /// # Errors
+    /// As the delivery of [`Drivers::apply`].
+    pub fn host_anew(&mut self, id: &EntityId) -> Result<(), CallError> {
+        self.host_anew_behind(id, 0);
+        self.end_hosting();
+        at_once(self.deliver())
+    }
+
+    /// The same by itself, as soon as the workflow has had so many turns.
+    pub(super) fn host_anew_behind(&mut self, id: &EntityId, turns: u64) {
+        self.workflows.end_behind(id, turns);
+    }
+
+    fn end_hosting(&mut self) {
+        let turns = |id: &EntityId| self.entities.get(id).map_or(0, |driver| driver.revision());
+        let told = self.workflows.end_hosting(turns);
+        let sent = told.map(|signal| Sent { sender: None, signal, origin: None, asked: None });
+        self.due.extend(sent);
+    }
+
+    fn step_ended(&mut self, start: &StepStart, input: Vec<u8>) {
+        let (target, operation) = (start.id().workflow().clone(), STEP_ENDED.into());
+        let signal = Signal { target, operation, input, delay: None };
+        self.due.push_back(Sent { sender: None, signal, origin: None, asked: None });
     }
 
     /// Gives a dependency to the types that name it, in place of an earlier one of its type.
@@ -345,8 +405,21 @@ impl Drivers {
                 Effect::Signal(signal) => self.accept(Sent { sender, signal, origin, asked: None }),
                 Effect::Ask(ask) => self.open_ask(id, ask, origin),
                 Effect::Remind(_) | Effect::CancelReminder(_) | Effect::Expire(_) => {}
+                Effect::Step(start) => self.workflows.steps.begin(start),
+                Effect::CancelStep(of) => self.workflows.steps.cancel(|step| *step == of),
+                Effect::CancelSteps(of, run) => {
+                    let is_of = |step: &StepId| *step.workflow() == of && step.run() == run;
+                    self.workflows.steps.cancel(is_of);
+                }
+                Effect::OnHosting(operation) => self.workflows.on_hosting(id, operation),
+                Effect::Answer(ReplyAddress(address), answer) => {
+                    if let Ok(asked) = stored::decode::<(u64, usize)>(&address) {
+                        self.answer(asked, answer);
+                    }
+                }
             }
         }
+        self.end_hosting();
     }
 
     /// Sends the questions of an ask.
@@ -368,9 +441,9 @@ impl Drivers {
     }
 
     /// Takes the answer to a question, and sends it on where it was the last one.
-    fn answer(&mut self, (number, part): (u64, usize), answer: Answer<&[u8]>) {
+    fn answer(&mut self, (number, part): (u64, usize), answer: Vec<u8>) {
         let Some(open) = self.asks.get_mut(&number) else { return };
-        open.answers[part] = Some(answer_json(answer));
+        open.answers[part] = Some(answer);
         if open.answers.iter().all(Option::is_some) {
             self.end_ask(number);
         }
@@ -406,7 +479,15 @@ impl Drivers {
     /// this future is dropped before, the next call begins with it.
     async fn deliver(&mut self) -> Result<(), CallError> {
         let mut delivered = 0;
-        while let Some(Sent { sender, signal, origin, asked }) = self.due.front().cloned() {
+        loop {
+            let Some(Sent { sender, signal, origin, asked }) = self.due.front().cloned() else {
+                match self.workflows.steps.play(&self.dependencies) {
+                    Some(Some((start, ended))) => self.step_ended(&start, ended),
+                    Some(None) => {}
+                    None => return Ok(()),
+                }
+                continue;
+            };
             delivered += 1;
             if delivered > SIGNALS_PER_CALL_MAX {
                 let limit = format!(
@@ -421,24 +502,30 @@ impl Drivers {
             if let Some(origin) = &origin {
                 (request.caller, request.trace) = (origin.caller.clone(), origin.trace.clone());
             }
-            let result = self.driver_mut(&id)?.run(&request).await;
+            let reply_to =
+                asked.map(|asked| ReplyAddress(stored::encode(&asked).unwrap_or_default()));
+            let driver = self.driver_mut(&id)?;
+            driver.set_reply_to(reply_to);
+            let result = driver.run(&request).await;
+            driver.set_reply_to(None);
+            let is_deferred = driver.is_deferred() && result.is_ok();
             self.due.pop_front();
             self.collect(&id, result.is_ok(), origin.as_ref());
             match (asked, result) {
-                (Some(asked), Ok(json)) => self.answer(asked, Ok(&json)),
+                (Some(_), Ok(_)) if is_deferred => {}
+                (Some(asked), Ok(json)) => self.answer(asked, answer_json(Ok(&json))),
                 (Some(asked), Err(CallError::Rejected(no))) => {
-                    self.answer(asked, Err(Failure::Rejected(no)));
+                    self.answer(asked, answer_json(Err(Failure::Rejected(no))));
                 }
                 (asked, Err(error)) => {
                     if let Some(asked) = asked {
-                        self.answer(asked, Err(Failure::Failed(error.to_string())));
+                        self.answer(asked, answer_json(Err(Failure::Failed(error.to_string()))));
                     }
                     self.lose(DeadLetter { sender, signal, error });
                 }
                 (None, Ok(_)) => {}
             }
         }
-        Ok(())
     }
 
     /// The delayed signal, timeout or reminder that is due first.
@@ -489,19 +576,7 @@ impl Drivers {
         let target = letter.signal.target.clone();
         let told = self.entities.get(&target).and_then(|driver| driver.on_dead_letter());
         if let Some(told) = told.filter(|told| *told != letter.signal.operation) {
-            let input = String::from_utf8_lossy(&letter.signal.input);
-            let cause = match &letter.error {
-                CallError::Rejected(_) => Cause::Rejection,
-                CallError::Failed(_) => Cause::Failure,
-            };
-            let reason = match &letter.error {
-                CallError::Rejected(no) => no.reason(),
-                CallError::Failed(error) => error.message(),
-            };
-            let mut heard =
-                failure::DeadLetter::new(&letter.signal.operation, &input, cause, reason);
-            heard.sender = letter.sender.as_ref().map_or_else(String::new, ToString::to_string);
-            heard.accepted_at = self.clock.now;
+            let heard = letter.heard(self.clock.now);
             let input = serde_json::to_vec(&heard).expect("texts and numbers have a JSON form");
             let signal = Signal { target, operation: told.into(), input, delay: None };
             self.due.push_back(Sent { sender: None, signal, origin: None, asked: None });

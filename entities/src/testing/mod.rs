@@ -7,8 +7,11 @@
 
 mod driven;
 mod drivers;
+mod letters;
 mod poll;
 mod rows;
+mod steps;
+mod workflow;
 
 use std::{
     collections::BTreeMap,
@@ -27,13 +30,18 @@ use crate::{
     ask::{Ask, answer_json},
     collections::{self, Access, Attempted, Refused},
     context::Turn,
-    effect::{self, Effect, Reminder, Signal},
+    effect::{self, Effect, Reminder, ReplyAddress, Signal},
     entity::{Argument, Body, OperationKind, Outcome},
     operation::Argument as _,
     stored::{self, Checks},
 };
 
-pub use self::drivers::{DeadLetter, Drivers, SIGNALS_PER_CALL_MAX};
+pub use self::{
+    drivers::{Drivers, SIGNALS_PER_CALL_MAX},
+    letters::DeadLetter,
+    steps::StepPlay,
+    workflow::{SavedHistory, StepScript, WorkflowDriver, replay},
+};
 
 /// The time at which a test begins: 2026-01-01T00:00:00Z.
 const START: Timestamp = Timestamp::from_micros(1_767_225_600_000_000);
@@ -92,6 +100,9 @@ pub struct Driver<E> {
     /// When the entity is deleted by itself.
     expires_at: Option<Timestamp>,
     dependencies: Arc<Dependencies>,
+    /// The address of the answer of the next operation, and whether the last one answers later.
+    reply_to: Option<ReplyAddress>,
+    is_deferred: bool,
 }
 
 impl<E: Entity> Driver<E> {
@@ -110,6 +121,8 @@ impl<E: Entity> Driver<E> {
             reminders: BTreeMap::new(),
             expires_at: None,
             dependencies: Arc::default(),
+            reply_to: None,
+            is_deferred: false,
         };
         driver.activate();
         driver
@@ -120,6 +133,13 @@ impl<E: Entity> Driver<E> {
     #[must_use]
     pub fn with<T: Send + Sync + 'static>(mut self, value: T) -> Self {
         self.give(&Dependencies::clone(&self.dependencies).with(value));
+        self
+    }
+
+    /// Has the state stay in memory between turns, as on a node that has room for it.
+    #[must_use]
+    pub fn warm(mut self) -> Self {
+        self.rows.is_warm = true;
         self
     }
 
@@ -302,7 +322,9 @@ impl<E: Entity> Driver<E> {
     /// Deletes the entity.
     fn reset(&mut self) {
         self.state = E::default();
+        let is_warm = self.rows.is_warm;
         (self.rows, self.whole) = (Rows::default(), OnceLock::new());
+        self.rows.is_warm = is_warm;
         self.revision = 0;
         self.reminders.clear();
         self.expires_at = None;
@@ -335,7 +357,8 @@ impl<E: Entity> Driver<E> {
             self.id.clone().ok_or_else(|| Error::new(ErrorKind::Invalid, "the key is invalid"))?;
         let (revision, seed) = (self.revision, self.turns ^ (self.number << 32));
         let token = u128::from(self.turns) | (u128::from(self.number) << 64);
-        Ok(Turn { id, now: self.now, revision, seed, token, origin })
+        let reply_to = self.reply_to.clone();
+        Ok(Turn { origin, reply_to, ..Turn::new(id, self.now, revision, (seed, token)) })
     }
 
     fn find<'t>(
@@ -434,6 +457,10 @@ impl<E: Entity> Driver<E> {
             Ok(_) => ctx.finish()?,
             Err(rejection) => ctx.finish_rejected(rejection)?,
         };
+        self.is_deferred = effects.is_deferred;
+        if effects.is_void {
+            return result.map_err(CallError::Rejected);
+        }
         if result.is_ok() {
             allowed(|| self.prove(&mut state))??;
         }
@@ -453,7 +480,13 @@ impl<E: Entity> Driver<E> {
         }
         for effect in effects.list {
             match effect {
-                effect @ (Effect::Signal(_) | Effect::Ask(_)) => self.sent.push(effect),
+                effect @ (Effect::Signal(_)
+                | Effect::Ask(_)
+                | Effect::Step(_)
+                | Effect::CancelStep(_)
+                | Effect::CancelSteps(..)
+                | Effect::OnHosting(_)
+                | Effect::Answer(..)) => self.sent.push(effect),
                 Effect::Remind(reminder) => {
                     let due = reminder.schedule.first(self.now).unwrap_or(Timestamp::MAX);
                     self.reminders.insert(reminder.name.clone(), (due, reminder));

@@ -16,6 +16,8 @@ pub(super) struct Rows {
     entries: BTreeMap<EntryKey, Vec<u8>>,
     /// The number and length of each collection.
     pub(super) collections: Vec<(u32, u64)>,
+    /// Whether a state stays in memory between turns, with what it has there.
+    pub(super) is_warm: bool,
 }
 
 impl Rows {
@@ -64,9 +66,15 @@ impl Rows {
         if self.collections.is_empty() {
             return Ok(state.clone());
         }
-        let stored = stored::encode(state).map_err(|error| error.to_string())?;
-        let mut copy: E = stored::decode(&stored).map_err(|error| error.to_string())?;
-        ready(&mut copy);
+        let mut copy = match self.is_warm {
+            true => state.clone(),
+            false => {
+                let stored = stored::encode(state).map_err(|error| error.to_string())?;
+                let mut copy: E = stored::decode(&stored).map_err(|error| error.to_string())?;
+                ready(&mut copy);
+                copy
+            }
+        };
         missed.iter().try_for_each(|miss| collections::supply(&mut copy, &self.load(miss)))?;
         Ok(copy)
     }

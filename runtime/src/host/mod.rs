@@ -29,7 +29,8 @@ use crate::{
     map::SharedSet,
     memory::Memory,
     partition::{
-        self, Beginning, ForeignIndex, Handle, Hosting, Identity, Predecessor, Shell, Watches,
+        self, Beginning, ForeignIndex, Handle, Hosting, Identity, Predecessor, Shell, StepRoom,
+        Watches,
         message::{CommitSender, Input},
     },
     store::Store,
@@ -59,6 +60,7 @@ pub(crate) struct Host {
     session: Mutex<Option<Arc<Session>>>,
     /// How much due and left-behind work runs at one time.
     permits: Arc<Semaphore>,
+    step_room: Arc<StepRoom>,
     /// How many dead letters were dropped because there were too many.
     dropped: Arc<AtomicU64>,
     /// The entity types that partitions met and that this node does not serve.
@@ -100,6 +102,7 @@ impl Host {
             session: Mutex::new(None),
             permits: Arc::new(Semaphore::new(parts.store.left_rows_max())),
             memory: Memory::of(&parts.config),
+            step_room: Arc::new(StepRoom::new()),
             dropped: Arc::default(),
             unserved: Arc::default(),
             hostings: AtomicU64::new(0),
@@ -122,6 +125,7 @@ impl Host {
                 types: self.parts.types.clone(),
                 watches: self.watches.clone(),
                 permits: self.permits.clone(),
+                step_room: self.step_room.clone(),
             };
             partition::start(shell).await?;
         }

@@ -5,7 +5,12 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use stead_entities::{Dependencies, Entity, entity::OperationKind, index::INDEXES_MAX};
+use stead_entities::{
+    Dependencies, Entity,
+    entity::OperationKind,
+    index::INDEXES_MAX,
+    workflow::{Instance, WorkflowType},
+};
 use tokio::{
     runtime::Handle as Runtime,
     sync::{oneshot, watch},
@@ -143,6 +148,11 @@ impl NodeBuilder {
     pub fn entity<E: Entity>(mut self) -> Self {
         self.entities.push(entity_type::<E>);
         self
+    }
+
+    /// Hosts a workflow type, with the value that its steps use.
+    pub fn workflow<W: WorkflowType>(self, given: W) -> Self {
+        self.entity::<Instance<W>>().with(given)
     }
 
     /// Gives a value, such as a client or a pool, to the entity types that name it

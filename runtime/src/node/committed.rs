@@ -159,14 +159,8 @@ impl Local {
         let (revision, committed_at) = head.unwrap_or((0, Timestamp::default()));
         let (name, limits) = (known.name_of(index), self.host.limits(id));
         let span = telemetry::turn(id, name, origin.as_deref());
-        let turn = Turn {
-            id: id.clone(),
-            now: now.max(committed_at),
-            revision,
-            seed: 0,
-            token: 0,
-            origin,
-        };
+        let turn = Turn::new(id.clone(), now.max(committed_at), revision, (0, 0));
+        let turn = Turn { origin, ..turn };
         let ctx = Context::new(turn).with_dependencies(known.dependencies().clone());
         let watch = self.host.watches().add();
         watch.begin(id, name, None, &Row::None, limits);

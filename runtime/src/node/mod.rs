@@ -38,7 +38,10 @@ use std::{
 
 use stead_entities::{
     Accepted, BoxFuture, Caller, Entity, EntityId, Error, ErrorKind, Reference, ReminderId,
-    Request, Timestamp, TypedReference, entity::EntityDescription, operation::Reply,
+    Request, Timestamp, TypedReference,
+    entity::EntityDescription,
+    operation::Reply,
+    workflow::{WorkflowReference, WorkflowType},
 };
 
 use self::{
@@ -115,6 +118,11 @@ impl Node {
     /// A typed reference to an entity, bound to this node.
     pub fn entity<E: TypedReference>(&self, key: impl AsRef<str>) -> E::Reference<Self> {
         E::reference(Reference::new(E::NAME, key.as_ref()).bind(self.clone()))
+    }
+
+    /// A typed reference to a workflow, bound to this node.
+    pub fn workflow<W: WorkflowType>(&self, key: impl AsRef<str>) -> WorkflowReference<W, Self> {
+        WorkflowReference::new(key.as_ref()).bind(self.clone())
     }
 
     /// The entity types of this node, by name.

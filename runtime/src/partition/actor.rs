@@ -24,6 +24,8 @@ use super::{
     INBOX_PAGE, Partition, REMINDERS_PAGE,
     handle::{Assignment, Handle, Hosting},
     message::{CommitRequest, CommitSender, Input, Output, Returned, Start},
+    step_tasks::{Services, StepRoom, StepTasks},
+    steps::NewStep,
     task::{self, spawn},
     turn::{Halt, panicked},
     watch::Watches,
@@ -84,6 +86,7 @@ pub(crate) struct Shell {
     /// A permit for each row of due reminders and of inboxes that the node may have between disk and
     /// commit at one time. What callers ask for waits behind no more than these.
     pub(crate) permits: Arc<Semaphore>,
+    pub(crate) step_room: Arc<StepRoom>,
 }
 
 /// The partition that an actor hosts at present.
@@ -96,6 +99,7 @@ struct Hosted {
     wake_at: Option<(Timestamp, AbortHandle)>,
     /// Operations that await.
     runs: Vec<AbortHandle>,
+    steps: StepTasks,
 }
 
 /// An actor: it lives as long as its node, and hosts its partition while that is the node's.
@@ -180,8 +184,9 @@ impl Host {
             Assignment::Host(hosting) => {
                 let Hosting { beginning, committer, lease } = *hosting;
                 let partition = Partition::new(*beginning, shell.clock.now(), self.term);
-                let (shell, runs) = (shell.clone(), Vec::new());
-                let hosted = Hosted { shell, partition, committer, lease, wake_at: None, runs };
+                let (shell, runs, steps) = (shell.clone(), Vec::new(), StepTasks::default());
+                let wake_at = None;
+                let hosted = Hosted { shell, partition, committer, lease, wake_at, runs, steps };
                 self.hosted = Some(hosted);
             }
             Assignment::Drop(error) => {
@@ -197,6 +202,7 @@ impl Host {
                 self.taken = inputs;
                 let timer = hosted.wake_at.take().map(|(_, timer)| timer);
                 hosted.runs.drain(..).chain(timer).for_each(|task| task.abort());
+                hosted.steps.abort();
             }
         }
     }
@@ -252,6 +258,8 @@ impl Hosted {
             Output::Commit(group) => drop(self.committer.send(CommitRequest::Group(group)).await),
             Output::Barrier(term) => self.barrier(number, term),
             Output::Start(start) => self.start(term, *start),
+            Output::Step(step) => self.begin_step(term, *step),
+            Output::EndSteps(which) => self.steps.end(&which),
             Output::WakeAt(at) => self.wake_at(at),
             Output::Again => {}
             Output::Permits(count) => {
@@ -329,6 +337,8 @@ impl Hosted {
             | Output::Commit(_)
             | Output::Barrier(_)
             | Output::Start(_)
+            | Output::Step(_)
+            | Output::EndSteps(_)
             | Output::WakeAt(_)
             | Output::Permits(_)
             | Output::Again => unreachable!("not a read"),
@@ -341,6 +351,7 @@ impl Hosted {
         for run in self.runs.drain(..) {
             run.abort();
         }
+        self.steps.abort();
         let committer = self.committer.clone();
         spawn(async move {
             if term > 1 {
@@ -380,6 +391,21 @@ impl Hosted {
             handle.push(Input::Returned(term, Box::new(Returned { id, run, result })));
         });
         self.runs.push(run_task);
+    }
+
+    /// Begins an attempt of a step of a workflow.
+    fn begin_step(&mut self, term: u64, step: NewStep) {
+        let workflow = step.start.id().workflow();
+        let Some(known) = self.shell.types.get(workflow.entity_type()) else { return };
+        let services = Services {
+            handle: self.shell.handle.clone(),
+            watches: self.shell.watches.clone(),
+            room: self.shell.step_room.clone(),
+            polled: self.partition.poll_limits(workflow),
+            given: known.dependencies().clone(),
+            term,
+        };
+        self.steps.begin(step, services);
     }
 
     /// Ticks at `at`, unless an earlier tick is under way.

@@ -141,17 +141,17 @@ impl Partition {
     pub(super) fn answer_question(&mut self, operation: &Operation, answer: Answer<&[u8]>) {
         if let Some((key, asked)) = operation.question() {
             let origin = operation.origin.clone().map(StoredOrigin);
-            self.send_answer(key, asked, origin, answer);
+            self.send_answer(key, asked, origin, answer_json(answer));
         }
     }
 
-    /// Sends the answer to the question that has this key.
+    /// Sends the answer, as JSON, to the question that has this key.
     pub(super) fn send_answer(
         &mut self,
         question: &InboxKey,
         asked: &Asked,
         origin: Option<StoredOrigin>,
-        answer: Answer<&[u8]>,
+        answer: Vec<u8>,
     ) {
         let key = match question.of_answer(|asker| self.environment.partition_of(asker)) {
             Ok(key) => key,
@@ -162,7 +162,7 @@ impl Partition {
         let record = InboxRecord {
             origin,
             asked: Some(Box::new(asked.clone())),
-            ..InboxRecord::signal(token, operation, answer_json(answer), now)
+            ..InboxRecord::signal(token, operation, answer, now)
         };
         self.send_row(key, record, !Sabotage::AnswerOutsideCommit.is_on());
     }

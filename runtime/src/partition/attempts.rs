@@ -62,6 +62,11 @@ impl Attempts {
         }
     }
 
+    /// Whether an operation was left behind by an owner that stopped without draining.
+    pub(super) fn was_interrupted(&self, accepted_at: Timestamp) -> bool {
+        self.predecessor.was_unclean && accepted_at <= self.began_at
+    }
+
     /// Whether what ran is known, so that one operation is counted at a time.
     pub(super) fn knows_what_ran(&self) -> bool {
         self.predecessor.marks.is_some()

@@ -39,7 +39,8 @@ impl Partition {
         let Some(WaitsForRead::Entries(lacking)) = waits else { return };
         let mut envelope = lacking.waits;
         let supplied = loaded.map_err(|error| unreadable(id, &error)).and_then(|loaded| {
-            let is_first = count(&mut envelope, &loaded)?;
+            let is_limited = !self.environment.served(id).hears_failures();
+            let is_first = count(&mut envelope, &loaded, is_limited)?;
             let state = self.activations.of(id).live_mut().state_mut();
             if is_first {
                 // Not later: what the turn has asked for before has to stay.
@@ -65,8 +66,8 @@ impl Partition {
     }
 }
 
-/// Counts what is loaded for one turn or query, and refuses too much. Says whether it is the first that is loaded.
-fn count(envelope: &mut Envelope, loaded: &Loaded) -> Result<bool, Error> {
+/// Counts what is loaded for one turn or query, and refuses too much; a workflow's history has a limit of its own. Says whether it is the first that is loaded.
+fn count(envelope: &mut Envelope, loaded: &Loaded, is_limited: bool) -> Result<bool, Error> {
     let first_try = match envelope {
         Envelope::Operation(operation) => operation.first_try.as_deref_mut(),
         Envelope::Read(read) => read.first_try.as_deref_mut(),
@@ -79,7 +80,9 @@ fn count(envelope: &mut Envelope, loaded: &Loaded) -> Result<bool, Error> {
     }
     *entries += loaded.entries();
     *bytes += loaded.bytes();
-    check_loaded(*entries, *bytes).map_err(|why| Error::new(ErrorKind::Internal, why))?;
+    if is_limited {
+        check_loaded(*entries, *bytes).map_err(|why| Error::new(ErrorKind::Internal, why))?;
+    }
     Ok(is_first)
 }
 

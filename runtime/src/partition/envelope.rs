@@ -99,6 +99,8 @@ pub(super) struct Operation {
     pub(super) is_marked: bool,
     /// Its share of the due and left-behind work that a node does at one time.
     pub(super) permit: Option<OwnedSemaphorePermit>,
+    /// Why it has failed, where its type hears of that.
+    pub(super) failure: Option<Box<str>>,
     /// The time and entropy of its turn, where that was given up because it lacked entries of collections.
     pub(super) first_try: Option<Box<FirstTry>>,
 }
@@ -261,6 +263,7 @@ impl Operation {
             count: AttemptCount::AfterFailure,
             is_marked: false,
             permit: None,
+            failure: None,
             first_try: None,
         }
     }

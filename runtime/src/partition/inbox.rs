@@ -43,6 +43,8 @@ pub(super) struct Inbox {
     backlogs: Map<EntityId, Backlog>,
     /// Those of an earlier term whose rows are still to be asked for.
     recovering: VecDeque<EntityId>,
+    /// Rows that are in memory for nothing but to be read where the partition is hosted anew.
+    for_hosting: Map<EntityId, InboxKey>,
 }
 
 /// Rows of one entity that are on disk and not in memory.
@@ -92,6 +94,16 @@ impl Inbox {
     pub(super) fn take_in(&mut self, key: InboxKey, bytes: usize) {
         self.known.insert(key);
         self.held_bytes += bytes;
+    }
+
+    /// Keeps a row that was taken in for nothing but to be read where the partition is hosted anew.
+    pub(super) fn keep_hosting_row(&mut self, key: InboxKey) {
+        self.for_hosting.insert(key.receiver.clone(), key);
+    }
+
+    /// Takes such a row, which is to be consumed.
+    pub(super) fn take_hosting_row(&mut self, id: &EntityId) -> Option<InboxKey> {
+        self.for_hosting.remove(id)
     }
 
     /// Notes that the open write group consumes a row.

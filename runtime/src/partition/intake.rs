@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use stead_entities::{EntityId, Error, ErrorKind, Failure, Timestamp};
+use stead_entities::{EntityId, Error, ErrorKind, Failure, Timestamp, ask::answer_json};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
@@ -141,7 +141,7 @@ impl Partition {
     }
 
     /// Puts something at the end of its entity's order, durably at once if it has to wait for long.
-    fn enqueue(&mut self, id: &EntityId, envelope: Envelope) {
+    pub(super) fn enqueue(&mut self, id: &EntityId, envelope: Envelope) {
         let (now, has_backlog) = (self.moment.now, self.inbox.has_backlog(id));
         let activation = self.activate(id);
         activation.use_at(now);
@@ -453,7 +453,8 @@ impl Partition {
         }
         if let Some(asked) = record.asked.as_deref().filter(|_| !key.is_answer()) {
             let origin = record.origin.clone();
-            self.send_answer(&key, asked, origin, Err(Failure::Failed(reason.clone())));
+            let answer = answer_json(Err(Failure::Failed(reason.clone())));
+            self.send_answer(&key, asked, origin, answer);
         }
         let row = Row::Inbox(key);
         let letter = Letter {

@@ -14,6 +14,7 @@ use super::{
     ForeignIndex,
     envelope::Row,
     reply::{CallResult, ReplySender},
+    steps::{NewStep, StepEnded, StepsToEnd},
     turn::Halt,
 };
 use crate::{
@@ -178,6 +179,7 @@ pub(crate) enum Input {
     /// Entries of an entity's collections.
     Entries(u64, EntityId, Box<ReadResult<Loaded>>),
     Returned(u64, Box<Returned>),
+    StepEnded(u64, Box<StepEnded>),
     /// Commit nothing, and answer when it is durable.
     Probe(ReplySender),
     /// Drop a dead letter.
@@ -208,6 +210,7 @@ impl Input {
             | Self::Reminders(term, ..)
             | Self::Entries(term, ..)
             | Self::Returned(term, ..)
+            | Self::StepEnded(term, ..)
             | Self::Letters(term, ..) => Some(*term),
             Self::Arrival(_)
             | Self::Deliver(..)
@@ -259,6 +262,9 @@ pub(crate) enum Output {
     /// Entries of the collections of this generation of an entity.
     Entries(EntityId, u64, Miss),
     Start(Box<Start>),
+    /// Begin an attempt of a step.
+    Step(Box<NewStep>),
+    EndSteps(StepsToEnd),
     /// Tick at this time.
     WakeAt(Timestamp),
     /// Step again soon: there is more to run.

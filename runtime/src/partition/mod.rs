@@ -52,6 +52,8 @@ pub(crate) mod reply;
 mod run;
 mod sealing;
 mod settle;
+mod step_tasks;
+pub(crate) mod steps;
 mod task;
 #[cfg(test)]
 #[allow(unreachable_pub, reason = "operations of an entity are `pub`")]
@@ -81,6 +83,7 @@ use self::{
     message::{Input, Link, Output},
     reminders::Reminders,
     reply::Response,
+    steps::StepsToEnd,
     write_group::{OpenGroup, Release},
 };
 pub(crate) use self::{
@@ -91,6 +94,7 @@ pub(crate) use self::{
     expiry::EXPIRE,
     handle::{Closed, Handle, Hosting},
     intake::PURGE,
+    step_tasks::StepRoom,
     watch::{Late, Watches},
 };
 use crate::{entropy::Entropy, sabotage::Sabotage, store::ReadResult};
@@ -233,6 +237,8 @@ impl Partition {
                 self.lifecycle.drain(reply_to);
                 self.reminders.drop_permits();
                 self.activations.drop_permits();
+                // They begin again where the partition is hosted next.
+                self.outputs.push(Output::EndSteps(StepsToEnd::All));
             }
             input if phase != Phase::Serving => self.lifecycle.keep_early(input),
             Input::Arrival(arrival) => self.arrive(*arrival),
@@ -256,6 +262,7 @@ impl Partition {
             Input::Reminders(_, id, page) => self.reminders_read(&id, page),
             Input::Entries(_, id, loaded) => self.entries_read(&id, *loaded),
             Input::Returned(_, returned) => self.returned(*returned),
+            Input::StepEnded(_, ended) => self.step_ended(*ended),
         }
     }
 
@@ -360,6 +367,8 @@ impl Partition {
                 }
                 Release::Fired(id, occurrence) => self.reminders.gone(&id, &occurrence),
                 Release::Resume(id) => self.activations.make_ready(&id),
+                Release::Step(step) => self.outputs.push(Output::Step(step)),
+                Release::EndSteps(which) => self.outputs.push(Output::EndSteps(which)),
             }
         }
         self.reminders.committed(self.group.released());

@@ -55,7 +55,7 @@ impl Partition {
     }
 
     /// Notes that the open write group has something of an entity, if that is in memory.
-    fn hold_until_durable(&mut self, id: &EntityId) {
+    pub(super) fn hold_until_durable(&mut self, id: &EntityId) {
         let group = self.group.number();
         if let Some(activation) = self.activations.get_mut(id) {
             activation.hold_until(group);

@@ -1,6 +1,6 @@
 //! Reads in an entity's order: its state, and queries. They run on the state itself, and change nothing.
 
-use stead_entities::{EntityId, Error, ErrorKind};
+use stead_entities::{Context, EntityId, Error, ErrorKind};
 
 use super::{
     Partition,
@@ -62,7 +62,7 @@ impl Partition {
         // It is used up where the query was run before.
         let argument = argument.take().map_or_else(decode, Ok)?;
         let span = telemetry::turn(id, known.name_of(index), origin.as_deref());
-        let ctx = self.new_context(id, first.token, origin, first);
+        let ctx = Context::new(self.new_turn(id, first.token, origin, first));
         let ctx = ctx.with_dependencies(known.dependencies().clone());
         let (name, limits) = (known.name_of(index), self.environment.limits(id, None));
         self.environment.watch().begin(id, name, Some(reply_to), &Row::None, limits);

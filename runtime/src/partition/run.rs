@@ -204,16 +204,26 @@ impl Partition {
         FirstTry { now, seed, token, entries: 0, bytes: 0 }
     }
 
-    pub(super) fn new_context(
+    pub(super) fn new_turn(
         &mut self,
         id: &EntityId,
         token: u128,
         origin: Option<Arc<Origin>>,
         first: &FirstTry,
-    ) -> Context {
+    ) -> Turn {
         let revision = self.activations.of(id).live_mut().revision();
         let FirstTry { now, seed, .. } = *first;
-        Context::new(Turn { id: id.clone(), now, revision, seed, token, origin })
+        Turn { origin, ..Turn::new(id.clone(), now, revision, (seed, token)) }
+    }
+
+    /// The context of a turn of an operation.
+    fn context_of(&mut self, id: &EntityId, operation: &Operation, first: &FirstTry) -> Context {
+        let mut turn = self.new_turn(id, operation.token, operation.origin.clone(), first);
+        turn.reply_to = self.reply_address(operation);
+        turn.failure = operation.failure.as_deref().map(Into::into);
+        turn.was_interrupted = matches!(operation.row, Row::Inbox(_))
+            && self.attempts.was_interrupted(operation.accepted_at);
+        Context::new(turn)
     }
 
     fn run_operation(&mut self, id: &EntityId, operation: Box<Operation>) -> Next {
@@ -266,7 +276,11 @@ impl Partition {
             AttemptCount::By(_) | AttemptCount::AfterFailure => {}
         }
         let retries = self.environment.limits(id, Some(operation.index)).retries;
-        if operation.attempts > retries.saturating_add(1) {
+        if operation.attempts > retries.saturating_add(1) && operation.failure.is_none() {
+            let error = Error::new(ErrorKind::Internal, ENDED_THE_PROCESS);
+            if self.tell_failure(id, &mut operation, &error) {
+                return self.run_turn(id, operation);
+            }
             self.dead_letter(id, *operation, Cause::Failure, ENDED_THE_PROCESS);
             return Next::Goes;
         }
@@ -362,7 +376,7 @@ impl Partition {
         let span = telemetry::turn(id, name, operation.origin.as_deref());
         let _entered = span.enter();
         let first = operation.first_try.take().map_or_else(|| self.first_try(id), |first| *first);
-        let ctx = self.new_context(id, operation.token, operation.origin.clone(), &first);
+        let ctx = self.context_of(id, &operation, &first);
         let limits = self.environment.config().limits(known.policy_of(operation.index));
         let (reply_to, row) = (operation.reply_to(), &operation.row);
         self.environment.watch().begin(id, name, reply_to, row, limits);
@@ -508,7 +522,7 @@ impl Partition {
         };
         let span = self.turn_span(id, &operation);
         let first = operation.first_try.take().unwrap_or_else(|| Box::new(self.first_try(id)));
-        let ctx = self.new_context(id, operation.token, operation.origin.clone(), &first);
+        let ctx = self.context_of(id, &operation, &first);
         operation.first_try = Some(first);
         let ctx = ctx.with_dependencies(self.environment.served(id).dependencies().clone());
         let (run, index) = (self.lifecycle.next_run(), operation.index);

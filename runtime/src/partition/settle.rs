@@ -16,6 +16,7 @@ use super::{
     idempotency::IdempotencyKeys,
     message::Delivery,
     reply::Response,
+    steps::StepsToEnd,
     turn::{Applied, NextTry, Turned},
 };
 use crate::{
@@ -37,6 +38,9 @@ impl Partition {
     /// Settles a turn that deletes nothing, or has it wait for what it lacks.
     pub(super) fn settle(&mut self, id: &EntityId, operation: Box<Operation>, turned: Turned) {
         match turned {
+            Turned::Applied(Applied { effects, reply, .. }) if effects.is_void => {
+                self.leave(id, *operation, reply);
+            }
             Turned::Applied(applied) => self.apply(id, operation, applied, None),
             Turned::Rejected(rejection) => self.reject(id, *operation, rejection),
             Turned::Missed(miss) => {
@@ -109,6 +113,9 @@ impl Partition {
         self.write_state_of(id);
         self.group.count_entries(entries);
         self.consume(id, &mut operation);
+        if effects.is_deferred {
+            operation.asked = None;
+        }
         let ended = delayed.map(|it| self.begin_deletion(id, operation.accepted_at, it));
         let (mut index, mut expiry) = (0, None);
         for effect in effects.list {
@@ -122,6 +129,14 @@ impl Partition {
                 Effect::Remind(reminder) => self.remind(id, reminder),
                 Effect::CancelReminder(name) => drop(self.cancel_named(id, &name)),
                 Effect::Expire(length) => expiry = Some(length),
+                Effect::Step(start) => self.begin_step(start, origin.clone()),
+                Effect::CancelStep(step) => self.end_steps(StepsToEnd::One(step)),
+                Effect::CancelSteps(of, run) => self.end_steps(StepsToEnd::OfRun(of, run)),
+                Effect::OnHosting(told) => self.on_hosting(id, told),
+                Effect::Answer(address, answer) => {
+                    let origin = origin.clone();
+                    self.answer_later(&address, answer, origin);
+                }
             }
         }
         match ended {
@@ -203,6 +218,12 @@ impl Partition {
         self.send_row(key, record, !Sabotage::SignalsWithoutRows.is_on());
     }
 
+    /// A turn that changes nothing, though it is done.
+    fn leave(&mut self, id: &EntityId, mut operation: Operation, reply: Reply) {
+        self.consume(id, &mut operation);
+        self.conclude(id, operation, reply);
+    }
+
     /// A rejection: no state, no effects, but the operation is done with.
     fn reject(&mut self, id: &EntityId, mut operation: Operation, rejection: Rejection) {
         self.consume(id, &mut operation);
@@ -228,6 +249,23 @@ impl Partition {
         }
     }
 
+    /// Has an operation run once more to be told why it failed, where its type wants to hear of that. What may
+    /// pass by itself is tried again as any other failure.
+    pub(super) fn tell_failure(
+        &self,
+        id: &EntityId,
+        operation: &mut Operation,
+        error: &Error,
+    ) -> bool {
+        let hears = self.environment.served(id).hears_failures();
+        if !hears || operation.failure.is_some() || error.kind() == ErrorKind::Unavailable {
+            return false;
+        }
+        operation.failure = Some(error.message().into());
+        operation.first_try = None;
+        true
+    }
+
     /// A failure: nothing of the turn stays. A signal is tried again, a bounded number of times.
     pub(super) fn fail(
         &mut self,
@@ -236,6 +274,10 @@ impl Partition {
         error: Error,
         next_try: NextTry,
     ) {
+        if self.tell_failure(id, &mut operation, &error) {
+            self.activations.of(id).put_back(Envelope::Operation(operation));
+            return self.activations.make_ready(id);
+        }
         let attempts = operation.attempts;
         tracing::warn!(entity = %id, kind = ?error.kind(), %error, attempts, "a turn failed");
         if operation.is_call() {

@@ -88,7 +88,7 @@ pub(super) fn activate(
     state: &mut State,
     (now, revision): (Timestamp, u64),
 ) {
-    let turn = Turn { id: id.clone(), now, revision, seed: 0, token: 0, origin: None };
+    let turn = Turn::new(id.clone(), now, revision, (0, 0));
     entity_type.activate(state, &Context::new(turn));
 }
 

@@ -13,6 +13,7 @@ use super::{
     envelope::Occurrence,
     message::{Delivery, WriteGroup},
     reply::{CallResult, ReplySender},
+    steps::{NewStep, StepsToEnd},
 };
 use crate::{
     memory::{CommitShare, Memory},
@@ -56,6 +57,10 @@ pub(super) enum Release {
     Fired(EntityId, Occurrence),
     /// The entity can go on.
     Resume(EntityId),
+    /// The attempt of a step may begin.
+    Step(Box<NewStep>),
+    /// Attempts of steps are to end.
+    EndSteps(StepsToEnd),
 }
 
 impl OpenGroup {

@@ -11,7 +11,9 @@ use std::{
 
 use stead_entities::{
     Accepted, BoxFuture, Caller, Entity, EntityId, Error, ErrorKind, Reference, ReminderId,
-    Request, Timestamp, TypedReference, operation::Reply,
+    Request, Timestamp, TypedReference,
+    operation::Reply,
+    workflow::{WorkflowReference, WorkflowType},
 };
 use tokio::{
     runtime::Handle,
@@ -117,6 +119,11 @@ impl TestNode {
     /// A typed reference to an entity, bound to this node.
     pub fn entity<E: TypedReference>(&self, key: impl AsRef<str>) -> E::Reference<Self> {
         E::reference(Reference::new(E::NAME, key.as_ref()).bind(self.clone()))
+    }
+
+    /// A typed reference to a workflow, bound to this node.
+    pub fn workflow<W: WorkflowType>(&self, key: impl AsRef<str>) -> WorkflowReference<W, Self> {
+        WorkflowReference::new(key.as_ref()).bind(self.clone())
     }
 
     /// The state of an entity, in its order; the first one before its first turn.

@@ -8,7 +8,10 @@ use std::{
     sync::Arc,
 };
 
-use stead_entities::{Dependencies, Entity};
+use stead_entities::{
+    Dependencies, Entity,
+    workflow::{Instance, WorkflowType},
+};
 
 use super::{
     CommitFaults, TestNode,
@@ -104,6 +107,13 @@ impl NodeTest {
     pub fn entity<E: Entity>(mut self) -> Self {
         self.types.push(NodeBuilder::entity::<E>);
         self
+    }
+
+    /// Hosts a workflow type. The value that its steps use is made anew for each run, and outlives the crashes of a
+    /// run.
+    #[must_use]
+    pub fn workflow<W: WorkflowType>(self, make: impl Fn() -> W + 'static) -> Self {
+        self.entity::<Instance<W>>().with(make)
     }
 
     /// Gives a dependency to the types that name it. It is made anew for each run, and outlives the crashes of a

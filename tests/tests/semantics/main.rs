@@ -23,6 +23,7 @@ mod topics;
 mod turns;
 mod type_changes;
 mod upgrades;
+mod workflows;
 
 use std::{
     future::IntoFuture,
@@ -36,7 +37,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use stead::{
     After, CallError, Config, Context, EntityId, ErrorKind, Every, JsonSchema, Layout, Node,
-    Rejection, Timestamp,
+    NodeBuilder, Rejection, Timestamp,
     clock::{Clock, ManualClock},
     entity,
     stock::Counter,
@@ -152,10 +153,15 @@ impl World {
     }
 
     async fn start(&self) -> Node {
+        self.start_with(|builder| builder).await
+    }
+
+    /// Starts the node with more types.
+    async fn start_with(&self, more: impl FnOnce(NodeBuilder) -> NodeBuilder) -> Node {
         let store = self.disk.open().expect("readable");
         let builder = Node::builder().store(store).config(self.config.clone());
         let builder = builder.clock(self.clock.clone()).entity::<Journal>().entity::<Counter>();
-        builder.start().await.expect("starts")
+        more(builder).start().await.expect("starts")
     }
 
     /// Moves the clock and lets the node look at it: ticks are real, times are not.

@@ -43,7 +43,7 @@ impl Conditional {
 }
 
 /// The predicates that all hold where the item exists, from `cfg` and from `cfg` within `cfg_attr`.
-pub(super) fn conditions(attributes: &[Attribute]) -> Vec<TokenStream> {
+pub(crate) fn conditions(attributes: &[Attribute]) -> Vec<TokenStream> {
     attributes.iter().flat_map(|attribute| conditions_of(&attribute.meta)).collect()
 }
 
@@ -76,7 +76,7 @@ fn shared_of(meta: &Meta) -> Option<TokenStream> {
 }
 
 /// The documentation as text.
-pub(super) fn doc_text(attributes: &[Attribute]) -> String {
+pub(crate) fn doc_text(attributes: &[Attribute]) -> String {
     let mut lines = Vec::new();
     for attribute in attributes {
         if let Meta::NameValue(pair) = &attribute.meta

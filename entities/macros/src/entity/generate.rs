@@ -23,7 +23,7 @@ macro_rules! own {
         quote::quote_spanned!(proc_macro2::Span::mixed_site()=> $($tokens)*)
     };
 }
-pub(super) use own;
+pub(crate) use own;
 
 pub(super) struct Generator<'m> {
     pub(super) model: TokenStream,
@@ -58,7 +58,7 @@ pub(super) struct Input<'m> {
 }
 
 /// The same name at the same place, but not the author's for lints.
-pub(super) fn respanned(name: &Ident) -> Ident {
+pub(crate) fn respanned(name: &Ident) -> Ident {
     let mut name = name.clone();
     name.set_span(name.span().resolved_at(Span::mixed_site()));
     name

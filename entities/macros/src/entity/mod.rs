@@ -16,13 +16,13 @@ use syn::{
     parse::{Parse, ParseStream},
 };
 
-pub(crate) use self::policy::strip;
-use self::{
-    generate::Generator,
-    method::read,
-    policy::Policy,
-    types::{bare, last},
+pub(crate) use self::{
+    attributes::{conditions, doc_text},
+    generate::{own, respanned},
+    policy::strip,
+    types::{SelfIs, argument, bare, last},
 };
+use self::{generate::Generator, method::read, policy::Policy};
 
 /// `name = "...", version = N, upgrade_from(1 = Type, ...), on_dead_letter = method, on_activate = method`,
 /// `index(field: Type, ...)`, `needs(Type, ...)`, and a policy.
@@ -97,7 +97,7 @@ impl Parse for Settings {
         }
         let missing = "an entity has a name: `#[entity(name = \"counter\")]`";
         let name = name.ok_or_else(|| input.error(missing))?;
-        check_name(&name)?;
+        check_name(&name, "an entity's")?;
         if let Some((from, ty)) = upgrades.iter().find(|(from, _)| *from >= version) {
             let rule = format!("version {version} cannot upgrade from version {from}");
             return Err(Error::new_spanned(ty, rule));
@@ -106,7 +106,7 @@ impl Parse for Settings {
     }
 }
 
-fn check_name(name: &LitStr) -> Result<()> {
+pub(crate) fn check_name(name: &LitStr, whose: &str) -> Result<()> {
     let text = name.value();
     let tail =
         |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(&byte);
@@ -114,7 +114,8 @@ fn check_name(name: &LitStr) -> Result<()> {
     if first && text.len() <= 64 && text.bytes().all(tail) {
         return Ok(());
     }
-    let rule = "an entity's name is a lower-case letter followed by up to 63 of a-z, 0-9, - and _";
+    let rule =
+        format!("{whose} name is a lower-case letter followed by up to 63 of a-z, 0-9, - and _");
     Err(Error::new_spanned(name, rule))
 }
 

@@ -50,7 +50,7 @@ fn is_plain(ty: &Type) -> bool {
 }
 
 /// A type without the brackets around it, which a macro of the author's may have left.
-pub(super) fn bare(ty: &Type) -> &Type {
+pub(crate) fn bare(ty: &Type) -> &Type {
     match ty {
         Type::Group(group) => bare(&group.elem),
         Type::Paren(paren) => bare(&paren.elem),
@@ -59,7 +59,7 @@ pub(super) fn bare(ty: &Type) -> &Type {
 }
 
 /// The last name of a path.
-pub(super) fn last(ty: &Type) -> Option<&Ident> {
+pub(crate) fn last(ty: &Type) -> Option<&Ident> {
     match bare(ty) {
         Type::Path(path) => path.path.segments.last().map(|segment| &segment.ident),
         _ => None,
@@ -136,7 +136,7 @@ fn check_result(result: &Type) -> Result<()> {
 }
 
 /// The type of an argument, as it is between the caller and the method.
-pub(super) fn argument(entity: &Type, ty: &Type) -> Result<Type> {
+pub(crate) fn argument(entity: &Type, ty: &Type) -> Result<Type> {
     let rule = "an argument comes from JSON and is owned: take `String` for `&str`, `Vec<T>` for \
                 `&[T]`, `T` for `&T`";
     let mut ty = ty.clone();
@@ -196,7 +196,7 @@ impl VisitMut for Unnamed {
 }
 
 /// Replaces `Self`, which means something else in the generated items.
-pub(super) struct SelfIs<'t>(pub(super) &'t Type);
+pub(crate) struct SelfIs<'t>(pub(crate) &'t Type);
 
 impl SelfIs<'_> {
     /// `Self::NAME` as `<Entity>::NAME`.

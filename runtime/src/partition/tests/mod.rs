@@ -355,7 +355,7 @@ impl Bench {
                 Output::Commit(group) => self.groups.push_back(group),
                 Output::Start(start) => self.starts.push_back(*start),
                 Output::WakeAt(at) => self.wake_at = self.wake_at.min(at),
-                Output::Again => {}
+                Output::Again | Output::EndSteps(_) => {}
                 Output::Permits(count) => wanted = Some(count),
                 read => self.reads.push_back(read),
             }

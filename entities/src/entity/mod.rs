@@ -1,23 +1,24 @@
 //! The trait that `#[entity]` implements, and the table of operations it consists of.
 
+mod description;
+
 use std::{
     any::{Any, TypeId},
     fmt,
     future::Future,
 };
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     BoxFuture, Context, Dependency, Error, ErrorKind, Failure, IndexType, Layout, Policy,
     Reference, Rejection, Timeout, Unbound,
-    index::IndexDescription,
     input::{InputError, decode, decode_answers},
     operation::Reply,
-    policy::Durability,
 };
 
+pub use self::description::{EntityDescription, OperationDescription};
 pub use crate::macro_support::{
     IsContext, IsDeadLetter, PlainResult, ResultKind, Returned, is_context, is_dead_letter,
 };
@@ -60,6 +61,10 @@ pub trait Entity:
     /// The operation that hears of the dead letters of an entity; it takes a
     /// [`DeadLetter`](crate::DeadLetter).
     const ON_DEAD_LETTER: Option<&'static str> = None;
+    /// Whether an operation that has failed, for whatever reason but that the store is out of reach, is run once more to
+    /// be told so, instead of being tried again and becoming a dead letter. Of workflows.
+    #[doc(hidden)]
+    const HEARS_FAILURES: bool = false;
     /// Readies the state of an entity that comes into memory, before anything uses it: one that was read
     /// from the store, or the first of a generation. What it changes is no turn: it is not committed by
     /// itself, and has no effects. An entity of which it panics, or leaves a state that cannot be stored, is
@@ -238,7 +243,7 @@ impl<T: Serialize + JsonSchema> OperationResult<Fallible> for Result<T, Failure>
             },
             Err(Failure::Retry { reason, after }) => Outcome::Retry(reason, after),
             Err(Failure::Failed(reason)) => Outcome::Failed(reason),
-            Err(Failure::TimedOut) => Outcome::Failed(Failure::TimedOut.to_string()),
+            Err(failure) => Outcome::Failed(failure.to_string()),
         }
     }
     fn schema(generator: &mut SchemaGenerator) -> Schema {
@@ -250,6 +255,7 @@ type Schemas = fn(&mut SchemaGenerator) -> Schema;
 type Running<E> = BoxFuture<'static, (E, Context, Outcome)>;
 type OperationBody<E> = Box<dyn Fn(&mut E, &mut Context, Argument) -> Outcome + Send + Sync>;
 type AsyncBody<E> = Box<dyn Fn(E, Context, Argument) -> Running<E> + Send + Sync>;
+type ArgumentCheck = Box<dyn Fn(&Argument) -> Result<(), InputError> + Send + Sync>;
 type QueryBody<E> = Box<dyn Fn(&E, &Context, Argument) -> Outcome + Send + Sync>;
 
 /// A decoded argument, whose type is known to its operation only: an argument is decoded once, where
@@ -289,6 +295,8 @@ pub struct OperationType<E> {
     decode: fn(&[u8]) -> Result<Argument, InputError>,
     /// Reads what the runtime itself has written around results of other entities.
     decode_answers: fn(&[u8]) -> Result<Argument, InputError>,
+    /// Refuses arguments that only it knows to be wrong.
+    check: Option<ArgumentCheck>,
     takes_nothing: bool,
     policy: Policy,
     formerly: Vec<&'static str>,
@@ -361,6 +369,7 @@ impl<E: Entity> OperationType<E> {
             decode: |input| decode::<A>(input).map(Argument::of),
             decode_answers: |input| decode_answers::<A>(input).map(Argument::of),
             policy: Policy::default(),
+            check: None,
             formerly: Vec::new(),
             takes_nothing: TypeId::of::<A>() == TypeId::of::<()>(),
             input_schema: |generator| generator.subschema_for::<A>(),
@@ -378,6 +387,16 @@ impl<E: Entity> OperationType<E> {
     /// Keeps the operation for reminders and other entities.
     pub fn internal(mut self) -> Self {
         self.visibility = Visibility::Internal;
+        self
+    }
+
+    /// Has an argument refused that `check` refuses.
+    pub(crate) fn checked_by<A: 'static>(
+        mut self,
+        check: impl Fn(&A) -> Result<(), InputError> + Send + Sync + 'static,
+    ) -> Self {
+        self.check =
+            Some(Box::new(move |argument| argument.0.downcast_ref().map_or(Ok(()), &check)));
         self
     }
 
@@ -467,7 +486,11 @@ impl<E: Entity> OperationType<E> {
     /// # Errors
     /// Names the path that does not fit.
     pub fn decode(&self, input: &[u8]) -> Result<Argument, InputError> {
-        (self.decode)(input)
+        let argument = (self.decode)(input)?;
+        match &self.check {
+            Some(check) => check(&argument).map(|()| argument),
+            None => Ok(argument),
+        }
     }
 }
 
@@ -495,87 +518,5 @@ impl fmt::Debug for Argument {
 impl<E> fmt::Debug for Body<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Body")
-    }
-}
-
-/// An entity type in words and schemas, as `GET /v1/entities` shows it.
-#[derive(Debug, Clone, Serialize)]
-pub struct EntityDescription {
-    /// The name of the type.
-    pub name: &'static str,
-    /// The version of its state's layout.
-    pub version: u32,
-    /// Its documentation.
-    pub description: &'static str,
-    /// How safe an answer is.
-    pub durability: Durability,
-    /// The policy of its operations and entities: what it sets, and what the node does.
-    pub policy: Policy,
-    /// JSON Schema (2020-12) of the state.
-    pub state: Schema,
-    /// The indexes by which its entities are found.
-    pub indexes: Vec<IndexDescription>,
-    /// The public operations and queries.
-    pub operations: Vec<OperationDescription>,
-}
-
-/// One operation in words and schemas.
-#[derive(Debug, Clone, Serialize)]
-pub struct OperationDescription {
-    /// The name.
-    pub name: &'static str,
-    /// Its documentation.
-    pub description: &'static str,
-    /// Its kind.
-    pub kind: OperationKind,
-    /// Its policy: what it sets, or else its type, or else the node. `null` for a query.
-    pub policy: Option<Policy>,
-    /// JSON Schema (2020-12) of the argument; `null` where there is none.
-    pub input: Schema,
-    /// JSON Schema (2020-12) of the result.
-    pub output: Schema,
-    /// JSON Schema (2020-12) of the details of its rejections; `null` where it declares none.
-    pub rejection: Option<Schema>,
-}
-
-impl EntityDescription {
-    /// Describes `E` under the policy of a node. Each schema stands for itself: its definitions are inside.
-    pub fn of<E: Entity>(node: Policy) -> Self {
-        let policy = E::policy().or(node);
-        let whole = |schemas: &dyn Fn(&mut SchemaGenerator) -> Schema| {
-            let mut settings = SchemaSettings::draft2020_12();
-            settings.inline_subschemas = false;
-            let mut generator = settings.into_generator();
-            let mut schema = schemas(&mut generator);
-            let definitions = generator.take_definitions(true);
-            if !definitions.is_empty() {
-                schema.insert("$defs".into(), definitions.into());
-            }
-            schema
-        };
-        let operations = E::operations()
-            .iter()
-            .filter(|operation| operation.visibility == Visibility::Public)
-            .map(|operation| OperationDescription {
-                name: operation.name,
-                description: operation.description,
-                kind: operation.kind(),
-                policy: (operation.kind() != OperationKind::Query)
-                    .then(|| operation.policy.or(policy).of_operation()),
-                input: whole(&operation.input_schema),
-                output: whole(&operation.output_schema),
-                rejection: operation.details_schema.as_ref().map(|details| whole(details)),
-            })
-            .collect();
-        Self {
-            name: E::NAME,
-            version: E::VERSION,
-            description: E::DESCRIPTION,
-            durability: policy.durability.unwrap_or_default(),
-            policy,
-            state: whole(&|generator| generator.subschema_for::<E>()),
-            indexes: E::indexes().iter().map(IndexDescription::from).collect(),
-            operations,
-        }
     }
 }

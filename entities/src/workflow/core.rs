@@ -1,0 +1,499 @@
+//! The core of a run in memory: what the author's code has begun, and what came of it. The handle, the operations and
+//! the combinators talk to it, inside a poll; the activation hands it what was delivered, between polls.
+//!
+//! What must never happen: an operation gets its identity from who polls it first; something in here depends on how
+//! tables hash, on a clock or on chance; dropping the future of a run that goes on cancels anything.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    mem::{replace, take},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Waker,
+};
+
+use super::{
+    BEGUN_BYTES_PER_TURN_MAX, BEGUN_PER_TURN_MAX, OUTSTANDING_MAX,
+    history::{Begun, Delivery, Kind, Payload, Turn},
+    place::{Place, Scope},
+    step::{StepBody, StepOptions},
+};
+use crate::{EntityId, Failure, Timestamp, ask::answer_json, effect::Delay};
+
+/// Everything that is the same throughout a run.
+#[derive(Debug, Clone)]
+pub(super) struct RunIdentity {
+    pub(super) id: EntityId,
+    pub(super) version: u32,
+    pub(super) run: u32,
+    /// Drawn when the run began; random numbers and tokens derive from it.
+    pub(super) seed: u128,
+}
+
+/// An operation that began and is not done.
+pub(super) struct Open {
+    pub(super) begun: Begun,
+    /// Since when it is outstanding.
+    pub(super) since: Timestamp,
+    pub(super) options: Option<Box<StepOptions>>,
+    /// Whether it is a step in place, and its code, until it is started.
+    pub(super) is_in_place: bool,
+    pub(super) body: Option<StepBody>,
+    waker: Option<Waker>,
+    outcome: Option<(u64, Payload)>,
+}
+
+impl Open {
+    /// Whether it is a step in place whose code was used up.
+    pub(super) fn lacks_body(&self) -> bool {
+        self.is_in_place && self.body.is_none()
+    }
+}
+
+/// The end of a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum End {
+    /// The workflow returned this answer.
+    Returned(Payload),
+    /// It goes on as a new run with this input.
+    Continued(Payload),
+}
+
+/// The wishes of a turn that its history does not keep.
+#[derive(Debug, Default)]
+pub(super) struct Wishes {
+    /// The delays of signals, by their places.
+    pub(super) delays: BTreeMap<Place, Delay>,
+    /// The text of the status, as JSON.
+    pub(super) status: Option<Payload>,
+    /// Operations that were given up, for those who are to be told.
+    pub(super) given_up: Vec<Begun>,
+}
+
+/// The core of one run; shared by the handles that the author's code has.
+pub(super) struct Core(Mutex<State>);
+
+/// Everything behind the lock of a core.
+pub(super) struct State {
+    pub(super) identity: Arc<RunIdentity>,
+    /// The time of the present turn.
+    pub(super) now: Timestamp,
+    pub(super) scope: Scope,
+    /// The place in history of the newest delivery, and the newest one that the polled branch rests on.
+    delivered: u64,
+    seen: u64,
+    open: HashMap<Place, Box<Open>>,
+    /// How many of them have no outcome, and how many of those are steps, and children.
+    outstanding: usize,
+    steps: usize,
+    children: usize,
+    /// The moments at which something is due by itself.
+    due: BTreeSet<(Timestamp, Place)>,
+    /// Waits for events, the first one first. Those that are not outstanding any more are passed over.
+    waits: BTreeMap<Box<str>, VecDeque<Place>>,
+    /// Operations that are to begin when there is room for them.
+    queue: VecDeque<Waker>,
+    /// How many operations, and how many bytes of them, may yet begin in this turn.
+    room: (usize, usize),
+    /// The answers of patches for the run, and the calls of patches that were answered with yes.
+    patches: BTreeMap<Box<str>, bool>,
+    patched_calls: BTreeSet<(Box<str>, Place)>,
+    /// The due times of the timers that a replayed turn began.
+    recorded_due: BTreeMap<Place, Timestamp>,
+    is_replaying: bool,
+    is_closed: bool,
+    pub(super) is_long: bool,
+    pub(super) end: Option<End>,
+    turn: Turn,
+    wishes: Wishes,
+}
+
+impl Core {
+    pub(super) fn new(identity: RunIdentity) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(State {
+            identity: Arc::new(identity),
+            now: Timestamp::default(),
+            scope: Scope::default(),
+            delivered: 0,
+            seen: 0,
+            open: HashMap::new(),
+            outstanding: 0,
+            steps: 0,
+            children: 0,
+            due: BTreeSet::new(),
+            waits: BTreeMap::new(),
+            queue: VecDeque::new(),
+            room: (0, 0),
+            patches: BTreeMap::new(),
+            patched_calls: BTreeSet::new(),
+            recorded_due: BTreeMap::new(),
+            is_replaying: false,
+            is_closed: false,
+            is_long: false,
+            end: None,
+            turn: Turn::default(),
+            wishes: Wishes::default(),
+        })))
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic of the author's code ends the activation, whatever it has locked.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins an operation, if there is room for one more. Else it is to be polled again, which is seen to.
+    pub(super) fn begin(&self, ready: &mut Option<Box<Open>>, waker: &Waker) -> bool {
+        let mut state = self.lock();
+        let bytes = ready.as_ref().map_or(0, |ready| ready.begun.argument.len());
+        if state.outstanding >= OUTSTANDING_MAX || state.room.0 == 0 || state.room.1 < bytes {
+            state.queue.push_back(waker.clone());
+            return false;
+        }
+        if let Some(ready) = ready.take() {
+            state.add(ready);
+        }
+        true
+    }
+
+    /// Begins what has no outcome.
+    pub(super) fn send(&self, begun: Begun, delay: Option<Delay>) {
+        let mut state = self.lock();
+        state.use_room(&begun);
+        state.wishes.delays.extend(delay.map(|delay| (begun.place.clone(), delay)));
+        state.turn.begun.insert(begun.place.clone(), begun);
+    }
+
+    /// Takes the outcome of an operation that began, or has `waker` woken when it is there.
+    pub(super) fn take(&self, place: &Place, waker: &Waker) -> Option<Payload> {
+        let mut state = self.lock();
+        let open = state.open.get_mut(place)?;
+        if let Some((at, outcome)) = open.outcome.take() {
+            state.seen = state.seen.max(at);
+            let done = state.open.remove(place);
+            drop(state);
+            drop(done);
+            return Some(outcome);
+        }
+        if !open.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            let old = open.waker.replace(waker.clone());
+            drop(state);
+            drop(old);
+        }
+        None
+    }
+
+    /// Gives up an operation that began, and whose future is dropped.
+    pub(super) fn give_up(&self, place: &Place) {
+        let mut state = self.lock();
+        let given_up = match state.is_closed {
+            true => state.open.remove(place),
+            false => state.give_up(place),
+        };
+        drop(state);
+        // It may hold futures of the author's, which lock the core when they are dropped.
+        drop(given_up);
+    }
+
+    /// Enters a scope; returns the outer one, and what the outer branch rests on.
+    pub(super) fn enter(&self, scope: Scope) -> (Scope, u64) {
+        let mut state = self.lock();
+        (replace(&mut state.scope, scope), take(&mut state.seen))
+    }
+
+    /// Leaves a scope for the outer one; returns it, and what its branch rests on.
+    pub(super) fn leave(&self, (scope, seen): (Scope, u64)) -> (Scope, u64) {
+        let mut state = self.lock();
+        (replace(&mut state.scope, scope), replace(&mut state.seen, seen))
+    }
+
+    /// Notes that the polled branch rests on this place in history.
+    pub(super) fn rest_on(&self, seen: u64) {
+        let mut state = self.lock();
+        state.seen = state.seen.max(seen);
+    }
+
+    /// Begins a turn; one that is replayed does what was recorded.
+    pub(super) fn begin_turn(&self, now: Timestamp, recorded: Option<&Turn>) {
+        let mut state = self.lock();
+        state.now = now;
+        state.room = (BEGUN_PER_TURN_MAX, BEGUN_BYTES_PER_TURN_MAX);
+        state.turn = Turn { at: now, ..Turn::default() };
+        state.is_replaying = recorded.is_some();
+        state.recorded_due.clear();
+        for (place, begun) in recorded.iter().flat_map(|turn| &turn.begun) {
+            state.recorded_due.extend(begun.due.map(|due| (place.clone(), due)));
+        }
+        for (name, place) in recorded.iter().flat_map(|turn| &turn.patches) {
+            match place.clone() {
+                Some(place) => drop(state.patched_calls.insert((name.clone(), place))),
+                None => drop(state.patches.insert(name.clone(), true)),
+            }
+        }
+    }
+
+    /// Ends a turn, and returns what it did.
+    pub(super) fn end_turn(&self) -> (Turn, Wishes) {
+        let mut state = self.lock();
+        let mut turn = take(&mut state.turn);
+        turn.cancelled.sort_unstable();
+        (turn, take(&mut state.wishes))
+    }
+
+    /// Hands over a delivery; the workflow is to be polled then. Says whether it changes anything: what has no
+    /// outstanding operation to end does not.
+    pub(super) fn deliver(&self, delivery: Delivery) -> bool {
+        let mut state = self.lock();
+        let at = state.delivered + 1;
+        let woken = match &delivery {
+            Delivery::Start(_) | Delivery::Room => Vec::new(),
+            Delivery::Done(place, outcome) => match state.end_operation(place, (at, outcome)) {
+                Some(waker) => waker.into_iter().collect(),
+                None => return false,
+            },
+            Delivery::Cancel => state.cancel_all(at),
+        };
+        state.delivered = at;
+        state.turn.deliveries.push(delivery);
+        drop(state);
+        woken.into_iter().for_each(Waker::wake);
+        true
+    }
+
+    /// Wakes as many of the operations that wait for room as have it now. Says whether there are any.
+    pub(super) fn wake_queued(&self) -> bool {
+        let mut state = self.lock();
+        let room = state.room.0.min(OUTSTANDING_MAX.saturating_sub(state.outstanding));
+        let count = room.min(state.queue.len());
+        let woken: Vec<_> = state.queue.drain(..count).collect();
+        drop(state);
+        woken.into_iter().map(Waker::wake).count() > 0
+    }
+
+    /// Ends the activation: nothing that is dropped from here on is cancelled.
+    pub(super) fn close(&self) {
+        self.lock().is_closed = true;
+    }
+
+    /// Drops what a closed one still holds.
+    pub(super) fn clear(&self) {
+        let mut state = self.lock();
+        let held = (take(&mut state.open), take(&mut state.queue));
+        drop(state);
+        drop(held);
+    }
+}
+
+impl State {
+    /// An operation as it is made: it begins when it is polled.
+    pub(super) fn new_operation(&mut self, begun: Begun) -> Box<Open> {
+        Box::new(Open {
+            begun,
+            since: self.now,
+            options: None,
+            is_in_place: false,
+            body: None,
+            waker: None,
+            outcome: None,
+        })
+    }
+
+    fn use_room(&mut self, begun: &Begun) {
+        self.room.0 = self.room.0.saturating_sub(1);
+        self.room.1 = self.room.1.saturating_sub(begun.argument.len());
+    }
+
+    fn add(&mut self, mut open: Box<Open>) {
+        let place = open.begun.place.clone();
+        open.since = self.now;
+        match open.begun.kind {
+            Kind::Timer => {
+                let due = self.recorded_due.get(&place).copied().or(open.begun.due);
+                open.begun.due = due;
+                self.due.extend(due.map(|due| (due, place.clone())));
+            }
+            Kind::Event => {
+                self.waits.entry(open.begun.name.clone()).or_default().push_back(place.clone());
+            }
+            Kind::Step | Kind::Call | Kind::Signal | Kind::Child | Kind::Detached => {}
+        }
+        if let Some(deadline) = open.options.as_ref().and_then(|it| it.deadline) {
+            self.due.insert((self.now + deadline, place.clone()));
+        }
+        self.use_room(&open.begun);
+        self.turn.begun.insert(place.clone(), open.begun.clone());
+        self.outstanding += 1;
+        self.steps += usize::from(open.begun.kind == Kind::Step);
+        self.children += usize::from(open.begun.kind == Kind::Child);
+        self.open.insert(place, open);
+    }
+
+    /// Has an operation have its outcome; returns who waits for it. `None` where it is not outstanding.
+    fn end_operation(
+        &mut self,
+        place: &Place,
+        (at, outcome): (u64, &Payload),
+    ) -> Option<Option<Waker>> {
+        let open = self.open.get_mut(place).filter(|open| open.outcome.is_none())?;
+        open.outcome = Some((at, outcome.clone()));
+        let waker = open.waker.take();
+        self.settle(place);
+        Some(waker)
+    }
+
+    /// Takes note that an operation is not outstanding any more.
+    fn settle(&mut self, place: &Place) {
+        self.outstanding -= 1;
+        let Some(open) = self.open.get(place) else { return };
+        self.steps -= usize::from(open.begun.kind == Kind::Step);
+        self.children -= usize::from(open.begun.kind == Kind::Child);
+        let deadline = open.options.as_ref().and_then(|it| it.deadline);
+        for due in open.begun.due.into_iter().chain(deadline.map(|length| open.since + length)) {
+            self.due.remove(&(due, place.clone()));
+        }
+        if open.begun.kind == Kind::Event
+            && let Some(waits) = self.waits.get_mut(&open.begun.name)
+        {
+            // Mostly it is the first one.
+            match waits.front() == Some(place) {
+                true => drop(waits.pop_front()),
+                false => waits.retain(|other| other != place),
+            }
+            if waits.is_empty() {
+                self.waits.remove(&open.begun.name);
+            }
+        }
+    }
+
+    fn give_up(&mut self, place: &Place) -> Option<Box<Open>> {
+        let open = self.open.get(place)?;
+        if open.outcome.is_none() {
+            self.wishes.given_up.push(open.begun.clone());
+            self.settle(place);
+            self.turn.cancelled.push(place.clone());
+        }
+        self.open.remove(place)
+    }
+
+    /// Has who runs a step told that nobody waits for it any more.
+    pub(super) fn give_step_up(&mut self, place: &Place) {
+        let given_up = self.open.get(place).map(|open| open.begun.clone());
+        self.wishes.given_up.extend(given_up);
+    }
+
+    /// Ends everything that is outstanding; returns who waits for it, in the order of places.
+    fn cancel_all(&mut self, at: u64) -> Vec<Waker> {
+        let outstanding = self.open.values().filter(|open| open.outcome.is_none());
+        let mut places: Vec<_> = outstanding.map(|open| open.begun.place.clone()).collect();
+        places.sort_unstable();
+        let begun = places.iter().filter_map(|place| self.open.get(place));
+        self.wishes.given_up.extend(begun.map(|open| open.begun.clone()));
+        let outcome: Payload = answer_json(Err(Failure::Cancelled)).into();
+        let ended = places.iter().filter_map(|place| self.end_operation(place, (at, &outcome)));
+        let wakers = ended.flatten().collect();
+        self.turn.cancelled.extend(places);
+        wakers
+    }
+
+    /// Whether nothing is outstanding, so that nothing can ever wake the workflow.
+    pub(super) fn is_idle(&self) -> bool {
+        self.outstanding == 0 && self.queue.is_empty()
+    }
+
+    /// Whether operations wait for room that the next turn has.
+    pub(super) fn waits_for_turn(&self) -> bool {
+        !self.queue.is_empty() && self.outstanding < OUTSTANDING_MAX
+    }
+
+    /// An operation that is outstanding.
+    pub(super) fn outstanding(&mut self, place: &Place) -> Option<&mut Open> {
+        self.open.get_mut(place).map(|open| &mut **open).filter(|open| open.outcome.is_none())
+    }
+
+    /// All operations that are outstanding, in the order of their places.
+    pub(super) fn all_outstanding(&self) -> Vec<&Open> {
+        let all = self.open.values().map(|open| &**open).filter(|open| open.outcome.is_none());
+        let mut all: Vec<_> = all.collect();
+        all.sort_unstable_by(|one, other| one.begun.place.cmp(&other.begun.place));
+        all
+    }
+
+    pub(super) fn outstanding_count(&self) -> usize {
+        self.outstanding
+    }
+
+    pub(super) fn outstanding_steps(&self) -> usize {
+        self.steps
+    }
+
+    pub(super) fn outstanding_children(&self) -> usize {
+        self.children
+    }
+
+    /// The oldest wait for an event.
+    pub(super) fn wait_for(&self, event: &str) -> Option<&Place> {
+        self.waits.get(event)?.front()
+    }
+
+    /// The names of the events that are waited for.
+    pub(super) fn awaited_events(&self) -> impl Iterator<Item = &str> {
+        self.waits.keys().map(|name| &**name)
+    }
+
+    /// The first moment at which something is due by itself, and the operation.
+    pub(super) fn next_due(&self) -> Option<&(Timestamp, Place)> {
+        self.due.first()
+    }
+
+    /// How many operations began in this turn.
+    pub(super) fn begun_count(&self) -> usize {
+        self.turn.begun.len()
+    }
+
+    pub(super) fn set_status(&mut self, status: Payload) {
+        self.wishes.status = Some(status);
+    }
+
+    /// The answer of a patch for the whole run: whether the run reached it for the first time with a program that
+    /// has it.
+    pub(super) fn patched(&mut self, name: &str) -> bool {
+        if let Some(known) = self.patches.get(name) {
+            return *known;
+        }
+        let answer = !self.is_replaying;
+        self.patches.insert(name.into(), answer);
+        if answer {
+            self.turn.patches.push((name.into(), None));
+        }
+        answer
+    }
+
+    /// The answer of a patch for this call, behind the operation that was made last.
+    pub(super) fn patched_now(&mut self, name: &str) -> bool {
+        let call = (Box::from(name), self.scope.last());
+        if !self.is_replaying && self.patched_calls.insert(call.clone()) {
+            self.turn.patches.push((call.0, Some(call.1)));
+            return true;
+        }
+        self.patched_calls.contains(&call)
+    }
+
+    /// The next random number of the scope.
+    pub(super) fn random(&mut self) -> u64 {
+        self.scope.draws += 1;
+        let path = self.scope.path().iter().map(|number| u64::from(*number));
+        let words = path.chain([u64::MAX, self.scope.draws]);
+        mixed(self.identity.seed, words)
+    }
+}
+
+/// Mixes numbers into a seed: for each one step of SplitMix64 (Steele, Lea and Flood, 2014).
+pub(super) fn mixed(seed: u128, words: impl IntoIterator<Item = u64>) -> u64 {
+    let mut state = (seed as u64) ^ ((seed >> 64) as u64).rotate_left(32);
+    for word in words {
+        state =
+            state.wrapping_add(0x9E37_79B9_7F4A_7C15) ^ word.wrapping_mul(0xD1B5_4A32_D192_ED03);
+        state = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        state = (state ^ (state >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        state ^= state >> 31;
+    }
+    state
+}

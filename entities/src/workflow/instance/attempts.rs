@@ -1,0 +1,198 @@
+//! Attempts of steps: which begin with a turn, what comes of one that has ended, and when the next one begins.
+
+use std::time::Duration;
+
+use super::{
+    Live,
+    head::{Arrived, StepAttempts, StepEnd},
+    turn::{Engine, deliver},
+};
+use crate::{
+    Failure, Timestamp,
+    ask::answer_json,
+    effect::Effect,
+    workflow::{
+        ATTEMPTS, BACKOFF, BACKOFF_MAX, INTERRUPTED_MAX,
+        activation::{Activation, Problem},
+        core::{Open, mixed},
+        history::{Delivery, Kind, Turn},
+        place::Place,
+        start::{NewAttempt, StepStart},
+    },
+};
+
+impl Engine<'_> {
+    /// Hands over the outcome of a step, or has it tried again.
+    pub(super) fn hand_over_attempt(
+        &mut self,
+        live: &mut Live,
+        place: Place,
+        end: StepEnd,
+    ) -> Result<(), Problem> {
+        let Some(activation) = &live.activation else { return Ok(()) };
+        let mut state = activation.core.lock();
+        let Some(open) = state.outstanding(&place) else { return Ok(()) };
+        let failed = self.attempts_of(&place) + 1;
+        let (attempts, backoff, may_retry) = rules_of(open, &end);
+        drop(state);
+        let outcome = match end {
+            StepEnd::Outcome(outcome) => outcome,
+            StepEnd::Retry(reason, _) if failed >= attempts || !may_retry => {
+                let times =
+                    if failed == 1 { "1 attempt".to_owned() } else { format!("{failed} attempts") };
+                answer_json(Err(Failure::Failed(format!("{reason} ({times})")))).into()
+            }
+            StepEnd::TimedOut if failed >= attempts || !may_retry => {
+                answer_json(Err(Failure::TimedOut)).into()
+            }
+            StepEnd::Retry(..) | StepEnd::TimedOut => {
+                let pause = match end {
+                    StepEnd::Retry(_, Some(after)) => after.as_duration(),
+                    _ => self.pause(&place, failed, backoff),
+                };
+                let next_at = Some((self.ctx.now() + pause).min(Timestamp::MAX));
+                self.note_attempts(StepAttempts { place, failed, next_at });
+                return Ok(());
+            }
+        };
+        self.head().attempts.retain(|step| step.place != place);
+        deliver(live, Delivery::Done(place, outcome))?;
+        Ok(())
+    }
+
+    fn attempts_of(&mut self, place: &Place) -> u32 {
+        let known = self.head().attempts.iter().find(|step| step.place == *place);
+        known.map_or(0, |step| step.failed)
+    }
+
+    fn note_attempts(&mut self, attempts: StepAttempts) {
+        let all = &mut self.head().attempts;
+        all.retain(|step| step.place != attempts.place);
+        all.push(attempts);
+    }
+
+    /// The wait before the next attempt: doubled with each, and up to a tenth longer or shorter.
+    fn pause(
+        &mut self,
+        place: &Place,
+        failed: u32,
+        (first, longest): (Duration, Duration),
+    ) -> Duration {
+        let doubled = first.saturating_mul(1_u32.checked_shl(failed - 1).unwrap_or(u32::MAX));
+        let pause = doubled.min(longest).as_micros() as u64;
+        let tenth = pause / 10;
+        let words = place.numbers().map(u64::from).chain([u64::MAX, u64::from(failed)]);
+        let chance = mixed(self.head().seed, words) % (2 * tenth).max(1);
+        Duration::from_micros(pause - tenth + chance)
+    }
+
+    /// Begins the attempts of steps that the turn began, and of those that are to be tried again.
+    pub(super) fn start_attempts(&mut self, activation: &Activation, turn: &Turn) {
+        let now = self.ctx.now();
+        let begun = turn.begun.values().filter(|begun| begun.kind == Kind::Step);
+        let mut places: Vec<_> = begun.map(|begun| begun.place.clone()).collect();
+        for step in &mut self.head().attempts {
+            if step.next_at.is_some_and(|at| at <= now) {
+                step.next_at = None;
+                places.push(step.place.clone());
+            }
+        }
+        for place in places {
+            self.start_attempt(activation, place);
+        }
+    }
+
+    /// Begins an attempt of a step that is outstanding.
+    fn start_attempt(&mut self, activation: &Activation, place: Place) {
+        let (number, id) = (self.attempts_of(&place) + 1, self.step_id(place.clone()));
+        let (version, seed) = (self.head().version, self.head().seed);
+        let Some(program) = self.programs.get(version).cloned() else { return };
+        let mut state = activation.core.lock();
+        let Some(open) = state.outstanding(&place) else { return };
+        let words = || place.numbers().map(u64::from);
+        let token = u128::from(mixed(seed, words().chain([1]))) << 64
+            | u128::from(mixed(seed, words().chain([2])));
+        let start = StepStart::new(NewAttempt {
+            id,
+            name: open.begun.name.clone(),
+            token,
+            number,
+            timeout: open.options.as_ref().and_then(|options| options.timeout),
+            argument: open.begun.argument.clone(),
+            program,
+            body: open.body.take(),
+        });
+        drop(state);
+        self.ctx.emit(Effect::Step(start));
+    }
+
+    /// Begins the steps that were under way when the partition was hosted by another process, unless it does not go on.
+    pub(super) fn restart_attempts(&mut self) {
+        let head = self.head();
+        let goes_on = !head.status.is_end() && head.stuck.is_none() && head.suspended.is_empty();
+        if !goes_on || !std::mem::take(&mut head.lacks_steps) {
+            return;
+        }
+        let Some(live) = self.slot.take() else { return };
+        let mut given_up = Vec::new();
+        if let Some(activation) = &live.activation {
+            let state = activation.core.lock();
+            let steps = state.all_outstanding().into_iter();
+            let steps = steps.filter(|open| open.begun.kind == Kind::Step);
+            let places: Vec<_> = steps.map(|open| open.begun.place.clone()).collect();
+            drop(state);
+            let was_interrupted = std::mem::take(&mut self.head().was_interrupted);
+            for place in places {
+                let known = self.head().attempts.iter().find(|step| step.place == place).cloned();
+                if known.as_ref().is_some_and(|step| step.next_at.is_some()) {
+                    continue;
+                }
+                let failed = known.map_or(0, |step| step.failed);
+                if was_interrupted && failed + 1 >= INTERRUPTED_MAX {
+                    let why = "the process ended during every attempt".to_owned();
+                    given_up.push(Arrived::Attempt(
+                        place,
+                        StepEnd::Outcome(answer_json(Err(Failure::Failed(why))).into()),
+                    ));
+                    continue;
+                }
+                if was_interrupted {
+                    let attempts =
+                        StepAttempts { place: place.clone(), failed: failed + 1, next_at: None };
+                    self.note_attempts(attempts);
+                }
+                self.start_attempt(activation, place);
+            }
+        }
+        self.slot.put(live);
+        if !given_up.is_empty() {
+            self.arrive(given_up);
+        }
+    }
+    /// Whether a step in place is to be tried again whose code was used up: replaying makes it anew.
+    pub(super) fn lacks_code(&self, live: &Live) -> bool {
+        let Some(activation) = &live.activation else { return false };
+        let now = self.ctx.now();
+        let head = self.state.head.as_ref();
+        let due = head.iter().flat_map(|head| &head.attempts);
+        let mut due = due.filter(|step| step.next_at.is_some_and(|at| at <= now)).peekable();
+        if due.peek().is_none() {
+            return false;
+        }
+        let mut state = activation.core.lock();
+        due.any(|step| state.outstanding(&step.place).is_some_and(|open| open.lacks_body()))
+    }
+}
+
+/// How often a step is tried, with which waits, and whether it may be tried again after this end.
+fn rules_of(open: &Open, end: &StepEnd) -> (u32, (Duration, Duration), bool) {
+    let options = open.options.as_deref();
+    let attempts = options.and_then(|options| options.attempts).unwrap_or(ATTEMPTS);
+    let backoff = options.and_then(|options| options.backoff).unwrap_or((BACKOFF, BACKOFF_MAX));
+    let retry_if = options.and_then(|options| options.retry_if.as_ref());
+    let may_retry = match (end, retry_if) {
+        (StepEnd::Retry(reason, _), Some(again)) => again(reason),
+        _ => true,
+    };
+    (attempts, backoff, may_retry)
+}

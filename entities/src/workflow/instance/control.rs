@@ -1,0 +1,522 @@
+//! Requests of callers and operators to an instance: to begin, to take an event, to end, to wait.
+
+use std::{borrow::Cow, time::Duration};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    GO_ON, State, WAKE,
+    head::{Arrived, Head, Status},
+    history::History,
+    turn::Engine,
+};
+use crate::{
+    EntityId, Failure, Rejection, Timeout, Timestamp,
+    ask::answer_json,
+    effect::{Effect, Signal},
+    input::{InputError, canonical, decode},
+    workflow::{
+        EVENT_BYTES_KEPT_MAX, EVENTS_KEPT_MAX, EventType, PAYLOAD_BYTES_MAX, WorkflowType,
+        core::{End, mixed},
+        history::{Delivery, Kind, Payload, Turn},
+    },
+};
+
+/// How long after its deadline an instance is terminated that does not end on being cancelled.
+const OVERDUE_GRACE: Duration = Duration::from_secs(60);
+/// How many events that nobody has taken become dead letters in one turn.
+const DRAINED_PER_TURN: usize = 1_000;
+
+/// The effect of a start where there is an instance of the id already.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum StartPolicy {
+    /// Joins one that goes on, where the input is the same, and takes the place of one that has ended.
+    #[default]
+    Join,
+    /// Is refused, until the instance is purged; but a start with the same input joins it.
+    Once,
+    /// Takes its place; one that goes on is terminated first.
+    Replace,
+}
+
+/// The argument of a start.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StartArgument {
+    #[serde(default)]
+    input: Payload,
+    #[serde(default)]
+    policy: StartPolicy,
+    /// How long the whole may take: then it is cancelled, and terminated a minute later.
+    #[serde(default)]
+    deadline: Option<Timeout>,
+    /// Whether who asks hears of the end, and not of the beginning.
+    #[serde(default)]
+    is_child: bool,
+}
+
+/// The answer of a start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Started {
+    /// Whether this start began a run; else it has joined one.
+    pub is_new: bool,
+    /// The number of the run.
+    pub run: u32,
+}
+
+/// Why an operator asks for something.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Reason {
+    reason: String,
+}
+
+/// An event that arrives.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EventArrived {
+    name: String,
+    #[serde(default)]
+    payload: Payload,
+}
+
+/// How an instance is started again.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Restart {
+    /// The key of the new instance; the same one where there is none.
+    key: Option<String>,
+}
+
+/// Whether children go too.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Purge {
+    recursive: bool,
+}
+
+/// A page of a history.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct HistoryPage {
+    after: u64,
+    limit: Option<u64>,
+}
+
+/// The turns of a page, and where the next page begins.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Turns {
+    #[schemars(with = "Vec<serde_json::Value>")]
+    turns: Vec<Turn>,
+    next: Option<u64>,
+}
+
+impl StartArgument {
+    /// Checks the input against the type of the workflow.
+    pub(super) fn check<W: WorkflowType>(&self) -> Result<(), InputError> {
+        let input = if self.input.is_empty() { b"null" } else { self.input.bytes() };
+        check_length(input)?;
+        decode::<W::Input>(input).map(drop).map_err(|error| within("input", error))
+    }
+}
+
+impl EventArrived {
+    /// Checks the payload, where the type of the event is known.
+    pub(super) fn check(&self, known: &[EventType]) -> Result<(), InputError> {
+        let payload = if self.payload.is_empty() { b"null" } else { self.payload.bytes() };
+        check_length(payload)?;
+        match known.iter().find(|event| event.name() == self.name) {
+            Some(event) => event.check(payload).map_err(|error| within("payload", error)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn check_length(json: &[u8]) -> Result<(), InputError> {
+    let length = json.len();
+    if length <= PAYLOAD_BYTES_MAX {
+        return Ok(());
+    }
+    let message = format!("it has {length} bytes, the limit is {PAYLOAD_BYTES_MAX}");
+    Err(InputError { path: "$".into(), message, malformed: false })
+}
+
+fn within(field: &str, error: InputError) -> InputError {
+    let path = error.path.strip_prefix('$').unwrap_or(&error.path);
+    InputError { path: format!("$.{field}{path}"), ..error }
+}
+
+fn refused(code: &str, reason: impl Into<String>) -> Rejection {
+    Rejection::new(reason).with_code(code)
+}
+
+impl Engine<'_> {
+    /// Begins a run, or joins one.
+    pub(super) fn start(&mut self, start: StartArgument) -> Result<Started, Rejection> {
+        let fingerprint = fingerprint(start.input.bytes());
+        if let Some(head) = self.state.head.as_deref() {
+            let is_same = head.fingerprint == fingerprint && !start.is_child;
+            let joined = Started { is_new: false, run: head.run };
+            match (start.policy, head.status.is_end()) {
+                (StartPolicy::Join, false) | (StartPolicy::Once, _) if is_same => {
+                    return Ok(joined);
+                }
+                (StartPolicy::Join, false) => {
+                    let why = "an instance of this id goes on with another input, or belongs to another parent";
+                    return Err(refused("conflict", why));
+                }
+                (StartPolicy::Once, _) => {
+                    return Err(refused(
+                        "conflict",
+                        "there was an instance of this id: purge it first",
+                    ));
+                }
+                (StartPolicy::Replace, false) => {
+                    self.end(
+                        Status::Terminated,
+                        Failure::Terminated("replaced by another start".into()),
+                    );
+                }
+                (StartPolicy::Join | StartPolicy::Replace, true) => {}
+            }
+        }
+        let reply_to = if start.is_child { self.ctx.defer() } else { None };
+        let now = self.ctx.now();
+        let (run, kept) =
+            self.state.head.as_ref().map_or_else(Default::default, |head| (head.run, head.kept));
+        self.state.head = Some(Box::new(Head {
+            run,
+            kept,
+            fingerprint,
+            created_at: now,
+            updated_at: now,
+            reply_to,
+            deadline: start.deadline.map(|length| (now + length.as_duration()).min(Timestamp::MAX)),
+            ..Head::default()
+        }));
+        // One that has ended was to be deleted by itself.
+        self.ctx.emit(Effect::Expire(None));
+        self.begin_run(start.input);
+        let head = self.head();
+        let (deadline, run) = (head.deadline, head.run);
+        if self.runs() {
+            self.wake_by(deadline);
+        }
+        Ok(Started { is_new: true, run })
+    }
+
+    /// Begins a run of the newest version.
+    fn begin_run(&mut self, input: Payload) {
+        let seed = u128::from(self.ctx.entropy()) << 64 | u128::from(self.ctx.entropy());
+        self.state.begin_run(seed, self.programs.newest);
+        self.arrive(vec![Arrived::Start(input)]);
+    }
+
+    /// An instance that goes on, or why there is none.
+    fn running(&self) -> Result<(), Rejection> {
+        match &self.state.head {
+            None => Err(refused("unknown", "there is no such instance: start it first")),
+            Some(head) if head.status.is_end() => Err(refused(
+                "ended",
+                format!("the instance has ended: it is {}", head.status.name()),
+            )),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Takes an event, for a wait that there is or that is to come.
+    pub(super) fn event(&mut self, event: EventArrived) -> Result<(), Rejection> {
+        self.running()?;
+        let EventArrived { name, payload } = event;
+        let declared = &self.programs.events;
+        if !declared.is_empty() && !declared.iter().any(|known| known.name() == name) {
+            let known: Vec<_> = declared.iter().map(EventType::name).collect();
+            let why = format!(
+                "{} has no event {name:?}: it has {}",
+                self.programs.name,
+                known.join(", ")
+            );
+            return Err(refused("unknown_event", why));
+        }
+        let kept = self.head().kept;
+        let bytes = kept.event_bytes + (name.len() + payload.len()) as u64;
+        if kept.events >= EVENTS_KEPT_MAX || bytes > EVENT_BYTES_KEPT_MAX {
+            let why = format!(
+                "{} events of {} bytes wait for the instance: it takes more when it has taken some",
+                kept.events, kept.event_bytes
+            );
+            return Err(refused("too_many_events", why));
+        }
+        self.arrive(vec![Arrived::Event(name, payload)]);
+        Ok(())
+    }
+
+    /// Has everything that is outstanding fail, so that the code ends in order.
+    pub(super) fn cancel(&mut self) -> Result<(), Rejection> {
+        self.running()?;
+        self.arrive(vec![Arrived::Cancel]);
+        Ok(())
+    }
+
+    /// Ends it at once, without its code.
+    pub(super) fn terminate(&mut self, reason: Reason) -> Result<(), Rejection> {
+        self.running()?;
+        self.end(Status::Terminated, Failure::Terminated(reason.reason));
+        Ok(())
+    }
+
+    pub(super) fn suspend(&mut self, reason: Reason) -> Result<(), Rejection> {
+        self.running()?;
+        let head = self.head();
+        head.status = Status::Suspended;
+        head.suspended = if reason.reason.is_empty() { "suspended".into() } else { reason.reason };
+        Ok(())
+    }
+
+    pub(super) fn resume(&mut self) -> Result<(), Rejection> {
+        self.running()?;
+        let head = self.head();
+        if head.status == Status::Suspended {
+            head.status = Status::Running;
+            head.suspended.clear();
+            self.continue_after_pause();
+        }
+        Ok(())
+    }
+
+    /// Tries a stuck instance again.
+    pub(super) fn retry(&mut self) -> Result<(), Rejection> {
+        self.running()?;
+        if self.head().stuck.is_some() {
+            self.try_again();
+        }
+        Ok(())
+    }
+
+    /// Begins a new run with the input of the last one; of another instance where a key is given.
+    pub(super) fn restart(&mut self, restart: Restart) -> Result<Started, Rejection> {
+        let Some(head) = self.state.head.as_deref() else {
+            return Err(refused("unknown", "there is no such instance"));
+        };
+        let turns = self.state.history.all().map_err(|why| refused("unreadable", why))?;
+        let first = turns.first().and_then(|turn| turn.deliveries.first());
+        let input = match first {
+            Some(Delivery::Start(input)) => input.clone(),
+            _ => return Err(refused("unreadable", "its input is not there")),
+        };
+        match restart.key {
+            Some(key) if key != self.ctx.key() => {
+                let target = EntityId::new(self.ctx.id().entity_type(), &key);
+                let target = target.map_err(|error| refused("invalid", error.to_string()))?;
+                let json = if input.is_empty() { b"null" } else { input.bytes() };
+                let input = [&b"{\"input\":"[..], json, b"}"].concat();
+                let operation = Cow::Borrowed("start");
+                self.ctx.emit(Effect::Signal(Signal { target, operation, input, delay: None }));
+                Ok(Started { is_new: true, run: 1 })
+            }
+            _ if head.status.is_end() => {
+                let (policy, deadline, is_child) = (StartPolicy::Replace, None, false);
+                self.start(StartArgument { input, policy, deadline, is_child })
+            }
+            _ => Err(refused(
+                "conflict",
+                "the instance goes on: terminate it first, or give another key",
+            )),
+        }
+    }
+
+    /// Deletes one that has ended, with everything of it.
+    pub(super) fn purge(&mut self, purge: Purge) -> Result<(), Rejection> {
+        match &self.state.head {
+            None => return Err(refused("unknown", "there is no such instance")),
+            Some(head) if !head.status.is_end() => {
+                return Err(refused("conflict", "the instance goes on: terminate it first"));
+            }
+            Some(_) => {}
+        }
+        if purge.recursive {
+            for child in self.children(false) {
+                self.signal_child(&child, "purge", b"{\"recursive\":true}");
+            }
+        }
+        self.ctx.delete();
+        Ok(())
+    }
+
+    /// The ids of the children of the present run; those that have not ended, or all.
+    fn children(&self, outstanding: bool) -> Vec<Box<str>> {
+        let Ok(turns) = self.state.history.all() else { return Vec::new() };
+        let mut children = std::collections::BTreeMap::new();
+        for turn in &turns {
+            for begun in turn.begun.values() {
+                if begun.kind == Kind::Child || (!outstanding && begun.kind == Kind::Detached) {
+                    children.insert(begun.place.clone(), begun.target.clone());
+                }
+            }
+            if outstanding {
+                let done = turn.deliveries.iter().filter_map(|delivery| match delivery {
+                    Delivery::Done(place, _) => Some(place),
+                    _ => None,
+                });
+                done.chain(&turn.cancelled).for_each(|place| drop(children.remove(place)));
+            }
+        }
+        children.into_values().collect()
+    }
+
+    /// Cancels it where the deadline of the whole has passed, and ends it where that is long ago.
+    pub(super) fn pass_deadline(&mut self) -> Vec<Arrived> {
+        let now = self.ctx.now();
+        let head = self.head();
+        if head.deadline.is_none_or(|deadline| deadline > now) {
+            return Vec::new();
+        }
+        if head.is_overdue {
+            self.end(
+                Status::Terminated,
+                Failure::Terminated("it took longer than its deadline".into()),
+            );
+            return Vec::new();
+        }
+        head.is_overdue = true;
+        head.deadline = Some(now + OVERDUE_GRACE);
+        vec![Arrived::Cancel]
+    }
+
+    /// Ends a run whose code has ended it.
+    pub(super) fn end_run(&mut self, end: End) {
+        match end {
+            End::Returned(answer) => {
+                let status = match answer.bytes() {
+                    json if json.starts_with(b"{\"Ok\"") => Status::Completed,
+                    b"{\"Err\":\"cancelled\"}" => Status::Cancelled,
+                    _ => Status::Failed,
+                };
+                self.settle_end(status, answer);
+            }
+            End::Continued(input) => {
+                self.drop_kept_of_run();
+                let (seed, run) = (self.head().seed, u64::from(self.head().run));
+                let next =
+                    u128::from(mixed(seed, [run, 1])) << 64 | u128::from(mixed(seed, [run, 2]));
+                self.state.begin_run(next, self.programs.newest);
+                self.head().has_steps = false;
+                let now = self.ctx.now();
+                self.state.keep(now, Arrived::Start(input));
+                self.mark();
+                self.signal_self(GO_ON);
+            }
+        }
+    }
+
+    /// Ends it without its code: what it has begun is told.
+    fn end(&mut self, status: Status, failure: Failure) {
+        if self.head().children > 0 {
+            for child in self.children(true) {
+                match status {
+                    Status::Terminated => {
+                        self.signal_child(
+                            &child,
+                            "terminate",
+                            b"{\"reason\":\"the parent was terminated\"}",
+                        );
+                    }
+                    _ => self.signal_child(&child, "cancel", b"{}"),
+                }
+            }
+        }
+        let run = self.head().run;
+        let workflow = self.ctx.id().clone();
+        self.ctx.emit(Effect::CancelSteps(workflow, run));
+        self.settle_end(status, answer_json(Err(failure)).into());
+    }
+
+    fn settle_end(&mut self, status: Status, answer: Payload) {
+        // Its run is of no use any more.
+        drop(self.slot.take());
+        self.drop_kept_of_run();
+        let now = self.ctx.now();
+        let head = self.head();
+        head.status = status;
+        head.outcome = answer.clone();
+        head.updated_at = now;
+        (head.outstanding, head.children, head.has_steps) = (0, 0, false);
+        (head.stuck, head.deadline) = (None, None);
+        head.suspended.clear();
+        drop((std::mem::take(&mut head.attempts), std::mem::take(&mut head.waits)));
+        if let Some(reply_to) = head.reply_to.take() {
+            self.ctx.emit(Effect::Answer(reply_to, answer.bytes().to_vec()));
+        }
+        if self.head().wake_at.take().is_some() {
+            self.ctx.emit(Effect::CancelReminder(WAKE.into()));
+        }
+        self.mark();
+        self.ctx.emit(Effect::Expire(Some(self.programs.retention.into())));
+        self.drain_events();
+    }
+
+    /// Drops what waits for a run that has ended, and is no event.
+    fn drop_kept_of_run(&mut self) {
+        if self.head().kept.others == 0 {
+            return;
+        }
+        let kept = self.state.kept.read_all();
+        let others = kept.filter(|(_, kept)| !matches!(kept.what, Arrived::Event(..)));
+        let others: Vec<u64> = others.map(|(number, _)| *number).collect();
+        others.into_iter().for_each(|number| drop(self.state.take_kept(number)));
+    }
+
+    /// Has events that nobody has taken become dead letters: the instance refuses them when they come back to it.
+    pub(super) fn drain_events(&mut self) {
+        if self.head().kept.events == 0 {
+            return;
+        }
+        let numbers: Vec<u64> = self.state.kept.read_all().map(|(number, _)| *number).collect();
+        let target = self.ctx.id().clone();
+        for number in numbers.iter().take(DRAINED_PER_TURN) {
+            let Some(Arrived::Event(name, payload)) =
+                self.state.take_kept(*number).map(|kept| kept.what)
+            else {
+                continue;
+            };
+            let name = serde_json::Value::from(name);
+            let payload = if payload.is_empty() { b"null" } else { payload.bytes() };
+            let input =
+                [format!("{{\"name\":{name},\"payload\":").as_bytes(), payload, b"}"].concat();
+            let (target, operation) = (target.clone(), Cow::Borrowed("event"));
+            self.ctx.emit(Effect::Signal(Signal { target, operation, input, delay: None }));
+        }
+        if numbers.len() > DRAINED_PER_TURN {
+            self.signal_self(GO_ON);
+        }
+    }
+}
+
+impl State {
+    /// A page of the history of the present run.
+    pub(super) fn page(&self, page: &HistoryPage) -> Turns {
+        let length = self.history.len();
+        let limit = page.limit.unwrap_or(100).clamp(1, 1_000);
+        let from = page.after.min(length);
+        let to = History::end_of_page(from, limit, length);
+        let turns = self.history.turns(from..to).unwrap_or_default();
+        Turns { turns, next: (to < length).then_some(to) }
+    }
+}
+
+/// The identity of an input, however it is written.
+fn fingerprint(input: &[u8]) -> u128 {
+    let text = canonical(input);
+    let words = || {
+        text.chunks(8).map(|chunk| {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            u64::from_le_bytes(word)
+        })
+    };
+    let length = text.len() as u64;
+    u128::from(mixed(1, words().chain([length]))) << 64
+        | u128::from(mixed(2, words().chain([length])))
+}

@@ -1,0 +1,379 @@
+//! Turns of an instance: what arrived is handed to the run, one after the other, and what the run begins on it becomes
+//! history and effects.
+
+use std::collections::VecDeque;
+
+use super::{
+    Answered, Attempted, Live, Programs, Slot, State,
+    head::{Arrived, Head, Kept, Stuck},
+};
+use crate::{
+    Context, Failure, Timestamp,
+    ask::answer_json,
+    workflow::{
+        DELIVERIES_PER_TURN_MAX, LONG_BYTES, LONG_DELIVERIES, STUCK_RETRIES_MAX, STUCK_RETRY,
+        activation::{Activation, Problem},
+        core::RunIdentity,
+        history::{Delivery, Kind, Payload},
+        place::Place,
+        start::cut,
+    },
+};
+
+/// A turn of an instance.
+pub(super) struct Engine<'e> {
+    pub(super) state: &'e mut State,
+    pub(super) slot: &'e Slot,
+    pub(super) programs: &'e Programs,
+    pub(super) ctx: &'e mut Context,
+}
+
+/// Something to hand over: what was kept has a number.
+struct Item {
+    number: Option<u64>,
+    at: Timestamp,
+    what: Arrived,
+}
+
+impl Engine<'_> {
+    pub(super) fn head(&mut self) -> &mut Head {
+        self.state.head_mut()
+    }
+
+    /// Whether it was started, and has not ended.
+    pub(super) fn runs(&self) -> bool {
+        self.state.head.as_ref().is_some_and(|head| !head.status.is_end())
+    }
+
+    /// Hands over what has arrived, or keeps it.
+    pub(super) fn arrive(&mut self, new: Vec<Arrived>) {
+        if let Some(why) = self.ctx.failure() {
+            let problem = Problem::Poisoned(why.to_owned());
+            return self.become_stuck(&problem, new);
+        }
+        let head = self.head();
+        if head.stuck.is_some() || !head.suspended.is_empty() {
+            return self.keep_all(new);
+        }
+        self.drive_or_stick(new);
+    }
+
+    /// Hands over what has arrived and what was kept. Where the code refuses, nothing of the turn stays but that.
+    fn drive_or_stick(&mut self, new: Vec<Arrived>) {
+        let before = self.state.clone();
+        if let Err(problem) = self.drive(&new) {
+            *self.state = before;
+            self.become_stuck(&problem, new);
+        }
+    }
+
+    fn keep_all(&mut self, new: Vec<Arrived>) {
+        let now = self.ctx.now();
+        for what in new {
+            self.state.keep(now, what);
+        }
+        self.mark();
+    }
+
+    fn become_stuck(&mut self, problem: &Problem, new: Vec<Arrived>) {
+        let now = self.ctx.now();
+        self.keep_all(new);
+        let head = self.head();
+        let (since, attempts) = match &head.stuck {
+            Some(stuck) => (stuck.since, stuck.attempts + 1),
+            None => (now, 1),
+        };
+        let retry_at = match problem {
+            Problem::Refused(_) if attempts <= STUCK_RETRIES_MAX => {
+                Some(now + STUCK_RETRY * (1 << (attempts - 1)))
+            }
+            Problem::Refused(_) | Problem::Mismatch(_) | Problem::Poisoned(_) => None,
+        };
+        let reason = cut(problem.text().to_owned());
+        head.stuck = Some(Stuck { since, reason, attempts, retry_at });
+        self.wake_by(retry_at);
+        self.mark();
+    }
+
+    /// The run, replayed where it is not in memory.
+    fn live(&mut self) -> Result<Box<Live>, Problem> {
+        let position = self.state.position();
+        if let Some(live) = self.slot.take()
+            && live.position == position
+            && !self.lacks_code(&live)
+        {
+            return Ok(live);
+        }
+        // What is read comes first: a turn that lacks entries is run again.
+        let unreadable = |why| Problem::Refused(why);
+        let turns = self.state.history.all().map_err(unreadable)?;
+        let mut live = Box::new(Live { position, activation: None, events: Default::default() });
+        if self.state.head_mut().kept.events > 0 {
+            for (number, kept) in self.state.kept.read_all() {
+                if let Arrived::Event(name, _) = &kept.what {
+                    live.events.entry(name.as_str().into()).or_default().push_back(*number);
+                }
+            }
+        }
+        if let Some(Delivery::Start(input)) = turns.first().and_then(|turn| turn.deliveries.first())
+        {
+            let mut activation = self.activation(input)?;
+            turns.iter().try_for_each(|turn| activation.replay(turn).map(drop))?;
+            live.activation = Some(activation);
+        }
+        Ok(live)
+    }
+
+    fn activation(&mut self, input: &Payload) -> Result<Activation, Problem> {
+        let id = self.ctx.id().clone();
+        let head = self.state.head_mut();
+        let (version, run, seed) = (head.version, head.run, head.seed);
+        let program = self.programs.get(version).ok_or_else(|| {
+            Problem::Mismatch(format!(
+                "the run began with version {version} of {}, which this program does not have: deploy one that has \
+                 it, `also({version} = ..)`",
+                self.programs.name
+            ))
+        })?;
+        Activation::new(program, RunIdentity { id, version, run, seed }, input)
+    }
+
+    /// Hands over one thing after the other: what was kept before what is new, and timers in between, at their times.
+    fn drive(&mut self, new: &[Arrived]) -> Result<(), Problem> {
+        let now = self.ctx.now();
+        let mut live = self.live()?;
+        if let Some(activation) = &live.activation {
+            activation.begin_turn(now);
+        }
+        self.tell_length(&live);
+        let mut queue = self.queue(new);
+        let mut delivered = 0;
+        while !live.has_ended() && delivered < DELIVERIES_PER_TURN_MAX {
+            let until = queue.front().map_or(now, |item| item.at);
+            delivered += 1;
+            if self.hand_over_event(&mut live)? || self.hand_over_due(&mut live, until)? {
+                continue;
+            }
+            let Some(item) = queue.pop_front() else { break };
+            if let Some(number) = item.number {
+                self.state.take_kept(number);
+            }
+            self.hand_over(&mut live, item)?;
+        }
+        let has_more = !queue.is_empty() || delivered >= DELIVERIES_PER_TURN_MAX;
+        // What did not fit waits for the next turn, or for its end with the run.
+        for item in queue.into_iter().filter(|item| item.number.is_none()) {
+            self.state.keep(item.at, item.what);
+        }
+        self.finish(live, has_more)
+    }
+
+    /// Lists what is to be handed over: what is no event and was kept, in its order, and what is new.
+    fn queue(&mut self, new: &[Arrived]) -> VecDeque<Item> {
+        let mut queue = VecDeque::with_capacity(new.len());
+        if self.state.head_mut().kept.others > 0 {
+            for (number, Kept { at, what }) in self.state.kept.read_all() {
+                if !matches!(what, Arrived::Event(..)) {
+                    queue.push_back(Item { number: Some(*number), at: *at, what: what.clone() });
+                }
+            }
+        }
+        let now = self.ctx.now();
+        let new = new.iter().map(|what| Item { number: None, at: now, what: what.clone() });
+        queue.extend(new);
+        queue
+    }
+
+    /// Hands over the first event that a wait can take: the one that came first.
+    fn hand_over_event(&mut self, live: &mut Live) -> Result<bool, Problem> {
+        let Some(activation) = &live.activation else { return Ok(false) };
+        if live.events.is_empty() {
+            return Ok(false);
+        }
+        let state = activation.core.lock();
+        let ready = state
+            .awaited_events()
+            .filter_map(|name| Some((*live.events.get(name)?.front()?, Box::<str>::from(name))));
+        let ready = ready.min();
+        let place = ready.as_ref().and_then(|(_, name)| state.wait_for(name).cloned());
+        drop(state);
+        let Some(((number, name), place)) = ready.zip(place) else { return Ok(false) };
+        let waiting = live.events.get_mut(&name);
+        let is_last = waiting.is_some_and(|numbers| {
+            numbers.pop_front();
+            numbers.is_empty()
+        });
+        if is_last {
+            live.events.remove(&name);
+        }
+        match self.state.take_kept(number).map(|kept| kept.what) {
+            Some(Arrived::Event(_, payload)) => self.deliver_event(live, place, &payload),
+            _ => Err(Problem::Refused(format!("the event {number} is not there any more"))),
+        }
+    }
+
+    fn deliver_event(
+        &mut self,
+        live: &mut Live,
+        place: Place,
+        payload: &Payload,
+    ) -> Result<bool, Problem> {
+        let json = if payload.is_empty() { b"null" } else { payload.bytes() };
+        deliver(live, Delivery::Done(place, answer_json(Ok(json)).into()))
+    }
+
+    /// Hands over what is due by itself until a moment: a timer, or the end of a step's time.
+    fn hand_over_due(&mut self, live: &mut Live, until: Timestamp) -> Result<bool, Problem> {
+        let Some(activation) = &live.activation else { return Ok(false) };
+        let mut state = activation.core.lock();
+        let due = state.next_due().filter(|(at, _)| *at <= until).cloned();
+        let Some((_, place)) = due else { return Ok(false) };
+        let is_timer = state.outstanding(&place).is_some_and(|open| open.begun.kind == Kind::Timer);
+        if !is_timer {
+            state.give_step_up(&place);
+        }
+        drop(state);
+        let outcome = match is_timer {
+            true => answer_json(Ok(b"null")),
+            false => answer_json(Err(Failure::TimedOut)),
+        };
+        self.head().attempts.retain(|step| step.place != place);
+        deliver(live, Delivery::Done(place, outcome.into()))
+    }
+
+    fn hand_over(&mut self, live: &mut Live, item: Item) -> Result<(), Problem> {
+        match item.what {
+            Arrived::Start(input) => {
+                let activation = self.activation(&input)?;
+                activation.begin_turn(self.ctx.now());
+                live.activation = Some(activation);
+                deliver(live, Delivery::Start(input))?;
+            }
+            Arrived::Event(name, payload) => {
+                let waiting = live
+                    .activation
+                    .as_ref()
+                    .and_then(|activation| activation.core.lock().wait_for(&name).cloned());
+                match waiting {
+                    Some(place) => drop(self.deliver_event(live, place, &payload)?),
+                    None => {
+                        let number =
+                            self.state.keep(item.at, Arrived::Event(name.clone(), payload));
+                        live.events.entry(name.into()).or_default().push_back(number);
+                    }
+                }
+            }
+            Arrived::Answer(place, outcome) => drop(deliver(live, Delivery::Done(place, outcome))?),
+            Arrived::Attempt(place, end) => self.hand_over_attempt(live, place, end)?,
+            Arrived::Cancel => drop(deliver(live, Delivery::Cancel)?),
+        }
+        Ok(())
+    }
+
+    /// Tells the run whether its history is long.
+    fn tell_length(&mut self, live: &Live) {
+        let counts = self.head().history;
+        if let Some(activation) = &live.activation {
+            activation.core.lock().is_long =
+                counts.deliveries >= LONG_DELIVERIES || counts.bytes >= LONG_BYTES;
+        }
+    }
+
+    /// Takes an answer, unless it is one to an earlier run.
+    pub(super) fn answered(&mut self, answered: Answered) {
+        let Answered { answer, place, run } = answered;
+        self.arrive_in_run(run, Arrived::Answer(place, answer));
+    }
+
+    /// Hands over what belongs to a run. Where that is over, or does not wait for it any more, nothing changes.
+    fn arrive_in_run(&mut self, run: u32, what: Arrived) {
+        if !self.runs() || self.head().run != run {
+            return self.ctx.leave_as_it_was();
+        }
+        let before = (self.state.head.clone(), self.state.position());
+        self.arrive(vec![what]);
+        if (&self.state.head, self.state.position()) == (&before.0, before.1) {
+            self.ctx.leave_as_it_was();
+        }
+    }
+
+    /// Takes the end of an attempt, unless it is one of an earlier run.
+    pub(super) fn step_ended(&mut self, ended: Attempted) {
+        let Attempted { place, run, end, .. } = ended;
+        self.arrive_in_run(run, Arrived::Attempt(place, end));
+    }
+
+    /// Hands over what is due.
+    pub(super) fn wake(&mut self) {
+        if !self.runs() {
+            return self.ctx.leave_as_it_was();
+        }
+        self.head().wake_at = None;
+        let now = self.ctx.now();
+        let is_due = |stuck: &Stuck| stuck.retry_at.is_some_and(|at| at <= now);
+        if self.head().stuck.as_ref().is_some_and(is_due) {
+            return self.try_again();
+        }
+        let cancels = self.pass_deadline();
+        if self.runs() {
+            self.arrive(cancels);
+        }
+    }
+
+    /// Goes on where the last turn has stopped.
+    pub(super) fn go_on(&mut self) {
+        match &self.state.head {
+            Some(head) if head.status.is_end() => self.drain_events(),
+            Some(_) => self.arrive(Vec::new()),
+            None => self.ctx.leave_as_it_was(),
+        }
+    }
+
+    /// Tries a stuck instance again.
+    pub(super) fn try_again(&mut self) {
+        if self.ctx.failure().is_some() || !self.head().suspended.is_empty() {
+            return self.arrive(Vec::new());
+        }
+        let before = self.state.clone();
+        self.head().stuck = None;
+        if let Err(problem) = self.drive(&[]) {
+            *self.state = before;
+            return self.become_stuck(&problem, Vec::new());
+        }
+        self.restart_attempts();
+    }
+
+    /// Goes on after an operator had it wait.
+    pub(super) fn continue_after_pause(&mut self) {
+        self.arrive(Vec::new());
+        self.restart_attempts();
+    }
+
+    /// Brings back what ended with the process: steps begin again, and what is stuck is tried again.
+    pub(super) fn hosted(&mut self) {
+        if !self.runs() {
+            return self.ctx.leave_as_it_was();
+        }
+        let was_interrupted = self.ctx.was_interrupted();
+        let head = self.head();
+        (head.is_marked, head.lacks_steps) = (false, true);
+        head.was_interrupted |= was_interrupted;
+        match head.stuck.is_some() {
+            true => self.try_again(),
+            false => self.continue_after_pause(),
+        }
+        self.mark();
+    }
+}
+
+/// Hands over one delivery. Says whether it changed anything.
+pub(super) fn deliver(live: &mut Live, delivery: Delivery) -> Result<bool, Problem> {
+    let activation = live.activation.as_mut();
+    activation.map_or(Ok(false), |activation| activation.deliver(delivery))
+}
+
+impl Live {
+    fn has_ended(&self) -> bool {
+        self.activation.as_ref().is_some_and(|activation| activation.core.lock().end.is_some())
+    }
+}

@@ -1,0 +1,190 @@
+//! Typed references to workflows, as plain values or bound to a node or a URL.
+
+use std::{fmt, marker::PhantomData};
+
+use serde::Serialize;
+
+use super::{StartPolicy, Started, StatusView, WorkflowType};
+use crate::{
+    Error, Operation, Query, Reference, Timeout, Unbound,
+    operation::{Argument, Caller},
+};
+
+/// A reference to the workflow of a key. Its methods make operations: awaited they are calls, answered when what they
+/// ask for is durable; as plain values they are signals for entities and other workflows to send.
+pub struct WorkflowReference<W, B = Unbound> {
+    reference: Reference<B>,
+    of: PhantomData<fn() -> W>,
+}
+
+/// A workflow with a typed reference; `#[workflow]` writes this.
+pub trait TypedWorkflow: WorkflowType {
+    /// The reference, bound to `B`.
+    type Reference<B: Clone>;
+    /// Dresses a reference.
+    fn reference<B: Clone>(reference: WorkflowReference<Self, B>) -> Self::Reference<B>;
+}
+
+/// JSON text as an argument.
+struct Raw(Result<Vec<u8>, Error>);
+
+impl Argument for Raw {
+    fn to_json(&self) -> Result<Vec<u8>, Error> {
+        self.0.clone()
+    }
+}
+
+impl<W: WorkflowType> WorkflowReference<W> {
+    /// The workflow of a key. A key that breaks the rules of [`EntityId`](crate::EntityId) surfaces when an operation
+    /// is used.
+    pub fn new(key: &str) -> Self {
+        Self { reference: Reference::new(W::NAME, key), of: PhantomData }
+    }
+}
+
+impl<W: WorkflowType, B: Clone> WorkflowReference<W, B> {
+    /// The same workflow, bound to `bound`.
+    pub fn bind<C: Caller>(self, bound: C) -> WorkflowReference<W, C> {
+        WorkflowReference { reference: self.reference.bind(bound), of: PhantomData }
+    }
+
+    /// Starts it, or joins it where it goes on with the same input.
+    ///
+    /// A start with another input is rejected with the code `conflict`. One that has ended is replaced.
+    pub fn start(&self, input: W::Input) -> Start<W, B> {
+        let (policy, deadline) = (StartPolicy::default(), None);
+        Start {
+            reference: self.reference.clone(),
+            input: input.to_json(),
+            policy,
+            deadline,
+            of: PhantomData,
+        }
+    }
+
+    /// Raises an event: it is taken by the oldest wait for its name, also by one that is to come. It is rejected with
+    /// the code `unknown` before the start, `ended` behind the end, and `too_many_events` where too many wait.
+    pub fn event<T: Serialize + ?Sized>(&self, name: &str, payload: &T) -> Operation<(), B> {
+        let name = serde_json::Value::from(name);
+        let json = payload.to_json().map(|payload| {
+            [format!("{{\"name\":{name},\"payload\":").as_bytes(), &payload, b"}"].concat()
+        });
+        self.reference.operation("event", Some(&Raw(json)))
+    }
+
+    /// Has everything that is outstanding fail with [`Failure::Cancelled`](crate::Failure::Cancelled), once, so that the
+    /// code ends in order.
+    pub fn cancel(&self) -> Operation<(), B> {
+        self.reference.operation("cancel", None)
+    }
+
+    /// Ends it at once, without its code. Its steps are told, and its children terminated.
+    pub fn terminate(&self, reason: &str) -> Operation<(), B> {
+        self.reference.operation("terminate", Some(&reasoned(reason)))
+    }
+
+    /// Has it wait: what arrives is kept, and handed over when it is resumed.
+    pub fn suspend(&self, reason: &str) -> Operation<(), B> {
+        self.reference.operation("suspend", Some(&reasoned(reason)))
+    }
+
+    /// Has it go on.
+    pub fn resume(&self) -> Operation<(), B> {
+        self.reference.operation("resume", None)
+    }
+
+    /// Tries it again where it is stuck.
+    pub fn retry(&self) -> Operation<(), B> {
+        self.reference.operation("retry", None)
+    }
+
+    /// Its status, with its result where it has one.
+    pub fn status(&self) -> Query<StatusView<W::Output>, B> {
+        self.reference.query("status", None)
+    }
+
+    /// Deletes it with everything of it, when it has ended.
+    pub fn purge(&self) -> Operation<(), B> {
+        self.reference.operation("purge", Some(&Raw(Ok(b"{}".to_vec()))))
+    }
+
+    /// The same, with its children and theirs.
+    pub fn purge_all(&self) -> Operation<(), B> {
+        self.reference.operation("purge", Some(&Raw(Ok(b"{\"recursive\":true}".to_vec()))))
+    }
+}
+
+fn reasoned(reason: &str) -> Raw {
+    Raw(Ok(serde_json::json!({ "reason": reason }).to_string().into_bytes()))
+}
+
+/// A start of a workflow as a plain value.
+#[must_use = "a start does nothing until it is awaited, signalled or handed to a workflow"]
+pub struct Start<W, B = Unbound> {
+    reference: Reference<B>,
+    input: Result<Vec<u8>, Error>,
+    policy: StartPolicy,
+    deadline: Option<Timeout>,
+    of: PhantomData<fn() -> W>,
+}
+
+impl<W: WorkflowType, B: Clone> Start<W, B> {
+    /// Says what happens where there is an instance of the key.
+    pub fn policy(mut self, policy: StartPolicy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Limits how long the whole may take: then it is cancelled, and terminated a minute later.
+    pub fn deadline(mut self, length: impl Into<Timeout>) -> Self {
+        self.deadline = Some(length.into());
+        self
+    }
+
+    /// The operation that it is.
+    pub fn operation(self) -> Operation<Started, B> {
+        self.make(false)
+    }
+
+    pub(super) fn make(self, is_child: bool) -> Operation<Started, B> {
+        let Self { reference, input, policy, deadline, .. } = self;
+        let json = input.map(|input| {
+            let policy = serde_json::json!(policy);
+            let mut json = [&b"{\"input\":"[..], &input, b",\"policy\":"].concat();
+            json.extend(policy.to_string().bytes());
+            if let Some(deadline) = deadline {
+                json.extend(format!(",\"deadline\":{}", serde_json::json!(deadline)).bytes());
+            }
+            if is_child {
+                json.extend(b",\"is_child\":true");
+            }
+            json.push(b'}');
+            json
+        });
+        reference.operation("start", Some(&Raw(json)))
+    }
+}
+
+impl<W: WorkflowType, B: Caller> std::future::IntoFuture for Start<W, B> {
+    type Output = Result<Started, crate::CallError>;
+    type IntoFuture = crate::BoxFuture<'static, Self::Output>;
+    fn into_future(self) -> Self::IntoFuture {
+        self.operation().into_future()
+    }
+}
+
+impl<W, B: Clone> Clone for WorkflowReference<W, B> {
+    fn clone(&self) -> Self {
+        Self { reference: self.reference.clone(), of: PhantomData }
+    }
+}
+impl<W, B: fmt::Debug> fmt::Debug for WorkflowReference<W, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.reference.fmt(f)
+    }
+}
+impl<W, B> fmt::Debug for Start<W, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Start").field("policy", &self.policy).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,15 @@
+//! Workflows without a runtime: what their code begins, waits for and ends with, and that a replay does the same.
+#![allow(missing_docs, unreachable_pub)]
+
+mod order;
+mod random;
+
+use std::time::Duration;
+
+fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn days(days: u64) -> Duration {
+    secs(days * 86_400)
+}
