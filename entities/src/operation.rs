@@ -264,6 +264,13 @@ impl<B: Clone> Reference<B> {
     }
 }
 
+impl<B: Clone> Reference<B> {
+    /// The id, and what it is bound to.
+    pub(crate) fn parts(&self) -> Result<(EntityId, B), Error> {
+        Ok((self.id.clone()?, self.bound.clone()))
+    }
+}
+
 impl<B: Caller> Reference<B> {
     /// Cancels a reminder or a delayed signal of this entity, in its order. Once this is answered it
     /// causes no turn.

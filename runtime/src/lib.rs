@@ -11,6 +11,7 @@ pub mod config;
 pub mod docs;
 mod entropy;
 mod errors;
+mod guard;
 mod host;
 #[cfg(feature = "http")]
 mod http;

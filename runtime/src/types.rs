@@ -118,8 +118,8 @@ pub(crate) trait EntityType: Send + Sync {
     fn activate(&self, state: &mut State, ctx: &Context);
     /// The operation that hears of dead letters.
     fn on_dead_letter(&self) -> Option<&'static str>;
-    /// Whether an operation that fails is run once more to be told so, instead of becoming a dead letter.
-    fn hears_failures(&self) -> bool;
+    /// Whether its entities are instances of a workflow, whose operations hear why they failed, and have no dead letters.
+    fn is_workflow(&self) -> bool;
     /// Whether states may have collections.
     fn has_collections(&self) -> bool;
     /// Checks the state that a turn leaves: that it, and what the turn changed of its collections, can be stored in so
@@ -365,8 +365,8 @@ impl<E: Entity> EntityType for Typed<E> {
         E::ON_DEAD_LETTER
     }
 
-    fn hears_failures(&self) -> bool {
-        E::HEARS_FAILURES
+    fn is_workflow(&self) -> bool {
+        E::IS_WORKFLOW
     }
 
     fn has_collections(&self) -> bool {

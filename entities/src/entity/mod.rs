@@ -61,10 +61,11 @@ pub trait Entity:
     /// The operation that hears of the dead letters of an entity; it takes a
     /// [`DeadLetter`](crate::DeadLetter).
     const ON_DEAD_LETTER: Option<&'static str> = None;
-    /// Whether an operation that has failed, for whatever reason but that the store is out of reach, is run once more to
-    /// be told so, instead of being tried again and becoming a dead letter. Of workflows.
+    /// Whether its entities are instances of a workflow: an operation of one that has failed, for whatever reason but
+    /// that the store is out of reach, is run once more to be told so, instead of being tried again and becoming a dead
+    /// letter; and its history may be longer than what one turn of another entity may read.
     #[doc(hidden)]
-    const HEARS_FAILURES: bool = false;
+    const IS_WORKFLOW: bool = false;
     /// Readies the state of an entity that comes into memory, before anything uses it: one that was read
     /// from the store, or the first of a generation. What it changes is no turn: it is not committed by
     /// itself, and has no effects. An entity of which it panics, or leaves a state that cannot be stored, is

@@ -135,7 +135,7 @@ impl Activation {
             Err(panic) => {
                 let text = panic.downcast_ref::<String>().map(String::as_str);
                 let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-                Err(self.refused(&format!("panicked: {}", text.unwrap_or("no message"))))
+                Err(self.refused(&foreign(text.unwrap_or("no message"))))
             }
             Ok(Poll::Ready(answer)) => {
                 self.drop_future();
@@ -181,6 +181,20 @@ impl Drop for Activation {
         let future = self.future.take();
         let _dropped = catch_unwind(AssertUnwindSafe(|| drop(future)));
         self.core.clear();
+    }
+}
+
+/// Names what code did that has panicked: tokio does where there is nothing of it to wait with.
+fn foreign(text: &str) -> String {
+    let is_tokio = text.contains("Tokio 1.x");
+    match () {
+        () if is_tokio && text.contains("timers are disabled") => {
+            "awaited tokio's timer".to_owned()
+        }
+        () if is_tokio && text.contains("IO is disabled") => {
+            "used tokio's sockets or files".to_owned()
+        }
+        () => format!("panicked: {text}"),
     }
 }
 

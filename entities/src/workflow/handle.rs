@@ -22,7 +22,7 @@ use crate::{
 ///
 /// An operation has its identity from where it is made, begins when it is first polled, and is given up when it is
 /// dropped. The same operations have to be made again when the workflow is replayed: see
-/// [`workflow`](crate::workflow) for what that asks of the code.
+/// [`workflow`](mod@crate::workflow) for what that asks of the code.
 pub struct Workflow<W> {
     pub(super) core: Arc<Core>,
     of: PhantomData<fn() -> W>,

@@ -49,7 +49,9 @@ pub use self::{
     },
     operation::{EventWait, Operation, StepOperation},
     program::Program,
-    reference::{Start, TypedWorkflow, WorkflowReference},
+    reference::{
+        InstanceReference, ResultError, Start, TypedWorkflow, WorkflowCaller, WorkflowReference,
+    },
     saved::SavedHistory,
     start::{StepId, StepStart},
     step::{

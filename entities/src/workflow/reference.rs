@@ -1,19 +1,25 @@
 //! Typed references to workflows, as plain values or bound to a node or a URL.
 
-use std::{fmt, marker::PhantomData};
+use std::{fmt, marker::PhantomData, ops::Deref, time::Duration};
 
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 
 use super::{StartPolicy, Started, StatusView, WorkflowType};
 use crate::{
-    Error, Operation, Query, Reference, Timeout, Unbound,
+    Answer, BoxFuture, EntityId, Error, ErrorKind, Failure, Operation, Query, Reference, Timeout,
+    Unbound,
     operation::{Argument, Caller},
 };
 
-/// A reference to the workflow of a key. Its methods make operations: awaited they are calls, answered when what they
-/// ask for is durable; as plain values they are signals for entities and other workflows to send.
+/// The untyped core of a reference to a workflow: its id, and what it is bound to. Its methods make operations: awaited they
+/// are calls, answered when what they ask for is durable; as plain values they are signals for entities and other
+/// workflows to send.
+#[derive(Debug, Clone)]
+pub struct InstanceReference<B = Unbound>(Reference<B>);
+
+/// A reference to the workflow of a key, by its type.
 pub struct WorkflowReference<W, B = Unbound> {
-    reference: Reference<B>,
+    instance: InstanceReference<B>,
     of: PhantomData<fn() -> W>,
 }
 
@@ -21,9 +27,75 @@ pub struct WorkflowReference<W, B = Unbound> {
 pub trait TypedWorkflow: WorkflowType {
     /// The reference, bound to `B`.
     type Reference<B: Clone>;
-    /// Dresses a reference.
-    fn reference<B: Clone>(reference: WorkflowReference<Self, B>) -> Self::Reference<B>;
+    /// Dresses an untyped reference.
+    fn reference<B: Clone>(instance: InstanceReference<B>) -> Self::Reference<B>;
 }
+
+/// Something that can wait for the end of workflows: a node, a cluster or a URL.
+pub trait WorkflowCaller: Caller {
+    /// The answer that a workflow ended with, as JSON, once that is durable; `None` where it has not ended after so
+    /// long.
+    fn outcome(
+        &self,
+        id: EntityId,
+        wait: Duration,
+    ) -> BoxFuture<'static, Result<Option<Vec<u8>>, Error>>;
+}
+
+impl<B: WorkflowCaller> InstanceReference<B> {
+    /// Waits for a result of this type, however long it takes. Dropping the future cancels nothing.
+    ///
+    /// # Errors
+    /// The failure that it ended with; [`ErrorKind::NotFound`] where it was not started.
+    pub async fn result_of<T: DeserializeOwned>(&self) -> Result<T, ResultError> {
+        loop {
+            if let Some(result) = self.result_within(WAIT).await? {
+                return Ok(result);
+            }
+        }
+    }
+
+    /// Waits for a result of this type for so long; `None` where it is not there by then.
+    ///
+    /// # Errors
+    /// As [`InstanceReference::result_of`].
+    pub async fn result_within<T: DeserializeOwned>(
+        &self,
+        wait: Duration,
+    ) -> Result<Option<T>, ResultError> {
+        let (id, caller) = self.0.parts()?;
+        let Some(outcome) = caller.outcome(id, wait).await? else { return Ok(None) };
+        let answer = serde_json::from_slice::<Answer<T>>(&outcome).map_err(|error| {
+            let message = "the result does not have the type that this reference expects";
+            Error::new(ErrorKind::Internal, message).with_source(error)
+        })?;
+        Ok(Some(answer?))
+    }
+}
+
+impl<W: WorkflowType, B: WorkflowCaller> WorkflowReference<W, B> {
+    /// Waits for its result, however long it takes. Dropping the future cancels nothing.
+    ///
+    /// # Errors
+    /// As [`InstanceReference::result_of`].
+    pub async fn result(&self) -> Result<W::Output, ResultError> {
+        self.instance.result_of().await
+    }
+}
+
+/// Why there is no result of a workflow.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ResultError {
+    /// It ended with a failure.
+    #[error(transparent)]
+    Ended(#[from] Failure),
+    /// It could not be asked.
+    #[error(transparent)]
+    Failed(#[from] Error),
+}
+
+/// How long one wait for a result is, before it is begun again.
+const WAIT: Duration = Duration::from_secs(30);
 
 /// JSON text as an argument.
 struct Raw(Result<Vec<u8>, Error>);
@@ -34,32 +106,28 @@ impl Argument for Raw {
     }
 }
 
-impl<W: WorkflowType> WorkflowReference<W> {
-    /// The workflow of a key. A key that breaks the rules of [`EntityId`](crate::EntityId) surfaces when an operation
-    /// is used.
-    pub fn new(key: &str) -> Self {
-        Self { reference: Reference::new(W::NAME, key), of: PhantomData }
+impl InstanceReference {
+    /// The workflow of a type and key. A key that breaks the rules of [`EntityId`] surfaces when an operation is used.
+    pub fn new(workflow_type: &str, key: &str) -> Self {
+        Self(Reference::new(workflow_type, key))
     }
 }
 
-impl<W: WorkflowType, B: Clone> WorkflowReference<W, B> {
+impl<B: Clone> InstanceReference<B> {
     /// The same workflow, bound to `bound`.
-    pub fn bind<C: Caller>(self, bound: C) -> WorkflowReference<W, C> {
-        WorkflowReference { reference: self.reference.bind(bound), of: PhantomData }
+    pub fn bind<C>(self, bound: C) -> InstanceReference<C> {
+        InstanceReference(self.0.bind(bound))
     }
 
-    /// Starts it, or joins it where it goes on with the same input.
-    ///
-    /// A start with another input is rejected with the code `conflict`. One that has ended is replaced.
-    pub fn start(&self, input: W::Input) -> Start<W, B> {
-        let (policy, deadline) = (StartPolicy::default(), None);
-        Start {
-            reference: self.reference.clone(),
-            input: input.to_json(),
-            policy,
-            deadline,
-            of: PhantomData,
-        }
+    /// Starts it as a `W`; see [`WorkflowReference::start`].
+    pub fn start_of<W: WorkflowType>(&self, input: &W::Input) -> Start<W, B> {
+        let (policy, deadline, input) = (StartPolicy::default(), None, input.to_json());
+        Start { reference: self.0.clone(), input, policy, deadline, of: PhantomData }
+    }
+
+    /// Its status, with a result of this type.
+    pub fn status_of<T>(&self) -> Query<StatusView<T>, B> {
+        self.0.query("status", None)
     }
 
     /// Raises an event: it is taken by the oldest wait for its name, also by one that is to come. It is rejected with
@@ -69,48 +137,76 @@ impl<W: WorkflowType, B: Clone> WorkflowReference<W, B> {
         let json = payload.to_json().map(|payload| {
             [format!("{{\"name\":{name},\"payload\":").as_bytes(), &payload, b"}"].concat()
         });
-        self.reference.operation("event", Some(&Raw(json)))
+        self.0.operation("event", Some(&Raw(json)))
     }
 
     /// Has everything that is outstanding fail with [`Failure::Cancelled`](crate::Failure::Cancelled), once, so that the
     /// code ends in order.
     pub fn cancel(&self) -> Operation<(), B> {
-        self.reference.operation("cancel", None)
+        self.0.operation("cancel", None)
     }
 
     /// Ends it at once, without its code. Its steps are told, and its children terminated.
     pub fn terminate(&self, reason: &str) -> Operation<(), B> {
-        self.reference.operation("terminate", Some(&reasoned(reason)))
+        self.0.operation("terminate", Some(&reasoned(reason)))
     }
 
     /// Has it wait: what arrives is kept, and handed over when it is resumed.
     pub fn suspend(&self, reason: &str) -> Operation<(), B> {
-        self.reference.operation("suspend", Some(&reasoned(reason)))
+        self.0.operation("suspend", Some(&reasoned(reason)))
     }
 
     /// Has it go on.
     pub fn resume(&self) -> Operation<(), B> {
-        self.reference.operation("resume", None)
+        self.0.operation("resume", None)
     }
 
     /// Tries it again where it is stuck.
     pub fn retry(&self) -> Operation<(), B> {
-        self.reference.operation("retry", None)
-    }
-
-    /// Its status, with its result where it has one.
-    pub fn status(&self) -> Query<StatusView<W::Output>, B> {
-        self.reference.query("status", None)
+        self.0.operation("retry", None)
     }
 
     /// Deletes it with everything of it, when it has ended.
     pub fn purge(&self) -> Operation<(), B> {
-        self.reference.operation("purge", Some(&Raw(Ok(b"{}".to_vec()))))
+        self.0.operation("purge", Some(&Raw(Ok(b"{}".to_vec()))))
     }
 
     /// The same, with its children and theirs.
     pub fn purge_all(&self) -> Operation<(), B> {
-        self.reference.operation("purge", Some(&Raw(Ok(b"{\"recursive\":true}".to_vec()))))
+        self.0.operation("purge", Some(&Raw(Ok(b"{\"recursive\":true}".to_vec()))))
+    }
+}
+
+impl<W: WorkflowType> WorkflowReference<W> {
+    /// The workflow of a key. A key that breaks the rules of [`EntityId`] surfaces when an operation is used.
+    pub fn new(key: &str) -> Self {
+        Self { instance: InstanceReference::new(W::NAME, key), of: PhantomData }
+    }
+}
+
+impl<W: WorkflowType, B: Clone> WorkflowReference<W, B> {
+    /// The same workflow, bound to `bound`.
+    pub fn bind<C>(self, bound: C) -> WorkflowReference<W, C> {
+        WorkflowReference { instance: self.instance.bind(bound), of: PhantomData }
+    }
+
+    /// Starts it, or joins it where it goes on with the same input.
+    ///
+    /// A start with another input is rejected with the code `conflict`. One that has ended is replaced.
+    pub fn start(&self, input: &W::Input) -> Start<W, B> {
+        self.instance.start_of(input)
+    }
+
+    /// Its status, with its result where it has one.
+    pub fn status(&self) -> Query<StatusView<W::Output>, B> {
+        self.instance.status_of()
+    }
+}
+
+impl<W, B> Deref for WorkflowReference<W, B> {
+    type Target = InstanceReference<B>;
+    fn deref(&self) -> &InstanceReference<B> {
+        &self.instance
     }
 }
 
@@ -175,12 +271,12 @@ impl<W: WorkflowType, B: Caller> std::future::IntoFuture for Start<W, B> {
 
 impl<W, B: Clone> Clone for WorkflowReference<W, B> {
     fn clone(&self) -> Self {
-        Self { reference: self.reference.clone(), of: PhantomData }
+        Self { instance: self.instance.clone(), of: PhantomData }
     }
 }
 impl<W, B: fmt::Debug> fmt::Debug for WorkflowReference<W, B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.reference.fmt(f)
+        self.instance.fmt(f)
     }
 }
 impl<W, B> fmt::Debug for Start<W, B> {

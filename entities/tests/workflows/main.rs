@@ -1,8 +1,10 @@
 //! Workflows without a runtime: what their code begins, waits for and ends with, and that a replay does the same.
 #![allow(missing_docs, unreachable_pub)]
 
+mod family;
 mod order;
 mod random;
+mod stuck;
 
 use std::time::Duration;
 

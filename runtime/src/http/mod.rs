@@ -14,6 +14,7 @@ mod narrow;
 mod path;
 mod routes;
 mod serve;
+mod workflows;
 
 pub use extract::EntityPath;
 pub use narrow::Routes;
@@ -62,6 +63,20 @@ fn router<S: Clone + Send + Sync + 'static>(node: &Node) -> Router<S> {
         .route("/v1/entities/{type}/changes", get(changes::type_changes).delete(routes::delete))
         .route("/v1/entities/{type}/{key}/reminders", get(routes::reminders))
         .route("/v1/entities/{type}/{key}/reminders/{id}", delete(routes::cancel_reminder))
+        .route("/v1/workflows", get(workflows::types))
+        .route("/v1/workflows/{type}", get(workflows::list))
+        .route(
+            "/v1/workflows/{type}/{key}",
+            get(workflows::status).post(workflows::start).delete(workflows::purge),
+        )
+        .route("/v1/workflows/{type}/{key}/history", get(workflows::history))
+        .route("/v1/workflows/{type}/{key}/events/{name}", post(workflows::event))
+        .route("/v1/workflows/{type}/{key}/cancel", post(workflows::control))
+        .route("/v1/workflows/{type}/{key}/terminate", post(workflows::control))
+        .route("/v1/workflows/{type}/{key}/suspend", post(workflows::control))
+        .route("/v1/workflows/{type}/{key}/resume", post(workflows::control))
+        .route("/v1/workflows/{type}/{key}/retry", post(workflows::control))
+        .route("/v1/workflows/{type}/{key}/restart", post(workflows::control))
         .route("/v1/dead-letters", get(routes::dead_letters).delete(routes::drop_all))
         .route("/v1/dead-letters/replay", post(routes::replay_all))
         .route("/v1/unserved", get(routes::unserved))

@@ -95,8 +95,8 @@ impl Routes {
         let segments = path::segments(request.uri())?;
         let hidden = |what: String| Problem::from(Error::new(ErrorKind::NotFound, what));
         match &segments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-            ["entities"] => Ok(()),
-            ["entities" | "placement", name, ..] if !self.shows_type(name) => {
+            ["entities" | "workflows"] => Ok(()),
+            ["entities" | "workflows" | "placement", name, ..] if !self.shows_type(name) => {
                 let shown = self.types.join(", ");
                 Err(hidden(format!("there is no entity type {name:?} here; there are: {shown}")))
             }
@@ -115,7 +115,7 @@ impl Routes {
             {
                 Ok(())
             }
-            ["entities" | "placement", name, key, ..] => match &self.keys {
+            ["entities" | "workflows" | "placement", name, key, ..] => match &self.keys {
                 Some(keys) if !key.starts_with(keys.as_str()) => {
                     Err(hidden(format!("there is no {name}/{key} here")))
                 }

@@ -2,7 +2,7 @@
 
 use axum::http::Uri;
 use percent_encoding::percent_decode_str;
-use stead_entities::EntityId;
+use stead_entities::{EntityId, Error, ErrorKind};
 
 use crate::Node;
 use stead_entities::problem::Problem;
@@ -30,15 +30,19 @@ fn decode(segment: &str) -> Result<String, Problem> {
     Ok(decoded.into_owned())
 }
 
-/// `entities/{type}/{key}/...`, for a type that the node serves.
+/// `entities/{type}/{key}/...`, for a type that the node serves; or `workflows` and others before them.
 ///
 /// # Errors
-/// 404 for a type that is not served, 400 for a key that breaks a rule.
+/// 404 for a type that is not served, or is a workflow among entities, 400 for a key that breaks a rule.
 pub(super) fn entity(node: &Node, uri: &Uri) -> Result<(EntityId, Vec<String>), Problem> {
     let mut parts = segments(uri)?.into_iter();
-    let (_entities, entity_type, key) = (parts.next(), parts.next(), parts.next());
+    let (entities, entity_type, key) = (parts.next(), parts.next(), parts.next());
     let entity_type = entity_type.unwrap_or_default();
     node.local().check_served(&entity_type)?;
+    if entities.as_deref() == Some("entities") && node.local().is_workflow(&entity_type) {
+        let detail = format!("{entity_type} is a workflow: /v1/workflows/{entity_type}");
+        return Err(Error::new(ErrorKind::NotFound, detail).into());
+    }
     let id = EntityId::new(&entity_type, &key.unwrap_or_default());
     Ok((id.map_err(|error| Problem::invalid(error.message()))?, parts.collect()))
 }

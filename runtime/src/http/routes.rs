@@ -118,7 +118,7 @@ async fn request(
     Ok(request)
 }
 
-fn caller_of(extensions: &Extensions) -> Option<String> {
+pub(super) fn caller_of(extensions: &Extensions) -> Option<String> {
     extensions.get::<CallerIdentity>().map(|caller| caller.0.clone())
 }
 
@@ -127,12 +127,12 @@ fn result(reply: Reply) -> Answer {
     Ok(json_response(StatusCode::OK, json))
 }
 
-fn json_response(status: StatusCode, json: Vec<u8>) -> Response {
+pub(super) fn json_response(status: StatusCode, json: Vec<u8>) -> Response {
     let kind = HeaderValue::from_static("application/json");
     (status, [(header::CONTENT_TYPE, kind)], json).into_response()
 }
 
-fn show(value: &Value) -> Response {
+pub(super) fn show(value: &Value) -> Response {
     json_response(StatusCode::OK, value.to_string().into_bytes())
 }
 
@@ -253,6 +253,7 @@ pub(super) async fn types(
         }
     };
     let mut types = node.descriptions();
+    types.retain(|description| !node.local().is_workflow(description.name));
     let routes = extensions.get::<Arc<Routes>>();
     if let Some(routes) = routes {
         types.retain(|description| routes.shows_type(description.name));
@@ -441,7 +442,8 @@ pub(super) async fn readyz(State(node): State<Node>) -> Answer {
 
 pub(super) async fn not_found(State(node): State<Node>, request: HttpRequest) -> Problem {
     // A path of an entity that no route takes has a bad key, which says more than "not found".
-    if request.uri().path().starts_with("/v1/entities/")
+    let path = request.uri().path();
+    if ["/v1/entities/", "/v1/workflows/"].iter().any(|known| path.starts_with(known))
         && let Err(problem) = path::entity(&node, request.uri())
     {
         return problem;
@@ -457,7 +459,7 @@ pub(super) async fn method_not_allowed(method: Method, uri: Uri) -> Problem {
 }
 
 /// The query parameters of a request that no header gives another meaning.
-fn plain_parameters(
+pub(super) fn plain_parameters(
     uri: &Uri,
     headers: &HeaderMap,
     known: &[&str],
@@ -499,7 +501,7 @@ pub(super) fn parameters(uri: &Uri, known: &[&str]) -> Result<HashMap<String, St
     Ok(found)
 }
 
-fn limit(parameters: &HashMap<String, String>) -> Result<usize, Problem> {
+pub(super) fn limit(parameters: &HashMap<String, String>) -> Result<usize, Problem> {
     let Some(text) = parameters.get("limit") else {
         return Ok(PAGE);
     };

@@ -21,6 +21,7 @@ use crate::{
     clock::{Clock, HighWaterClock, SharedClock},
     config::Config,
     entropy::Entropy,
+    guard,
     host::{Host, Parts, layouts, versions},
     memory,
     placement::{
@@ -208,6 +209,7 @@ impl NodeBuilder {
     /// # Errors
     /// [`StartError`]; nothing is changed where it is `Invalid` or `Layout`.
     pub async fn start(self) -> Result<Node, StartError> {
+        guard::install();
         let mut problems = self.config.problems();
         problems.extend(memory::problem(&self.config));
         let mut types = EntityTypes::default();

@@ -29,6 +29,7 @@ mod type_changes;
 mod unserved;
 mod upgrades;
 mod watchdog;
+pub(crate) mod workflows;
 
 use std::{
     fmt,
@@ -41,7 +42,7 @@ use stead_entities::{
     Request, Timestamp, TypedReference,
     entity::EntityDescription,
     operation::Reply,
-    workflow::{WorkflowReference, WorkflowType},
+    workflow::{InstanceReference, TypedWorkflow},
 };
 
 use self::{
@@ -121,8 +122,8 @@ impl Node {
     }
 
     /// A typed reference to a workflow, bound to this node.
-    pub fn workflow<W: WorkflowType>(&self, key: impl AsRef<str>) -> WorkflowReference<W, Self> {
-        WorkflowReference::new(key.as_ref()).bind(self.clone())
+    pub fn workflow<W: TypedWorkflow>(&self, key: impl AsRef<str>) -> W::Reference<Self> {
+        W::reference(InstanceReference::new(W::NAME, key.as_ref()).bind(self.clone()))
     }
 
     /// The entity types of this node, by name.

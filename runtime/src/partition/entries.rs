@@ -39,7 +39,7 @@ impl Partition {
         let Some(WaitsForRead::Entries(lacking)) = waits else { return };
         let mut envelope = lacking.waits;
         let supplied = loaded.map_err(|error| unreadable(id, &error)).and_then(|loaded| {
-            let is_limited = !self.environment.served(id).hears_failures();
+            let is_limited = !self.environment.served(id).is_workflow();
             let is_first = count(&mut envelope, &loaded, is_limited)?;
             let state = self.activations.of(id).live_mut().state_mut();
             if is_first {

@@ -257,7 +257,7 @@ impl Partition {
         operation: &mut Operation,
         error: &Error,
     ) -> bool {
-        let hears = self.environment.served(id).hears_failures();
+        let hears = self.environment.served(id).is_workflow();
         if !hears || operation.failure.is_some() || error.kind() == ErrorKind::Unavailable {
             return false;
         }

@@ -13,7 +13,7 @@ use stead_entities::{
     Accepted, BoxFuture, Caller, Entity, EntityId, Error, ErrorKind, Reference, ReminderId,
     Request, Timestamp, TypedReference,
     operation::Reply,
-    workflow::{WorkflowReference, WorkflowType},
+    workflow::{InstanceReference, TypedWorkflow},
 };
 use tokio::{
     runtime::Handle,
@@ -122,8 +122,8 @@ impl TestNode {
     }
 
     /// A typed reference to a workflow, bound to this node.
-    pub fn workflow<W: WorkflowType>(&self, key: impl AsRef<str>) -> WorkflowReference<W, Self> {
-        WorkflowReference::new(key.as_ref()).bind(self.clone())
+    pub fn workflow<W: TypedWorkflow>(&self, key: impl AsRef<str>) -> W::Reference<Self> {
+        W::reference(InstanceReference::new(W::NAME, key.as_ref()).bind(self.clone()))
     }
 
     /// The state of an entity, in its order; the first one before its first turn.

@@ -9,7 +9,8 @@ use std::{
 use stead::{
     Failure,
     testing::{CommitFaults, NodeTest, TestNode},
-    workflow::{Of2, Status, StatusView, Step, StepError, StepType, Workflow, WorkflowType},
+    workflow,
+    workflow::{Of2, ResultError, Status, StatusView, Step, StepError, Workflow},
 };
 
 use super::*;
@@ -33,31 +34,15 @@ struct Tours {
     outside: Outside,
 }
 
+#[workflow(name = "tour", events(bonus: u32))]
 impl Tours {
-    async fn visit(&self, step: &Step, place: u32) -> Result<u32, StepError> {
-        self.outside.note(step.token(), step.attempt());
-        tokio::time::sleep(Duration::from_millis(u64::from(place) * 20)).await;
-        if place == 2 && step.attempt() == 1 {
-            return Err(StepError::new("closed"));
-        }
-        Ok(place * 10)
-    }
-}
-
-impl WorkflowType for Tours {
-    const NAME: &'static str = "tour";
-    type Input = u32;
-    type Output = u32;
-
-    async fn run(ctx: Workflow<Self>, first: u32) -> Result<u32, Failure> {
-        let mut sum: u32 = ctx.method("visit", &first).await?;
-        let visits = (2..5).map(|place| ctx.method::<u32, _>("visit", &place));
-        sum += ctx.try_all(visits).await?.into_iter().sum::<u32>();
+    pub async fn run(ctx: Workflow<Self>, first: u32) -> Result<u32, Failure> {
+        let mut sum = ctx.visit(first).await?;
+        sum += ctx.try_all((2..5).map(|place| ctx.visit(place))).await?.into_iter().sum::<u32>();
         let counted = ctx.entity::<Counter>("tours").add(1).await?;
         ctx.set_status(&counted);
         ctx.sleep(Duration::from_secs(3_600)).await?;
-        let waited =
-            ctx.race((ctx.event::<u32>("bonus"), ctx.sleep(Duration::from_secs(60)))).await;
+        let waited = ctx.race((ctx.bonus(), ctx.sleep(Duration::from_secs(60)))).await;
         Ok(sum
             + match waited {
                 Of2::First(bonus) => bonus?,
@@ -65,10 +50,13 @@ impl WorkflowType for Tours {
             })
     }
 
-    fn steps() -> Vec<StepType<Self>> {
-        vec![StepType::new("visit", |tours: Arc<Self>, step: Step, place: u32| async move {
-            tours.visit(&step, place).await
-        })]
+    async fn visit(&self, step: &Step, place: u32) -> Result<u32, StepError> {
+        self.outside.note(step.token(), step.attempt());
+        tokio::time::sleep(Duration::from_millis(u64::from(place) * 20)).await;
+        if place == 2 && step.attempt() == 1 {
+            return Err(StepError::new("closed"));
+        }
+        Ok(place * 10)
     }
 }
 
@@ -83,7 +71,7 @@ async fn tour(node: TestNode) {
     let before = status(&node, "a").await;
     assert_eq!(before.status, Some(Status::Running), "{before:?}");
     assert_eq!(before.custom_status, 1);
-    tour.event("bonus", &500).await.expect("kept");
+    tour.bonus(500).await.expect("kept");
     node.advance(Duration::from_secs(3_600)).await;
     let after = status(&node, "a").await;
     assert_eq!((after.status, after.output), (Some(Status::Completed), Some(600)), "{after:?}");
@@ -133,16 +121,173 @@ async fn a_step_begins_when_its_turn_is_durable() {
 /// Notes the steps that begin.
 struct Visits(Arc<Mutex<Vec<u32>>>);
 
-impl WorkflowType for Visits {
-    const NAME: &'static str = "visits";
-    type Input = u32;
-    type Output = ();
-
-    async fn run(ctx: Workflow<Self>, place: u32) -> Result<(), Failure> {
+#[workflow(name = "visits")]
+impl Visits {
+    pub async fn run(ctx: Workflow<Self>, place: u32) -> Result<(), Failure> {
         ctx.step("visit", move |visits| async move {
             visits.0.lock().unwrap_or_else(PoisonError::into_inner).push(place);
             Ok(())
         })
         .await
     }
+}
+
+/// Code that awaits what is not its own.
+struct Foreign;
+
+#[workflow(name = "foreign")]
+impl Foreign {
+    pub async fn run(ctx: Workflow<Self>, what: String) -> Result<String, Failure> {
+        ctx.step("first", |_| async { Ok(()) }).await?;
+        match &*what {
+            "timer" => tokio::time::sleep(Duration::from_millis(1)).await,
+            "socket" => drop(tokio::net::TcpStream::connect("127.0.0.1:1").await),
+            "task" => drop(tokio::spawn(async {})),
+            "channel" => {
+                let (sender, receiver) = tokio::sync::oneshot::channel::<()>();
+                let _kept = sender;
+                let _never = receiver.await;
+            }
+            "blocking" => drop(tokio::task::spawn_blocking(|| 1).await),
+            _ => {}
+        }
+        ctx.sleep(Duration::from_secs(1)).await?;
+        Ok(what)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_await_of_something_else_is_refused_with_its_name_and_its_place() {
+    let world = World::new();
+    let node = world.start_with(|builder| builder.workflow(Foreign)).await;
+    let refused = [
+        ("timer", "awaited tokio's timer"),
+        ("socket", "used tokio's sockets"),
+        ("task", "spawned a task"),
+        ("channel", "waits for something that is not the workflow's"),
+        ("blocking", "spawned a task"),
+    ];
+    for (what, why) in refused {
+        let foreign = node.workflow::<Foreign>(what);
+        foreign.start(what.into()).await.expect("started");
+        let is_stuck = async || foreign.status().await.expect("a status").stuck.is_some();
+        until_true(&format!("{what} is stuck"), is_stuck).await;
+        let status = foreign.status().await.expect("a status");
+        let stuck = status.stuck.expect("stuck");
+        assert!(stuck.reason.contains(why), "{what}: {}", stuck.reason);
+        let place = if what == "task" { "behind place 2" } else { "behind place 1" };
+        assert!(stuck.reason.contains(place), "{what}: {}", stuck.reason);
+        assert_eq!(status.history.turns, 1, "nothing of the turn stays");
+        foreign.terminate("enough").await.expect("without its code");
+        let ended = foreign.result().await;
+        assert!(matches!(ended, Err(ResultError::Ended(Failure::Terminated(_)))), "{ended:?}");
+    }
+    let good = node.workflow::<Foreign>("good");
+    good.start("good".into()).await.expect("started");
+    until_true("it sleeps", async || good.status().await.expect("read").outstanding == 1).await;
+    world.advance(2);
+    assert_eq!(good.result().await.expect("a result"), "good");
+}
+
+/// A workflow of a few lines, over HTTP.
+struct Greetings;
+
+#[workflow(name = "greeting", events(name: String))]
+impl Greetings {
+    /// Greets whoever is named.
+    pub async fn run(ctx: Workflow<Self>, word: String) -> Result<String, Failure> {
+        if word.is_empty() {
+            return Err(Rejection::new("no word").into());
+        }
+        let name = ctx.name().await?;
+        ctx.step("print", move |_| async move { Ok(format!("{word}, {name}")) }).await
+    }
+}
+
+/// Sends a request: the status, the headers, and the body as JSON.
+async fn send(
+    request: reqwest::RequestBuilder,
+) -> (u16, reqwest::header::HeaderMap, serde_json::Value) {
+    let answer = request.send().await.expect("an answer");
+    let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
+    let text = answer.text().await.expect("text");
+    (status, headers, serde_json::from_str(&text).unwrap_or_default())
+}
+
+async fn greetings() -> (String, reqwest::Client, tokio::task::JoinHandle<std::io::Result<()>>) {
+    let node = World::new().start_with(|builder| builder.workflow(Greetings)).await;
+    let (url, server) = serve(node.router()).await;
+    (url, reqwest::Client::new(), server)
+}
+
+#[tokio::test]
+async fn a_workflow_is_started_told_and_asked_over_http() {
+    let (url, http, server) = greetings().await;
+    let path = format!("{url}/v1/workflows/greeting/a%2Fb");
+    assert_eq!(send(http.get(&path)).await.0, 404, "it was not started");
+    assert_eq!(send(http.post(format!("{path}/events/name")).body("\"kim\"")).await.0, 404);
+    assert_eq!(send(http.post(&path).body("5")).await.0, 422, "the input is a text");
+    assert_eq!(send(http.post(&path).body("\"hi")).await.0, 400);
+
+    let (status, headers, body) = send(http.post(&path).body("\"hi\"")).await;
+    assert_eq!((status, &body["is_new"], &body["run"]), (202, &true.into(), &1.into()));
+    assert_eq!(headers["location"], "/v1/workflows/greeting/a%2Fb");
+    let joined = send(http.post(&path).body(" \"hi\" ")).await;
+    assert_eq!((joined.0, &joined.2["is_new"]), (202, &false.into()));
+    let other = send(http.post(&path).body("\"hello\"")).await;
+    assert_eq!((other.0, &other.2["type"]), (409, &"urn:stead:problem:workflow-conflict".into()));
+
+    let (status, _, shown) = send(http.get(&path)).await;
+    assert_eq!((status, &shown["status"], &shown["input"]), (200, &"running".into(), &"hi".into()));
+    assert_eq!(shown["waits_for"][0]["name"], "name");
+    assert_eq!((&shown["type"], &shown["key"]), (&"greeting".into(), &"a/b".into()));
+
+    assert_eq!(send(http.post(format!("{path}/events/other")).body("1")).await.0, 404);
+    assert_eq!(send(http.post(format!("{path}/events/name")).body("1")).await.0, 422);
+    let waiting = tokio::spawn(http.get(format!("{path}?wait=30s")).send());
+    assert_eq!(send(http.post(format!("{path}/events/name")).body("\"kim\"")).await.0, 202);
+    let ended = waiting.await.expect("joined").expect("an answer");
+    let ended: serde_json::Value = ended.json().await.expect("JSON");
+    assert_eq!((&ended["status"], &ended["output"]), (&"completed".into(), &"hi, kim".into()));
+    assert_eq!(send(http.post(format!("{path}/events/name")).body("\"x\"")).await.0, 410);
+    assert_eq!(send(http.post(format!("{path}/cancel"))).await.0, 410);
+
+    let (status, _, page) = send(http.get(format!("{path}/history?limit=2"))).await;
+    assert_eq!((status, page["turns"].as_array().map(Vec::len)), (200, Some(2)), "{page}");
+    let next = page["next"].as_u64().expect("there is more");
+    let (_, _, rest) = send(http.get(format!("{path}/history?after={next}"))).await;
+    assert_eq!((rest["turns"].as_array().map(Vec::len), &rest["next"]), (Some(1), &().into()));
+    assert_eq!(send(http.delete(&path)).await.0, 204);
+    assert_eq!(send(http.get(&path)).await.0, 404, "it is purged");
+    server.abort();
+}
+
+#[tokio::test]
+async fn who_waits_over_http_hears_the_result_and_finds_workflows_by_status() {
+    let (url, http, server) = greetings().await;
+    let now = http.post(format!("{url}/v1/workflows/greeting/now")).header("prefer", "wait=30");
+    let waiting = tokio::spawn(now.body("\"hey\"").send());
+    let event = format!("{url}/v1/workflows/greeting/now/events/name");
+    until_true("it is there", async || send(http.post(&event).body("\"you\"")).await.0 == 202)
+        .await;
+    let answer = waiting.await.expect("joined").expect("an answer");
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.text().await.expect("text"), "\"hey, you\"");
+    let refused = http.post(format!("{url}/v1/workflows/greeting/no")).header("prefer", "wait=30");
+    let refused = send(refused.body("\"\"")).await;
+    assert_eq!((refused.0, &refused.2["detail"]), (422, &"no word".into()));
+
+    let (status, _, list) =
+        send(http.get(format!("{url}/v1/workflows/greeting?status=completed"))).await;
+    assert_eq!((status, list["workflows"].as_array().map(Vec::len)), (200, Some(1)), "{list}");
+    let (_, _, all) = send(http.get(format!("{url}/v1/workflows/greeting"))).await;
+    assert_eq!(all["workflows"].as_array().map(Vec::len), Some(2), "{all}");
+    let (_, _, types) = send(http.get(format!("{url}/v1/workflows"))).await;
+    assert_eq!(types["types"][0]["name"], "greeting");
+    let (_, _, entities) = send(http.get(format!("{url}/v1/entities"))).await;
+    assert!(!entities.to_string().contains("greeting"), "{entities}");
+    assert_eq!(send(http.get(format!("{url}/v1/entities/greeting/now"))).await.0, 404);
+    assert_eq!(send(http.get(format!("{url}/v1/workflows/counter/a"))).await.0, 404);
+
+    server.abort();
 }

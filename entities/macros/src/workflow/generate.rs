@@ -79,6 +79,12 @@ impl Bundle<'_> {
             #[schemars(crate = #schemars, rename = #text)]
             #[doc(hidden)]
             pub struct #name { #(#names: #types),* }
+
+            impl ::core::convert::From<(#(#types,)*)> for #name {
+                fn from((#(#names,)*): (#(#types,)*)) -> Self {
+                    Self { #(#names),* }
+                }
+            }
         })
     }
 }
@@ -296,7 +302,7 @@ impl<'f> Generator<'f> {
         let text = self.settings.name.value();
         let about = format!(
             "A typed reference to one `{text}`: its methods make operations; what it does not have itself is on \
-             [`WorkflowReference`]({}::workflow::WorkflowReference).",
+             [`InstanceReference`]({}::workflow::InstanceReference).",
             model.to_string().replace(' ', "").trim_start_matches("::")
         );
         let of = format!("The typed reference to the {name} named `key`, without a node.");
@@ -306,7 +312,7 @@ impl<'f> Generator<'f> {
             #[doc = #about]
             #[derive(::core::fmt::Debug, ::core::clone::Clone)]
             #[allow(unreachable_pub)]
-            pub struct #reference<B = #model::Unbound>(#model::workflow::WorkflowReference<#workflow, B>);
+            pub struct #reference<B = #model::Unbound>(#model::workflow::InstanceReference<B>);
 
             #(#[cfg(#conditions)])*
             #[allow(dead_code, deprecated, private_interfaces, unreachable_pub)]
@@ -315,7 +321,8 @@ impl<'f> Generator<'f> {
                 pub fn of(
                     key: impl ::core::convert::AsRef<::core::primitive::str>,
                 ) -> #reference {
-                    #reference(#model::workflow::WorkflowReference::new(
+                    #reference(#model::workflow::InstanceReference::new(
+                        <Self as #model::workflow::WorkflowType>::NAME,
                         ::core::convert::AsRef::as_ref(&key),
                     ))
                 }
@@ -325,7 +332,7 @@ impl<'f> Generator<'f> {
 
             #(#[cfg(#conditions)])*
             impl<B> ::core::ops::Deref for #reference<B> {
-                type Target = #model::workflow::WorkflowReference<#workflow, B>;
+                type Target = #model::workflow::InstanceReference<B>;
                 fn deref(&self) -> &Self::Target {
                     &self.0
                 }
@@ -335,9 +342,9 @@ impl<'f> Generator<'f> {
             impl #model::workflow::TypedWorkflow for #workflow {
                 type Reference<B: ::core::clone::Clone> = #reference<B>;
                 fn reference<B: ::core::clone::Clone>(
-                    reference: #model::workflow::WorkflowReference<Self, B>,
+                    instance: #model::workflow::InstanceReference<B>,
                 ) -> #reference<B> {
-                    #reference(reference)
+                    #reference(instance)
                 }
             }
         }
@@ -348,6 +355,7 @@ impl<'f> Generator<'f> {
         let (model, workflow, reference) = (&self.model, self.workflow, &self.reference);
         let (conditions, input) = (&self.conditions, self.input());
         let (value, names) = (input.value(), input.names());
+        let output = own!(<#workflow as #model::workflow::WorkflowType>::Output);
         let types = input.inputs.iter().map(|(_, ty)| ty);
         let events = self.settings.events.iter().map(|Event { name, payload }| {
             let (text, name) = (name.unraw().to_string(), respanned(name));
@@ -365,7 +373,25 @@ impl<'f> Generator<'f> {
             impl<B: ::core::clone::Clone> #reference<B> {
                 /// Starts it, or joins it where it goes on with the same input.
                 pub fn start(&self, #(#names: #types),*) -> #model::workflow::Start<#workflow, B> {
-                    self.0.start(#value)
+                    self.0.start_of(&#value)
+                }
+
+                /// Its status, with its result where it has one.
+                pub fn status(&self) -> #model::Query<#model::workflow::StatusView<#output>, B> {
+                    self.0.status_of()
+                }
+
+                /// Waits for its result, however long it takes. Dropping the future cancels nothing.
+                ///
+                /// # Errors
+                /// The failure that it ended with, or why it could not be asked.
+                pub async fn result(
+                    &self,
+                ) -> ::core::result::Result<#output, #model::workflow::ResultError>
+                where
+                    B: #model::workflow::WorkflowCaller,
+                {
+                    self.0.result_of().await
                 }
                 #(#events)*
             }

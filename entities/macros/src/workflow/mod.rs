@@ -16,7 +16,7 @@ use crate::entity::{bare, check_name, last};
 pub(crate) use self::read::strip;
 
 /// Names of the reference's methods, which no event can have.
-const TAKEN: [&str; 12] = [
+const TAKEN: [&str; 14] = [
     "start",
     "event",
     "cancel",
@@ -25,10 +25,12 @@ const TAKEN: [&str; 12] = [
     "resume",
     "retry",
     "status",
+    "result",
     "purge",
     "purge_all",
     "bind",
     "of",
+    "clone",
 ];
 
 /// `name = "...", version = N, events(name: Type, ...), also(1 = Type, ...), retention = Duration`.

@@ -495,6 +495,14 @@ impl Engine<'_> {
 }
 
 impl State {
+    /// The answer that it ended with, if it has.
+    pub(super) fn outcome(&self) -> Result<Payload, Rejection> {
+        match &self.head {
+            None => Err(refused("unknown", "there is no such instance: start it first")),
+            Some(head) => Ok(head.outcome.clone()),
+        }
+    }
+
     /// A page of the history of the present run.
     pub(super) fn page(&self, page: &HistoryPage) -> Turns {
         let length = self.history.len();

@@ -157,7 +157,7 @@ pub(super) struct Attempted {
 impl<W: WorkflowType> Entity for Instance<W> {
     const NAME: &'static str = W::NAME;
     const DESCRIPTION: &'static str = W::DESCRIPTION;
-    const HEARS_FAILURES: bool = true;
+    const IS_WORKFLOW: bool = true;
 
     fn operations() -> Vec<OperationType<Self>> {
         let programs = Arc::new(Programs::of::<W>());
@@ -267,6 +267,9 @@ impl<W: WorkflowType> Table<W> {
         vec![
             OperationType::query("status", |instance: &Instance<W>, _: &Context, (): ()| {
                 instance.clone()
+            }),
+            OperationType::query("outcome", |instance: &Instance<W>, _: &Context, (): ()| {
+                instance.state.outcome()
             }),
             OperationType::query("history", page),
         ]

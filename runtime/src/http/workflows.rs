@@ -1,0 +1,329 @@
+//! Workflows over HTTP: starting and waiting, events, and what operators ask for.
+
+use std::time::Duration;
+
+use axum::{
+    body::Body,
+    extract::State,
+    http::{Extensions, HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header},
+    response::{IntoResponse as _, Response},
+};
+use serde_json::{Value, json, value::RawValue};
+use stead_entities::{
+    Caller as _, EntityId, Error, ErrorKind, Rejection, Request, Timeout, problem::Problem,
+    workflow::WorkflowCaller as _,
+};
+
+use super::{
+    body,
+    headers::{self, IDEMPOTENCY_KEY},
+    path,
+    routes::{Answer, caller_of, json_response, limit, parameters, plain_parameters, show},
+};
+use crate::{Node, node::workflows::answer_of};
+
+/// The longest wait for the end of a workflow; who waits longer asks again.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+/// The header in which a client says how long it waits.
+const PREFER: HeaderName = HeaderName::from_static("prefer");
+/// After how long a client should ask again whether a workflow has ended.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// The id of a workflow, and the names behind it.
+fn workflow(node: &Node, uri: &Uri) -> Result<(EntityId, Vec<String>), Problem> {
+    let (id, rest) = path::entity(node, uri)?;
+    check_type(node, id.entity_type())?;
+    Ok((id, rest))
+}
+
+fn check_type(node: &Node, name: &str) -> Result<(), Problem> {
+    match node.local().is_workflow(name) {
+        true => Ok(()),
+        false => {
+            let detail = format!("{name} is an entity, and no workflow: /v1/entities/{name}");
+            Err(Error::new(ErrorKind::NotFound, detail).into())
+        }
+    }
+}
+
+/// Starts a workflow; waits for its result as long as `Prefer: wait` says.
+pub(super) async fn start(
+    State(node): State<Node>,
+    uri: Uri,
+    headers: HeaderMap,
+    extensions: Extensions,
+    http_body: Body,
+) -> Answer {
+    headers::check(&headers, &[IDEMPOTENCY_KEY])?;
+    let given = parameters(&uri, &["policy", "deadline"])?;
+    let (id, _) = workflow(&node, &uri)?;
+    let wait = preferred_wait(&headers)?;
+    let input = read_body(&node, &headers, http_body).await?;
+    let mut options = serde_json::Map::new();
+    if let Some(policy) = given.get("policy") {
+        options.insert("policy".into(), policy.as_str().into());
+    }
+    if let Some(deadline) = given.get("deadline") {
+        let length =
+            deadline.parse::<Timeout>().map_err(|error| Problem::invalid(error.message()))?;
+        options.insert("deadline".into(), json!(length));
+    }
+    let argument = with_input("input", &input, options)?;
+    let mut request = Request::new(id.clone(), "start", argument);
+    request.idempotency_key = headers::idempotency_key(&headers)?;
+    (request.caller, request.trace) = (caller_of(&extensions), headers::trace(&headers));
+    let started = node.call(request).await?.map_err(refused)?;
+    match wait {
+        Some(wait) => match node.outcome(id.clone(), wait).await? {
+            Some(outcome) => ended(&outcome),
+            None => Ok(accepted(&id, started)),
+        },
+        None => Ok(accepted(&id, started)),
+    }
+}
+
+/// The answer of what goes on: where to ask for its end.
+fn accepted(id: &EntityId, body: Vec<u8>) -> Response {
+    let mut response = json_response(StatusCode::ACCEPTED, body);
+    let encode =
+        |part| percent_encoding::utf8_percent_encode(part, percent_encoding::NON_ALPHANUMERIC);
+    let location = format!("/v1/workflows/{}/{}", id.entity_type(), encode(id.key()));
+    if let Ok(location) = HeaderValue::from_str(&location) {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+    response
+}
+
+/// The result of a workflow that has ended, or the problem that it ended with.
+fn ended(outcome: &[u8]) -> Answer {
+    match answer_of(outcome)? {
+        Ok(result) => Ok(json_response(StatusCode::OK, result.get().as_bytes().to_vec())),
+        Err(failure) => Err(failure.into()),
+    }
+}
+
+/// The status of a workflow; `?wait=30s` waits for its end.
+pub(super) async fn status(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
+    let given = plain_parameters(&uri, &headers, &["wait"])?;
+    let (id, _) = workflow(&node, &uri)?;
+    if let Some(wait) = given.get("wait") {
+        node.outcome(id.clone(), wait_of(wait)?).await?;
+    }
+    let view = node.committed_state_of(&id).await?.ok_or_else(|| unknown(&id))?;
+    let shown = shown(&id, &view.state)?;
+    Ok(json_response(StatusCode::OK, shown))
+}
+
+fn unknown(id: &EntityId) -> Problem {
+    Error::new(ErrorKind::NotFound, format!("{id} was not started, or was purged")).into()
+}
+
+/// A status with the id before it.
+fn shown(id: &EntityId, status: &[u8]) -> Result<Vec<u8>, Problem> {
+    let wrong = |error: serde_json::Error| {
+        Problem::from(Error::new(ErrorKind::Internal, format!("a status cannot be read: {error}")))
+    };
+    let mut members: serde_json::Map<String, Value> =
+        serde_json::from_slice(status).map_err(wrong)?;
+    if members.get("status").is_none_or(Value::is_null) {
+        return Err(unknown(id));
+    }
+    members.insert("type".into(), id.entity_type().into());
+    members.insert("key".into(), id.key().into());
+    serde_json::to_vec(&members).map_err(wrong)
+}
+
+/// A page of the history.
+pub(super) async fn history(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
+    let given = plain_parameters(&uri, &headers, &["after", "limit"])?;
+    let (id, _) = workflow(&node, &uri)?;
+    let after = given.get("after").map_or(Ok(0), |after| after.parse::<u64>());
+    let after = after.map_err(|_| Problem::invalid("after is the `next` of the page before"))?;
+    let argument = json!({ "after": after, "limit": limit(&given)? });
+    let mut request = Request::new(id, "history", argument.to_string().into_bytes());
+    request.reads_committed = true;
+    let page = node.query(request).await?.map_err(refused)?;
+    Ok(json_response(StatusCode::OK, page))
+}
+
+/// Raises an event.
+pub(super) async fn event(
+    State(node): State<Node>,
+    uri: Uri,
+    headers: HeaderMap,
+    extensions: Extensions,
+    http_body: Body,
+) -> Answer {
+    headers::check(&headers, &[IDEMPOTENCY_KEY])?;
+    parameters(&uri, &[])?;
+    let (id, rest) = workflow(&node, &uri)?;
+    let payload = read_body(&node, &headers, http_body).await?;
+    let name = rest.into_iter().nth(1).unwrap_or_default();
+    let options = serde_json::Map::from_iter([("name".to_owned(), Value::from(name))]);
+    let argument = with_input("payload", &payload, options)?;
+    let mut request = Request::new(id, "event", argument);
+    request.idempotency_key = headers::idempotency_key(&headers)?;
+    (request.caller, request.trace) = (caller_of(&extensions), headers::trace(&headers));
+    node.call(request).await?.map_err(refused)?;
+    Ok(StatusCode::ACCEPTED.into_response())
+}
+
+/// Takes the request of an operator: cancel, terminate, suspend, resume, retry, restart.
+pub(super) async fn control(
+    State(node): State<Node>,
+    uri: Uri,
+    headers: HeaderMap,
+    extensions: Extensions,
+    http_body: Body,
+) -> Answer {
+    headers::check(&headers, &[IDEMPOTENCY_KEY])?;
+    let given = parameters(&uri, &["reason", "key"])?;
+    let (id, rest) = workflow(&node, &uri)?;
+    let operation = rest.into_iter().next().unwrap_or_default();
+    let argument = match operation.as_str() {
+        "cancel" | "resume" | "retry" => Vec::new(),
+        "terminate" | "suspend" => {
+            json!({ "reason": given.get("reason").cloned().unwrap_or_default() })
+                .to_string()
+                .into_bytes()
+        }
+        _ => json!({ "key": given.get("key") }).to_string().into_bytes(),
+    };
+    let body = read_body(&node, &headers, http_body).await?;
+    let argument = if body.is_empty() { argument } else { body };
+    let mut request = Request::new(id, operation, argument);
+    request.idempotency_key = headers::idempotency_key(&headers)?;
+    (request.caller, request.trace) = (caller_of(&extensions), headers::trace(&headers));
+    let answer = node.call(request).await?.map_err(refused)?;
+    Ok(json_response(StatusCode::ACCEPTED, answer))
+}
+
+/// Deletes a workflow that has ended, with everything of it; `?recursive=true` its children too.
+pub(super) async fn purge(
+    State(node): State<Node>,
+    uri: Uri,
+    headers: HeaderMap,
+    extensions: Extensions,
+) -> Answer {
+    headers::check(&headers, &[IDEMPOTENCY_KEY])?;
+    let given = parameters(&uri, &["recursive"])?;
+    let (id, _) = workflow(&node, &uri)?;
+    let is_recursive = match given.get("recursive").map(String::as_str) {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(other) => {
+            return Err(Problem::invalid(format!("recursive is true or false, not {other:?}")));
+        }
+    };
+    let argument = json!({ "recursive": is_recursive }).to_string().into_bytes();
+    let mut request = Request::new(id, "purge", argument);
+    request.idempotency_key = headers::idempotency_key(&headers)?;
+    request.caller = caller_of(&extensions);
+    node.call(request).await?.map_err(refused)?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// The workflow types.
+pub(super) async fn types(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
+    plain_parameters(&uri, &headers, &[])?;
+    let types = node.descriptions().into_iter().filter(|it| node.local().is_workflow(it.name));
+    Ok(show(&json!({ "types": types.collect::<Vec<_>>() })))
+}
+
+/// The workflows of a type: by key, or by status, the newest first.
+pub(super) async fn list(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
+    let known = ["status", "stuck", "created", "prefix", "after", "limit"];
+    let given = plain_parameters(&uri, &headers, &known)?;
+    let name = path::segments(&uri)?.into_iter().nth(1).unwrap_or_default();
+    node.local().check_served(&name)?;
+    check_type(&node, &name)?;
+    let text = |name| given.get(name).map(String::as_str);
+    let (prefix, limit) = (text("prefix").unwrap_or_default(), limit(&given)?);
+    let filters = [("status", "status"), ("stuck", "is_stuck"), ("created", "created_at")];
+    let filters: Vec<_> = filters
+        .into_iter()
+        .filter_map(|(given, index)| Some(format!("{index}:{}", text(given)?)))
+        .collect();
+    if filters.is_empty() {
+        let page = node.list_of(&name, prefix, text("after"), limit).await?;
+        return Ok(show(&json!({ "workflows": page.rows, "next": page.next })));
+    }
+    let search = node.find_of(name).prefix(prefix).limit(limit).matching(&filters.join(","));
+    let search = match text("after") {
+        Some(after) => search.after(after),
+        None => search,
+    };
+    let page = search.page().await?;
+    Ok(show(&json!({ "workflows": page.rows, "next": page.next })))
+}
+
+async fn read_body(node: &Node, headers: &HeaderMap, http_body: Body) -> Result<Vec<u8>, Problem> {
+    let local = node.local();
+    let limit = local.host.config().body_bytes_max;
+    // Room is taken before the body is read, so that many bodies at one time are bounded too.
+    let room = local.admit(body::length(headers, limit))?;
+    let read = body::read(headers, http_body, limit).await?;
+    drop(room);
+    Ok(read)
+}
+
+/// An object with the body of a request as one of its members.
+fn with_input(
+    name: &str,
+    body: &[u8],
+    mut options: serde_json::Map<String, Value>,
+) -> Result<Vec<u8>, Problem> {
+    let body = if body.trim_ascii().is_empty() { b"null" } else { body };
+    let value: &RawValue = serde_json::from_slice(body)
+        .map_err(|error| Problem::invalid(format!("the body is no JSON: {error}")))?;
+    options.remove(name);
+    let options = Value::Object(options).to_string();
+    let mut json = options.strip_suffix('}').unwrap_or("{").to_owned();
+    if json.len() > 1 {
+        json.push(',');
+    }
+    json.push_str(&format!("\"{name}\":{}}}", value.get()));
+    Ok(json.into_bytes())
+}
+
+/// Why an instance has refused something, as a problem document.
+fn refused(rejection: Rejection) -> Problem {
+    let of = |kind| Problem::from(Error::new(kind, rejection.reason()));
+    match rejection.code() {
+        Some("unknown" | "unknown_event") => of(ErrorKind::NotFound),
+        Some("too_many_events") => of(ErrorKind::Overloaded),
+        Some("ended") => {
+            Problem::new(StatusCode::GONE, "ended", "The workflow has ended", rejection.reason())
+        }
+        Some("conflict") => Problem::new(
+            StatusCode::CONFLICT,
+            "workflow-conflict",
+            "Another workflow of this id",
+            rejection.reason(),
+        ),
+        _ => rejection.into(),
+    }
+}
+
+/// How long `Prefer: wait=5` waits. Other preferences are passed over, as RFC 7240 has it.
+fn preferred_wait(headers: &HeaderMap) -> Result<Option<Duration>, Problem> {
+    for value in headers.get_all(PREFER) {
+        let text = value.to_str().unwrap_or_default();
+        for preference in text.split(',').map(str::trim) {
+            if let Some(seconds) = preference.strip_prefix("wait=") {
+                return wait_of(seconds.trim_matches('"')).map(Some);
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// A wait in seconds, with or without their unit, at most [`WAIT_MAX`].
+fn wait_of(text: &str) -> Result<Duration, Problem> {
+    let seconds = text.strip_suffix('s').unwrap_or(text).parse::<u64>();
+    let wait = seconds.map(Duration::from_secs);
+    let wrong =
+        || Problem::invalid(format!("a wait is a number of seconds such as 30s, not {text:?}"));
+    wait.map(|wait| wait.min(WAIT_MAX)).map_err(|_| wrong())
+}
