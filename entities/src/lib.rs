@@ -11,7 +11,10 @@ pub mod entity;
 pub mod error;
 pub mod failure;
 #[doc = include_str!("docs/authors.md")]
-pub mod guide {}
+pub mod guide {
+    #[doc = include_str!("docs/workflows.md")]
+    pub mod workflows {}
+}
 pub mod id;
 pub mod index;
 pub mod input;

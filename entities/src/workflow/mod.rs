@@ -107,6 +107,8 @@ pub const BEGUN_BYTES_PER_TURN_MAX: usize = 4 << 20;
 
 /// How many deliveries one turn hands over; further ones are handed over in the next.
 pub const DELIVERIES_PER_TURN_MAX: usize = 256;
+/// How many bytes of deliveries one turn hands over before it leaves further ones to the next.
+pub const DELIVERED_BYTES_PER_TURN_MAX: usize = 4 << 20;
 /// How many deliveries a history has before it counts as long.
 pub const LONG_DELIVERIES: u64 = 2_000;
 /// How many bytes a history has before it counts as long.

@@ -165,7 +165,7 @@ async fn an_await_of_something_else_is_refused_with_its_name_and_its_place() {
         ("socket", "used tokio's sockets"),
         ("task", "spawned a task"),
         ("channel", "waits for something that is not the workflow's"),
-        ("blocking", "spawned a task"),
+        ("blocking", "waits for something that is not the workflow's"),
     ];
     for (what, why) in refused {
         let foreign = node.workflow::<Foreign>(what);

@@ -197,6 +197,20 @@ pub(super) enum Arrived {
     Cancel,
 }
 
+impl Arrived {
+    /// About how many bytes it has.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Start(payload) | Self::Event(_, payload) | Self::Answer(_, payload) => {
+                payload.len()
+            }
+            Self::Attempt(_, StepEnd::Outcome(payload)) => payload.len(),
+            Self::Attempt(_, StepEnd::Retry(reason, _)) => reason.len(),
+            Self::Attempt(_, StepEnd::TimedOut) | Self::Cancel => 0,
+        }
+    }
+}
+
 /// How an attempt of a step came out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema, Layout)]
 pub(in crate::workflow) enum StepEnd {

@@ -11,7 +11,8 @@ use crate::{
     Context, Failure, Timestamp,
     ask::answer_json,
     workflow::{
-        DELIVERIES_PER_TURN_MAX, LONG_BYTES, LONG_DELIVERIES, STUCK_RETRIES_MAX, STUCK_RETRY,
+        DELIVERED_BYTES_PER_TURN_MAX, DELIVERIES_PER_TURN_MAX, LONG_BYTES, LONG_DELIVERIES,
+        STUCK_RETRIES_MAX, STUCK_RETRY,
         activation::{Activation, Problem},
         core::RunIdentity,
         history::{Delivery, Kind, Payload},
@@ -147,20 +148,24 @@ impl Engine<'_> {
         }
         self.tell_length(&live);
         let mut queue = self.queue(new);
-        let mut delivered = 0;
-        while !live.has_ended() && delivered < DELIVERIES_PER_TURN_MAX {
+        let (mut delivered, mut bytes) = (0, 0);
+        let is_full = |delivered: usize, bytes: usize| {
+            delivered >= DELIVERIES_PER_TURN_MAX || bytes >= DELIVERED_BYTES_PER_TURN_MAX
+        };
+        while !live.has_ended() && !is_full(delivered, bytes) {
             let until = queue.front().map_or(now, |item| item.at);
             delivered += 1;
             if self.hand_over_event(&mut live)? || self.hand_over_due(&mut live, until)? {
                 continue;
             }
             let Some(item) = queue.pop_front() else { break };
+            bytes += item.what.len();
             if let Some(number) = item.number {
                 self.state.take_kept(number);
             }
             self.hand_over(&mut live, item)?;
         }
-        let has_more = !queue.is_empty() || delivered >= DELIVERIES_PER_TURN_MAX;
+        let has_more = !queue.is_empty() || is_full(delivered, bytes);
         // What did not fit waits for the next turn, or for its end with the run.
         for item in queue.into_iter().filter(|item| item.number.is_none()) {
             self.state.keep(item.at, item.what);
