@@ -75,7 +75,7 @@ pub async fn activate_all(data: &Path) -> Result<()> {
     Ok(())
 }
 
-fn resident_bytes() -> Result<f64> {
+pub fn resident_bytes() -> Result<f64> {
     let status = fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
     let kilobytes: f64 = line.trim().trim_end_matches(" kB").parse()?;

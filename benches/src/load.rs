@@ -86,7 +86,7 @@ pub fn query(number: usize) -> Vec<u8> {
 /// Answers a second over `connections` kept connections, spread over `entities` counters.
 pub async fn answers_per_second(
     address: SocketAddr,
-    request: fn(usize) -> Vec<u8>,
+    request: impl Fn(usize) -> Vec<u8> + Clone + Send + 'static,
     connections: usize,
     entities: usize,
     length: Duration,
@@ -94,7 +94,7 @@ pub async fn answers_per_second(
     let (answered, is_over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
     let mut tasks = tokio::task::JoinSet::new();
     for first in 0..connections {
-        let (answered, is_over) = (answered.clone(), is_over.clone());
+        let (answered, is_over, request) = (answered.clone(), is_over.clone(), request.clone());
         tasks.spawn(async move {
             let requests: Vec<_> = (first..entities).step_by(connections).map(request).collect();
             let mut connection = Connection::open(address).await?;

@@ -22,6 +22,7 @@ mod postgres;
 mod rearm;
 mod recovery;
 mod table;
+mod workflows;
 
 use std::path::PathBuf;
 
@@ -39,7 +40,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 struct Command {
     #[command(subcommand)]
     verb: Option<Verb>,
-    /// Only these figures: spread, hot, asks, buffered, committed, rearm, collections, indexed, find, changes, http, query, latency, activation,
+    /// Only these figures: spread, hot, asks, buffered, committed, rearm, collections, workflows, indexed, find, changes, http, query, latency, activation,
     /// recovery, due, placement, postgres, cluster.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
@@ -66,6 +67,12 @@ enum Verb {
     /// Activates every entity of a store and prints the bytes that each takes.
     #[command(hide = true)]
     Activate { data: PathBuf },
+    /// Serves the workflows that are measured.
+    #[command(hide = true)]
+    Workflows { data: PathBuf },
+    /// Starts workflows that wait and prints the bytes that each takes.
+    #[command(hide = true)]
+    Waiting { data: PathBuf },
 }
 
 #[tokio::main]
@@ -77,6 +84,8 @@ async fn main() -> Result<()> {
         Some(Verb::FillValues { data }) => indexed::fill(&data).await,
         Some(Verb::FillDue { data, at }) => due::fill(&data, at).await,
         Some(Verb::Activate { data }) => activation::activate_all(&data).await,
+        Some(Verb::Workflows { data }) => workflows::serve(&data).await,
+        Some(Verb::Waiting { data }) => workflows::wait_in_memory(&data).await,
         None => measure(&command.only, command.rounds).await,
     }
 }
@@ -101,6 +110,9 @@ async fn measure(only: &[String], rounds: usize) -> Result<()> {
     }
     if wanted("collections") {
         collections::measure(&mut table, rounds).await?;
+    }
+    if wanted("workflows") {
+        workflows::measure(&mut table, rounds).await?;
     }
     if wanted("indexed") {
         indexed::turns(&mut table, rounds).await?;
