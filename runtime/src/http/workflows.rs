@@ -20,7 +20,7 @@ use super::{
     path,
     routes::{Answer, caller_of, json_response, limit, parameters, plain_parameters, show},
 };
-use crate::{Node, node::workflows::answer_of};
+use crate::Node;
 
 /// The longest wait for the end of a workflow; who waits longer asks again.
 const WAIT_MAX: Duration = Duration::from_secs(60);
@@ -326,4 +326,11 @@ fn wait_of(text: &str) -> Result<Duration, Problem> {
     let wrong =
         || Problem::invalid(format!("a wait is a number of seconds such as 30s, not {text:?}"));
     wait.map(|wait| wait.min(WAIT_MAX)).map_err(|_| wrong())
+}
+
+/// The answer that an outcome is.
+fn answer_of(outcome: &[u8]) -> Result<stead_entities::Answer<Box<RawValue>>, Error> {
+    serde_json::from_slice(outcome).map_err(|error| {
+        Error::new(ErrorKind::Internal, "an outcome that cannot be read").with_source(error)
+    })
 }

@@ -5,11 +5,13 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 use stead_entities::{
-    Answer, BoxFuture, Caller as _, EntityId, Error, ErrorKind, Request, operation::Reply,
+    BoxFuture, Caller as _, EntityId, Error, ErrorKind, Request, operation::Reply,
     workflow::WorkflowCaller,
 };
 
-use super::{Node, local::Local};
+use super::Node;
+#[cfg(feature = "http")]
+use super::local::Local;
 use crate::{clock, commit::Watched};
 
 /// The query of an instance that gives the answer that it ended with.
@@ -26,6 +28,7 @@ impl WorkflowCaller for Node {
     }
 }
 
+#[cfg(feature = "http")]
 impl Local {
     /// Whether a type that this node serves is a workflow.
     pub(crate) fn is_workflow(&self, name: &str) -> bool {
@@ -61,13 +64,6 @@ async fn outcome(node: &Node, id: &EntityId, wait: Duration) -> Result<Option<Ve
 fn read<T: DeserializeOwned>(reply: Reply) -> Result<T, Error> {
     let json = reply.map_err(|no| Error::new(ErrorKind::NotFound, no.reason()))?;
     serde_json::from_slice(&json).map_err(|error| {
-        Error::new(ErrorKind::Internal, "an outcome that cannot be read").with_source(error)
-    })
-}
-
-/// The answer that an outcome is.
-pub(crate) fn answer_of(outcome: &[u8]) -> Result<Answer<Box<RawValue>>, Error> {
-    serde_json::from_slice(outcome).map_err(|error| {
         Error::new(ErrorKind::Internal, "an outcome that cannot be read").with_source(error)
     })
 }
