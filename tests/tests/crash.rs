@@ -89,6 +89,12 @@ fn the_examples_print_what_they_say() -> Result<()> {
              the most in the south: item-299 (19 pieces)\n\
              after a delivery 57 are short, also when the program starts again\n",
         ),
+        (
+            "chaining",
+            "measured 21.5 degrees in oslo\nthe program starts again\npublished: oslo: 70.7 F\n",
+        ),
+        ("fan_out", "40 pages have 780 words, at most 8 were counted at one time\n"),
+        ("approval_workflow", "holiday-1: approved by kim\nholiday-2: nobody answered\n"),
         ("orders", "25 paid, 15 refused; 0 bolts and 75 nuts left; 25 payments booked\n"),
         (
             "approval",
