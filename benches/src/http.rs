@@ -63,8 +63,12 @@ pub struct Process {
 
 impl Process {
     fn bare() -> Result<Self> {
-        let mut command = Command::new(std::env::current_exe()?);
-        let mut child = command.arg("bare").stdout(Stdio::piped()).spawn()?;
+        Self::of_this(Command::new(std::env::current_exe()?).arg("bare"))
+    }
+
+    /// This program with another verb, which says its address first.
+    pub fn of_this(command: &mut Command) -> Result<Self> {
+        let mut child = command.stdout(Stdio::piped()).spawn()?;
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("its output")?).read_line(&mut line)?;
         Ok(Self { child, address: line.trim().parse()? })
@@ -81,7 +85,8 @@ impl Process {
         self.address
     }
 
-    fn cpu(&self) -> Result<f64> {
+    /// The seconds of processor that it has used.
+    pub fn cpu(&self) -> Result<f64> {
         crate::cpu::seconds(&self.child.id().to_string())
     }
 }

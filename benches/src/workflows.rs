@@ -3,15 +3,13 @@
 
 use std::{
     future::Future,
-    io::{BufRead as _, BufReader},
-    net::SocketAddr,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::Command,
     sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, ensure};
 use stead::{
     Config, Failure, Node, RocksStore, Server,
     stock::Counter,
@@ -24,6 +22,7 @@ use crate::{
     activation::resident_bytes,
     ceiling::key,
     cpu,
+    http::Process,
     load::{Connection, answers_per_second, request},
     table::{Figure, Table, median, median_ratio, medians, thousands},
 };
@@ -108,28 +107,6 @@ pub async fn serve(data: &Path) -> Result<()> {
     Ok(())
 }
 
-struct Process {
-    child: Child,
-    address: SocketAddr,
-}
-
-impl Process {
-    fn start(data: &Path) -> Result<Self> {
-        let mut command = Command::new(std::env::current_exe()?);
-        let mut child = command.arg("workflows").arg(data).stdout(Stdio::piped()).spawn()?;
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().context("its output")?).read_line(&mut line)?;
-        Ok(Self { child, address: line.trim().parse()? })
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ended_already = self.child.kill();
-        let _reaped = self.child.wait();
-    }
-}
-
 /// Starts the `number`-th chain of a round of `steps`, and waits for its result.
 fn chain_request(round: usize, steps: u32, number: usize) -> Vec<u8> {
     let key = key(number);
@@ -156,17 +133,17 @@ pub async fn measure(table: &mut Table, rounds: usize) -> Result<()> {
 
 async fn over_http(table: &mut Table, rounds: usize) -> Result<()> {
     let directory = tempfile::tempdir()?;
-    let server = Process::start(&directory.path().join("data"))?;
-    let pid = server.child.id().to_string();
+    let mut command = Command::new(std::env::current_exe()?);
+    let server = Process::of_this(command.arg("workflows").arg(directory.path().join("data")))?;
     let (mut rates, mut times, mut longer, mut costs) = (vec![], vec![], vec![], vec![]);
-    let mut connection = Connection::open(server.address).await?;
+    let mut connection = Connection::open(server.address()).await?;
     for round in 0..rounds {
-        let address = server.address;
+        let address = server.address();
         let bound = answers_per_second(address, request, IN_FLIGHT, 10_000, LENGTH).await?;
         let chain = move |number| chain_request(round, 3, number);
-        let (busy, started) = (cpu::seconds(&pid)?, Instant::now());
+        let (busy, started) = (server.cpu()?, Instant::now());
         let ours = answers_per_second(address, chain, IN_FLIGHT, KEYS, LENGTH).await?;
-        let busy = (cpu::seconds(&pid)? - busy) / started.elapsed().as_secs_f64();
+        let busy = (server.cpu()? - busy) / started.elapsed().as_secs_f64();
         rates.push((ours, bound / 4.0));
         costs.push(busy / ours * 1e6);
         let call = request(0);

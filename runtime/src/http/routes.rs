@@ -107,15 +107,25 @@ async fn request(
     }
     let idempotency_key = headers::idempotency_key(headers)?;
     let condition = headers::if_match(headers)?;
-    let limit = local.host.config().body_bytes_max;
-    // Room is taken before the body is read, so that many bodies at one time are bounded too.
-    let room = local.admit(body::length(headers, limit))?;
-    let input = body::read(headers, http_body, limit).await?;
-    drop(room);
+    let input = read_body(node, headers, http_body).await?;
     let mut request = Request::new(id, operation, input);
     (request.idempotency_key, request.condition) = (idempotency_key, condition);
     (request.caller, request.trace) = (caller_of(extensions), headers::trace(headers));
     Ok(request)
+}
+
+pub(super) async fn read_body(
+    node: &Node,
+    headers: &HeaderMap,
+    http_body: Body,
+) -> Result<Vec<u8>, Problem> {
+    let local = node.local();
+    let limit = local.host.config().body_bytes_max;
+    // Room is taken before the body is read, so that many bodies at one time are bounded too.
+    let room = local.admit(body::length(headers, limit))?;
+    let read = body::read(headers, http_body, limit).await?;
+    drop(room);
+    Ok(read)
 }
 
 pub(super) fn caller_of(extensions: &Extensions) -> Option<String> {

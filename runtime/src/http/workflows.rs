@@ -1,6 +1,6 @@
 //! Workflows over HTTP: starting and waiting, events, and what operators ask for.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use axum::{
     body::Body,
@@ -15,10 +15,11 @@ use stead_entities::{
 };
 
 use super::{
-    body,
     headers::{self, IDEMPOTENCY_KEY},
     path,
-    routes::{Answer, caller_of, json_response, limit, parameters, plain_parameters, show},
+    routes::{
+        Answer, caller_of, json_response, limit, parameters, plain_parameters, read_body, show,
+    },
 };
 use crate::Node;
 
@@ -69,17 +70,29 @@ pub(super) async fn start(
         options.insert("deadline".into(), json!(length));
     }
     let argument = with_input("input", &input, options)?;
-    let mut request = Request::new(id.clone(), "start", argument);
-    request.idempotency_key = headers::idempotency_key(&headers)?;
-    (request.caller, request.trace) = (caller_of(&extensions), headers::trace(&headers));
+    let request = request(id.clone(), "start", argument, (&headers, &extensions))?;
     let started = node.call(request).await?.map_err(refused)?;
-    match wait {
-        Some(wait) => match node.outcome(id.clone(), wait).await? {
-            Some(outcome) => ended(&outcome),
-            None => Ok(accepted(&id, started)),
-        },
+    let outcome = match wait {
+        Some(wait) => node.outcome(id.clone(), wait).await?,
+        None => None,
+    };
+    match outcome {
+        Some(outcome) => ended(&outcome),
         None => Ok(accepted(&id, started)),
     }
+}
+
+/// The request of an operation of an instance, with its idempotency key, who asks, and the trace.
+fn request(
+    id: EntityId,
+    operation: impl Into<Cow<'static, str>>,
+    argument: Vec<u8>,
+    (headers, extensions): (&HeaderMap, &Extensions),
+) -> Result<Request, Problem> {
+    let mut request = Request::new(id, operation, argument);
+    request.idempotency_key = headers::idempotency_key(headers)?;
+    (request.caller, request.trace) = (caller_of(extensions), headers::trace(headers));
+    Ok(request)
 }
 
 /// The answer of what goes on: where to ask for its end.
@@ -97,7 +110,10 @@ fn accepted(id: &EntityId, body: Vec<u8>) -> Response {
 
 /// The result of a workflow that has ended, or the problem that it ended with.
 fn ended(outcome: &[u8]) -> Answer {
-    match answer_of(outcome)? {
+    let answer = serde_json::from_slice::<stead_entities::Answer<Box<RawValue>>>(outcome);
+    match answer.map_err(|error| {
+        Error::new(ErrorKind::Internal, "an outcome that cannot be read").with_source(error)
+    })? {
         Ok(result) => Ok(json_response(StatusCode::OK, result.get().as_bytes().to_vec())),
         Err(failure) => Err(failure.into()),
     }
@@ -162,9 +178,7 @@ pub(super) async fn event(
     let name = rest.into_iter().nth(1).unwrap_or_default();
     let options = serde_json::Map::from_iter([("name".to_owned(), Value::from(name))]);
     let argument = with_input("payload", &payload, options)?;
-    let mut request = Request::new(id, "event", argument);
-    request.idempotency_key = headers::idempotency_key(&headers)?;
-    (request.caller, request.trace) = (caller_of(&extensions), headers::trace(&headers));
+    let request = request(id, "event", argument, (&headers, &extensions))?;
     node.call(request).await?.map_err(refused)?;
     Ok(StatusCode::ACCEPTED.into_response())
 }
@@ -192,9 +206,7 @@ pub(super) async fn control(
     };
     let body = read_body(&node, &headers, http_body).await?;
     let argument = if body.is_empty() { argument } else { body };
-    let mut request = Request::new(id, operation, argument);
-    request.idempotency_key = headers::idempotency_key(&headers)?;
-    (request.caller, request.trace) = (caller_of(&extensions), headers::trace(&headers));
+    let request = request(id, operation, argument, (&headers, &extensions))?;
     let answer = node.call(request).await?.map_err(refused)?;
     Ok(json_response(StatusCode::ACCEPTED, answer))
 }
@@ -258,16 +270,6 @@ pub(super) async fn list(State(node): State<Node>, uri: Uri, headers: HeaderMap)
     Ok(show(&json!({ "workflows": page.rows, "next": page.next })))
 }
 
-async fn read_body(node: &Node, headers: &HeaderMap, http_body: Body) -> Result<Vec<u8>, Problem> {
-    let local = node.local();
-    let limit = local.host.config().body_bytes_max;
-    // Room is taken before the body is read, so that many bodies at one time are bounded too.
-    let room = local.admit(body::length(headers, limit))?;
-    let read = body::read(headers, http_body, limit).await?;
-    drop(room);
-    Ok(read)
-}
-
 /// An object with the body of a request as one of its members.
 fn with_input(
     name: &str,
@@ -326,11 +328,4 @@ fn wait_of(text: &str) -> Result<Duration, Problem> {
     let wrong =
         || Problem::invalid(format!("a wait is a number of seconds such as 30s, not {text:?}"));
     wait.map(|wait| wait.min(WAIT_MAX)).map_err(|_| wrong())
-}
-
-/// The answer that an outcome is.
-fn answer_of(outcome: &[u8]) -> Result<stead_entities::Answer<Box<RawValue>>, Error> {
-    serde_json::from_slice(outcome).map_err(|error| {
-        Error::new(ErrorKind::Internal, "an outcome that cannot be read").with_source(error)
-    })
 }

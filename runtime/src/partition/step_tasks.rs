@@ -98,19 +98,22 @@ impl StepTasks {
 
     /// Tells attempts that they are to end.
     pub(super) fn end(&mut self, which: &StepsToEnd) {
-        let is_it = |id: &StepId| match which {
-            StepsToEnd::One(one) => id == one,
-            StepsToEnd::OfRun(workflow, run) => id.workflow() == workflow && id.run() == *run,
-            StepsToEnd::All => true,
-        };
-        if let StepsToEnd::One(one) = which {
-            if let Some((start, _)) = self.0.remove(one) {
-                start.cancellation().cancel();
+        match which {
+            StepsToEnd::One(step) => {
+                if let Some((start, _)) = self.0.remove(step) {
+                    start.cancellation().cancel();
+                }
             }
-            return;
+            StepsToEnd::OfRun(workflow, run) => {
+                self.end_those(|id| id.workflow() == workflow && id.run() == *run);
+            }
+            StepsToEnd::All => self.end_those(|_| true),
         }
+    }
+
+    fn end_those(&mut self, are_those: impl Fn(&StepId) -> bool) {
         self.0.retain(|id, (start, _)| {
-            let ends = is_it(id);
+            let ends = are_those(id);
             if ends {
                 start.cancellation().cancel();
             }
