@@ -67,6 +67,8 @@ pub struct Ask {
     pub then: Continuation,
     /// How long answers are waited for; for ever if `None`.
     pub timeout: Option<Timeout>,
+    /// The lock under which it is asked: an entity that is not locked so refuses.
+    pub fence: Option<Box<str>>,
 }
 
 /// An operation that takes an answer, or a list of them, and its other arguments.

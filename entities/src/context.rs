@@ -315,7 +315,7 @@ impl Context {
         }
         let (operation, others) = (request.operation, request.input);
         let then = Continuation { operation, argument, others, takes_list };
-        Ok(Ask { questions, then, timeout })
+        Ok(Ask { questions, then, timeout, fence: None })
     }
 
     /// Sets the reminder `name` of this entity, in place of an earlier one of that name. When it

@@ -38,6 +38,12 @@ pub enum Effect {
     Answer(ReplyAddress, Vec<u8>),
 }
 
+/// The operation that locks an entity for whom asks: only operations that are asked under this lock, by its fence, are
+/// applied from its answer on. For runtimes; no operation of an author has this name.
+pub const LOCK: &str = "~lock";
+/// The operation that ends a lock, or the wait for one. Its argument is the fence.
+pub const UNLOCK: &str = "~unlock";
+
 /// The address to which the answer to a question goes: the asker, and what of it takes the answer. Only a runtime can
 /// read it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

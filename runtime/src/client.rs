@@ -11,7 +11,6 @@ mod show;
 
 use std::time::{Duration, Instant};
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{
     Method, StatusCode, Url,
     header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, IF_MATCH, RETRY_AFTER},
@@ -24,6 +23,7 @@ use stead_entities::{
 use crate::{
     clock::{self, deadline_after, monotonic},
     errors::in_doubt,
+    escape::escaped,
 };
 
 /// How long an operation is waited for, retries included, where it does not say: longer than a
@@ -42,8 +42,6 @@ const RETRY_LONGEST: Duration = Duration::from_secs(2);
 const URL_BYTES_MAX: usize = 8 << 10;
 /// The longest answer, in bytes.
 const ANSWER_BYTES_MAX: usize = 17 << 20;
-/// The characters that are not escaped in a segment of a path or a value of a query.
-const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 /// The entities behind a URL, such as `http://127.0.0.1:8080`. Cheap to clone; clones share their
 /// connections.
@@ -100,7 +98,7 @@ impl Client {
 
     /// The URL of a path, each part of which is escaped.
     fn url(&self, path: &[&str]) -> Url {
-        let escaped = path.iter().map(|part| utf8_percent_encode(part, PLAIN).to_string());
+        let escaped = path.iter().map(|part| escaped(part));
         let path = escaped.collect::<Vec<_>>().join("/");
         let mut url = self.base.clone();
         url.set_path(&format!("{}/{path}", self.base.path().trim_end_matches('/')));
@@ -128,7 +126,6 @@ impl Client {
     }
 
     fn prepare(&self, kind: &str, request: &Request) -> Result<Prepared, Error> {
-        let escaped = |text: &str| utf8_percent_encode(text, PLAIN).to_string();
         let (id, is_query) = (&request.id, kind == QUERIES);
         if matches!(&*request.operation, "" | "." | "..") {
             return Err(Error::new(ErrorKind::Invalid, "an operation has a name"));

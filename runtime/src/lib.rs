@@ -11,6 +11,8 @@ pub mod config;
 pub mod docs;
 mod entropy;
 mod errors;
+#[cfg(any(feature = "client", feature = "http"))]
+mod escape;
 mod guard;
 mod host;
 #[cfg(feature = "http")]

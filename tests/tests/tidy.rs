@@ -124,6 +124,7 @@ const LAYERS: [&[&str]; 12] = [
         "config",
         "entropy",
         "errors",
+        "escape",
         "guard",
         "lease",
         "listen",
@@ -384,7 +385,7 @@ fn words_that_were_given_up_do_not_come_back() {
 }
 
 /// Where tests sleep, how often, and why nothing could be waited for instead.
-const SLEEPS: [(&str, usize, &str); 26] = [
+const SLEEPS: [(&str, usize, &str); 27] = [
     ("src/wait.rs", 1, "asks again for what nobody tells of"),
     ("src/proxy.rs", 1, "what was held passes later"),
     ("tests/crash.rs", 2, "the moments of kills"),
@@ -404,6 +405,7 @@ const SLEEPS: [(&str, usize, &str); 26] = [
     ("tests/semantics/limits.rs", 3, "callers arrive while an operation hangs"),
     ("tests/semantics/policies.rs", 2, "operations that take long"),
     ("tests/semantics/reminders.rs", 2, "nothing must be applied meanwhile"),
+    ("tests/semantics/sections.rs", 1, "a timer of a workflow, in virtual time"),
     ("tests/semantics/turns.rs", 3, "nothing must be answered meanwhile"),
     ("tests/semantics/type_changes.rs", 8, "virtual time"),
     ("tests/semantics/workflows.rs", 6, "virtual time, and a step must not begin meanwhile"),

@@ -11,12 +11,13 @@ use std::{
 use serde::de::DeserializeOwned;
 
 use super::{
-    DeadLetter, Driver, EXPIRY, START, StepPlay, at_once, driven::Driven, result, steps::Workflows,
+    DeadLetter, Driver, EXPIRY, START, StepPlay, asks::OpenAsk, at_once, driven::Driven,
+    locks::Locks, result, steps::Workflows,
 };
 use crate::{
     CallError, Dependencies, Entity, EntityId, Error, ErrorKind, Failure, Operation, Origin, Query,
     Request, Timestamp,
-    ask::{Ask, answer_json},
+    ask::answer_json,
     effect::{Effect, ReplyAddress, Signal},
     stored,
     workflow::{Instance, STEP_ENDED, StepId, StepResult, StepStart, WorkflowType},
@@ -82,32 +83,34 @@ pub const SIGNALS_PER_CALL_MAX: usize = 10_000;
 /// - An answer to an entity that was deleted before the last of its ask arrived vanishes; on a node it is a
 ///   dead letter. The turn of a timeout has the caller and trace of its ask; on a node it has none. A question
 ///   to an entity of a type that is not registered ends with its timeout, if it has one.
+/// - A call to an entity that a workflow has locked is refused, and its reminders are applied; on a node they wait.
 /// - States are proven readable, but not stored. Idempotency keys and deadlines mean nothing, and the
 ///   limits of a node do not apply.
 #[derive(Default)]
 pub struct Drivers {
-    clock: Clock,
+    pub(super) clock: Clock,
     types: BTreeMap<&'static str, Make>,
     dependencies: Dependencies,
-    entities: BTreeMap<EntityId, Box<dyn Driven>>,
+    pub(super) entities: BTreeMap<EntityId, Box<dyn Driven>>,
     /// The signals that are due, in the order in which they were sent.
-    due: VecDeque<Sent>,
+    pub(super) due: VecDeque<Sent>,
     /// The delayed signals. The number keeps the order of those that are due at one moment.
     delayed: BTreeMap<(Timestamp, u64), Sent>,
     /// The asks of which answers are missing, and the number of the last one.
-    asks: BTreeMap<u64, OpenAsk>,
-    last_ask: u64,
+    pub(super) asks: BTreeMap<u64, OpenAsk>,
+    pub(super) last_ask: u64,
     signals: Vec<Signal>,
     dead_letters: Vec<DeadLetter>,
     workflows: Workflows,
+    pub(super) locks: Locks,
 }
 
 /// Makes what drives the entity of an id.
 type Make = fn(&EntityId) -> Box<dyn Driven>;
 
 /// The time, and how many signals were delayed so far.
-struct Clock {
-    now: Timestamp,
+pub(super) struct Clock {
+    pub(super) now: Timestamp,
     delayed: u64,
 }
 
@@ -118,23 +121,21 @@ impl Default for Clock {
 }
 
 #[derive(Clone)]
-struct Sent {
-    sender: Option<EntityId>,
-    signal: Signal,
-    origin: Option<Arc<Origin>>,
+pub(super) struct Sent {
+    pub(super) sender: Option<EntityId>,
+    pub(super) signal: Signal,
+    pub(super) origin: Option<Arc<Origin>>,
     /// The ask of which it is a question, and which of its questions.
-    asked: Option<(u64, usize)>,
+    pub(super) asked: Option<(u64, usize)>,
+    /// The lock under which it was asked.
+    pub(super) fence: Option<Box<str>>,
 }
 
-/// An ask of which answers are missing.
-struct OpenAsk {
-    asker: EntityId,
-    ask: Ask,
-    /// The answers as JSON, in the order of the questions.
-    answers: Vec<Option<Vec<u8>>>,
-    /// When it is given up.
-    due: Option<Timestamp>,
-    origin: Option<Arc<Origin>>,
+impl Sent {
+    /// A signal of the runtime.
+    pub(super) fn new(signal: Signal) -> Self {
+        Self { sender: None, signal, origin: None, asked: None, fence: None }
+    }
 }
 
 /// The next event as the clock moves.
@@ -214,14 +215,14 @@ impl Drivers {
     fn end_hosting(&mut self) {
         let turns = |id: &EntityId| self.entities.get(id).map_or(0, |driver| driver.revision());
         let told = self.workflows.end_hosting(turns);
-        let sent = told.map(|signal| Sent { sender: None, signal, origin: None, asked: None });
+        let sent = told.map(Sent::new);
         self.due.extend(sent);
     }
 
     fn step_ended(&mut self, start: &StepStart, input: Vec<u8>) {
         let (target, operation) = (start.id().workflow().clone(), STEP_ENDED.into());
         let signal = Signal { target, operation, input, delay: None };
-        self.due.push_back(Sent { sender: None, signal, origin: None, asked: None });
+        self.due.push_back(Sent::new(signal));
     }
 
     /// Gives a dependency to the types that name it, in place of an earlier one of its type.
@@ -257,6 +258,7 @@ impl Drivers {
             return Err(Error::new(ErrorKind::Invalid, rule).into());
         }
         let (id, origin) = (request.id.clone(), request.origin()?);
+        self.check_unlocked(&id)?;
         let json = self.driver_mut(&id)?.run(&request).await;
         self.collect(&id, json.is_ok(), origin.as_ref());
         let json = json?;
@@ -282,7 +284,7 @@ impl Drivers {
         let origin = request.origin()?;
         let Request { id: target, operation, input, delay, .. } = request;
         let signal = Signal { target, operation, input, delay };
-        self.accept(Sent { sender: None, signal, origin, asked: None });
+        self.accept(Sent { origin, ..Sent::new(signal) });
         self.deliver().await
     }
 
@@ -402,7 +404,7 @@ impl Drivers {
         for effect in effects {
             let (sender, origin) = (Some(id.clone()), origin.cloned());
             match effect {
-                Effect::Signal(signal) => self.accept(Sent { sender, signal, origin, asked: None }),
+                Effect::Signal(signal) => self.accept(Sent { sender, origin, ..Sent::new(signal) }),
                 Effect::Ask(ask) => self.open_ask(id, ask, origin),
                 Effect::Remind(_) | Effect::CancelReminder(_) | Effect::Expire(_) => {}
                 Effect::Step(start) => self.workflows.steps.begin(start),
@@ -422,46 +424,7 @@ impl Drivers {
         self.end_hosting();
     }
 
-    /// Sends the questions of an ask.
-    fn open_ask(&mut self, asker: &EntityId, ask: Ask, origin: Option<Arc<Origin>>) {
-        self.last_ask += 1;
-        for (part, question) in ask.questions.iter().enumerate() {
-            let (sender, signal) = (Some(asker.clone()), question.clone());
-            let asked = Some((self.last_ask, part));
-            self.accept(Sent { sender, signal, origin: origin.clone(), asked });
-        }
-        let due = ask.timeout.map(|timeout| self.clock.now + timeout.as_duration());
-        let answers = vec![None; ask.questions.len()];
-        let open = OpenAsk { asker: asker.clone(), ask, answers, due, origin };
-        let is_nobody_asked = open.answers.is_empty();
-        self.asks.insert(self.last_ask, open);
-        if is_nobody_asked {
-            self.end_ask(self.last_ask);
-        }
-    }
-
-    /// Takes the answer to a question, and sends it on where it was the last one.
-    fn answer(&mut self, (number, part): (u64, usize), answer: Vec<u8>) {
-        let Some(open) = self.asks.get_mut(&number) else { return };
-        open.answers[part] = Some(answer);
-        if open.answers.iter().all(Option::is_some) {
-            self.end_ask(number);
-        }
-    }
-
-    /// Sends what answers an ask has to its asker.
-    fn end_ask(&mut self, number: u64) {
-        let Some(OpenAsk { asker, ask, answers, origin, .. }) = self.asks.remove(&number) else {
-            return;
-        };
-        let late = answer_json(Err(Failure::TimedOut));
-        let answers = answers.iter().map(|answer| answer.as_deref().unwrap_or(&late));
-        let (input, operation) = (ask.then.input(answers), ask.then.operation);
-        let signal = Signal { target: asker, operation, input, delay: None };
-        self.due.push_back(Sent { sender: None, signal, origin, asked: None });
-    }
-
-    fn accept(&mut self, sent: Sent) {
+    pub(super) fn accept(&mut self, sent: Sent) {
         if !self.types.contains_key(sent.signal.target.entity_type()) {
             return self.signals.push(sent.signal);
         }
@@ -480,7 +443,7 @@ impl Drivers {
     async fn deliver(&mut self) -> Result<(), CallError> {
         let mut delivered = 0;
         loop {
-            let Some(Sent { sender, signal, origin, asked }) = self.due.front().cloned() else {
+            let Some(sent) = self.due.front().cloned() else {
                 match self.workflows.steps.play(&self.dependencies) {
                     Some(Some((start, ended))) => self.step_ended(&start, ended),
                     Some(None) => {}
@@ -496,6 +459,9 @@ impl Drivers {
                 );
                 return Err(Error::new(ErrorKind::Overloaded, limit).into());
             }
+            let Some(Sent { sender, signal, origin, asked, .. }) = self.pass_lock(sent) else {
+                continue;
+            };
             let id = signal.target.clone();
             let mut request =
                 Request::new(id.clone(), signal.operation.clone(), signal.input.clone());
@@ -579,7 +545,7 @@ impl Drivers {
             let heard = letter.heard(self.clock.now);
             let input = serde_json::to_vec(&heard).expect("texts and numbers have a JSON form");
             let signal = Signal { target, operation: told.into(), input, delay: None };
-            self.due.push_back(Sent { sender: None, signal, origin: None, asked: None });
+            self.due.push_back(Sent::new(signal));
         }
         self.dead_letters.push(letter);
     }

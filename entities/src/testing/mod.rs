@@ -5,9 +5,11 @@
 //! `Driver::attempt` and end them in `Driver::settle`, and know no runtime: what awaits is polled
 //! where it stands.
 
+mod asks;
 mod driven;
 mod drivers;
 mod letters;
+mod locks;
 mod poll;
 mod rows;
 mod steps;
@@ -245,32 +247,18 @@ impl<E: Entity> Driver<E> {
 
     /// The signals sent since the last time, in order.
     pub fn take_signals(&mut self) -> Vec<Signal> {
-        let signal = |effect: Effect| match effect {
-            Effect::Signal(signal) => Ok(signal),
-            other => Err(other),
-        };
-        self.take_sent(signal)
+        let taken = self.sent.extract_if(.., |effect| matches!(effect, Effect::Signal(_)));
+        taken
+            .filter_map(|effect| if let Effect::Signal(it) = effect { Some(it) } else { None })
+            .collect()
     }
 
     /// The asks made since the last time, in order.
     pub fn take_asks(&mut self) -> Vec<Ask> {
-        let ask = |effect: Effect| match effect {
-            Effect::Ask(ask) => Ok(ask),
-            other => Err(other),
-        };
-        self.take_sent(ask)
-    }
-
-    /// Takes what `wanted` takes of what was sent.
-    fn take_sent<T>(&mut self, wanted: impl Fn(Effect) -> Result<T, Effect>) -> Vec<T> {
-        let mut taken = Vec::new();
-        for effect in std::mem::take(&mut self.sent) {
-            match wanted(effect) {
-                Ok(it) => taken.push(it),
-                Err(other) => self.sent.push(other),
-            }
-        }
+        let taken = self.sent.extract_if(.., |effect| matches!(effect, Effect::Ask(_)));
         taken
+            .filter_map(|effect| if let Effect::Ask(it) = effect { Some(it) } else { None })
+            .collect()
     }
 
     /// Gives answers to an ask, and applies its operation: one for each question, in their order.

@@ -266,6 +266,15 @@ impl<W: WorkflowType> WorkflowDriver<W> {
         self.apply("retry", None)
     }
 
+    /// Has it go on from before the failures with which it ended, or from a place.
+    ///
+    /// # Errors
+    /// As a caller hears them.
+    pub fn rewind(&mut self, place: Option<&str>) -> Result<Started, CallError> {
+        let argument = serde_json::json!({ "place": place }).to_string().into_bytes();
+        self.apply("rewind", Some(&Raw(argument)))
+    }
+
     /// Ends an attempt that is held, by its place among them: with a value, or as a failure.
     ///
     /// # Errors

@@ -70,13 +70,19 @@ impl Activation {
 
     /// Runs a turn again as it is recorded.
     pub(super) fn replay(&mut self, recorded: &Turn) -> Result<Turn, Problem> {
+        let turn = self.replay_part(recorded, recorded.deliveries.len())?;
+        compare(recorded, &turn)?;
+        Ok(turn)
+    }
+
+    /// Runs the first deliveries of a turn again; returns what it does on them.
+    pub(super) fn replay_part(&mut self, recorded: &Turn, count: usize) -> Result<Turn, Problem> {
         self.core.begin_turn(recorded.at, Some(recorded));
-        for delivery in &recorded.deliveries {
+        for delivery in &recorded.deliveries[..count] {
             self.deliver(delivery.clone())?;
         }
         let (turn, _) = self.core.end_turn();
-        compare(recorded, &turn)?;
-        Ok(turn)
+        Ok(Turn { patches: recorded.patches.clone(), ..turn })
     }
 
     /// Begins a turn.
@@ -92,7 +98,7 @@ impl Activation {
     /// Hands over a delivery and polls until the run rests. Says whether the delivery changed anything.
     pub(super) fn deliver(&mut self, delivery: Delivery) -> Result<bool, Problem> {
         self.watch.begin()?;
-        let begins = matches!(delivery, Delivery::Start(_) | Delivery::Room);
+        let begins = matches!(delivery, Delivery::Start(_));
         if !self.core.deliver(delivery) {
             self.watch.end();
             return Ok(false);
@@ -271,9 +277,7 @@ impl Watch {
     fn take_woken(&self) -> bool {
         self.is_woken.swap(false, Ordering::SeqCst)
     }
-}
 
-impl Watch {
     fn wake_by_ref(&self) {
         match self.delivering.load(Ordering::SeqCst) == thread() {
             true => self.is_woken.store(true, Ordering::SeqCst),

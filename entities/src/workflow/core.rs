@@ -15,6 +15,7 @@ use super::{
     BEGUN_BYTES_PER_TURN_MAX, BEGUN_PER_TURN_MAX, OUTSTANDING_MAX,
     history::{Begun, Delivery, Kind, Payload, Turn},
     place::{Place, Scope},
+    section::Locks,
     step::{StepBody, StepOptions},
 };
 use crate::{EntityId, Failure, Timestamp, ask::answer_json, effect::Delay};
@@ -63,6 +64,8 @@ pub(super) enum End {
 pub(super) struct Wishes {
     /// The delays of signals, by their places.
     pub(super) delays: BTreeMap<Place, Delay>,
+    /// The locks under which calls began, by the places of the calls.
+    pub(super) fences: BTreeMap<Place, Place>,
     /// The text of the status, as JSON.
     pub(super) status: Option<Payload>,
     /// Operations that were given up, for those who are to be told.
@@ -90,6 +93,8 @@ pub(super) struct State {
     due: BTreeSet<(Timestamp, Place)>,
     /// Waits for events, the first one first. Those that are not outstanding any more are passed over.
     waits: BTreeMap<Box<str>, VecDeque<Place>>,
+    /// The locks of the section that the run is in, or enters.
+    pub(super) locks: Option<Locks>,
     /// Operations that are to begin when there is room for them.
     queue: VecDeque<Waker>,
     /// How many operations, and how many bytes of them, may yet begin in this turn.
@@ -121,6 +126,7 @@ impl Core {
             children: 0,
             due: BTreeSet::new(),
             waits: BTreeMap::new(),
+            locks: None,
             queue: VecDeque::new(),
             room: (0, 0),
             patches: BTreeMap::new(),
@@ -149,7 +155,10 @@ impl Core {
             return false;
         }
         if let Some(ready) = ready.take() {
-            state.add(ready);
+            match state.breach(&ready.begun) {
+                None => state.add(ready),
+                Some(failure) => state.refuse(ready, failure),
+            }
         }
         true
     }
@@ -296,6 +305,34 @@ impl State {
         })
     }
 
+    /// Has an operation fail that does not begin.
+    fn refuse(&mut self, mut open: Box<Open>, failure: Failure) {
+        open.outcome = Some((0, answer_json(Err(failure)).into()));
+        self.open.insert(open.begun.place.clone(), open);
+    }
+
+    /// Ends the section that the run is in: its locks are let go.
+    pub(super) fn end_section(&mut self) {
+        let Some(locks) = self.locks.take().filter(|_| !self.is_closed) else { return };
+        for (place, target) in locks.held() {
+            let begun = Begun::new(place.clone(), Kind::Lock, "");
+            self.wishes.given_up.push(Begun { target: target.into(), ..begun });
+            self.turn.cancelled.push(place.clone());
+        }
+    }
+
+    /// The locks that the run has, or waits for, with their places.
+    pub(super) fn all_locks(&self) -> Vec<(Place, Box<str>)> {
+        let held = self.locks.iter().flat_map(Locks::held);
+        let held = held.map(|(place, target)| (place.clone(), target.into()));
+        let is_lock = |open: &&Open| open.begun.kind == Kind::Lock && open.outcome.is_none();
+        let awaited = self.open.values().map(|open| &**open).filter(is_lock);
+        let awaited = awaited.map(|open| (open.begun.place.clone(), open.begun.target.clone()));
+        let mut all: Vec<_> = held.chain(awaited).collect();
+        all.sort_unstable();
+        all
+    }
+
     fn use_room(&mut self, begun: &Begun) {
         self.room.0 = self.room.0.saturating_sub(1);
         self.room.1 = self.room.1.saturating_sub(begun.argument.len());
@@ -313,7 +350,11 @@ impl State {
             Kind::Event => {
                 self.waits.entry(open.begun.name.clone()).or_default().push_back(place.clone());
             }
-            Kind::Step | Kind::Call | Kind::Signal | Kind::Child | Kind::Detached => {}
+            Kind::Call => {
+                let lock = self.lock_of(&open.begun.target).cloned();
+                self.wishes.fences.extend(lock.map(|lock| (place.clone(), lock)));
+            }
+            Kind::Step | Kind::Signal | Kind::Child | Kind::Detached | Kind::Lock => {}
         }
         if let Some(deadline) = open.options.as_ref().and_then(|it| it.deadline) {
             self.due.insert((self.now + deadline, place.clone()));
@@ -401,6 +442,11 @@ impl State {
     /// Whether operations wait for room that the next turn has.
     pub(super) fn waits_for_turn(&self) -> bool {
         !self.queue.is_empty() && self.outstanding < OUTSTANDING_MAX
+    }
+
+    /// Whether they do, and this turn has handed over nothing yet that would have them begin.
+    pub(super) fn begins_more(&self) -> bool {
+        self.waits_for_turn() && self.turn.deliveries.is_empty()
     }
 
     /// An operation that is outstanding.

@@ -218,10 +218,11 @@ impl<W> Workflow<W> {
     /// Sends an operation to an entity, in the commit of this turn.
     ///
     /// # Panics
-    /// Where the operation is none that an entity may send.
+    /// Where the operation is none that an entity may send, and where the entity is locked by the section that the
+    /// workflow is in.
     pub fn signal<R>(&self, operation: EntityOperation<R>) {
         let request = operation.into_request().expect("an operation with a valid key and argument");
-        self.send(request).expect("an operation without options of callers");
+        self.send(request).expect("an operation that may be sent here");
     }
 
     fn send(&self, request: Request) -> Result<(), Error> {
@@ -316,7 +317,13 @@ impl<W> Workflow<W> {
                         trace of its own: race it with `ctx.sleep(..)` to limit how long it is waited for";
             return Err(Error::new(ErrorKind::Invalid, rule));
         }
-        let place = self.core.lock().scope.claim();
+        let mut state = self.core.lock();
+        if kind == Kind::Signal && state.lock_of(request.id.as_str()).is_some() {
+            let rule = format!("{} is locked by this section: call it, and await that", request.id);
+            return Err(Error::new(ErrorKind::Invalid, rule));
+        }
+        let place = state.scope.claim();
+        drop(state);
         let argument = request.input.into();
         let target = request.id.as_str().into();
         Ok(Begun { target, argument, ..Begun::new(place, kind, &request.operation) })

@@ -119,6 +119,8 @@ pub enum Kind {
     Child,
     /// Another workflow, one-way.
     Detached,
+    /// The lock of an entity, until its section ends.
+    Lock,
 }
 
 /// An operation that the workflow began.

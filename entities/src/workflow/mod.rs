@@ -25,6 +25,7 @@ mod place;
 mod program;
 mod reference;
 mod saved;
+mod section;
 mod start;
 mod step;
 
@@ -44,8 +45,8 @@ pub use self::{
     handle::Workflow,
     history::Kind,
     instance::{
-        HistoryCounts, Instance, STEP_ENDED, StartPolicy, Started, Status, StatusView, Stuck,
-        WaitView,
+        HistoryCounts, Instance, LOCK_ASKED, STEP_ENDED, StartPolicy, Started, Status, StatusView,
+        Stuck, WaitView,
     },
     operation::{EventWait, Operation, StepOperation},
     program::Program,
@@ -53,6 +54,7 @@ pub use self::{
         InstanceReference, ResultError, Start, TypedWorkflow, WorkflowCaller, WorkflowReference,
     },
     saved::SavedHistory,
+    section::{LOCKED_MAX, Section},
     start::{StepId, StepStart},
     step::{
         ATTEMPT_TIMEOUT, ATTEMPTS, Attempt, BACKOFF, BACKOFF_MAX, CANCEL_GRACE, Cancellation, Step,

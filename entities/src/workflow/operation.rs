@@ -42,6 +42,12 @@ impl<T> Operation<T> {
         Self { core: core.clone(), place, ready: Some(ready), is_done: false, read }
     }
 
+    /// Its place, and the id of the entity that is asked, before it begins.
+    pub(super) fn identity(&self) -> (Place, Box<str>) {
+        let target = self.ready.as_ref().map(|ready| ready.begun.target.clone());
+        (self.place.clone(), target.unwrap_or_default())
+    }
+
     fn options(&mut self) -> Option<&mut StepOptions> {
         self.ready.as_mut().map(|ready| &mut **ready.options.get_or_insert_default())
     }

@@ -166,6 +166,36 @@ impl<B: Clone> InstanceReference<B> {
         self.0.operation("retry", None)
     }
 
+    /// Has one that has ended otherwise than with a result go on from before the failures with which it did: those that
+    /// came since it last began something, while successes among them stay; where there are none, the last one, with
+    /// everything behind it. What was begun before and is not done begins again; children that have failed are rewound
+    /// too. The new run has the next number, and its steps other tokens.
+    ///
+    /// It is rejected with the code `conflict` where it goes on, has a result, or its code no longer fits.
+    pub fn rewind(&self) -> Operation<Started, B> {
+        self.0.operation("rewind", Some(&Raw(Ok(b"{}".to_vec()))))
+    }
+
+    /// Has one that has ended, or is stuck, go on from before the turn that began the operation at a place, such as `3.1`.
+    /// Everything behind it is void, and is done anew by the code as it is now.
+    ///
+    /// It is rejected as [`InstanceReference::rewind`], and with `unknown_place` where its history has no such place.
+    pub fn rewind_to(&self, place: &str) -> Operation<Started, B> {
+        let json = serde_json::json!({ "place": place }).to_string().into_bytes();
+        self.0.operation("rewind", Some(&Raw(Ok(json))))
+    }
+
+    /// Begins one that has ended anew, with the same input.
+    pub fn restart(&self) -> Operation<Started, B> {
+        self.0.operation("restart", Some(&Raw(Ok(b"{}".to_vec()))))
+    }
+
+    /// Starts another one of the type with the same input.
+    pub fn restart_as(&self, key: &str) -> Operation<Started, B> {
+        let json = serde_json::json!({ "key": key }).to_string().into_bytes();
+        self.0.operation("restart", Some(&Raw(Ok(json))))
+    }
+
     /// Deletes it with everything of it, when it has ended.
     pub fn purge(&self) -> Operation<(), B> {
         self.0.operation("purge", Some(&Raw(Ok(b"{}".to_vec()))))

@@ -210,3 +210,31 @@ fn a_step_in_place_is_made_anew_for_each_attempt() {
     report.event("print", ()).expect("taken");
     assert_eq!(report.result().as_deref(), Ok("a: old"));
 }
+
+pub struct Crowds;
+
+#[workflow(name = "crowd")]
+impl Crowds {
+    pub async fn run(ctx: Workflow<Self>, count: u32) -> Result<u32, Failure> {
+        let done = ctx.try_all((0..count).map(|number| ctx.work(number))).await?;
+        Ok(done.into_iter().sum())
+    }
+
+    async fn work(&self, number: u32) -> Result<u32, StepError> {
+        Ok(number)
+    }
+}
+
+#[test]
+fn what_has_no_room_in_one_turn_begins_in_the_next_ones_by_itself() {
+    let mut crowd = WorkflowDriver::new("c", Crowds);
+    crowd.drivers().play_steps(|_| StepPlay::Hold);
+    crowd.start(2_500).expect("started");
+    assert_eq!(crowd.drivers().held_steps().len(), 2_500);
+    crowd.crash().expect("hosted anew");
+    assert_eq!(crowd.drivers().held_steps().len(), 2_500);
+    for _ in 0..2_500 {
+        crowd.drivers().end_step(0, Some(Ok(b"1".to_vec()))).expect("ended");
+    }
+    assert_eq!(crowd.result(), Ok(2_500));
+}

@@ -4,6 +4,8 @@
 mod family;
 mod order;
 mod random;
+mod rewind;
+mod section;
 mod stuck;
 
 use std::time::Duration;

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use stead_entities::{
-    BoxFuture, Failure, JsonSchema, Rejection,
+    BoxFuture, EntityId, Failure, JsonSchema, Rejection,
     stock::Counter,
     testing::{StepPlay, WorkflowDriver},
     workflow::{Of2, Status, Step, StepError, StepType, Workflow, WorkflowType},
@@ -35,7 +35,12 @@ pub enum Program {
     Beside(Box<Program>, Box<Program>),
     Caught(Box<Program>),
     Repeat(u8, Box<Program>),
+    /// In a critical section of some of the entities.
+    Locked(u8, Box<Program>),
 }
+
+/// The entities that sections lock.
+const LOCKED: [&str; 3] = ["c", "d", "e"];
 
 pub struct Interpreter;
 
@@ -125,6 +130,12 @@ async fn one_by_one(ctx: Workflow<Interpreter>, program: Program) -> Result<u64,
             }
             result
         }
+        Program::Locked(which, inner) => {
+            let keys = (0..3).filter(|bit| which >> bit & 1 == 1).map(|bit| LOCKED[bit]);
+            let ids = keys.map(|key| EntityId::new("counter", key).expect("valid"));
+            let _section = ctx.lock(ids).await?;
+            interpret(ctx, *inner).await?
+        }
         _ => mix(ctx.random(), ctx.uuid().len() as u64),
     })
 }
@@ -185,7 +196,7 @@ impl Chance {
         self.next() % limit
     }
     fn program(&mut self, depth: u32) -> Program {
-        let kinds = if depth == 0 { 9 } else { 18 };
+        let kinds = if depth == 0 { 9 } else { 20 };
         let inner = |this: &mut Self| Box::new(this.program(depth - 1));
         let some = |this: &mut Self| {
             (0..this.below(4)).map(|_| this.program(depth - 1)).collect::<Vec<_>>()
@@ -206,6 +217,7 @@ impl Chance {
             14 => Program::Both(inner(self), inner(self)),
             15 => Program::Either(inner(self), inner(self)),
             16 => Program::Beside(inner(self), inner(self)),
+            17 | 18 => Program::Locked(self.below(8) as u8, inner(self)),
             _ if self.below(2) == 0 => Program::Caught(inner(self)),
             _ => Program::Repeat(self.below(3) as u8 + 1, inner(self)),
         }
@@ -230,7 +242,14 @@ fn run(seed: u64, is_warm: bool) -> (Option<Status>, String) {
         act(&mut driver, &mut chance, is_warm);
     }
     let history = serde_json::to_string(&driver.history()).expect("JSON");
-    (driver.status(), history)
+    let status = driver.status();
+    if !status.is_some_and(Status::is_end) {
+        driver.terminate("enough").expect("terminated");
+    }
+    for key in LOCKED {
+        driver.drivers().apply(Counter::of(key).add(0)).expect("nobody has a lock any more");
+    }
+    (status, history)
 }
 
 fn act(driver: &mut WorkflowDriver<Interpreter>, chance: &mut Chance, is_warm: bool) {

@@ -76,6 +76,7 @@ fn router<S: Clone + Send + Sync + 'static>(node: &Node) -> Router<S> {
         .route("/v1/workflows/{type}/{key}/suspend", post(workflows::control))
         .route("/v1/workflows/{type}/{key}/resume", post(workflows::control))
         .route("/v1/workflows/{type}/{key}/retry", post(workflows::control))
+        .route("/v1/workflows/{type}/{key}/rewind", post(workflows::control))
         .route("/v1/workflows/{type}/{key}/restart", post(workflows::control))
         .route("/v1/dead-letters", get(routes::dead_letters).delete(routes::drop_all))
         .route("/v1/dead-letters/replay", post(routes::replay_all))

@@ -21,7 +21,7 @@ use super::{
         Answer, caller_of, json_response, limit, parameters, plain_parameters, read_body, show,
     },
 };
-use crate::Node;
+use crate::{Node, escape::escaped};
 
 /// The longest wait for the end of a workflow; who waits longer asks again.
 const WAIT_MAX: Duration = Duration::from_secs(60);
@@ -98,9 +98,7 @@ fn request(
 /// The answer of what goes on: where to ask for its end.
 fn accepted(id: &EntityId, body: Vec<u8>) -> Response {
     let mut response = json_response(StatusCode::ACCEPTED, body);
-    let encode =
-        |part| percent_encoding::utf8_percent_encode(part, percent_encoding::NON_ALPHANUMERIC);
-    let location = format!("/v1/workflows/{}/{}", id.entity_type(), encode(id.key()));
+    let location = format!("/v1/workflows/{}/{}", id.entity_type(), escaped(id.key()));
     if let Ok(location) = HeaderValue::from_str(&location) {
         response.headers_mut().insert(header::LOCATION, location);
     }
@@ -183,7 +181,7 @@ pub(super) async fn event(
     Ok(StatusCode::ACCEPTED.into_response())
 }
 
-/// Takes the request of an operator: cancel, terminate, suspend, resume, retry, restart.
+/// Takes the request of an operator: cancel, terminate, suspend, resume, retry, rewind, restart.
 pub(super) async fn control(
     State(node): State<Node>,
     uri: Uri,
@@ -192,7 +190,7 @@ pub(super) async fn control(
     http_body: Body,
 ) -> Answer {
     headers::check(&headers, &[IDEMPOTENCY_KEY])?;
-    let given = parameters(&uri, &["reason", "key"])?;
+    let given = parameters(&uri, &["reason", "key", "place"])?;
     let (id, rest) = workflow(&node, &uri)?;
     let operation = rest.into_iter().next().unwrap_or_default();
     let argument = match operation.as_str() {
@@ -202,6 +200,7 @@ pub(super) async fn control(
                 .to_string()
                 .into_bytes()
         }
+        "rewind" => json!({ "place": given.get("place") }).to_string().into_bytes(),
         _ => json!({ "key": given.get("key") }).to_string().into_bytes(),
     };
     let body = read_body(&node, &headers, http_body).await?;
@@ -229,9 +228,7 @@ pub(super) async fn purge(
         }
     };
     let argument = json!({ "recursive": is_recursive }).to_string().into_bytes();
-    let mut request = Request::new(id, "purge", argument);
-    request.idempotency_key = headers::idempotency_key(&headers)?;
-    request.caller = caller_of(&extensions);
+    let request = request(id, "purge", argument, (&headers, &extensions))?;
     node.call(request).await?.map_err(refused)?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
@@ -301,7 +298,7 @@ fn refused(rejection: Rejection) -> Problem {
         Some("conflict") => Problem::new(
             StatusCode::CONFLICT,
             "workflow-conflict",
-            "Another workflow of this id",
+            "The workflow is not in a state for this",
             rejection.reason(),
         ),
         _ => rejection.into(),

@@ -110,7 +110,7 @@ impl Partition {
         ask: Ask,
         origin: Option<&Arc<Origin>>,
     ) -> u32 {
-        let Ask { questions, then, timeout } = ask;
+        let Ask { questions, then, timeout, fence } = ask;
         let number = self.environment.mint(self.moment.now);
         let parts = u32::try_from(questions.len()).expect("effects of a turn are limited");
         // Where nobody is asked, all have answered at once.
@@ -131,7 +131,8 @@ impl Partition {
         for (part, question) in (0..parts).zip(questions) {
             let others = if part == 0 { then.others.clone() } else { Vec::new() };
             let then = Continuation { others, ..then.clone() };
-            let asked = Box::new(Asked { number, part, parts, has_timeout, then });
+            let fence = fence.clone();
+            let asked = Box::new(Asked { number, part, parts, has_timeout, then, fence });
             self.send(id, (version, first + part), question, origin.cloned(), Some(asked));
         }
         first + parts
@@ -161,7 +162,7 @@ impl Partition {
         let operation = asked.then.operation.clone().into_owned();
         let record = InboxRecord {
             origin,
-            asked: Some(Box::new(asked.clone())),
+            asked: Some(Box::new(Asked { fence: None, ..asked.clone() })),
             ..InboxRecord::signal(token, operation, answer, now)
         };
         self.send_row(key, record, !Sabotage::AnswerOutsideCommit.is_on());

@@ -172,6 +172,7 @@ impl Partition {
         }
         // Answers of which some are missing are the deleted generation's: their turn finds it gone.
         self.activations.of(id).put_back_gathered();
+        self.end_lock(id);
     }
 
     /// Turns delayed signals into dead letters; those that are in their entity's order already go on.

@@ -31,6 +31,8 @@ pub(super) enum Envelope {
     Expire(Box<Expire>),
     /// The state is to be stored in this version of its type.
     Upgrade(u32, ReplySender),
+    /// A workflow locks the entity, or lets it go.
+    Lock(Box<LockChange>),
 }
 
 /// A query, or a look at the committed state.
@@ -152,6 +154,17 @@ pub(super) struct Purge {
     pub(super) row: InboxKey,
     /// The slot behind which the next page begins.
     pub(super) after: Option<Slot>,
+    pub(super) permit: Option<OwnedSemaphorePermit>,
+}
+
+/// The wish of a workflow to lock an entity, or to let it go.
+pub(super) struct LockChange {
+    pub(super) row: InboxKey,
+    pub(super) bytes: usize,
+    pub(super) fence: Box<str>,
+    /// The question that is answered once it is locked; none where it is let go.
+    pub(super) asked: Option<Box<Asked>>,
+    pub(super) origin: Option<Arc<Origin>>,
     pub(super) permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -347,6 +360,11 @@ impl Operation {
         }
     }
 
+    /// The fence of the lock under which it was asked.
+    pub(super) fn fence(&self) -> Option<&str> {
+        self.asked.as_ref()?.fence.as_deref()
+    }
+
     /// The answer that it is: its key, and its ask.
     pub(super) fn answer(&self) -> Option<(&InboxKey, &Asked)> {
         match (&self.row, &self.asked) {
@@ -398,6 +416,7 @@ impl Envelope {
             | Self::Purge(_)
             | Self::Undeliverable(_)
             | Self::Expire(_)
+            | Self::Lock(_)
             | Self::Upgrade(..) => None,
         }
     }
@@ -410,7 +429,7 @@ impl Envelope {
             Self::Delete(delete) => Some(&delete.reply_to),
             Self::Cancel(cancel) => Some(&cancel.reply_to),
             Self::Upgrade(_, reply_to) => Some(reply_to),
-            Self::Purge(_) | Self::Undeliverable(_) | Self::Expire(_) => None,
+            Self::Purge(_) | Self::Undeliverable(_) | Self::Expire(_) | Self::Lock(_) => None,
         }
     }
 
@@ -422,7 +441,7 @@ impl Envelope {
             Self::Delete(delete) => Some(delete.reply_to),
             Self::Cancel(cancel) => Some(cancel.reply_to),
             Self::Upgrade(_, reply_to) => Some(reply_to),
-            Self::Purge(_) | Self::Undeliverable(_) | Self::Expire(_) => None,
+            Self::Purge(_) | Self::Undeliverable(_) | Self::Expire(_) | Self::Lock(_) => None,
         }
     }
 
@@ -430,7 +449,7 @@ impl Envelope {
     pub(super) fn is_stored(&self) -> bool {
         match self {
             Self::Operation(operation) => operation.row != Row::None,
-            Self::Purge(_) | Self::Undeliverable(_) | Self::Expire(_) => true,
+            Self::Purge(_) | Self::Undeliverable(_) | Self::Expire(_) | Self::Lock(_) => true,
             Self::Read(_) | Self::Delete(_) | Self::Cancel(_) | Self::Upgrade(..) => false,
         }
     }
@@ -442,6 +461,7 @@ impl Envelope {
             Self::Purge(purge) => purge.permit = Some(permit),
             Self::Undeliverable(undeliverable) => undeliverable.permit = Some(permit),
             Self::Expire(expire) => expire.permit = Some(permit),
+            Self::Lock(change) => change.permit = Some(permit),
             Self::Read(_) | Self::Delete(_) | Self::Cancel(_) | Self::Upgrade(..) => {}
         }
     }
@@ -454,6 +474,7 @@ impl Envelope {
             Self::Purge(purge) => purge.permit = None,
             Self::Undeliverable(undeliverable) => undeliverable.permit = None,
             Self::Expire(expire) => expire.permit = None,
+            Self::Lock(change) => change.permit = None,
             Self::Read(_) | Self::Delete(_) | Self::Cancel(_) | Self::Upgrade(..) => {}
         }
     }
@@ -471,6 +492,7 @@ impl Envelope {
             | Self::Delete(_)
             | Self::Cancel(_)
             | Self::Purge(_)
+            | Self::Lock(_)
             | Self::Upgrade(..) => None,
         }
     }
@@ -493,6 +515,7 @@ impl std::fmt::Debug for Envelope {
             Self::Undeliverable(_) => "Undeliverable",
             Self::Expire(_) => "Expire",
             Self::Upgrade(..) => "Upgrade",
+            Self::Lock(_) => "Lock",
         })
     }
 }

@@ -5,7 +5,7 @@
 //! never happen: a row is taken in twice, though a read that began before its commit still shows it; a row on
 //! disk is forgotten; arguments of more than a bounded number of bytes are in memory.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use stead_entities::{EntityId, Timestamp};
 
@@ -43,6 +43,8 @@ pub(super) struct Inbox {
     backlogs: Map<EntityId, Backlog>,
     /// Those of an earlier term whose rows are still to be asked for.
     recovering: VecDeque<EntityId>,
+    /// Those of which no more rows are read until their lock ends.
+    locked: Set<EntityId>,
     /// Rows that are in memory for nothing but to be read where the partition is hosted anew.
     for_hosting: Map<EntityId, InboxKey>,
 }
@@ -58,6 +60,22 @@ struct Backlog {
     since: u64,
     /// Rows that were removed while a page was being read, which may show them.
     gone: Vec<InboxKey>,
+    /// Which rows were read of who has locked the entity, where its other rows are not.
+    of_holder: OfHolder,
+    /// The sender whose rows alone are being read.
+    reading_of: Option<Arc<str>>,
+}
+
+/// How far the rows are read of who has locked an entity.
+#[derive(Debug, Default)]
+enum OfHolder {
+    /// Those behind this one may be on disk.
+    Behind(InboxKey),
+    /// Any may be.
+    #[default]
+    Any,
+    /// None is.
+    None,
 }
 
 /// A page of the rows of an entity, without those that are known.
@@ -171,13 +189,47 @@ impl Inbox {
 
     /// Notes that an entity has rows on disk which may not be read yet.
     pub(super) fn add_backlog(&mut self, id: &EntityId) {
-        self.backlogs.entry(id.clone()).or_default().again = true;
+        let backlog = self.backlogs.entry(id.clone()).or_default();
+        (backlog.again, backlog.of_holder) = (true, OfHolder::Any);
+    }
+
+    /// Whether rows of who has locked an entity may be on disk and not in memory.
+    pub(super) fn may_have_of_holder(&self, id: &EntityId) -> bool {
+        self.backlogs.get(id).is_some_and(|it| !matches!(it.of_holder, OfHolder::None))
+    }
+
+    /// Begins to read the next rows of who has locked an entity, though it has no room for others: returns the key
+    /// behind which they begin. `None` as for [`Inbox::begin_page`].
+    pub(super) fn begin_page_of_holder(
+        &mut self,
+        (id, holder): (&EntityId, &str),
+        partition: u16,
+        released: u64,
+    ) -> Option<InboxKey> {
+        let backlog = self.backlogs.get_mut(id)?;
+        if backlog.is_loading || backlog.since > released {
+            return None;
+        }
+        let after = match std::mem::replace(&mut backlog.of_holder, OfHolder::None) {
+            OfHolder::None => return None,
+            OfHolder::Behind(key) => key,
+            OfHolder::Any => InboxKey {
+                partition,
+                receiver: id.clone(),
+                sender: holder.into(),
+                generation: 0,
+                revision: 0,
+                index: 0,
+            },
+        };
+        (backlog.is_loading, backlog.reading_of) = (true, Some(after.sender.clone()));
+        Some(after)
     }
 
     /// Notes that an entity has rows of an earlier term, to be read when others have been.
     pub(super) fn recover(&mut self, id: EntityId) {
         match self.backlogs.get_mut(&id) {
-            Some(backlog) => backlog.again = true,
+            Some(backlog) => (backlog.again, backlog.of_holder) = (true, OfHolder::Any),
             None => {
                 self.backlogs.insert(id.clone(), Backlog::default());
                 self.recovering.push_back(id);
@@ -187,13 +239,14 @@ impl Inbox {
 
     /// The next entity whose rows of an earlier term are to be asked for: some entities at a time.
     pub(super) fn next_recovering(&mut self) -> Option<EntityId> {
-        let under_way = self.backlogs.len() - self.recovering.len();
+        let under_way = self.backlogs.len() - self.recovering.len() - self.locked.len();
         (under_way < RECOVERING_MAX).then(|| self.recovering.pop_front()).flatten()
     }
 
     /// Forgets what an entity has on disk, because it cannot be used. Says whether it had anything.
     pub(super) fn forget_backlog(&mut self, id: &EntityId) -> bool {
         self.recovering.retain(|known| known != id);
+        self.locked.remove(id);
         self.backlogs.remove(id).is_some()
     }
 
@@ -205,6 +258,7 @@ impl Inbox {
             return None;
         }
         backlog.is_loading = true;
+        self.locked.remove(id);
         Some(backlog.after.clone())
     }
 
@@ -216,14 +270,27 @@ impl Inbox {
     ) -> Option<Result<NewRows, ReadError>> {
         let backlog = self.backlogs.get_mut(id)?;
         backlog.is_loading = false;
-        let gone = std::mem::take(&mut backlog.gone);
+        let (gone, holder) = (std::mem::take(&mut backlog.gone), backlog.reading_of.take());
         let InboxPage { mut rows, is_end } = match page {
             Ok(page) => page,
             Err(error) => {
+                backlog.of_holder = OfHolder::Any;
                 self.forget(gone);
                 return Some(Err(error));
             }
         };
+        if let Some(holder) = holder {
+            let last = rows.last().map(|(key, _)| key).filter(|key| key.sender == holder);
+            match (&backlog.of_holder, last.filter(|_| !is_end)) {
+                (OfHolder::None, Some(last)) => backlog.of_holder = OfHolder::Behind(last.clone()),
+                (OfHolder::None, None) => drop(self.locked.insert(id.clone())),
+                // Rows were added meanwhile.
+                (OfHolder::Any | OfHolder::Behind(_), _) => {}
+            }
+            rows.retain(|(key, _)| key.sender == holder && !self.known.contains(key));
+            self.read.extend(rows.iter().map(|(key, _)| key.clone()));
+            return Some(Ok(NewRows { rows, is_end: false, gone }));
+        }
         backlog.after = rows.last().map(|(key, _)| key.clone());
         if is_end && backlog.again {
             backlog.again = false;

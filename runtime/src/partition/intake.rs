@@ -12,8 +12,8 @@ use super::{
     Partition, READ_PAUSE,
     activations::Activation,
     envelope::{
-        Caller, Cancel, Delete, Envelope, Letter, Occurrence, Operation, Purge, Query, Read,
-        ReadKind, Row, Stored, Undeliverable,
+        Caller, Cancel, Delete, Envelope, Letter, LockChange, Occurrence, Operation, Purge, Query,
+        Read, ReadKind, Row, Stored, Undeliverable,
     },
     expiry::EXPIRE,
     idempotency::{IdempotencyKeys, LookUp},
@@ -244,7 +244,7 @@ impl Partition {
         let is_crowded = self.links.is_rescanning()
             || self.inbox.is_crowded(self.environment.row_bytes_max())
             || self.activations.get(&id).is_some_and(|entry| entry.waiting() >= limit);
-        if is_crowded || self.inbox.has_backlog(&id) {
+        if (is_crowded || self.inbox.has_backlog(&id)) && !self.goes_before_others(&key) {
             self.inbox.add_backlog(&id);
             self.activate(&id);
             return self.activations.make_ready(&id);
@@ -330,7 +330,7 @@ impl Partition {
     pub(super) fn page(&mut self, id: &EntityId) {
         let limit = self.environment.limits(id, None).mailbox_max;
         if !self.activations.get(id).is_none_or(|entry| entry.has_room(limit)) {
-            return;
+            return self.page_of_holder(id);
         }
         if let Some(after) = self.inbox.begin_page(id, self.group.released()) {
             self.outputs.push(Output::Inbox(id.clone(), after));
@@ -408,6 +408,12 @@ impl Partition {
             let permit = permit.filter(|_| !self.activate(&id).is_busy());
             let purge = Purge { row: key, after: None, permit };
             self.activations.of(&id).push(Envelope::Purge(Box::new(purge)));
+            return self.activations.make_ready(&id);
+        }
+        if let Some(mut change) = LockChange::of(&key, &record) {
+            let activation = self.activate(&id);
+            change.permit = permit.filter(|_| !activation.is_busy());
+            activation.push(Envelope::Lock(Box::new(change)));
             return self.activations.make_ready(&id);
         }
         let (index, awaits) = match self.environment.operation(&id, &record.operation) {

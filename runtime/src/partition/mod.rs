@@ -43,6 +43,7 @@ mod intake;
 mod lifecycle;
 mod links;
 pub(crate) mod loaded;
+mod locks;
 pub(crate) mod message;
 mod named;
 mod persist;

@@ -13,7 +13,7 @@ use super::{
     Partition,
     activations::{Stage, WaitsForRead},
     deletion::unreadable,
-    envelope::{AttemptCount, Delete, Envelope, FirstTry, Operation, Row},
+    envelope::{AttemptCount, Delete, Envelope, FirstTry, LockChange, Operation, Row},
     message::{Output, Returned, Start},
     named::Standing,
     persist::withdrawn,
@@ -95,6 +95,7 @@ impl Partition {
             }
             let activation = self.activations.of(id);
             let Some(envelope) = activation.pop() else {
+                self.ask_holder(id);
                 self.page(id);
                 return used;
             };
@@ -111,7 +112,9 @@ impl Partition {
             self.activations.of(id).put_back(envelope);
             return Next::Waits;
         }
+        let Some(envelope) = self.pass_lock(id, envelope) else { return Next::Goes };
         match envelope {
+            Envelope::Lock(change) => self.run_lock_change(id, change),
             Envelope::Read(read) => {
                 self.read(id, *read);
                 self.unless_busy(id)
@@ -156,6 +159,14 @@ impl Partition {
                 Next::Goes
             }
         }
+    }
+
+    fn run_lock_change(&mut self, id: &EntityId, change: Box<LockChange>) -> Next {
+        if !self.moment.has_room {
+            return self.wait_for_room(id, Envelope::Lock(change));
+        }
+        self.change_lock(id, *change);
+        Next::Goes
     }
 
     /// Whether an entity can run what follows, or something has to come back first.

@@ -132,11 +132,12 @@ impl StepTasks {
 
 /// Runs an attempt: its result, `Some(None)` where it took too long, `None` where nobody waits for it any more.
 async fn run(start: &StepStart, services: &Services) -> Option<Option<StepResult>> {
-    let _room = enter(services.room.all.clone()).await;
+    // Room among its own kind first: who waits for that takes nothing from other steps.
     let _of_its_name = match services.room.of(start) {
         Some(room) => Some(enter(room).await),
         None => None,
     };
+    let _room = enter(services.room.all.clone()).await;
     if start.cancellation().is_cancelled() {
         return None;
     }

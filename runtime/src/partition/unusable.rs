@@ -16,6 +16,7 @@ impl Partition {
     pub(super) fn refuse_unusable(&mut self, id: &EntityId, error: &Error) {
         let activation = self.activations.of(id);
         activation.put_back_gathered();
+        activation.unpark();
         let mut waiting = activation.take_mailbox();
         waiting.extend(activation.take_behind());
         for envelope in waiting {
@@ -38,6 +39,9 @@ impl Partition {
                 Envelope::Read(read) => self.refuse(read.reply_to, error),
                 Envelope::Cancel(cancel) => self.refuse(cancel.reply_to, error),
                 Envelope::Upgrade(_, reply_to) => self.refuse(reply_to, error),
+                Envelope::Lock(change) => {
+                    self.leave_stored(id, &Row::Inbox(change.row), change.bytes);
+                }
             }
         }
         if self.inbox.forget_backlog(id) {

@@ -18,6 +18,7 @@ mod policies;
 mod reminders;
 mod routes;
 mod schedules;
+mod sections;
 mod signals;
 mod topics;
 mod turns;

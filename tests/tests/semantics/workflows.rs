@@ -189,6 +189,77 @@ async fn an_await_of_something_else_is_refused_with_its_name_and_its_place() {
     assert_eq!(good.result().await.expect("a result"), "good");
 }
 
+/// Steps of two kinds: of one there is one at a time, and it takes until it is let go.
+struct Kinds(Arc<tokio::sync::Semaphore>);
+
+#[workflow(name = "kinds")]
+impl Kinds {
+    pub async fn run(ctx: Workflow<Self>, held: u32) -> Result<u32, Failure> {
+        let first = ctx.quick().await?;
+        Ok(first + ctx.try_all((0..held).map(|_| ctx.held())).await?.into_iter().sum::<u32>())
+    }
+
+    #[step(at_most = 1)]
+    async fn held(&self) -> Result<u32, StepError> {
+        let _let_go = self.0.acquire().await?;
+        Ok(1)
+    }
+
+    async fn quick(&self) -> Result<u32, StepError> {
+        Ok(1_000)
+    }
+}
+
+#[tokio::test]
+async fn steps_that_wait_for_room_of_their_own_kind_take_none_from_others() {
+    let (world, gate) = (World::new(), Arc::new(tokio::sync::Semaphore::new(0)));
+    let kinds = Kinds(gate.clone());
+    let node = world.start_with(|builder| builder.workflow(kinds)).await;
+    let (many, other) = (node.workflow::<Kinds>("many"), node.workflow::<Kinds>("other"));
+    many.start(1_100).await.expect("started");
+    let are_begun = async || many.status().await.expect("a status").outstanding == 1_100;
+    until_true("all of them were begun", are_begun).await;
+    other.start(0).await.expect("started");
+    assert_eq!(other.result().await.expect("a result"), 1_000);
+    gate.add_permits(1);
+    assert_eq!(many.result().await.expect("a result"), 2_100);
+}
+
+/// A step whose process ends during some attempts, and which fails in others.
+#[derive(Default)]
+struct Unlucky;
+
+#[workflow(name = "unlucky")]
+impl Unlucky {
+    pub async fn run(ctx: Workflow<Self>) -> Result<u32, Failure> {
+        ctx.work().attempts(3).await
+    }
+
+    async fn work(&self, step: &Step) -> Result<u32, StepError> {
+        match step.attempt() {
+            1 | 6 => Err(StepError::new("closed")),
+            2..=5 => std::future::pending().await,
+            attempt => Ok(attempt),
+        }
+    }
+}
+
+#[test]
+fn attempts_that_ended_with_the_process_do_not_count_as_failed() {
+    NodeTest::new().workflow(Unlucky::default).run(async |node| {
+        let unlucky = node.workflow::<Unlucky>("a");
+        unlucky.start().await.expect("started");
+        for _ in 2..=5 {
+            node.advance(Duration::from_secs(5)).await;
+            node.kill().await;
+            node.restart().await;
+        }
+        node.advance(Duration::from_secs(60)).await;
+        let status = unlucky.status().await.expect("a status");
+        assert_eq!(status.output, Some(7), "the seventh attempt: {status:?}");
+    });
+}
+
 /// A workflow of a few lines, over HTTP.
 struct Greetings;
 
@@ -223,7 +294,7 @@ async fn greetings() -> (String, reqwest::Client, tokio::task::JoinHandle<std::i
 #[tokio::test]
 async fn a_workflow_is_started_told_and_asked_over_http() {
     let (url, http, server) = greetings().await;
-    let path = format!("{url}/v1/workflows/greeting/a%2Fb");
+    let path = format!("{url}/v1/workflows/greeting/a%2Fb-1");
     assert_eq!(send(http.get(&path)).await.0, 404, "it was not started");
     assert_eq!(send(http.post(format!("{path}/events/name")).body("\"kim\"")).await.0, 404);
     assert_eq!(send(http.post(&path).body("5")).await.0, 422, "the input is a text");
@@ -231,7 +302,7 @@ async fn a_workflow_is_started_told_and_asked_over_http() {
 
     let (status, headers, body) = send(http.post(&path).body("\"hi\"")).await;
     assert_eq!((status, &body["is_new"], &body["run"]), (202, &true.into(), &1.into()));
-    assert_eq!(headers["location"], "/v1/workflows/greeting/a%2Fb");
+    assert_eq!(headers["location"], "/v1/workflows/greeting/a%2Fb-1");
     let joined = send(http.post(&path).body(" \"hi\" ")).await;
     assert_eq!((joined.0, &joined.2["is_new"]), (202, &false.into()));
     let other = send(http.post(&path).body("\"hello\"")).await;
@@ -240,7 +311,7 @@ async fn a_workflow_is_started_told_and_asked_over_http() {
     let (status, _, shown) = send(http.get(&path)).await;
     assert_eq!((status, &shown["status"], &shown["input"]), (200, &"running".into(), &"hi".into()));
     assert_eq!(shown["waits_for"][0]["name"], "name");
-    assert_eq!((&shown["type"], &shown["key"]), (&"greeting".into(), &"a/b".into()));
+    assert_eq!((&shown["type"], &shown["key"]), (&"greeting".into(), &"a/b-1".into()));
 
     assert_eq!(send(http.post(format!("{path}/events/other")).body("1")).await.0, 404);
     assert_eq!(send(http.post(format!("{path}/events/name")).body("1")).await.0, 422);

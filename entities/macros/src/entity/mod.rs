@@ -53,18 +53,7 @@ impl Parse for Settings {
                     input.parse::<Token![=]>()?;
                     version = input.parse::<LitInt>()?.base10_parse()?;
                 }
-                "upgrade_from" => {
-                    let inner;
-                    syn::parenthesized!(inner in input);
-                    while !inner.is_empty() {
-                        let from = inner.parse::<LitInt>()?.base10_parse()?;
-                        inner.parse::<Token![=]>()?;
-                        upgrades.push((from, inner.parse()?));
-                        if !inner.is_empty() {
-                            inner.parse::<Token![,]>()?;
-                        }
-                    }
-                }
+                "upgrade_from" => upgrades.extend(by_version(input)?),
                 "needs" => {
                     let inner;
                     syn::parenthesized!(inner in input);
@@ -104,6 +93,18 @@ impl Parse for Settings {
         }
         Ok(Self { name, version, upgrades, on_dead_letter, on_activate, indexes, needs, policy })
     }
+}
+
+/// Types by version, `(1 = Type, ...)`.
+pub(crate) fn by_version(input: ParseStream<'_>) -> Result<Vec<(u32, Type)>> {
+    let inner;
+    syn::parenthesized!(inner in input);
+    let one = |input: ParseStream<'_>| {
+        let version = input.parse::<LitInt>()?.base10_parse()?;
+        input.parse::<Token![=]>()?;
+        Ok((version, input.parse()?))
+    };
+    Ok(inner.parse_terminated(one, Token![,])?.into_iter().collect())
 }
 
 pub(crate) fn check_name(name: &LitStr, whose: &str) -> Result<()> {

@@ -11,12 +11,16 @@ use syn::{
 };
 
 use self::{generate::Generator, read::Functions};
-use crate::entity::{bare, check_name, last};
+use crate::entity::{bare, by_version, check_name, last};
 
 pub(crate) use self::read::strip;
 
 /// Names of the reference's methods, which no event can have.
-const TAKEN: [&str; 14] = [
+const TAKEN: [&str; 18] = [
+    "rewind",
+    "rewind_to",
+    "restart",
+    "restart_as",
     "start",
     "event",
     "cancel",
@@ -81,18 +85,7 @@ impl Parse for Settings {
                     syn::parenthesized!(inner in input);
                     events.extend(inner.parse_terminated(Event::parse, Token![,])?);
                 }
-                "also" => {
-                    let inner;
-                    syn::parenthesized!(inner in input);
-                    while !inner.is_empty() {
-                        let earlier = inner.parse::<LitInt>()?.base10_parse()?;
-                        inner.parse::<Token![=]>()?;
-                        also.push((earlier, inner.parse()?));
-                        if !inner.is_empty() {
-                            inner.parse::<Token![,]>()?;
-                        }
-                    }
-                }
+                "also" => also.extend(by_version(input)?),
                 "retention" => {
                     input.parse::<Token![=]>()?;
                     retention = Some(input.parse()?);

@@ -32,7 +32,8 @@ impl Engine<'_> {
         let Some(activation) = &live.activation else { return Ok(()) };
         let mut state = activation.core.lock();
         let Some(open) = state.outstanding(&place) else { return Ok(()) };
-        let failed = self.attempts_of(&place) + 1;
+        let known = self.attempts_of(&place);
+        let failed = known.failed + 1;
         let (attempts, backoff, may_retry) = rules_of(open, &end);
         drop(state);
         let outcome = match end {
@@ -51,7 +52,7 @@ impl Engine<'_> {
                     _ => self.pause(&place, failed, backoff),
                 };
                 let next_at = Some((self.ctx.now() + pause).min(Timestamp::MAX));
-                self.note_attempts(StepAttempts { place, failed, next_at });
+                self.note_attempts(StepAttempts { failed, next_at, ..known });
                 return Ok(());
             }
         };
@@ -60,9 +61,9 @@ impl Engine<'_> {
         Ok(())
     }
 
-    fn attempts_of(&mut self, place: &Place) -> u32 {
+    fn attempts_of(&mut self, place: &Place) -> StepAttempts {
         let known = self.head().attempts.iter().find(|step| step.place == *place);
-        known.map_or(0, |step| step.failed)
+        known.cloned().unwrap_or_else(|| StepAttempts::none(place.clone()))
     }
 
     fn note_attempts(&mut self, attempts: StepAttempts) {
@@ -103,15 +104,15 @@ impl Engine<'_> {
     }
 
     /// Begins an attempt of a step that is outstanding.
-    fn start_attempt(&mut self, activation: &Activation, place: Place) {
-        let (number, id) = (self.attempts_of(&place) + 1, self.step_id(place.clone()));
-        let (version, seed) = (self.head().version, self.head().seed);
+    pub(super) fn start_attempt(&mut self, activation: &Activation, place: Place) {
+        let (number, id) = (self.attempts_of(&place).number(), self.step_id(place.clone()));
+        let head = self.head();
+        let (version, seed, run) = (head.version, head.seed, u64::from(head.run));
         let Some(program) = self.programs.get(version).cloned() else { return };
         let mut state = activation.core.lock();
         let Some(open) = state.outstanding(&place) else { return };
-        let words = || place.numbers().map(u64::from);
-        let token = u128::from(mixed(seed, words().chain([1]))) << 64
-            | u128::from(mixed(seed, words().chain([2])));
+        let words = |half| place.numbers().map(u64::from).chain([run, half]);
+        let token = u128::from(mixed(seed, words(1))) << 64 | u128::from(mixed(seed, words(2)));
         let start = StepStart::new(NewAttempt {
             id,
             name: open.begun.name.clone(),
@@ -143,23 +144,19 @@ impl Engine<'_> {
             drop(state);
             let was_interrupted = std::mem::take(&mut self.head().was_interrupted);
             for place in places {
-                let known = self.head().attempts.iter().find(|step| step.place == place).cloned();
-                if known.as_ref().is_some_and(|step| step.next_at.is_some()) {
-                    continue;
-                }
-                let failed = known.map_or(0, |step| step.failed);
-                if was_interrupted && failed + 1 >= INTERRUPTED_MAX {
-                    let why = "the process ended during every attempt".to_owned();
-                    given_up.push(Arrived::Attempt(
-                        place,
-                        StepEnd::Outcome(answer_json(Err(Failure::Failed(why))).into()),
-                    ));
+                let mut known = self.attempts_of(&place);
+                if known.next_at.is_some() {
                     continue;
                 }
                 if was_interrupted {
-                    let attempts =
-                        StepAttempts { place: place.clone(), failed: failed + 1, next_at: None };
-                    self.note_attempts(attempts);
+                    known.interrupted += 1;
+                    if known.interrupted >= INTERRUPTED_MAX {
+                        let why = format!("the process ended during {INTERRUPTED_MAX} attempts");
+                        let outcome = answer_json(Err(Failure::Failed(why)));
+                        given_up.push(Arrived::Attempt(place, StepEnd::Outcome(outcome.into())));
+                        continue;
+                    }
+                    self.note_attempts(known);
                 }
                 self.start_attempt(activation, place);
             }

@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 use super::{
     GO_ON, State, WAKE,
     head::{Arrived, Head, Status},
-    history::History,
     turn::Engine,
 };
 use crate::{
@@ -55,6 +54,9 @@ pub(super) struct StartArgument {
     /// Whether who asks hears of the end, and not of the beginning.
     #[serde(default)]
     is_child: bool,
+    /// Whether the parent has asked before, and was rewound.
+    #[serde(default)]
+    is_again: bool,
 }
 
 /// The answer of a start.
@@ -114,6 +116,16 @@ pub(super) struct Turns {
 }
 
 impl StartArgument {
+    fn of(input: Payload) -> Self {
+        let policy = StartPolicy::default();
+        Self { input, policy, deadline: None, is_child: false, is_again: false }
+    }
+
+    /// Whether an instance was started with this input.
+    pub(super) fn has_input_of(&self, head: &Head) -> bool {
+        head.fingerprint == fingerprint(self.input.bytes())
+    }
+
     /// Checks the input against the type of the workflow.
     pub(super) fn check<W: WorkflowType>(&self) -> Result<(), InputError> {
         let input = if self.input.is_empty() { b"null" } else { self.input.bytes() };
@@ -148,13 +160,16 @@ fn within(field: &str, error: InputError) -> InputError {
     InputError { path: format!("$.{field}{path}"), ..error }
 }
 
-fn refused(code: &str, reason: impl Into<String>) -> Rejection {
+pub(super) fn refused(code: &str, reason: impl Into<String>) -> Rejection {
     Rejection::new(reason).with_code(code)
 }
 
 impl Engine<'_> {
     /// Begins a run, or joins one.
-    pub(super) fn start(&mut self, start: StartArgument) -> Result<Started, Rejection> {
+    pub(super) fn start(&mut self, mut start: StartArgument) -> Result<Started, Rejection> {
+        if std::mem::take(&mut start.is_again) {
+            return self.start_again(start);
+        }
         let fingerprint = fingerprint(start.input.bytes());
         if let Some(head) = self.state.head.as_deref() {
             let is_same = head.fingerprint == fingerprint && !start.is_child;
@@ -205,6 +220,11 @@ impl Engine<'_> {
             self.wake_by(deadline);
         }
         Ok(Started { is_new: true, run })
+    }
+
+    /// Begins anew in the place of one that has ended.
+    pub(super) fn start_over(&mut self, start: StartArgument) -> Result<Started, Rejection> {
+        self.start(StartArgument { policy: StartPolicy::Replace, ..start })
     }
 
     /// Begins a run of the newest version.
@@ -316,10 +336,7 @@ impl Engine<'_> {
                 self.ctx.emit(Effect::Signal(Signal { target, operation, input, delay: None }));
                 Ok(Started { is_new: true, run: 1 })
             }
-            _ if head.status.is_end() => {
-                let (policy, deadline, is_child) = (StartPolicy::Replace, None, false);
-                self.start(StartArgument { input, policy, deadline, is_child })
-            }
+            _ if head.status.is_end() => self.start_over(StartArgument::of(input)),
             _ => Err(refused(
                 "conflict",
                 "the instance goes on: terminate it first, or give another key",
@@ -346,7 +363,7 @@ impl Engine<'_> {
     }
 
     /// The ids of the children of the present run; those that have not ended, or all.
-    fn children(&self, outstanding: bool) -> Vec<Box<str>> {
+    pub(super) fn children(&self, outstanding: bool) -> Vec<Box<str>> {
         let Ok(turns) = self.state.history.all() else { return Vec::new() };
         let mut children = std::collections::BTreeMap::new();
         for turn in &turns {
@@ -427,10 +444,15 @@ impl Engine<'_> {
                 }
             }
         }
-        let run = self.head().run;
-        let workflow = self.ctx.id().clone();
-        self.ctx.emit(Effect::CancelSteps(workflow, run));
+        self.end_attempts();
+        self.unlock_all();
         self.settle_end(status, answer_json(Err(failure)).into());
+    }
+
+    /// Tells the attempts of the run that they are to end.
+    pub(super) fn end_attempts(&mut self) {
+        let (workflow, run) = (self.ctx.id().clone(), self.head().run);
+        self.ctx.emit(Effect::CancelSteps(workflow, run));
     }
 
     fn settle_end(&mut self, status: Status, answer: Payload) {
@@ -445,6 +467,8 @@ impl Engine<'_> {
         (head.outstanding, head.children, head.has_steps) = (0, 0, false);
         (head.stuck, head.deadline) = (None, None);
         head.suspended.clear();
+        // Those of its code were let go with it.
+        head.locks.clear();
         drop((std::mem::take(&mut head.attempts), std::mem::take(&mut head.waits)));
         if let Some(reply_to) = head.reply_to.take() {
             self.ctx.emit(Effect::Answer(reply_to, answer.bytes().to_vec()));
@@ -508,7 +532,7 @@ impl State {
         let length = self.history.len();
         let limit = page.limit.unwrap_or(100).clamp(1, 1_000);
         let from = page.after.min(length);
-        let to = History::end_of_page(from, limit, length);
+        let to = from.saturating_add(limit).min(length);
         let turns = self.history.turns(from..to).unwrap_or_default();
         Turns { turns, next: (to < length).then_some(to) }
     }

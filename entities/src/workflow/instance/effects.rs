@@ -4,7 +4,8 @@ use std::borrow::Cow;
 
 use super::{
     ANSWERED, GO_ON, HOSTED, Live, WAKE,
-    head::{Status, WAITS_SHOWN_MAX, Wait},
+    head::{HeldLock, Status, WAITS_SHOWN_MAX, Wait},
+    locks::{fence, locking},
     turn::Engine,
 };
 use crate::{
@@ -67,7 +68,7 @@ impl Engine<'_> {
     }
 
     /// Adds the turn to the history, unless nothing was handed over.
-    fn record(&mut self, turn: &Turn) -> Result<(), Problem> {
+    pub(super) fn record(&mut self, turn: &Turn) -> Result<(), Problem> {
         if turn.deliveries.is_empty() {
             return Ok(());
         }
@@ -88,7 +89,7 @@ impl Engine<'_> {
     }
 
     /// Sends what the turn began, and did not give up at once.
-    fn emit_begun(&mut self, turn: &Turn, wishes: &Wishes) {
+    pub(super) fn emit_begun(&mut self, turn: &Turn, wishes: &Wishes) {
         let run = self.head().run;
         for (place, begun) in &turn.begun {
             if turn.cancelled.binary_search(place).is_ok() {
@@ -100,7 +101,11 @@ impl Engine<'_> {
                     let delay = wishes.delays.get(place).copied();
                     signal(begun, delay).map(Effect::Signal)
                 }
-                Kind::Call | Kind::Child => question(begun, run).map(Effect::Ask),
+                Kind::Call | Kind::Child => {
+                    let lock = wishes.fences.get(place).map(|lock| fence(run, lock));
+                    question(begun, run).map(|ask| Effect::Ask(Ask { fence: lock, ..ask }))
+                }
+                Kind::Lock => locking(begun, run).map(Effect::Ask),
             };
             // Ids were checked where they were made.
             effect.into_iter().for_each(|effect| self.ctx.emit(effect));
@@ -117,6 +122,7 @@ impl Engine<'_> {
                     self.ctx.emit(Effect::CancelStep(id));
                 }
                 Kind::Child => self.signal_child(&begun.target, "cancel", b"{}"),
+                Kind::Lock => self.unlock(&begun.target, &begun.place),
                 _ => {}
             }
         }
@@ -151,8 +157,12 @@ impl Engine<'_> {
             false => Vec::new(),
         };
         let has_steps = state.outstanding_steps() > 0;
+        let locks = state.all_locks().into_iter();
+        let locks = locks.map(|(place, target)| HeldLock { place, target: target.into() });
+        let locks = locks.collect();
         drop(state);
         let head = self.head();
+        head.locks = locks;
         (head.outstanding, head.children) = (outstanding as u32, children as u32);
         (head.waits, head.has_steps) = (waits, has_steps);
     }
@@ -198,7 +208,7 @@ fn signal(begun: &Begun, delay: Option<Delay>) -> Option<Signal> {
 }
 
 /// The question of a call or of the start of a child, whose answer comes to the place where it began.
-fn question(begun: &Begun, run: u32) -> Option<Ask> {
+pub(super) fn question(begun: &Begun, run: u32) -> Option<Ask> {
     let others = format!("{{\"place\":\"{}\",\"run\":{run}}}", begun.place);
     let then = Continuation {
         operation: ANSWERED.into(),
@@ -206,5 +216,5 @@ fn question(begun: &Begun, run: u32) -> Option<Ask> {
         others: others.into_bytes(),
         takes_list: false,
     };
-    Some(Ask { questions: vec![signal(begun, None)?], then, timeout: None })
+    Some(Ask { questions: vec![signal(begun, None)?], then, timeout: None, fence: None })
 }

@@ -64,7 +64,9 @@ pub(super) struct Head {
     /// The version of the code that the run began with.
     pub(super) version: u32,
     pub(super) run: u32,
-    /// Drawn for each run.
+    /// How many of the runs began with a part of the history of the one before.
+    pub(super) rewinds: u32,
+    /// Drawn for each run that begins anew.
     pub(super) seed: u128,
     /// Of the input with which it was started, to tell another one.
     pub(super) fingerprint: u128,
@@ -92,6 +94,8 @@ pub(super) struct Head {
     pub(super) children: u32,
     pub(super) waits: Vec<Wait>,
     pub(super) has_steps: bool,
+    /// The locks that it has, or waits for.
+    pub(super) locks: Vec<HeldLock>,
     /// Whether its partition was hosted anew since its steps were begun, and whether the process before had ended
     /// without a word.
     pub(super) lacks_steps: bool,
@@ -99,6 +103,13 @@ pub(super) struct Head {
     /// When the whole has to be done, and whether that has passed once.
     pub(super) deadline: Option<Timestamp>,
     pub(super) is_overdue: bool,
+}
+
+impl Head {
+    /// The number of the run as its code knows it, which is the same where it goes on from an earlier place.
+    pub(super) fn code_run(&self) -> u32 {
+        self.run - self.rewinds
+    }
 }
 
 /// The size of a history.
@@ -125,14 +136,34 @@ pub(super) struct KeptCounts {
     pub(super) others: u32,
 }
 
+/// The lock of an entity.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Layout)]
+pub(super) struct HeldLock {
+    pub(super) place: Place,
+    pub(super) target: String,
+}
+
 /// The attempts of a step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Layout)]
 pub(super) struct StepAttempts {
     pub(super) place: Place,
-    /// How many have failed, or were interrupted.
+    /// How many have failed.
     pub(super) failed: u32,
+    /// How many ended with the process.
+    pub(super) interrupted: u32,
     /// When the next one begins; none while one is under way.
     pub(super) next_at: Option<Timestamp>,
+}
+
+impl StepAttempts {
+    pub(super) fn none(place: Place) -> Self {
+        Self { place, failed: 0, interrupted: 0, next_at: None }
+    }
+
+    /// The number of the next one.
+    pub(super) fn number(&self) -> u32 {
+        self.failed + self.interrupted + 1
+    }
 }
 
 /// Why an instance does not go on.

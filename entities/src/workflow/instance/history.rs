@@ -87,11 +87,6 @@ impl History {
         Ok(turns)
     }
 
-    /// The end of a page of so many turns.
-    pub(super) fn end_of_page(from: u64, limit: u64, length: u64) -> u64 {
-        from.saturating_add(limit).min(length)
-    }
-
     /// All turns.
     pub(super) fn all(&self) -> Result<Vec<Turn>, String> {
         self.turns(0..self.len())

@@ -13,6 +13,8 @@ mod control;
 mod effects;
 mod head;
 mod history;
+mod locks;
+mod rewind;
 mod turn;
 mod view;
 
@@ -32,6 +34,8 @@ use self::{
     control::{EventArrived, HistoryPage, Purge, Reason, Restart, StartArgument},
     head::{Arrived, Head, Kept},
     history::History,
+    locks::LockAsked,
+    rewind::Rewind,
     turn::Engine,
 };
 pub use self::{
@@ -58,6 +62,9 @@ const WAKE: &str = "wake";
 const GO_ON: &str = "go_on";
 /// The operation of an instance that is applied where its partition is hosted anew.
 const HOSTED: &str = "hosted";
+
+/// The operation of an instance that an entity applies which has been locked by it for long.
+pub const LOCK_ASKED: &str = "lock_asked";
 
 /// An instance of the workflow `W`, as an entity.
 pub struct Instance<W> {
@@ -229,6 +236,7 @@ impl<W: WorkflowType> Table<W> {
             self.operation("suspend", |engine, it: Reason| engine.suspend(it)),
             self.operation("resume", |engine, ()| engine.resume()),
             self.operation("retry", |engine, ()| engine.retry()),
+            self.operation("rewind", |engine, it: Rewind| engine.rewind(&it)),
             self.operation("restart", |engine, restart: Restart| engine.restart(restart)),
             self.operation("purge", |engine, it: Purge| engine.purge(it)),
         ]
@@ -255,6 +263,10 @@ impl<W: WorkflowType> Table<W> {
             }),
             self.operation(HOSTED, |engine, ()| {
                 engine.hosted();
+                Ok(())
+            }),
+            self.operation(LOCK_ASKED, |engine, asked: LockAsked| {
+                engine.lock_asked(&asked);
                 Ok(())
             }),
         ];
@@ -316,7 +328,13 @@ impl<W> Instance<W> {
         let head = self.state.head.as_deref().cloned().unwrap_or_default();
         let turns = self.state.history.all().unwrap_or_default();
         let seed = format!("{:032x}", head.seed);
-        SavedHistory { id: id.to_string(), version: head.version, run: head.run, seed, turns }
+        SavedHistory {
+            id: id.to_string(),
+            version: head.version,
+            run: head.code_run(),
+            seed,
+            turns,
+        }
     }
 
     fn engine<'e>(&'e mut self, programs: &'e Programs, ctx: &'e mut Context) -> Engine<'e> {
@@ -427,6 +445,6 @@ impl State {
         (head.seed, head.version) = (seed, version);
         head.history = head::HistoryCounts::default();
         (head.outstanding, head.children) = (0, 0);
-        drop((take(&mut head.attempts), take(&mut head.waits)));
+        drop((take(&mut head.attempts), take(&mut head.waits), take(&mut head.locks)));
     }
 }

@@ -125,10 +125,10 @@ impl Engine<'_> {
         Ok(live)
     }
 
-    fn activation(&mut self, input: &Payload) -> Result<Activation, Problem> {
+    pub(super) fn activation(&mut self, input: &Payload) -> Result<Activation, Problem> {
         let id = self.ctx.id().clone();
         let head = self.state.head_mut();
-        let (version, run, seed) = (head.version, head.run, head.seed);
+        let (version, run, seed) = (head.version, head.code_run(), head.seed);
         let program = self.programs.get(version).ok_or_else(|| {
             Problem::Mismatch(format!(
                 "the run began with version {version} of {}, which this program does not have: deploy one that has \
@@ -140,7 +140,7 @@ impl Engine<'_> {
     }
 
     /// Hands over one thing after the other: what was kept before what is new, and timers in between, at their times.
-    fn drive(&mut self, new: &[Arrived]) -> Result<(), Problem> {
+    pub(super) fn drive(&mut self, new: &[Arrived]) -> Result<(), Problem> {
         let now = self.ctx.now();
         let mut live = self.live()?;
         if let Some(activation) = &live.activation {
@@ -164,6 +164,9 @@ impl Engine<'_> {
                 self.state.take_kept(number);
             }
             self.hand_over(&mut live, item)?;
+        }
+        if live.activation.as_ref().is_some_and(|it| it.core.lock().begins_more()) {
+            deliver(&mut live, Delivery::Room)?;
         }
         let has_more = !queue.is_empty() || is_full(delivered, bytes);
         // What did not fit waits for the next turn, or for its end with the run.

@@ -26,9 +26,9 @@ const COUNTED_MAX: u8 = 64;
 pub(in crate::partition) struct Activation {
     stage: Stage,
     /// The entries that are to run, in order.
-    mailbox: VecDeque<Envelope>,
+    pub(super) mailbox: VecDeque<Envelope>,
     /// The operations that wait outside of the mailbox; none where none ever did, as of nearly all entities.
-    apart: Option<Box<Apart>>,
+    pub(super) apart: Option<Box<Apart>>,
     /// The last write group with something of this entity that must be durable before it is heard of.
     unreleased: u64,
     /// How many left-behind operations are counted at one time.
@@ -42,11 +42,15 @@ pub(in crate::partition) struct Activation {
 
 /// The operations of an entity that wait outside of its mailbox.
 #[derive(Default)]
-struct Apart {
+pub(super) struct Apart {
     /// Signals that wait for the first of their sender to be tried again.
     retries: Vec<RetryQueue>,
     /// The entries that wait in memory behind those on disk.
     behind: VecDeque<Envelope>,
+    /// The entries that wait for the end of a lock, in the order in which they were to run.
+    pub(super) parked: VecDeque<Envelope>,
+    /// When who has the lock is asked whether that is so.
+    pub(super) asks_holder_at: Option<Timestamp>,
     /// Answers to asks of which others are missing, by the number of the ask.
     gathered: Map<u64, Vec<Operation>>,
 }
@@ -119,14 +123,15 @@ impl Activation {
         self.bytes as usize
     }
 
-    fn apart(&mut self) -> &mut Apart {
+    pub(super) fn apart(&mut self) -> &mut Apart {
         self.apart.get_or_insert_default()
     }
 
     /// The queues whose entries wait for nothing but their turn.
     fn queues(&mut self) -> impl Iterator<Item = &mut VecDeque<Envelope>> {
-        let behind = self.apart.iter_mut().map(|apart| &mut apart.behind);
-        std::iter::once(&mut self.mailbox).chain(behind)
+        let apart = self.apart.iter_mut();
+        let apart = apart.flat_map(|apart| [&mut apart.parked, &mut apart.behind]);
+        std::iter::once(&mut self.mailbox).chain(apart)
     }
 
     pub(in crate::partition) fn stage(&self) -> &Stage {
@@ -291,6 +296,11 @@ impl Activation {
         self.apart.as_mut().map(|apart| std::mem::take(&mut apart.behind)).unwrap_or_default()
     }
 
+    /// Whether nothing of it is to run.
+    pub(in crate::partition) fn is_at_rest(&self) -> bool {
+        self.mailbox.is_empty()
+    }
+
     /// Takes what is to run next.
     pub(in crate::partition) fn pop(&mut self) -> Option<Envelope> {
         self.mailbox.pop_front()
@@ -318,7 +328,8 @@ impl Activation {
     pub(in crate::partition) fn held(&self) -> usize {
         let retries = self.apart.iter().flat_map(|apart| &apart.retries);
         let retried: usize = retries.map(|queue| queue.operations.len()).sum();
-        self.mailbox.len() + retried
+        let parked = self.apart.as_ref().map_or(0, |apart| apart.parked.len());
+        self.mailbox.len() + retried + parked
     }
 
     /// Keeps an answer until the others of its ask, `parts` in all, are there; returns it with them when
@@ -546,10 +557,11 @@ impl Activation {
             Stage::Reading { waits, .. } => Some(waits.into_envelope()),
             _ => None,
         };
-        let Apart { retries, behind, .. } = self.apart.map_or_else(Apart::default, |apart| *apart);
+        let Apart { retries, behind, parked, .. } =
+            self.apart.map_or_else(Apart::default, |apart| *apart);
         let retried = retries.into_iter().flat_map(|queue| queue.operations);
         let retried = retried.map(Envelope::Operation);
-        busy.into_iter().chain(self.mailbox).chain(behind).chain(retried)
+        busy.into_iter().chain(parked).chain(self.mailbox).chain(behind).chain(retried)
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
     store::tables::{
         self,
         indexes::IndexedValues,
-        states::{Apart, EndedRows, ReminderHead, StateHead, StateRecord},
+        states::{Apart, EndedRows, Lock, ReminderHead, StateHead, StateRecord},
     },
     types::{Encoded, Standard, State, Trust},
 };
@@ -34,13 +34,15 @@ pub(in crate::partition) struct Live {
     /// The indexed values that were last sent, or read.
     indexed: IndexedValues,
     trust: Trust,
-    /// Its rows beside the record, as last sent or read; none of nearly all entities.
+    /// Its lock, and its rows beside the record as last sent or read; none of nearly all entities.
     apart: Option<Box<SentApart>>,
 }
 
-/// The rows of a state beside its record, as last sent or read.
+/// The lock of an entity, and the rows of its state beside the record, as last sent or read.
 #[derive(Default)]
 struct SentApart {
+    lock: Option<Box<Lock>>,
+    has_rows: bool,
     collections: Vec<(u32, u64)>,
     /// The hash of the state, where it has a row.
     body: Option<u128>,
@@ -72,10 +74,11 @@ impl Live {
             apart: None,
         };
         let Some(record) = record else { return initial };
-        let apart = SentApart { collections: record.apart.collections, body: None };
-        let has_rows = record.apart.body || !apart.collections.is_empty();
+        let (has_rows, lock) = (!record.apart.is_empty(), record.lock);
+        let is_plain = !has_rows && lock.is_none();
+        let apart = SentApart { lock, has_rows, collections: record.apart.collections, body: None };
         Self {
-            apart: has_rows.then(|| Box::new(apart)),
+            apart: (!is_plain).then(|| Box::new(apart)),
             generation: record.head.generation,
             revision: record.head.revision,
             sent_revision: record.head.revision,
@@ -102,11 +105,20 @@ impl Live {
 
     /// The rows that are stored beside the record, if there are any.
     pub(in crate::partition) fn rows(&self) -> Option<EndedRows> {
-        let apart = self.apart.as_ref()?;
+        let apart = self.apart.as_ref().filter(|apart| apart.has_rows)?;
         Some(match apart.collections.is_empty() {
             true => EndedRows::Body(self.generation),
             false => EndedRows::All(self.generation),
         })
+    }
+
+    /// The lock under which alone operations are applied.
+    pub(in crate::partition) fn lock(&self) -> Option<&Lock> {
+        self.apart.as_ref()?.lock.as_deref()
+    }
+
+    pub(in crate::partition) fn set_lock(&mut self, lock: Option<Lock>) {
+        self.apart.get_or_insert_default().lock = lock.map(Box::new);
     }
 
     /// Takes note of the hash of the state's row, which was read.
@@ -224,7 +236,7 @@ impl Live {
         };
         let replaces = std::mem::replace(&mut self.indexed, indexed.clone());
         let Sealed { collections, mut changes } = sealed;
-        let before = self.apart.take().and_then(|apart| apart.body);
+        let (before, lock) = self.apart.take().map_or((None, None), |it| (it.body, it.lock));
         if hash.is_some() {
             let body = std::mem::take(&mut state);
             if hash != before {
@@ -234,9 +246,10 @@ impl Live {
             changes.entries.insert(tables::entries::body(), None);
         }
         let apart = Apart { body: hash.is_some(), collections };
-        if !apart.is_empty() {
-            let collections = apart.collections.clone();
-            self.apart = Some(Box::new(SentApart { collections, body: hash }));
+        let has_rows = !apart.is_empty();
+        if has_rows || lock.is_some() {
+            let (collections, lock) = (apart.collections.clone(), lock.clone());
+            self.apart = Some(Box::new(SentApart { lock, has_rows, collections, body: hash }));
         }
         StateRecord {
             head,
@@ -245,6 +258,7 @@ impl Live {
             indexed,
             replaces,
             apart,
+            lock,
             changes: (!changes.is_empty()).then(|| Box::new(changes)),
             ends: None,
         }

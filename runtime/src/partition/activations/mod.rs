@@ -8,6 +8,7 @@
 mod activation;
 mod large;
 mod live;
+mod parked;
 mod table;
 
 use std::{

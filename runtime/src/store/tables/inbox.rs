@@ -69,6 +69,7 @@ fn samples() -> Vec<Sample> {
                     others: b"{\"order\":7}".to_vec(),
                     takes_list: true,
                 },
+                fence: None,
             }));
         }
     }
@@ -98,6 +99,8 @@ pub const ANSWERS: char = '?';
 
 /// The format of a row of an ask: behind the record is what its answer needs.
 const FORMAT_OF_ASKS: u8 = 2;
+/// The format of a question that is asked under a lock: the fence of that is behind what [`FORMAT_OF_ASKS`] has.
+const FORMAT_OF_FENCED: u8 = 3;
 
 impl InboxKey {
     /// Whether the row is an answer.
@@ -130,6 +133,10 @@ pub struct Asked {
     /// The operation of the asker that takes what comes of it. The first part alone has its other
     /// arguments.
     pub then: Continuation,
+    /// The fence of the lock under which a question is asked, or for which it asks. Rows that have one are of a format of
+    /// their own.
+    #[serde(skip)]
+    pub fence: Option<Box<str>>,
 }
 
 /// A signal that was accepted and is not yet applied, or a call that awaits outside services.
@@ -211,13 +218,23 @@ impl Record for InboxRecord {
     fn encode_to(&self, bytes: &mut Vec<u8>) {
         match &self.asked {
             None => record::encode_to(bytes, self),
-            Some(asked) => record::encode_format_to(bytes, FORMAT_OF_ASKS, &(self, asked)),
+            Some(asked) => match &asked.fence {
+                None => record::encode_format_to(bytes, FORMAT_OF_ASKS, &(self, asked)),
+                Some(fence) => {
+                    record::encode_format_to(bytes, FORMAT_OF_FENCED, &(self, asked, fence));
+                }
+            },
         }
     }
     fn decode(bytes: &[u8]) -> Result<Self, Damaged> {
         match bytes.split_first() {
             Some((&FORMAT_OF_ASKS, fields)) => {
                 let (record, asked): (Self, _) = record::decode_fields(fields)?;
+                Ok(Self { asked: Some(asked), ..record })
+            }
+            Some((&FORMAT_OF_FENCED, fields)) => {
+                let (record, asked, fence): (Self, Box<Asked>, _) = record::decode_fields(fields)?;
+                let asked = Box::new(Asked { fence: Some(fence), ..*asked });
                 Ok(Self { asked: Some(asked), ..record })
             }
             _ => record::decode(bytes),
@@ -237,7 +254,7 @@ mod tests {
             others: Vec::new(),
             takes_list: true,
         };
-        let asked = Asked { number: 9, part: 1, parts: 2, has_timeout: true, then };
+        let asked = Asked { number: 9, part: 1, parts: 2, has_timeout: true, then, fence: None };
         let plain = InboxRecord::signal(1, "add".into(), b"5".to_vec(), Timestamp::from_micros(1));
         let fields: &[&[u8]] = &[&[1, 3], b"add", &[1], b"5", &[0, 0, 2, 0, 0, 0]];
         let of_ask: &[&[u8]] = &[&[9, 1, 2, 1, 8], b"on_added", &[7], b"answers", &[0], &[1]];
@@ -246,8 +263,13 @@ mod tests {
         let record = InboxRecord { asked: Some(Box::new(asked)), ..plain };
         let bytes = [&[FORMAT_OF_ASKS][..], &fields, &of_ask].concat();
         assert_eq!(record.encode(), bytes);
-        assert_eq!(InboxRecord::decode(&bytes), Ok(record));
+        assert_eq!(InboxRecord::decode(&bytes).as_ref(), Ok(&record));
         assert!(record::decode::<InboxRecord>(&bytes).is_err(), "earlier programs refuse it");
         assert!(InboxRecord::decode(&bytes[..bytes.len() - 1]).is_err());
+        let asked = record.asked.map(|asked| Asked { fence: Some("1/2".into()), ..*asked });
+        let record = InboxRecord { asked: asked.map(Box::new), ..record };
+        let bytes = [&[FORMAT_OF_FENCED][..], &fields, &of_ask, &[3], b"1/2"].concat();
+        assert_eq!(record.encode(), bytes);
+        assert_eq!(InboxRecord::decode(&bytes), Ok(record));
     }
 }

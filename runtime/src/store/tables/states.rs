@@ -51,6 +51,7 @@ pub(in crate::store) fn sample(revision: u64) -> StateRecord {
         indexed: IndexedValues::default(),
         replaces: IndexedValues::default(),
         apart: Apart::default(),
+        lock: None,
         changes: None,
         ends: None,
     }
@@ -113,6 +114,9 @@ pub struct StateRecord {
     /// The parts of the state that have rows of their own. Kept behind the indexed values, in a format of its own.
     #[serde(skip)]
     pub apart: Apart,
+    /// The lock under which alone operations are applied. Kept behind all of that, in a format of its own.
+    #[serde(skip)]
+    pub lock: Option<Box<Lock>>,
     /// The changes of those rows. They are not stored with the record.
     #[serde(skip)]
     pub changes: Option<Box<EntryChanges>>,
@@ -137,6 +141,19 @@ impl Apart {
     }
 }
 
+/// The lock of an entity.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lock {
+    /// The id of the workflow that has it, and the generation of that.
+    pub holder: String,
+    /// The same.
+    pub generation: u64,
+    /// Which of the locks of the workflow it is.
+    pub fence: String,
+    /// Since when.
+    pub since: Timestamp,
+}
+
 /// The rows that end with an entity.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ended {
@@ -159,7 +176,8 @@ impl StateRecord {
     /// The record of a state without indexed values.
     pub fn new(head: StateHead, reminders: Vec<ReminderHead>, state: Vec<u8>) -> Self {
         let (indexed, replaces, apart) = Default::default();
-        Self { head, reminders, state, indexed, replaces, apart, changes: None, ends: None }
+        let (lock, changes, ends) = Default::default();
+        Self { head, reminders, state, indexed, replaces, apart, lock, changes, ends }
     }
 }
 
@@ -228,13 +246,16 @@ const FORMAT_OF_INDEXED: u8 = 3;
 /// The format of a state of which something has rows of its own: what that is stands behind what
 /// [`FORMAT_OF_INDEXED`] has.
 const FORMAT_OF_APART: u8 = 4;
+/// The format of a state that is locked: the lock is behind what [`FORMAT_OF_APART`] has.
+const FORMAT_OF_LOCKED: u8 = 5;
 
 /// Reads the beginning of a state record; what follows is not looked at.
 ///
 /// # Errors
 /// Where the format is unknown or the bytes are no such beginning.
 pub fn read_head(bytes: &[u8]) -> Result<StateHead, Damaged> {
-    record::decode_beginning(bytes, &[FORMAT_OF_MOVED, FORMAT_OF_INDEXED, FORMAT_OF_APART])
+    let formats = [FORMAT_OF_MOVED, FORMAT_OF_INDEXED, FORMAT_OF_APART, FORMAT_OF_LOCKED];
+    record::decode_beginning(bytes, &formats)
 }
 
 /// The places of reminders that were moved, and the due times of their rows.
@@ -264,6 +285,10 @@ impl Record for StateRecord {
     }
     fn encode_to(&self, bytes: &mut Vec<u8>) {
         let moved = self.moved();
+        if let Some(lock) = &self.lock {
+            let record = (self, moved, &self.indexed, &self.apart, lock);
+            return record::encode_format_to(bytes, FORMAT_OF_LOCKED, &record);
+        }
         if !self.apart.is_empty() {
             let record = (self, moved, &self.indexed, &self.apart);
             return record::encode_format_to(bytes, FORMAT_OF_APART, &record);
@@ -292,6 +317,12 @@ impl Record for StateRecord {
                 let (record, moved, indexed, apart): (Self, Moved, IndexedValues, Apart) =
                     record::decode_fields(fields)?;
                 Ok(Self { indexed: indexed.checked()?, apart, ..record.with_moved(moved)? })
+            }
+            Some((&FORMAT_OF_LOCKED, fields)) => {
+                let (record, moved, indexed, apart, lock): (Self, _, IndexedValues, _, _) =
+                    record::decode_fields(fields)?;
+                let record = record.with_moved(moved)?;
+                Ok(Self { indexed: indexed.checked()?, apart, lock: Some(lock), ..record })
             }
             _ => record::decode(bytes),
         }
@@ -329,6 +360,24 @@ mod tests {
         let behind = [&[0, 0, 1, 2, 1, 9][..], &[251, 44, 1, 0]].concat();
         let bytes = record.encode();
         assert_eq!(bytes, [&[4], &fields[..], &behind[..]].concat());
+        assert_eq!(StateRecord::decode(&bytes).as_ref(), Ok(&record));
+        assert_eq!(read_head(&bytes), Ok(record.head));
+        for length in 0..bytes.len() {
+            assert!(StateRecord::decode(&bytes[..length]).is_err(), "{length}");
+        }
+    }
+
+    #[test]
+    fn a_state_that_is_locked_has_a_format_of_its_own() {
+        let (holder, fence) = ("o/1".to_owned(), "1/2".to_owned());
+        let lock = Lock { holder, generation: 4, fence, since: Timestamp::from_micros(1) };
+        let record = StateRecord { state: vec![7], lock: Some(Box::new(lock)), ..sample(1) };
+        let head: &[&[u8]] = &[&[1, 9, 1, 0, 1, 14, 2], &[1, b'q', 0, 1], &[1, b'r', 10, 2]];
+        let fields = [&head.concat()[..], &[1, 7]].concat();
+        // Nothing was moved, is indexed or has rows of its own; the lock.
+        let behind = [&[0, 0, 0, 0, 3][..], b"o/1", &[4, 3], b"1/2", &[2]].concat();
+        let bytes = record.encode();
+        assert_eq!(bytes, [&[5], &fields[..], &behind[..]].concat());
         assert_eq!(StateRecord::decode(&bytes).as_ref(), Ok(&record));
         assert_eq!(read_head(&bytes), Ok(record.head));
         for length in 0..bytes.len() {

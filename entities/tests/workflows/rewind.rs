@@ -1,0 +1,229 @@
+//! Rewinding: what has failed is made again, and no success before it.
+
+use std::{
+    cell::Cell,
+    sync::{Arc, Mutex},
+};
+
+use stead_entities::{
+    CallError, Failure,
+    testing::WorkflowDriver,
+    workflow,
+    workflow::{Instance, Status, Step, StepError, Workflow},
+};
+
+use super::secs;
+
+/// A service that is broken for some pieces of work, and what was asked of it, with the tokens.
+#[derive(Clone, Default)]
+pub struct Service {
+    broken: Arc<Mutex<Vec<u32>>>,
+    asked: Arc<Mutex<Vec<(u32, String)>>>,
+}
+
+impl Service {
+    fn work(&self, token: String, number: u32) -> Result<u32, StepError> {
+        self.asked.lock().expect("not poisoned").push((number, token));
+        match self.broken.lock().expect("not poisoned").contains(&number) {
+            true => Err(StepError::fatal("broken")),
+            false => Ok(number),
+        }
+    }
+
+    fn breaks_for(&self, numbers: &[u32]) {
+        *self.broken.lock().expect("not poisoned") = numbers.to_vec();
+    }
+
+    /// What was asked since it was looked at last.
+    fn take_asked(&self) -> Vec<u32> {
+        let mut asked = std::mem::take(&mut *self.asked.lock().expect("not poisoned"));
+        asked.sort_unstable();
+        asked.into_iter().map(|(number, _)| number).collect()
+    }
+}
+
+thread_local!(static IS_NEW: Cell<bool> = const { Cell::new(false) });
+
+pub struct Works(Service);
+
+#[workflow(name = "works")]
+impl Works {
+    pub async fn run(ctx: Workflow<Self>, how: String, count: u32) -> Result<u32, Failure> {
+        let first = ctx.work(u32::try_from(ctx.random() % 90).expect("small") + 1_000).await?;
+        match &*how {
+            "side by side" => {
+                let done = ctx.all_of((1..=count).map(|number| ctx.work(number))).await;
+                let mut sum = 0;
+                for outcome in done {
+                    sum += outcome?;
+                }
+                Ok(sum)
+            }
+            "first failure" => {
+                let done = ctx.try_all((1..=count).map(|number| ctx.work(number))).await?;
+                Ok(done.into_iter().sum())
+            }
+            "with compensation" => match ctx.work(1).await {
+                Ok(number) => Ok(number),
+                Err(failure) => {
+                    ctx.work(500).await?;
+                    Err(failure)
+                }
+            },
+            "changed" => {
+                let number = match IS_NEW.get() {
+                    true => ctx.step("other", |works| async move { works.0.work("".into(), 2) }),
+                    false => ctx.step("one", |works| async move { works.0.work("".into(), 1) }),
+                };
+                let number = number.await?;
+                ctx.sleep(secs(60)).await?;
+                Ok(number)
+            }
+            "children" => {
+                let key = ctx.child_key();
+                ctx.child(Works::of(&key).start("first failure".into(), count)).await
+            }
+            _ => Err(Failure::fatal(format!("{first} is enough"))),
+        }
+    }
+
+    async fn work(&self, step: &Step, number: u32) -> Result<u32, StepError> {
+        self.0.work(step.token(), number)
+    }
+}
+
+fn works(how: &str, count: u32, broken: &[u32]) -> (WorkflowDriver<Works>, Service) {
+    let service = Service::default();
+    service.breaks_for(broken);
+    let mut works = WorkflowDriver::new("w", Works(service.clone()));
+    works.start((how.to_owned(), count).into()).expect("started");
+    (works, service)
+}
+
+fn is_rejected<T: std::fmt::Debug>(result: &Result<T, CallError>, with: &str) -> bool {
+    matches!(result, Err(CallError::Rejected(no)) if no.code() == Some(with))
+}
+
+#[test]
+fn what_has_failed_is_made_again_and_successes_stay() {
+    for how in ["side by side", "first failure"] {
+        let (mut works, service) = works(how, 4, &[2, 4]);
+        assert_eq!(works.status(), Some(Status::Failed), "{how}");
+        service.take_asked();
+        service.breaks_for(&[4]);
+        assert_eq!(works.rewind(None).expect("rewound").run, 2);
+        assert_eq!(works.status(), Some(Status::Failed), "{how}: the fourth is broken yet");
+        let expected: &[u32] = if how == "side by side" { &[2, 4] } else { &[2, 3, 4] };
+        assert_eq!(service.take_asked(), expected, "{how}");
+        service.breaks_for(&[]);
+        works.rewind(None).expect("rewound once more");
+        assert_eq!(works.result(), Ok(10), "{how}");
+        let asked = service.take_asked();
+        assert!(asked.contains(&4) && !asked.contains(&1), "{how}: {asked:?}");
+        assert!(is_rejected(&works.rewind(None), "conflict"), "it has a result");
+    }
+}
+
+#[test]
+fn a_failure_that_was_handled_is_made_again_with_what_came_behind_it() {
+    let (mut works, service) = works("with compensation", 0, &[1]);
+    assert_eq!(works.status(), Some(Status::Failed));
+    service.take_asked();
+    service.breaks_for(&[]);
+    works.rewind(None).expect("rewound");
+    assert_eq!(works.result(), Ok(1));
+    assert_eq!(service.take_asked(), [1], "neither the first step nor the compensation");
+}
+
+#[test]
+fn a_rewound_step_has_another_token() {
+    let (mut works, service) = works("with compensation", 0, &[1]);
+    service.breaks_for(&[]);
+    works.rewind(None).expect("rewound");
+    let asked = service.asked.lock().expect("not poisoned");
+    let tokens: std::collections::BTreeSet<_> = asked.iter().map(|(_, token)| token).collect();
+    assert_eq!(tokens.len(), asked.len(), "{asked:?}");
+}
+
+#[test]
+fn a_run_goes_on_from_the_place_that_an_operator_names() {
+    let (mut works, service) = works("side by side", 3, &[]);
+    assert_eq!(works.result(), Ok(6));
+    service.take_asked();
+    assert!(is_rejected(&works.rewind(Some("9")), "unknown_place"));
+    works.rewind(Some("3")).expect("rewound");
+    assert_eq!(works.result(), Ok(6));
+    assert_eq!(service.take_asked()[..3], [1, 2, 3], "and what began in the same turn");
+    works.rewind(Some("1")).expect("to its beginning");
+    assert_eq!((works.result(), service.take_asked().len()), (Ok(6), 4));
+}
+
+#[test]
+fn what_is_stuck_goes_on_from_before_the_change() {
+    IS_NEW.set(false);
+    let service = Service::default();
+    let mut works = WorkflowDriver::new("w", Works(service.clone())).allowing_stuck();
+    works.start(("changed".to_owned(), 0).into()).expect("started");
+    assert!(is_rejected(&works.rewind(Some("2")), "conflict"), "it goes on");
+    IS_NEW.set(true);
+    works.advance(secs(60)).expect("advanced");
+    assert!(works.stuck().is_some_and(|why| why.contains("place 2")), "{:?}", works.stuck());
+    assert!(is_rejected(&works.rewind(None), "conflict"), "nothing has failed");
+    works.rewind(Some("2")).expect("rewound");
+    assert_eq!(works.stuck(), None);
+    works.advance(secs(60)).expect("advanced");
+    assert_eq!(works.result(), Ok(2));
+    IS_NEW.set(false);
+}
+
+#[test]
+fn one_that_was_terminated_goes_on_and_one_that_ended_by_itself_needs_a_place() {
+    let (mut works, service) = works("", 0, &[]);
+    assert!(is_rejected(&works.rewind(None), "conflict"), "no operation has failed");
+    works.rewind(Some("1")).expect("rewound");
+    assert_eq!((works.status(), service.take_asked().len()), (Some(Status::Failed), 2));
+
+    let mut held = WorkflowDriver::new("w", Works(service));
+    held.step("work").holds();
+    held.start(("with compensation".to_owned(), 0).into()).expect("started");
+    held.terminate("too early").expect("terminated");
+    held.rewind(None).expect("rewound");
+    assert_eq!(held.status(), Some(Status::Running));
+    held.end_step(0, Ok(1_000)).expect("ended");
+    held.end_step(0, Ok(1)).expect("ended");
+    assert_eq!(held.result(), Ok(1));
+}
+
+#[test]
+fn children_that_have_failed_are_rewound_and_purged_ones_begin_anew() {
+    for is_purged in [false, true] {
+        let (mut works, service) = works("children", 3, &[3]);
+        assert_eq!(works.status(), Some(Status::Failed));
+        service.breaks_for(&[]);
+        service.take_asked();
+        if is_purged {
+            works.drivers().apply(Works::of("w~2").purge()).expect("purged");
+        }
+        works.rewind(None).expect("rewound");
+        assert_eq!(works.result(), Ok(6));
+        let asked = service.take_asked();
+        assert_eq!(asked.len(), if is_purged { 4 } else { 1 }, "{asked:?}");
+        let child = works.drivers().driver::<Instance<Works>>("w~2").expect("a child");
+        assert_eq!(child.state().status(), Some(Status::Completed));
+    }
+}
+
+#[test]
+fn a_rewound_run_survives_a_crash_behind_each_of_its_turns() {
+    let make = || WorkflowDriver::new("w", Works(Service::default()));
+    WorkflowDriver::crash_everywhere(make, |works| {
+        works.step("work").fails("broken").times(100);
+        works.start(("with compensation".to_owned(), 0).into()).expect("started");
+        works.advance(secs(3_600)).expect("advanced");
+        assert_eq!(works.status(), Some(Status::Failed));
+        works.step("work").returns(7);
+        works.rewind(None).expect("rewound");
+        works.advance(secs(3_600)).expect("advanced");
+        assert_eq!(works.result(), Ok(7));
+    });
+}

@@ -1,0 +1,57 @@
+//! Work that waits for the end of a lock, beside the mailbox of its entity, in the order in which it was to run.
+
+use std::collections::VecDeque;
+
+use stead_entities::Timestamp;
+
+use super::Activation;
+use crate::partition::envelope::Envelope;
+
+impl Activation {
+    /// Keeps something until the lock ends. Says when the holder of that is to be asked, where that is news.
+    pub(in crate::partition) fn park(
+        &mut self,
+        envelope: Envelope,
+        asks_holder_at: Timestamp,
+    ) -> Option<Timestamp> {
+        let apart = self.apart();
+        apart.parked.push_back(envelope);
+        let is_new = apart.asks_holder_at.is_none();
+        is_new.then(|| *apart.asks_holder_at.insert(asks_holder_at))
+    }
+
+    /// Has everything run, in its order, that waited for the end of the lock.
+    pub(in crate::partition) fn unpark(&mut self) {
+        let parked = self.take_parked();
+        for envelope in parked.into_iter().rev() {
+            self.mailbox.push_front(envelope);
+        }
+    }
+
+    /// Takes what waits for the end of the lock.
+    pub(in crate::partition) fn take_parked(&mut self) -> VecDeque<Envelope> {
+        let Some(apart) = &mut self.apart else { return VecDeque::new() };
+        apart.asks_holder_at = None;
+        std::mem::take(&mut apart.parked)
+    }
+
+    /// Takes one of those that wait for the end of the lock.
+    pub(in crate::partition) fn take_one_parked(
+        &mut self,
+        is_it: impl Fn(&Envelope) -> bool,
+    ) -> Option<Envelope> {
+        let parked = &mut self.apart.as_mut()?.parked;
+        let place = parked.iter().position(is_it)?;
+        parked.remove(place)
+    }
+
+    /// Whether the holder of the lock is to be asked now, for whom others wait; it is asked again at `next`.
+    pub(in crate::partition) fn asks_holder(&mut self, now: Timestamp, next: Timestamp) -> bool {
+        let Some(apart) = &mut self.apart else { return false };
+        let is_due = apart.asks_holder_at.is_some_and(|at| at <= now) && !apart.parked.is_empty();
+        if is_due {
+            apart.asks_holder_at = Some(next);
+        }
+        is_due
+    }
+}
