@@ -95,6 +95,35 @@ fn the_examples_print_what_they_say() -> Result<()> {
         ),
         ("fan_out", "40 pages have 780 words, at most 8 were counted at one time\n"),
         ("approval_workflow", "holiday-1: approved by kim\nholiday-2: nobody answered\n"),
+        (
+            "async_http",
+            "POST /v1/workflows/thumbnails/album-1: 202, \
+             Location: /v1/workflows/thumbnails/album-1\n\
+             GET /v1/workflows/thumbnails/album-1: running\n\
+             GET /v1/workflows/thumbnails/album-1?wait=30s: completed, 24 thumbnails\n",
+        ),
+        (
+            "monitor",
+            "the job was done at the 5th look\n\
+             the next report is due at 07:00 in Europe/Oslo\n",
+        ),
+        ("aggregator", "250 readings in 3 averages: 50.5, 150.5, 225.5\n"),
+        ("eternal", "the workflow counts to 3000 in more than one run, the entity to 3000\n"),
+        (
+            "saga",
+            "60 trips, of which every one that failed was taken back: \
+             0 bookings too many, 0 too few\n",
+        ),
+        (
+            "order",
+            "the first version runs\nthe second version is deployed\n\
+             order-1 (version 1): paid 30, parcel-of-order-1 is on its way, 7 left\n\
+             order-2 (version 2): paid 27, parcel-of-order-2 is on its way, 4 left\n",
+        ),
+        (
+            "transfer",
+            "60 transfers among 6 accounts, and 10 audits meanwhile: each of them saw 600\n",
+        ),
         ("orders", "25 paid, 15 refused; 0 bolts and 75 nuts left; 25 payments booked\n"),
         (
             "approval",
