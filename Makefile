@@ -32,6 +32,7 @@ cluster: binary
 # PostgreSQL too, where it can be installed; the tests start private servers of their own.
 test: build
 	@bash tests/setup.sh
+	@bash tests/durable/setup.sh
 	$(CARGO) test --release --locked --workspace
 
 check: setup features

@@ -7,6 +7,7 @@
 mod body;
 mod changes;
 mod connection;
+mod durable;
 mod extract;
 mod headers;
 mod host;
@@ -26,7 +27,7 @@ use axum::{
     Router,
     extract::DefaultBodyLimit,
     middleware,
-    routing::{delete, get, post},
+    routing::{any, delete, get, post},
 };
 
 use crate::Node;
@@ -86,6 +87,7 @@ fn router<S: Clone + Send + Sync + 'static>(node: &Node) -> Router<S> {
         .route("/v1/dead-letters/{id}/replay", post(routes::replay))
         .route("/v1/placement/{type}/{key}", get(routes::placement))
         .route("/v1/cluster", get(routes::cluster))
+        .route(durable::ROUTES, any(durable::serve))
         .route("/livez", get(routes::livez))
         .route("/readyz", get(routes::readyz))
         .fallback(routes::not_found)

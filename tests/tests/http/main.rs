@@ -6,6 +6,7 @@ mod conditional;
 mod connections;
 mod database;
 mod disk;
+mod durable;
 mod failures;
 mod finding;
 mod fixtures;

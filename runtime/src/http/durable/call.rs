@@ -1,0 +1,164 @@
+//! A request, taken apart, and what names of the API mean here.
+
+use std::{borrow::Cow, collections::HashMap, str::FromStr};
+
+use axum::http::{Extensions, HeaderMap, StatusCode, Uri, header};
+use percent_encoding::percent_decode_str;
+use stead_entities::{EntityId, Request, Timestamp};
+
+use super::{PATH, Refusal};
+use crate::{
+    Node,
+    http::{headers, routes::caller_of},
+};
+
+/// The most instances, or entities, of one page.
+const TOP_MAX: usize = 1_000;
+/// How many a page has unless the request says otherwise.
+const TOP: usize = 100;
+/// The ending of workflow types that share their name with an entity type.
+const WORKFLOW: &str = "workflow";
+
+/// A request.
+pub(super) struct Call {
+    pub(super) node: Node,
+    /// The segments behind [`PATH`], without an empty last one.
+    pub(super) path: Vec<String>,
+    /// The parameters, by their names in lower case.
+    query: HashMap<String, String>,
+    pub(super) headers: HeaderMap,
+    extensions: Extensions,
+    /// The URL of the API, as the client sees it, without a slash at its end.
+    pub(super) base: String,
+    /// The URL of this request.
+    pub(super) url: String,
+}
+
+impl Call {
+    pub(super) fn new(
+        node: Node,
+        uri: &Uri,
+        headers: HeaderMap,
+        extensions: Extensions,
+    ) -> Result<Self, Refusal> {
+        let (before, behind) = uri.path().split_once(PATH).unwrap_or_default();
+        let decode = |segment: &str| percent_decode_str(segment).decode_utf8().map(Cow::into_owned);
+        let path = behind.trim_matches('/').split('/').map(decode).collect::<Result<Vec<_>, _>>();
+        let not_text = |_| Refusal::new(StatusCode::BAD_REQUEST, "the path is not UTF-8");
+        let pairs = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(uri);
+        let pairs = pairs.map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, error.body_text()));
+        let query = pairs?.0.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value));
+        let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+        let host = text(header::HOST).or_else(|| uri.host()).unwrap_or("localhost");
+        let forwarded = headers.get("x-forwarded-proto").and_then(|value| value.to_str().ok());
+        let scheme = if forwarded == Some("https") { "https" } else { "http" };
+        let site = format!("{scheme}://{host}");
+        Ok(Self {
+            path: path.map_err(not_text)?,
+            query: query.collect(),
+            base: format!("{site}{before}{PATH}"),
+            url: format!("{site}{}", uri.path_and_query().map_or("", |it| it.as_str())),
+            node,
+            headers,
+            extensions,
+        })
+    }
+
+    /// A parameter, where it is there and not empty.
+    pub(super) fn text(&self, name: &str) -> Option<&str> {
+        let name = name.to_ascii_lowercase();
+        self.query.get(&name).map(String::as_str).filter(|text| !text.is_empty())
+    }
+
+    /// A parameter that is yes or no.
+    pub(super) fn is_set(&self, name: &str, default: bool) -> bool {
+        self.text(name).map_or(default, |text| text.eq_ignore_ascii_case("true"))
+    }
+
+    /// A parameter of a type.
+    pub(super) fn parsed<T: FromStr>(&self, name: &str) -> Result<Option<T>, Refusal> {
+        let wrong = |text: &str| {
+            Refusal::new(StatusCode::BAD_REQUEST, format!("{name} cannot be read: {text:?}"))
+        };
+        self.text(name).map(|text| text.parse().map_err(|_| wrong(text))).transpose()
+    }
+
+    /// A moment, with or without its time zone, which is UTC.
+    pub(super) fn moment(&self, name: &str) -> Result<Option<Timestamp>, Refusal> {
+        let Some(text) = self.text(name) else { return Ok(None) };
+        let moment = text.parse().or_else(|_| format!("{text}Z").parse());
+        let wrong = |_| Refusal::new(StatusCode::BAD_REQUEST, format!("{name} is no time: {text}"));
+        moment.map(Some).map_err(wrong)
+    }
+
+    /// How many rows a page has.
+    pub(super) fn top(&self) -> Result<usize, Refusal> {
+        Ok(self.parsed::<usize>("top")?.filter(|top| *top > 0).unwrap_or(TOP).min(TOP_MAX))
+    }
+
+    /// A request of ours, with who asks and the trace.
+    pub(super) fn request(
+        &self,
+        id: EntityId,
+        operation: impl Into<Cow<'static, str>>,
+        input: Vec<u8>,
+    ) -> Request {
+        let mut request = Request::new(id, operation, input);
+        request.caller = caller_of(&self.extensions);
+        request.trace = headers::trace(&self.headers);
+        request
+    }
+
+    /// The types that this node serves: workflows, or entities.
+    pub(super) fn types(&self, are_workflows: bool) -> Vec<&'static str> {
+        let names = self.node.descriptions().into_iter().map(|known| known.name);
+        let mut names: Vec<_> =
+            names.filter(|name| self.node.local().is_workflow(name) == are_workflows).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// The workflow type of a function.
+    pub(super) fn workflow_type(&self, function: &str) -> Option<&'static str> {
+        let wanted = plain(function);
+        let known = self.types(true).into_iter();
+        known.min_by_key(|name| plain(name) != wanted).filter(|name| {
+            let name = plain(name);
+            name == wanted || name.strip_suffix(WORKFLOW) == Some(&wanted)
+        })
+    }
+
+    /// The entity type of a name.
+    pub(super) fn entity_type(&self, name: &str) -> Option<&'static str> {
+        self.types(false).into_iter().find(|known| plain(known) == plain(name))
+    }
+}
+
+/// A name without regard to case and to what separates its words.
+fn plain(name: &str) -> String {
+    name.chars().filter(|letter| !matches!(letter, '-' | '_')).collect::<String>().to_lowercase()
+}
+
+/// The name of a function, of a workflow type: its words with great letters, without the ending that it may have.
+pub(super) fn function_name(workflow_type: &str) -> String {
+    let name = workflow_type.strip_suffix(WORKFLOW).filter(|name| name.ends_with(['-', '_']));
+    let words = name.unwrap_or(workflow_type).split(['-', '_']);
+    let great = |word: &str| {
+        let mut letters = word.chars();
+        let first = letters.next().map(|first| first.to_ascii_uppercase());
+        first.into_iter().chain(letters).collect::<String>()
+    };
+    words.map(great).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_functions_are_words_with_great_letters() {
+        let names = ["approval-workflow", "process_order", "a", "workflow"].map(function_name);
+        assert_eq!(names, ["Approval", "ProcessOrder", "A", "Workflow"]);
+        assert_eq!(plain("Process_Order"), plain("process-order"));
+    }
+}

@@ -1,0 +1,209 @@
+//! Starting workflows, and what is asked of one.
+
+use std::{future::Future, time::Duration};
+
+use axum::{body::Body, http::StatusCode, response::IntoResponse as _};
+use serde_json::{Value, json};
+use stead_entities::{
+    Caller as _, EntityId, Error, ErrorKind, Rejection,
+    operation::Reply,
+    workflow::{Started, Status, WorkflowCaller as _},
+};
+
+use super::{Answer, Call, Refusal, body::meanings, document::Instance, events::events};
+use crate::{entropy::Entropy, http::routes::show};
+
+/// The longest that a start waits for the end.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+
+impl Call {
+    /// Starts a workflow, under an id of its own where none is given.
+    pub(super) async fn start(&self, function: &str, id: Option<&str>, body: Body) -> Answer {
+        let Some(workflow_type) = self.workflow_type(function) else {
+            let why = format!(
+                "The function '{function}' doesn't exist, or is not an orchestrator function."
+            );
+            return Err(Refusal::new(StatusCode::BAD_REQUEST, why));
+        };
+        let new = || format!("{:032x}", Entropy::system().next_wide());
+        let key = id.map_or_else(new, str::to_owned);
+        let id = EntityId::new(workflow_type, &key)?;
+        let other = self.find(&key).await?.filter(|other| !other.status.is_end());
+        if other.is_some() {
+            return Err(goes_on(&key));
+        }
+        let inputs = meanings(self, body).await?;
+        let start = |input: &[u8]| {
+            let input = if input.is_empty() { b"null" } else { input };
+            self.node.call(self.request(id.clone(), "start", member(b"{\"input\":", input)))
+        };
+        let started = of_first(&inputs, start).await?.map_err(refused)?;
+        let started: Started = serde_json::from_slice(&started).map_err(unreadable)?;
+        if !started.is_new {
+            return Err(goes_on(&key));
+        }
+        let seconds = self.parsed::<f64>("timeout")?.filter(|seconds| *seconds > 0.0);
+        let wait = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        if let Some(wait) = wait
+            && self.node.outcome(id, wait.min(WAIT_MAX)).await?.is_some()
+        {
+            let instance = self.instance(&key).await?;
+            return Ok(match instance.status {
+                Status::Completed => show(&instance.output()),
+                _ => show(&instance.document(true)),
+            });
+        }
+        Ok(self.started(&key))
+    }
+
+    pub(super) async fn status(&self, key: &str) -> Answer {
+        let instance = self.instance(key).await?;
+        let mut document = instance.document(self.is_set("showInput", true));
+        if self.is_set("showHistory", false) {
+            document["historyEvents"] = self.history(&instance).await?.into();
+        }
+        Ok(self.answer_status(&instance, &document))
+    }
+
+    /// The history, with all of its pages.
+    async fn history(&self, instance: &Instance) -> Result<Vec<Value>, Refusal> {
+        let mut turns = Vec::new();
+        let mut after = Some(0_u64);
+        while let Some(from) = after {
+            let argument = json!({ "after": from, "limit": 1_000 }).to_string().into_bytes();
+            let mut request = self.request(instance.id.clone(), "history", argument);
+            request.reads_committed = true;
+            let page = self.node.query(request).await?.map_err(refused)?;
+            let mut page: Value = serde_json::from_slice(&page).map_err(unreadable)?;
+            after = page["next"].as_u64();
+            if let Some(page) = page["turns"].as_array_mut() {
+                turns.append(page);
+            }
+        }
+        Ok(events(instance, &turns, self.is_set("showHistoryOutput", false)))
+    }
+
+    pub(super) async fn raise_event(&self, key: &str, event: &str, body: Body) -> Answer {
+        let instance = self.instance(key).await?;
+        let payloads = meanings(self, body).await?;
+        let name = Value::from(event);
+        let raise = |payload: &[u8]| {
+            let payload = if payload.is_empty() { b"null" } else { payload };
+            let before = format!("{{\"name\":{name},\"payload\":");
+            let argument = member(before.as_bytes(), payload);
+            self.node.call(self.request(instance.id.clone(), "event", argument))
+        };
+        of_first(&payloads, raise).await?.map_err(refused)?;
+        Ok(StatusCode::ACCEPTED.into_response())
+    }
+
+    /// Terminates, suspends, resumes, rewinds or restarts a workflow.
+    pub(super) async fn control(&self, key: &str, operation: &str) -> Answer {
+        let instance = self.instance(key).await?;
+        let reason = json!({ "reason": self.text("reason").unwrap_or_default() });
+        let (operation, argument) = match operation {
+            "terminate" => ("terminate", reason),
+            "suspend" => ("suspend", reason),
+            "resume" => ("resume", Value::Null),
+            "rewind" => {
+                check_rewind(&instance)?;
+                ("rewind", json!({}))
+            }
+            "restart" => return self.restart(&instance).await,
+            other => {
+                let why = format!("an instance has no operation {other:?}");
+                return Err(Refusal::new(StatusCode::NOT_FOUND, why));
+            }
+        };
+        let argument = if argument.is_null() { String::new() } else { argument.to_string() };
+        let request = self.request(instance.id.clone(), operation, argument.into_bytes());
+        self.node.call(request).await?.map_err(refused)?;
+        Ok(StatusCode::ACCEPTED.into_response())
+    }
+
+    async fn restart(&self, instance: &Instance) -> Answer {
+        let is_new = self.is_set("restartWithNewInstanceId", true);
+        let key = match is_new {
+            true => format!("{:032x}", Entropy::system().next_wide()),
+            false => instance.id.key().to_owned(),
+        };
+        let argument = json!({ "key": key }).to_string().into_bytes();
+        let request = self.request(instance.id.clone(), "restart", argument);
+        self.node.call(request).await?.map_err(refused)?;
+        Ok(self.started(&key))
+    }
+
+    pub(super) async fn purge(&self, key: &str) -> Answer {
+        let instance = self.instance(key).await?;
+        match self.purge_one(&instance).await? {
+            true => Ok(show(&json!({ "instancesDeleted": 1 }))),
+            false => {
+                let why = format!("{key} goes on: terminate it first");
+                Err(Refusal::new(StatusCode::NOT_FOUND, why))
+            }
+        }
+    }
+
+    /// Purges a workflow that has ended; says whether it has.
+    pub(super) async fn purge_one(&self, instance: &Instance) -> Result<bool, Refusal> {
+        if !instance.status.is_end() {
+            return Ok(false);
+        }
+        let request = self.request(instance.id.clone(), "purge", b"{}".to_vec());
+        Ok(self.node.call(request).await?.is_ok())
+    }
+}
+
+/// An object whose last member is this value.
+fn member(before: &[u8], value: &[u8]) -> Vec<u8> {
+    [before, value, b"}"].concat()
+}
+
+/// The answer of the first of these values that fits what is asked.
+pub(super) async fn of_first<F>(
+    values: &[Vec<u8>],
+    ask: impl Fn(&[u8]) -> F,
+) -> Result<Reply, Error>
+where
+    F: Future<Output = Result<Reply, Error>>,
+{
+    let mut answer = ask(values.first().map_or(&[], |value| value)).await;
+    for value in values.iter().skip(1) {
+        if !answer.as_ref().is_err_and(|error| error.kind() == ErrorKind::Invalid) {
+            break;
+        }
+        answer = ask(value).await;
+    }
+    answer
+}
+
+/// Says why one that has ended otherwise, or goes on, is not rewound.
+fn check_rewind(instance: &Instance) -> Result<(), Refusal> {
+    let why =
+        format!("only failed instances are rewound: this one is {}", instance.runtime_status());
+    match instance.status {
+        Status::Failed => Ok(()),
+        status if status.is_end() => Err(Refusal::new(StatusCode::GONE, why)),
+        _ => Err(Refusal::new(StatusCode::PRECONDITION_FAILED, why)),
+    }
+}
+
+fn goes_on(key: &str) -> Refusal {
+    let why = format!("An instance with the id '{key}' goes on already.");
+    Refusal::new(StatusCode::CONFLICT, why)
+}
+
+fn refused(no: Rejection) -> Refusal {
+    let status = match no.code() {
+        Some("unknown") => StatusCode::NOT_FOUND,
+        Some("ended") => StatusCode::GONE,
+        Some("conflict") => StatusCode::CONFLICT,
+        Some("too_many_events") => StatusCode::TOO_MANY_REQUESTS,
+        _ => StatusCode::BAD_REQUEST,
+    };
+    Refusal::new(status, no.reason())
+}
+
+fn unreadable(error: serde_json::Error) -> Refusal {
+    Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("a document cannot be read: {error}"))
+}
