@@ -28,6 +28,8 @@ pub(super) struct RunIdentity {
     pub(super) run: u32,
     /// Drawn when the run began; random numbers and tokens derive from it.
     pub(super) seed: u128,
+    /// When the run was rewound: what was outstanding then began once more.
+    pub(super) rewound_at: Timestamp,
 }
 
 /// An operation that began and is not done.
@@ -325,12 +327,16 @@ impl State {
     pub(super) fn all_locks(&self) -> Vec<(Place, Box<str>)> {
         let held = self.locks.iter().flat_map(Locks::held);
         let held = held.map(|(place, target)| (place.clone(), target.into()));
-        let is_lock = |open: &&Open| open.begun.kind == Kind::Lock && open.outcome.is_none();
-        let awaited = self.open.values().map(|open| &**open).filter(is_lock);
-        let awaited = awaited.map(|open| (open.begun.place.clone(), open.begun.target.clone()));
+        let awaited = self.awaited_locks();
+        let awaited = awaited.map(|begun| (begun.place.clone(), begun.target.clone()));
         let mut all: Vec<_> = held.chain(awaited).collect();
         all.sort_unstable();
         all
+    }
+
+    /// The locks that the run has asked for and not taken.
+    pub(super) fn awaited_locks(&self) -> impl Iterator<Item = &Begun> {
+        self.open.values().map(|open| &open.begun).filter(|begun| begun.kind == Kind::Lock)
     }
 
     fn use_room(&mut self, begun: &Begun) {
@@ -340,7 +346,7 @@ impl State {
 
     fn add(&mut self, mut open: Box<Open>) {
         let place = open.begun.place.clone();
-        open.since = self.now;
+        open.since = self.now.max(self.identity.rewound_at);
         match open.begun.kind {
             Kind::Timer => {
                 let due = self.recorded_due.get(&place).copied().or(open.begun.due);
@@ -357,7 +363,7 @@ impl State {
             Kind::Step | Kind::Signal | Kind::Child | Kind::Detached | Kind::Lock => {}
         }
         if let Some(deadline) = open.options.as_ref().and_then(|it| it.deadline) {
-            self.due.insert((self.now + deadline, place.clone()));
+            self.due.insert((open.since + deadline, place.clone()));
         }
         self.use_room(&open.begun);
         self.turn.begun.insert(place.clone(), open.begun.clone());
@@ -406,10 +412,14 @@ impl State {
 
     fn give_up(&mut self, place: &Place) -> Option<Box<Open>> {
         let open = self.open.get(place)?;
-        if open.outcome.is_none() {
+        let is_done = open.outcome.is_some();
+        // A lock that is there, and that nobody has taken, is let go too.
+        if !is_done || open.begun.kind == Kind::Lock {
             self.wishes.given_up.push(open.begun.clone());
-            self.settle(place);
             self.turn.cancelled.push(place.clone());
+        }
+        if !is_done {
+            self.settle(place);
         }
         self.open.remove(place)
     }

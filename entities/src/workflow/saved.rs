@@ -62,7 +62,8 @@ impl SavedHistory {
             program.ok_or_else(|| format!("there is no code of version {}", self.version))?;
         let id = EntityId::parse(&self.id).map_err(|error| error.to_string())?;
         let seed = u128::from_str_radix(&self.seed, 16).map_err(|error| error.to_string())?;
-        let identity = RunIdentity { id, version: self.version, run: self.run, seed };
+        let (version, run, rewound_at) = (self.version, self.run, Default::default());
+        let identity = RunIdentity { id, version, run, seed, rewound_at };
         let Some(Delivery::Start(input)) =
             self.turns.first().and_then(|turn| turn.deliveries.first())
         else {

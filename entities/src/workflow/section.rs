@@ -118,8 +118,14 @@ impl fmt::Debug for Section {
 impl State {
     /// Why an operation does not begin inside of the section that the run is in.
     pub(super) fn breach(&self, begun: &Begun) -> Option<Failure> {
-        let locks = self.locks.as_ref().filter(|locks| locks.is_entered)?;
+        let locks = self.locks.as_ref()?;
+        let is_own = |lock: &Begun| lock.target == begun.target;
+        if begun.kind == Kind::Call && self.awaited_locks().any(is_own) {
+            let why = format!("a call to {} beside the wait for its lock", begun.target);
+            return Some(breach(&why));
+        }
         match begun.kind {
+            _ if !locks.is_entered => None,
             Kind::Call if locks.of(&begun.target).is_none() => Some(breach(&format!(
                 "a call to {} inside of a section that has not locked it",
                 begun.target

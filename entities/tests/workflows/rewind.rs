@@ -79,6 +79,29 @@ impl Works {
                 ctx.sleep(secs(60)).await?;
                 Ok(number)
             }
+            "changed to wait" if IS_NEW.get() => Ok(ctx.event("later").await?),
+            "changed to wait" => {
+                ctx.work(1).await?;
+                ctx.sleep(secs(60)).await?;
+                Ok(1)
+            }
+            "in time" => {
+                let work = async { ctx.work(1).await };
+                let waits = (ctx.event::<u32>("ok").within(secs(3_600)), work);
+                let (event, work) = ctx.all(waits).await;
+                Ok(event?.unwrap_or(1_000) + work?)
+            }
+            "by a deadline" => ctx.work(1).attempts(100).deadline(secs(600)).await,
+            "waits" => {
+                ctx.sleep(secs(3_600)).await?;
+                Ok(1)
+            }
+            "a slow and a broken child" => {
+                let child =
+                    |key: &str, how: &str| ctx.child(Works::of(key).start(how.into(), count));
+                let children = [child("slow", "waits"), child("broken", "side by side")];
+                Ok(ctx.try_all(children).await?.into_iter().sum())
+            }
             "children" => {
                 let key = ctx.child_key();
                 ctx.child(Works::of(&key).start("first failure".into(), count)).await
@@ -226,4 +249,62 @@ fn a_rewound_run_survives_a_crash_behind_each_of_its_turns() {
         works.advance(secs(3_600)).expect("advanced");
         assert_eq!(works.result(), Ok(7));
     });
+}
+
+#[test]
+fn successes_stay_however_many_there_are() {
+    let (mut works, service) = works("side by side", 400, &[7]);
+    assert_eq!(works.status(), Some(Status::Failed));
+    service.take_asked();
+    service.breaks_for(&[]);
+    works.rewind(None).expect("rewound");
+    assert_eq!((works.result(), service.take_asked()), (Ok(400 * 401 / 2), vec![7]));
+}
+
+#[test]
+fn a_timer_that_is_overdue_by_then_does_not_come_before_what_came_in_time() {
+    let (mut works, service) = works("in time", 0, &[1]);
+    works.event("ok", 40_u32).expect("taken");
+    assert_eq!(works.status(), Some(Status::Failed));
+    works.advance(secs(100_000)).expect("advanced");
+    service.breaks_for(&[]);
+    works.rewind(None).expect("rewound");
+    assert_eq!(works.result(), Ok(41));
+}
+
+#[test]
+fn a_step_that_is_made_again_has_its_time_again() {
+    let mut late = WorkflowDriver::new("l", Works(Service::default()));
+    late.step("work").returns(1_000).fails("closed");
+    late.start(("by a deadline".to_owned(), 0).into()).expect("started");
+    late.advance(secs(700)).expect("advanced");
+    assert_eq!(late.result(), Err(Failure::TimedOut));
+    late.advance(secs(10_000)).expect("advanced");
+    late.step("work").returns(5);
+    late.rewind(None).expect("rewound");
+    assert_eq!(late.result(), Ok(5));
+}
+
+#[test]
+fn a_child_that_ends_as_it_is_rewound_tells_its_parent() {
+    let (mut works, service) = works("a slow and a broken child", 2, &[2]);
+    assert_eq!(works.status(), Some(Status::Failed));
+    works.advance(secs(7_200)).expect("advanced");
+    service.breaks_for(&[]);
+    works.rewind(None).expect("rewound");
+    assert_eq!(works.result(), Ok(1 + 3));
+}
+
+#[test]
+fn events_that_came_while_it_was_stuck_reach_a_rewound_run() {
+    IS_NEW.set(false);
+    let mut works = WorkflowDriver::new("w", Works(Service::default())).allowing_stuck();
+    works.start(("changed to wait".to_owned(), 0).into()).expect("started");
+    IS_NEW.set(true);
+    works.advance(secs(60)).expect("advanced");
+    assert!(works.stuck().is_some());
+    works.event("later", 7_u32).expect("kept");
+    works.rewind(Some("2")).expect("rewound");
+    assert_eq!(works.result(), Ok(7));
+    IS_NEW.set(false);
 }

@@ -5,7 +5,7 @@ use stead_entities::{
     CallError, EntityId, Failure, Layout, Rejection, entity,
     testing::WorkflowDriver,
     workflow,
-    workflow::{LOCKED_MAX, StepError, Workflow},
+    workflow::{InstanceReference, LOCKED_MAX, Of2, StepError, Workflow},
 };
 
 use super::secs;
@@ -41,7 +41,7 @@ fn account(key: &str) -> EntityId {
 /// Moves money while nobody else does; `how` says what else happens in the section.
 pub struct Transfers;
 
-#[workflow(name = "transfer", events(go: bool))]
+#[workflow(name = "transfer", events(go: bool, first: bool))]
 impl Transfers {
     pub async fn run(
         ctx: Workflow<Self>,
@@ -49,6 +49,21 @@ impl Transfers {
         others: Vec<String>,
     ) -> Result<u32, Failure> {
         let (a, b) = (ctx.entity::<Account>("a"), ctx.entity::<Account>("b"));
+        if how == "beside" {
+            let (section, balance) = ctx.all((ctx.lock([account("a")]), a.deposit(1))).await;
+            drop(section?);
+            return Ok(balance?);
+        }
+        if how == "not taken" {
+            let mut lock = Box::pin(ctx.lock([account("a")]));
+            let event = ctx.first();
+            match ctx.race((std::future::poll_fn(|cx| lock.as_mut().poll(cx)), event)).await {
+                Of2::First(section) => drop(section?),
+                Of2::Second(event) => drop(event?),
+            }
+            ctx.go().await?;
+            return Err(Failure::fatal("it was not taken"));
+        }
         if how == "waits" {
             return match ctx.lock([account("a")]).await {
                 Ok(_section) => Ok(1),
@@ -206,6 +221,29 @@ fn the_locks_end_with_the_run_however_that_ends() {
     }
     let mut again = started("again");
     assert_eq!((again.result(), balances(&mut again)), (Ok(90), [90, 105, 1]));
+}
+
+#[test]
+fn a_lock_that_is_there_and_was_not_taken_is_let_go() {
+    let mut holder = started("event");
+    let start = Transfers::of("u").start("not taken".into(), vec![]).operation();
+    holder.drivers().apply(start).expect("started");
+    let first = InstanceReference::new("transfer", "u").event("first", &true);
+    holder.drivers().apply(first).expect("taken");
+    holder.event("go", true).expect("taken");
+    assert!(!is_free(&mut holder), "the other one has it now, and has not taken it");
+    holder.drivers().apply(Transfers::of("u").go(true)).expect("taken");
+    assert!(is_free(&mut holder));
+}
+
+#[test]
+fn a_call_beside_the_wait_for_its_own_lock_is_refused() {
+    let mut transfer = started("beside");
+    match transfer.result() {
+        Err(Failure::Rejected(no)) => assert_eq!(no.code(), Some("critical_section")),
+        other => panic!("{other:?}"),
+    }
+    assert!(is_free(&mut transfer));
 }
 
 #[test]

@@ -193,6 +193,14 @@ impl Inbox {
         (backlog.again, backlog.of_holder) = (true, OfHolder::Any);
     }
 
+    /// Notes that somebody else has locked an entity, or nobody.
+    pub(super) fn lock_changed(&mut self, id: &EntityId) {
+        self.locked.remove(id);
+        if let Some(backlog) = self.backlogs.get_mut(id) {
+            backlog.of_holder = OfHolder::Any;
+        }
+    }
+
     /// Whether rows of who has locked an entity may be on disk and not in memory.
     pub(super) fn may_have_of_holder(&self, id: &EntityId) -> bool {
         self.backlogs.get(id).is_some_and(|it| !matches!(it.of_holder, OfHolder::None))
@@ -239,7 +247,8 @@ impl Inbox {
 
     /// The next entity whose rows of an earlier term are to be asked for: some entities at a time.
     pub(super) fn next_recovering(&mut self) -> Option<EntityId> {
-        let under_way = self.backlogs.len() - self.recovering.len() - self.locked.len();
+        let waiting = self.recovering.len() + self.locked.len();
+        let under_way = self.backlogs.len().saturating_sub(waiting);
         (under_way < RECOVERING_MAX).then(|| self.recovering.pop_front()).flatten()
     }
 
@@ -283,7 +292,10 @@ impl Inbox {
             let last = rows.last().map(|(key, _)| key).filter(|key| key.sender == holder);
             match (&backlog.of_holder, last.filter(|_| !is_end)) {
                 (OfHolder::None, Some(last)) => backlog.of_holder = OfHolder::Behind(last.clone()),
-                (OfHolder::None, None) => drop(self.locked.insert(id.clone())),
+                (OfHolder::None, None) => {
+                    self.recovering.retain(|known| known != id);
+                    self.locked.insert(id.clone());
+                }
                 // Rows were added meanwhile.
                 (OfHolder::Any | OfHolder::Behind(_), _) => {}
             }

@@ -290,7 +290,10 @@ impl Partition {
     pub(super) fn add_receivers(&mut self, receivers: Vec<EntityId>) {
         for id in receivers {
             match self.environment.type_of(&id) {
-                Some(_) => self.inbox.recover(id),
+                Some(_) => {
+                    self.activations.make_ready(&id);
+                    self.inbox.recover(id);
+                }
                 None => self.environment.note_unserved(&id),
             }
         }
@@ -358,8 +361,10 @@ impl Partition {
         self.inbox.end_page(page);
         if is_end {
             self.push_what_waited_behind(id);
-            self.page_recovering();
-        } else if !self.activations.contains(id) {
+        }
+        // Those of others that are left may wait for the end of a lock.
+        self.page_recovering();
+        if !is_end && !self.activations.contains(id) {
             // Every row of the page was known, or damaged: the next page follows at once.
             self.page(id);
         }

@@ -21,8 +21,9 @@ use stead_entities::{
 
 use super::{
     Partition,
-    envelope::{Envelope, LockChange, Operation, Row},
+    envelope::{Envelope, LockChange, Operation, Row, Sender},
     message::Output,
+    run::ROOM_PAUSE,
 };
 use crate::{
     sabotage::Sabotage,
@@ -76,7 +77,15 @@ impl Partition {
     /// Whether something may run now. Else it waits for the end of the lock, or is refused, because its sender has lost
     /// its lock.
     pub(super) fn pass_lock(&mut self, id: &EntityId, envelope: Envelope) -> Option<Envelope> {
-        let lock = self.activations.of(id).live_mut().lock();
+        let activation = self.activations.of(id);
+        if let Envelope::Lock(change) = &envelope
+            && change.asked.is_some()
+            && activation.has_retry(&Sender::Entity(change.row.sender.clone()))
+        {
+            activation.wait_behind_retries(envelope);
+            return None;
+        }
+        let lock = activation.live_mut().lock();
         let fence = match &envelope {
             Envelope::Operation(operation) => operation.fence(),
             _ => None,
@@ -185,6 +194,7 @@ impl Partition {
         if !Sabotage::LockNotStored.is_on() || lock.is_none() {
             self.activations.of(id).live_mut().set_lock(lock);
         }
+        self.inbox.lock_changed(id);
         self.arm_expiry(id, None);
     }
 
@@ -201,10 +211,14 @@ impl Partition {
     /// Asks who has the lock for which others have waited long whether it has it.
     pub(super) fn ask_holder(&mut self, id: &EntityId) {
         let (now, next) = (self.moment.now, self.moment.now + HOLDER_ASKED_AFTER);
-        if !self.moment.has_room || !self.activations.of(id).asks_holder(now, next) {
+        let next = if self.moment.has_room { next } else { now + ROOM_PAUSE };
+        if !self.activations.of(id).asks_holder(now, next) {
             return;
         }
         self.activations.retry(next, id);
+        if !self.moment.has_room {
+            return;
+        }
         let Some(lock) = self.activations.of(id).live_mut().lock().cloned() else { return };
         let Ok(target) = EntityId::parse(&lock.holder) else { return };
         let asked = LockAsked { entity: id.as_str(), fence: &lock.fence };

@@ -33,7 +33,7 @@ const TURNS_PER_ENTITY_MAX: usize = 64;
 /// The most turns of one step.
 const TURNS_PER_STEP_MAX: usize = 1_024;
 /// The wait before what writes is tried again on a disk that is nearly full.
-const ROOM_PAUSE: Duration = Duration::from_millis(500);
+pub(super) const ROOM_PAUSE: Duration = Duration::from_millis(500);
 
 /// The reason of an operation that was running each time the process ended.
 const ENDED_THE_PROCESS: &str = "the process ended during every attempt: the operation blocks its \

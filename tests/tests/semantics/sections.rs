@@ -23,6 +23,19 @@ impl Safe {
         self.log.len() as u64
     }
 
+    pub fn note_from(
+        &mut self,
+        ctx: &mut Context,
+        at: Timestamp,
+        what: String,
+    ) -> Result<(), Failure> {
+        if ctx.now() < at {
+            return Err(Failure::retry("it is too early").after(Duration::from_secs(5)));
+        }
+        self.log.push(what);
+        Ok(())
+    }
+
     pub fn burn(&mut self, ctx: &mut Context) {
         ctx.delete();
     }
@@ -69,8 +82,23 @@ impl Visits {
     }
 }
 
+/// Sends something that is taken later, and locks then.
+struct Messages;
+
+#[workflow(name = "message")]
+impl Messages {
+    pub async fn run(ctx: Workflow<Self>) -> Result<(), Failure> {
+        let at = ctx.now() + Duration::from_secs(8);
+        ctx.signal(Safe::of("a").note_from(at, "first".into()));
+        let _section = ctx.lock([EntityId::new("safe", "a").expect("valid")]).await?;
+        ctx.entity::<Safe>("a").note("second".into()).await?;
+        Ok(())
+    }
+}
+
 fn sections() -> NodeTest {
-    NodeTest::new().entity::<Safe>().entity::<Noise>().workflow(|| Visits)
+    let test = NodeTest::new().entity::<Safe>().entity::<Noise>();
+    test.workflow(|| Visits).workflow(|| Messages)
 }
 
 async fn status(node: &TestNode, key: &str) -> Option<Status> {
@@ -182,6 +210,31 @@ fn a_lock_of_nobody_is_let_go_when_others_have_waited_for_long() {
         assert_eq!(node.entity::<Safe>("a").log().await.expect("read"), ["v in"]);
         node.advance(Duration::from_secs(20)).await;
         assert_eq!(node.entity::<Safe>("a").log().await.expect("read"), ["v in", "x-0"]);
+    });
+}
+
+#[test]
+fn a_workflow_of_the_same_key_gets_the_lock_that_an_earlier_one_has_left() {
+    sections().run(async |node| {
+        let visit = node.workflow::<Visits>("v");
+        visit.start(vec!["a".into()], false).await.expect("started");
+        node.advance(Duration::from_secs(1)).await;
+        node.delete::<Instance<Visits>>("v").await.expect("deleted");
+        visit.start(vec!["a".into()], false).await.expect("started");
+        node.advance(Duration::from_secs(300)).await;
+        assert_eq!(status(&node, "v").await, Some(Status::Completed));
+        let log = node.entity::<Safe>("a").log().await.expect("read");
+        assert_eq!(log, ["v in", "v in", "v out"]);
+    });
+}
+
+#[test]
+fn a_lock_comes_behind_what_its_workflow_has_sent_before() {
+    sections().run(async |node| {
+        node.workflow::<Messages>("m").start().await.expect("started");
+        node.advance(Duration::from_secs(60)).await;
+        assert_eq!(node.entity::<Safe>("a").log().await.expect("read"), ["first", "second"]);
+        node.assert_no_dead_letters().await;
     });
 }
 

@@ -10,7 +10,7 @@ use stead::{
     Failure,
     testing::{CommitFaults, NodeTest, TestNode},
     workflow,
-    workflow::{Of2, ResultError, Status, StatusView, Step, StepError, Workflow},
+    workflow::{Kind, Of2, ResultError, Status, StatusView, Step, StepError, WaitView, Workflow},
 };
 
 use super::*;
@@ -184,7 +184,9 @@ async fn an_await_of_something_else_is_refused_with_its_name_and_its_place() {
     }
     let good = node.workflow::<Foreign>("good");
     good.start("good".into()).await.expect("started");
-    until_true("it sleeps", async || good.status().await.expect("read").outstanding == 1).await;
+    let sleeps = |wait: &WaitView| wait.kind == Kind::Timer;
+    let is_asleep = async || good.status().await.expect("read").waits_for.iter().any(sleeps);
+    until_true("it sleeps", is_asleep).await;
     world.advance(2);
     assert_eq!(good.result().await.expect("a result"), "good");
 }

@@ -61,7 +61,7 @@ impl Engine<'_> {
         Ok(())
     }
 
-    fn attempts_of(&mut self, place: &Place) -> StepAttempts {
+    pub(super) fn attempts_of(&mut self, place: &Place) -> StepAttempts {
         let known = self.head().attempts.iter().find(|step| step.place == *place);
         known.cloned().unwrap_or_else(|| StepAttempts::none(place.clone()))
     }

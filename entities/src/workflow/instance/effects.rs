@@ -90,7 +90,8 @@ impl Engine<'_> {
 
     /// Sends what the turn began, and did not give up at once.
     pub(super) fn emit_begun(&mut self, turn: &Turn, wishes: &Wishes) {
-        let run = self.head().run;
+        let head = self.head();
+        let (run, seed) = (head.run, head.seed);
         for (place, begun) in &turn.begun {
             if turn.cancelled.binary_search(place).is_ok() {
                 continue;
@@ -102,10 +103,10 @@ impl Engine<'_> {
                     signal(begun, delay).map(Effect::Signal)
                 }
                 Kind::Call | Kind::Child => {
-                    let lock = wishes.fences.get(place).map(|lock| fence(run, lock));
+                    let lock = wishes.fences.get(place).map(|lock| fence((run, seed), lock));
                     question(begun, run).map(|ask| Effect::Ask(Ask { fence: lock, ..ask }))
                 }
-                Kind::Lock => locking(begun, run).map(Effect::Ask),
+                Kind::Lock => locking(begun, (run, seed)).map(Effect::Ask),
             };
             // Ids were checked where they were made.
             effect.into_iter().for_each(|effect| self.ctx.emit(effect));

@@ -66,6 +66,8 @@ pub(super) struct Head {
     pub(super) run: u32,
     /// How many of the runs began with a part of the history of the one before.
     pub(super) rewinds: u32,
+    /// When the last of these began.
+    pub(super) rewound_at: Timestamp,
     /// Drawn for each run that begins anew.
     pub(super) seed: u128,
     /// Of the input with which it was started, to tell another one.
@@ -229,6 +231,14 @@ pub(super) enum Arrived {
 }
 
 impl Arrived {
+    /// The operation to which it belongs.
+    pub(super) fn place(&self) -> Option<&Place> {
+        match self {
+            Self::Answer(place, _) | Self::Attempt(place, _) => Some(place),
+            Self::Start(_) | Self::Event(..) | Self::Cancel => None,
+        }
+    }
+
     /// About how many bytes it has.
     pub(super) fn len(&self) -> usize {
         match self {

@@ -18,21 +18,22 @@ pub(super) struct LockAsked {
 }
 
 /// The fence of a lock: which one it is, of all that a workflow ever has.
-pub(super) fn fence(run: u32, place: &Place) -> Box<str> {
-    format!("{run}/{place}").into()
+pub(super) fn fence((run, seed): (u32, u128), place: &Place) -> Box<str> {
+    format!("{run}/{place}/{:016x}", seed as u64).into()
 }
 
 /// Asks an entity for its lock.
-pub(super) fn locking(begun: &Begun, run: u32) -> Option<Ask> {
+pub(super) fn locking(begun: &Begun, of: (u32, u128)) -> Option<Ask> {
     let named = Begun { name: LOCK.into(), ..begun.clone() };
-    let ask = super::effects::question(&named, run)?;
-    Some(Ask { fence: Some(fence(run, &begun.place)), ..ask })
+    let ask = super::effects::question(&named, of.0)?;
+    Some(Ask { fence: Some(fence(of, &begun.place)), ..ask })
 }
 
 impl Engine<'_> {
     /// Lets a lock go, or the wait for it.
     pub(super) fn unlock(&mut self, target: &str, place: &Place) {
-        let fence = fence(self.head().run, place);
+        let head = self.head();
+        let fence = fence((head.run, head.seed), place);
         self.unlock_by(target, &fence);
     }
 
@@ -53,8 +54,9 @@ impl Engine<'_> {
         let LockAsked { entity, fence: of } = asked;
         let has_it = self.runs() && {
             let head = self.head();
+            let run = (head.run, head.seed);
             let is_it =
-                |lock: &HeldLock| lock.target == *entity && *fence(head.run, &lock.place) == **of;
+                |lock: &HeldLock| lock.target == *entity && *fence(run, &lock.place) == **of;
             head.locks.iter().any(is_it)
         };
         if has_it || EntityId::parse(entity).is_err() {

@@ -8,18 +8,20 @@
 //! What must never happen: a success before the cut is lost, or asked for again; the code draws other random numbers, or
 //! names its children otherwise, than it did.
 
+use std::collections::BTreeSet;
+
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
-    Live,
+    GO_ON, Live,
     control::{StartArgument, Started, refused},
     head::{Arrived, Kept, Status},
     history::History,
     turn::Engine,
 };
 use crate::{
-    Failure, Rejection,
+    Failure, Rejection, Timestamp,
     ask::answer_json,
     effect::{Effect, ReplyAddress},
     workflow::{
@@ -39,14 +41,17 @@ pub(super) struct Rewind {
     place: Option<String>,
 }
 
+/// The most bytes of a history that is rewound: one turn writes it anew.
+const REWOUND_BYTES_MAX: u64 = 12 << 20;
+
 /// A history, cut.
 struct Cut<'t> {
     /// The turns that stay whole.
     whole: &'t [Turn],
     /// The deliveries that stay of the turn behind them.
     part: Option<(&'t Turn, usize)>,
-    /// Deliveries behind the cut that are handed over once more.
-    again: Vec<&'t Delivery>,
+    /// Deliveries behind the cut that are handed over once more, with their times.
+    again: Vec<(Timestamp, &'t Delivery)>,
 }
 
 impl Engine<'_> {
@@ -63,6 +68,13 @@ impl Engine<'_> {
         let place = place.map_err(|why| refused("invalid", why))?;
         if place.is_none() && (is_stuck || head.status == Status::Completed) {
             let why = "nothing of it has failed: say at which place it is to go on, `place=3`; its history has them";
+            return Err(refused("conflict", why));
+        }
+        if head.history.bytes > REWOUND_BYTES_MAX {
+            let why = format!(
+                "its history has {} bytes, of which at most {REWOUND_BYTES_MAX} are written anew: restart it",
+                head.history.bytes
+            );
             return Err(refused("conflict", why));
         }
         let turns = self.state.history.all().map_err(|why| refused("unreadable", why))?;
@@ -98,6 +110,12 @@ impl Engine<'_> {
             // It has failed by itself: all of it is made again.
             return self.start_over(start);
         }
+        if !self.runs() {
+            // It has ended in this turn already.
+            let outcome = self.head().outcome.bytes().to_vec();
+            self.answer(reply_to, outcome);
+            return Ok(Started { is_new: false, run: self.head().run });
+        }
         let old = std::mem::replace(&mut self.head().reply_to, reply_to);
         let outdated = answer_json(Err(Failure::Cancelled));
         self.answer(old, outdated);
@@ -114,12 +132,14 @@ impl Engine<'_> {
     }
 
     fn try_to_go_on_from(&mut self, cut: &Cut<'_>) -> Result<(), Problem> {
-        let attached = self.children(true);
+        let (attached, now) = (self.children(true), self.ctx.now());
         drop(self.slot.take());
         self.state.history = History::default();
         let head = self.head();
         head.run += 1;
         head.rewinds += 1;
+        head.rewound_at = now;
+        (head.lacks_steps, head.was_interrupted) = (false, false);
         (head.status, head.outcome) = (Status::Running, Payload::default());
         (head.history, head.stuck) = (Default::default(), None);
         (head.deadline, head.is_overdue, head.has_steps) = (None, false, false);
@@ -145,13 +165,17 @@ impl Engine<'_> {
         let (position, events) = (self.state.position(), Default::default());
         self.slot.put(Box::new(Live { position, activation, events }));
         self.ctx.emit(Effect::Expire(None));
-        let again = cut.again.iter().filter_map(|delivery| match delivery {
-            Delivery::Start(input) => Some(Arrived::Start(input.clone())),
-            Delivery::Done(place, outcome) => Some(Arrived::Answer(place.clone(), outcome.clone())),
-            Delivery::Cancel => Some(Arrived::Cancel),
-            Delivery::Room => None,
+        let again = cut.again.iter().filter_map(|(at, delivery)| {
+            let what = match delivery {
+                Delivery::Start(input) => Arrived::Start(input.clone()),
+                Delivery::Done(place, outcome) => Arrived::Answer(place.clone(), outcome.clone()),
+                Delivery::Cancel => Arrived::Cancel,
+                Delivery::Room => return None,
+            };
+            // What was due by itself before it came was handed over before it.
+            Some(Kept { at: *at, what })
         });
-        self.drive(&again.collect::<Vec<_>>())?;
+        self.drive(again.collect())?;
         self.begin_again(outstanding);
         Ok(())
     }
@@ -179,11 +203,9 @@ impl Engine<'_> {
         if self.head().kept.others == 0 {
             return;
         }
-        let is_void = |kept: &Kept| match &kept.what {
-            Arrived::Answer(place, _) | Arrived::Attempt(place, _) => {
-                !outstanding.iter().any(|begun| begun.place == *place)
-            }
-            Arrived::Start(_) | Arrived::Event(..) | Arrived::Cancel => false,
+        let is_void = |kept: &Kept| {
+            let place = kept.what.place();
+            place.is_some_and(|place| !outstanding.iter().any(|begun| begun.place == *place))
         };
         let kept = self.state.kept.read_all().filter(|(_, kept)| is_void(kept));
         let void: Vec<u64> = kept.map(|(number, _)| *number).collect();
@@ -198,13 +220,25 @@ impl Engine<'_> {
 
     /// Begins what is outstanding since before the cut once more.
     fn begin_again(&mut self, outstanding: Vec<Begun>) {
-        let Some(live) = self.slot.take() else { return };
+        let Some(mut live) = self.slot.take() else { return };
+        live.events = self.kept_events();
+        if !live.events.is_empty() {
+            self.signal_self(GO_ON);
+        }
+        let kept = self.state.kept.read_all().filter_map(|(_, kept)| kept.what.place().cloned());
+        let kept: BTreeSet<Place> = kept.collect();
         if let Some(activation) = &live.activation {
-            let is_open =
-                |begun: &Begun| activation.core.lock().outstanding(&begun.place).is_some();
+            // What was handed over, or will be in the next turn, is not asked for once more.
+            let is_open = |begun: &Begun| {
+                !kept.contains(&begun.place)
+                    && activation.core.lock().outstanding(&begun.place).is_some()
+            };
             let again: Vec<_> = outstanding.into_iter().filter(is_open).collect();
-            let steps = again.iter().filter(|begun| begun.kind == Kind::Step);
-            steps.for_each(|begun| self.start_attempt(activation, begun.place.clone()));
+            for begun in again.iter().filter(|begun| begun.kind == Kind::Step) {
+                if self.attempts_of(&begun.place).next_at.is_none() {
+                    self.start_attempt(activation, begun.place.clone());
+                }
+            }
             let begun = again.into_iter().map(|begun| (begun.place.clone(), as_again(begun)));
             let turn = Turn { begun: begun.collect(), ..Turn::default() };
             self.emit_begun(&turn, &Wishes::default());
@@ -235,7 +269,8 @@ fn before<'t>(place: &Place, turns: &'t [Turn]) -> Result<Cut<'t>, Rejection> {
         refused("unknown_place", why)
     })?;
     let first = turns.first().and_then(|turn| turn.deliveries.first()).filter(|_| at == 0);
-    Ok(Cut { whole: &turns[..at], part: None, again: first.into_iter().collect() })
+    let again = first.map(|first| (turns[at].at, first)).into_iter().collect();
+    Ok(Cut { whole: &turns[..at], part: None, again })
 }
 
 /// Cuts before the failures with which the run has ended: those that came since it last began something, so that the
@@ -243,9 +278,10 @@ fn before<'t>(place: &Place, turns: &'t [Turn]) -> Result<Cut<'t>, Rejection> {
 fn behind_failures(turns: &[Turn]) -> Cut<'_> {
     let last_begun = turns.iter().rposition(|turn| !turn.begun.is_empty());
     let (whole, rest) = turns.split_at(last_begun.map_or(0, |at| at + 1));
-    let since = || rest.iter().flat_map(|turn| &turn.deliveries);
-    if since().any(is_failure) {
-        let again = since().filter(|delivery| !is_failure(delivery)).collect();
+    let since =
+        || rest.iter().flat_map(|turn| turn.deliveries.iter().map(|delivery| (turn.at, delivery)));
+    if since().any(|(_, delivery)| is_failure(delivery)) {
+        let again = since().filter(|(_, delivery)| !is_failure(delivery)).collect();
         return Cut { whole, part: None, again };
     }
     let failures = |turn: &Turn| turn.deliveries.iter().rposition(is_failure);

@@ -1,7 +1,7 @@
 //! Turns of an instance: what arrived is handed to the run, one after the other, and what the run begins on it becomes
 //! history and effects.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::{
     Answered, Attempted, Live, Programs, Slot, State,
@@ -61,8 +61,9 @@ impl Engine<'_> {
 
     /// Hands over what has arrived and what was kept. Where the code refuses, nothing of the turn stays but that.
     fn drive_or_stick(&mut self, new: Vec<Arrived>) {
-        let before = self.state.clone();
-        if let Err(problem) = self.drive(&new) {
+        let (before, at) = (self.state.clone(), self.ctx.now());
+        let arrived = new.iter().map(|what| Kept { at, what: what.clone() });
+        if let Err(problem) = self.drive(arrived.collect()) {
             *self.state = before;
             self.become_stuck(&problem, new);
         }
@@ -108,14 +109,8 @@ impl Engine<'_> {
         // What is read comes first: a turn that lacks entries is run again.
         let unreadable = |why| Problem::Refused(why);
         let turns = self.state.history.all().map_err(unreadable)?;
-        let mut live = Box::new(Live { position, activation: None, events: Default::default() });
-        if self.state.head_mut().kept.events > 0 {
-            for (number, kept) in self.state.kept.read_all() {
-                if let Arrived::Event(name, _) = &kept.what {
-                    live.events.entry(name.as_str().into()).or_default().push_back(*number);
-                }
-            }
-        }
+        let events = self.kept_events();
+        let mut live = Box::new(Live { position, activation: None, events });
         if let Some(Delivery::Start(input)) = turns.first().and_then(|turn| turn.deliveries.first())
         {
             let mut activation = self.activation(input)?;
@@ -125,10 +120,24 @@ impl Engine<'_> {
         Ok(live)
     }
 
+    /// The numbers of the events that wait, by name.
+    pub(super) fn kept_events(&mut self) -> BTreeMap<Box<str>, VecDeque<u64>> {
+        let mut events = BTreeMap::<Box<str>, VecDeque<u64>>::new();
+        if self.head().kept.events > 0 {
+            for (number, kept) in self.state.kept.read_all() {
+                if let Arrived::Event(name, _) = &kept.what {
+                    events.entry(name.as_str().into()).or_default().push_back(*number);
+                }
+            }
+        }
+        events
+    }
+
     pub(super) fn activation(&mut self, input: &Payload) -> Result<Activation, Problem> {
         let id = self.ctx.id().clone();
         let head = self.state.head_mut();
         let (version, run, seed) = (head.version, head.code_run(), head.seed);
+        let rewound_at = head.rewound_at;
         let program = self.programs.get(version).ok_or_else(|| {
             Problem::Mismatch(format!(
                 "the run began with version {version} of {}, which this program does not have: deploy one that has \
@@ -136,11 +145,12 @@ impl Engine<'_> {
                 self.programs.name
             ))
         })?;
-        Activation::new(program, RunIdentity { id, version, run, seed }, input)
+        let identity = RunIdentity { id, version, run, seed, rewound_at };
+        Activation::new(program, identity, input)
     }
 
     /// Hands over one thing after the other: what was kept before what is new, and timers in between, at their times.
-    pub(super) fn drive(&mut self, new: &[Arrived]) -> Result<(), Problem> {
+    pub(super) fn drive(&mut self, new: Vec<Kept>) -> Result<(), Problem> {
         let now = self.ctx.now();
         let mut live = self.live()?;
         if let Some(activation) = &live.activation {
@@ -177,7 +187,7 @@ impl Engine<'_> {
     }
 
     /// Lists what is to be handed over: what is no event and was kept, in its order, and what is new.
-    fn queue(&mut self, new: &[Arrived]) -> VecDeque<Item> {
+    fn queue(&mut self, new: Vec<Kept>) -> VecDeque<Item> {
         let mut queue = VecDeque::with_capacity(new.len());
         if self.state.head_mut().kept.others > 0 {
             for (number, Kept { at, what }) in self.state.kept.read_all() {
@@ -186,9 +196,7 @@ impl Engine<'_> {
                 }
             }
         }
-        let now = self.ctx.now();
-        let new = new.iter().map(|what| Item { number: None, at: now, what: what.clone() });
-        queue.extend(new);
+        queue.extend(new.into_iter().map(|Kept { at, what }| Item { number: None, at, what }));
         queue
     }
 
@@ -344,7 +352,7 @@ impl Engine<'_> {
         }
         let before = self.state.clone();
         self.head().stuck = None;
-        if let Err(problem) = self.drive(&[]) {
+        if let Err(problem) = self.drive(Vec::new()) {
             *self.state = before;
             return self.become_stuck(&problem, Vec::new());
         }

@@ -49,6 +49,8 @@ pub(super) struct Apart {
     behind: VecDeque<Envelope>,
     /// The entries that wait for the end of a lock, in the order in which they were to run.
     pub(super) parked: VecDeque<Envelope>,
+    /// Wishes for the lock whose senders have sent something before that waits for a retry.
+    pub(super) behind_retries: VecDeque<Envelope>,
     /// When who has the lock is asked whether that is so.
     pub(super) asks_holder_at: Option<Timestamp>,
     /// Answers to asks of which others are missing, by the number of the ask.
@@ -130,7 +132,8 @@ impl Activation {
     /// The queues whose entries wait for nothing but their turn.
     fn queues(&mut self) -> impl Iterator<Item = &mut VecDeque<Envelope>> {
         let apart = self.apart.iter_mut();
-        let apart = apart.flat_map(|apart| [&mut apart.parked, &mut apart.behind]);
+        let apart = apart
+            .flat_map(|apart| [&mut apart.parked, &mut apart.behind_retries, &mut apart.behind]);
         std::iter::once(&mut self.mailbox).chain(apart)
     }
 
@@ -328,7 +331,8 @@ impl Activation {
     pub(in crate::partition) fn held(&self) -> usize {
         let retries = self.apart.iter().flat_map(|apart| &apart.retries);
         let retried: usize = retries.map(|queue| queue.operations.len()).sum();
-        let parked = self.apart.as_ref().map_or(0, |apart| apart.parked.len());
+        let waits = |apart: &Apart| apart.parked.len() + apart.behind_retries.len();
+        let parked = self.apart.as_deref().map_or(0, waits);
         self.mailbox.len() + retried + parked
     }
 
@@ -473,6 +477,9 @@ impl Activation {
         let (due, waiting): (Vec<_>, Vec<_>) =
             queues.into_iter().partition(|queue| queue.retry_at <= now);
         apart.retries = waiting;
+        if !due.is_empty() {
+            self.unpark_behind_retries();
+        }
         for queue in due {
             for operation in queue.operations.into_iter().rev() {
                 self.mailbox.push_front(Envelope::Operation(operation));
@@ -482,6 +489,7 @@ impl Activation {
 
     /// Takes everything that waits for a retry.
     pub(in crate::partition) fn take_retries(&mut self) -> Vec<Operation> {
+        self.unpark_behind_retries();
         let apart = self.apart.as_mut();
         let queues = apart.map(|apart| std::mem::take(&mut apart.retries)).unwrap_or_default();
         queues.into_iter().flat_map(|queue| queue.operations).map(|operation| *operation).collect()
@@ -557,11 +565,16 @@ impl Activation {
             Stage::Reading { waits, .. } => Some(waits.into_envelope()),
             _ => None,
         };
-        let Apart { retries, behind, parked, .. } =
+        let Apart { retries, behind, parked, behind_retries, .. } =
             self.apart.map_or_else(Apart::default, |apart| *apart);
         let retried = retries.into_iter().flat_map(|queue| queue.operations);
         let retried = retried.map(Envelope::Operation);
-        busy.into_iter().chain(parked).chain(self.mailbox).chain(behind).chain(retried)
+        busy.into_iter()
+            .chain(parked)
+            .chain(behind_retries)
+            .chain(self.mailbox)
+            .chain(behind)
+            .chain(retried)
     }
 }
 

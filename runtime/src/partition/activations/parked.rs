@@ -28,6 +28,20 @@ impl Activation {
         }
     }
 
+    /// Keeps a wish for the lock until what its sender has sent before was tried again.
+    pub(in crate::partition) fn wait_behind_retries(&mut self, mut envelope: Envelope) {
+        envelope.drop_permit();
+        self.apart().behind_retries.push_back(envelope);
+    }
+
+    /// Has wishes for the lock run next that waited for retries.
+    pub(super) fn unpark_behind_retries(&mut self) {
+        let Some(apart) = &mut self.apart else { return };
+        for envelope in std::mem::take(&mut apart.behind_retries).into_iter().rev() {
+            self.mailbox.push_front(envelope);
+        }
+    }
+
     /// Takes what waits for the end of the lock.
     pub(in crate::partition) fn take_parked(&mut self) -> VecDeque<Envelope> {
         let Some(apart) = &mut self.apart else { return VecDeque::new() };
@@ -40,9 +54,11 @@ impl Activation {
         &mut self,
         is_it: impl Fn(&Envelope) -> bool,
     ) -> Option<Envelope> {
-        let parked = &mut self.apart.as_mut()?.parked;
-        let place = parked.iter().position(is_it)?;
-        parked.remove(place)
+        let apart = self.apart.as_mut()?;
+        [&mut apart.parked, &mut apart.behind_retries].into_iter().find_map(|queue| {
+            let place = queue.iter().position(&is_it)?;
+            queue.remove(place)
+        })
     }
 
     /// Whether the holder of the lock is to be asked now, for whom others wait; it is asked again at `next`.
