@@ -109,6 +109,9 @@ impl Partition {
         let now = self.moment.now;
         let known = self.activations.of(id).live_mut().version();
         let generation = known.map_or_else(|| self.environment.mint(now), |it| it.generation);
+        if known.is_none() && self.environment.served(id).is_workflow() {
+            self.note_workflows();
+        }
         let version = self.activations.of(id).live_mut().apply(state, now, generation);
         self.write_state_of(id);
         self.group.count_entries(entries);

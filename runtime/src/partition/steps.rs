@@ -26,6 +26,7 @@ use crate::{
         Write,
         tables::{
             inbox::{Asked, InboxKey, InboxRecord},
+            meta::HasWorkflows,
             origins::StoredOrigin,
         },
     },
@@ -77,6 +78,13 @@ impl Partition {
     /// The limits of one poll of a step of a workflow.
     pub(super) fn poll_limits(&self, id: &EntityId) -> Limits {
         self.environment.limits(id, None).at_most(self.environment.config().turn_deadline)
+    }
+
+    /// Notes, once in a term, that the store has workflows, in the commit of the first one.
+    pub(super) fn note_workflows(&mut self) {
+        if !self.group.has_noted_workflows() {
+            self.group.write(Write::put(&(), &HasWorkflows));
+        }
     }
 
     /// Takes the end of an attempt, as an operation of its instance.

@@ -45,6 +45,8 @@ pub(super) struct OpenGroup {
     sent: u64,
     released: u64,
     on_release: VecDeque<(u64, Release)>,
+    /// Whether a group of this term has noted that the store has workflows.
+    has_noted_workflows: bool,
 }
 
 /// Something that becomes true when a write group is durable.
@@ -77,6 +79,11 @@ impl OpenGroup {
     pub(super) fn write(&mut self, write: Write) {
         self.bytes += write.bytes();
         self.open.writes.push(write);
+    }
+
+    /// Whether a group of this term notes that the store has workflows; from here on one does.
+    pub(super) fn has_noted_workflows(&mut self) -> bool {
+        std::mem::replace(&mut self.has_noted_workflows, true)
     }
 
     /// Tells `reply_to` when the open group is durable.

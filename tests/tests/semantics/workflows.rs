@@ -191,6 +191,18 @@ async fn an_await_of_something_else_is_refused_with_its_name_and_its_place() {
     assert_eq!(good.result().await.expect("a result"), "good");
 }
 
+#[tokio::test]
+async fn the_first_workflow_of_a_store_is_noted_with_its_commit() {
+    let world = World::new();
+    let visits = Visits(Arc::default());
+    let node = world.start_with(|builder| builder.workflow(visits)).await;
+    let is_noted = || world.disk.rows(Table::Meta).iter().any(|(key, _)| key == b"workflows");
+    node.entity::<Journal>("a").append(1).await.expect("applied");
+    assert!(!is_noted(), "it has no workflows");
+    node.workflow::<Visits>("a").start(1).await.expect("started");
+    assert!(is_noted());
+}
+
 /// Steps of two kinds: of one there is one at a time, and it takes until it is let go.
 struct Kinds(Arc<tokio::sync::Semaphore>);
 

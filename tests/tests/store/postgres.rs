@@ -11,7 +11,10 @@ use stead::{
         conformance,
         postgres::{ConnectError, PostgresSettings},
         shared::{Registration, SharedStore as _},
-        tables::states::{StateHead, StateRecord},
+        tables::{
+            meta::HasWorkflows,
+            states::{StateHead, StateRecord},
+        },
     },
 };
 use stead_tests::{
@@ -250,6 +253,20 @@ async fn a_node_loses_nothing_when_its_database_crashes() -> Result<()> {
     let node = Node::builder().store(store).entity::<Counter>().start().await?;
     for key in 0..20 {
         assert_eq!(node.entity::<Counter>(key.to_string()).value().await?, 50);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_with_workflows_have_a_version_that_earlier_programs_refuse() -> Result<()> {
+    let Some(database) = Database::start(&[]).await? else { return Ok(()) };
+    for (has_workflows, version) in [(false, 6), (true, 7), (false, 7)] {
+        let store = PostgresStore::connect(&database.url()).await?;
+        let note = has_workflows.then(|| Write::put(&(), &HasWorkflows));
+        let next = store.opened().last_batch + 1;
+        let committed = store.commit(batch(&store, next, note.into_iter().collect())).await;
+        assert_eq!(committed, CommitOutcome::Committed);
+        assert_eq!(database.number("select schema::bigint from stead_store").await?, version);
     }
     Ok(())
 }

@@ -174,11 +174,11 @@ pub(super) async fn migrate(
     if found > 0 {
         let row = making.query_typed_one(sql::LOCK_STORE, &[]).await?;
         known = row.get(0);
-        if known > sql::SCHEMA {
-            return Err(ConnectError::Newer(known, sql::SCHEMA));
+        if known > sql::SCHEMA_OF_WORKFLOWS {
+            return Err(ConnectError::Newer(known, sql::SCHEMA_OF_WORKFLOWS));
         }
     }
-    for migration in &sql::MIGRATIONS[usize::try_from(known).unwrap_or(0)..] {
+    for migration in sql::MIGRATIONS.iter().skip(usize::try_from(known).unwrap_or(0)) {
         making.batch_execute(migration).await?;
     }
     if known == 0 {

@@ -12,6 +12,8 @@ use crate::store::tables::{Table, states::HEAD_BYTES_MAX};
 
 /// The version of the tables that this build reads and writes.
 pub(super) const SCHEMA: i32 = 6;
+/// The version of the same tables with workflows in them: programs that do not know those refuse it.
+pub(super) const SCHEMA_OF_WORKFLOWS: i32 = 7;
 
 /// The migrations: each makes the tables of its version from those of the one before.
 pub(super) const MIGRATIONS: [&str; SCHEMA as usize] = [
@@ -107,6 +109,9 @@ pub(super) const MINT_STORE: &str = "insert into stead_store \
 pub(super) const LOCK_STORE: &str = "select schema from stead_store where one for update";
 /// The version of the tables once they were brought up to date.
 pub(super) const SET_SCHEMA: &str = "update stead_store set schema = $1 where one";
+/// The version from the first workflow on.
+pub(super) const RAISE_SCHEMA: &str =
+    "update stead_store set schema = $1 where one and schema < $1";
 /// A row for each partition.
 pub(super) const FILL_PARTITIONS: &str = "insert into stead_partitions \
     (partition, owner, epoch, was_unclean) select n, null, 0, true \

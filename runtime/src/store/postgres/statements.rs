@@ -13,7 +13,11 @@ use crate::sabotage::Sabotage;
 use crate::store::{
     Batch, Write, batch,
     rows::Row,
-    tables::{self, Table, meta::Settings, states::StateRecord},
+    tables::{
+        self, Table,
+        meta::{Settings, notes_workflows},
+        states::StateRecord,
+    },
 };
 
 /// A statement with its values, ready to be sent.
@@ -74,6 +78,10 @@ pub(super) fn statements(batch: &Batch, attempt: i64, kept: &Settings) -> Vec<St
         }
     }
     statements.extend(free_partitions(batch));
+    if notes_workflows(&batch.writes) {
+        let version = sql::SCHEMA_OF_WORKFLOWS;
+        statements.push(Statement::new(sql::RAISE_SCHEMA).value(version, Type::INT4));
+    }
     statements.extend(ended.into_iter().map(|(table, from, to)| {
         let ended = Statement::new(&sql::plain(table).delete_range);
         ended.value(from, Type::BYTEA).value(to, Type::BYTEA)

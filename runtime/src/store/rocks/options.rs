@@ -12,7 +12,7 @@ use crate::{
     sabotage::Sabotage,
     store::{
         MovingHorizons,
-        tables::{Description, Lifetime, Table},
+        tables::{Description, Lifetime, Table, meta::WORKFLOWS_FAMILY},
     },
 };
 
@@ -56,12 +56,15 @@ pub(super) fn open(
     whole.enable_statistics();
     whole.set_statistics_level(rocksdb::statistics::StatsLevel::ExceptHistogramOrTimers);
     let cache = Cache::new_lru_cache(settings.block_cache_bytes);
+    let known = DB::list_cf(&Options::default(), directory.database()).unwrap_or_default();
+    let mark = known.into_iter().find(|name| name == WORKFLOWS_FAMILY);
+    let mark = mark.map(|name| ColumnFamilyDescriptor::new(name, Options::default()));
     let tables = Table::ALL.into_iter().map(|table| {
         let mut options = table_options(table, buffer, &cache, forget_before);
         options.set_disable_auto_compactions(directory.is_damaged());
         ColumnFamilyDescriptor::new(table.column_family(), options)
     });
-    DB::open_cf_descriptors(&whole, directory.database(), tables).map_err(|error| {
+    DB::open_cf_descriptors(&whole, directory.database(), tables.chain(mark)).map_err(|error| {
         let text = error.to_string();
         if text.contains("Corruption") || text.contains("create_if_missing is false") {
             OpenError::LostTail(text)

@@ -6,9 +6,10 @@ use stead_entities::{Timeout, Timestamp};
 #[cfg(any(test, feature = "testing"))]
 use super::Sample;
 use super::{Description, Lifetime, Record, Table};
-#[cfg(any(test, feature = "testing"))]
-use crate::store::Write;
-use crate::store::record::{self, Damaged};
+use crate::store::{
+    Write,
+    record::{self, Damaged},
+};
 
 pub(super) const TABLE: Description = Description {
     name: "meta",
@@ -27,6 +28,7 @@ fn check(key: &[u8], value: &[u8]) -> Result<(), Damaged> {
         NUMBERS_AHEAD => record::decode::<Timeout>(value).map(drop),
         // The chain is read, and judged, when RocksDB is opened.
         HISTORY => Ok(()),
+        WORKFLOWS => record::decode::<HasWorkflows>(value).map(drop),
         _ if key.starts_with(LAYOUT) => record::decode::<LayoutText>(value).map(drop),
         _ if key.starts_with(INDEX) => record::decode::<DeclaredIndex>(value).map(drop),
         _ if key.starts_with(NOT_INDEXED) => record::decode::<NotIndexed>(value).map(drop),
@@ -56,6 +58,29 @@ pub const LANE: &[u8] = b"lane/0";
 pub const HISTORY: &[u8] = b"history";
 /// The key of how far minted numbers are ahead of the clock, where that was set back.
 pub const NUMBERS_AHEAD: &[u8] = b"numbers_ahead";
+
+/// The key of the note that the store has workflows. Nothing of them may be written before it.
+pub const WORKFLOWS: &[u8] = b"workflows";
+/// The column family of RocksDB that comes with the note, and stays empty: programs that do not know workflows refuse a
+/// directory that has it.
+pub const WORKFLOWS_FAMILY: &str = "workflows";
+
+/// The note that the store has workflows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HasWorkflows;
+
+impl Record for HasWorkflows {
+    const TABLE: Table = Table::Meta;
+    type Key = ();
+    fn key((): &Self::Key) -> Vec<u8> {
+        WORKFLOWS.to_vec()
+    }
+}
+
+/// Whether one of these writes notes that the store has workflows.
+pub(in crate::store) fn notes_workflows(writes: &[Write]) -> bool {
+    writes.iter().any(|write| matches!(write, Write::Put(Table::Meta, key, _) if key == WORKFLOWS))
+}
 
 /// The beginning of the keys of all layouts.
 pub const LAYOUT: &[u8] = b"layout/";
