@@ -9,6 +9,9 @@
 #[cfg(feature = "server")]
 mod show;
 
+#[cfg(feature = "server")]
+pub(crate) use self::show::Ask;
+
 use std::time::{Duration, Instant};
 
 use reqwest::{
@@ -405,7 +408,9 @@ fn refusal(status: StatusCode, body: &[u8], is_query: bool) -> Answered {
 /// The kind behind the last part of a problem's `type`.
 pub(crate) fn kind_of(slug: &str) -> Option<ErrorKind> {
     Some(match slug {
-        "invalid" | "media-type" | "method" | "too-large" => ErrorKind::Invalid,
+        "invalid" | "media-type" | "method" | "too-large" | "ended" | "workflow-conflict" => {
+            ErrorKind::Invalid
+        }
         "not-found" => ErrorKind::NotFound,
         "overloaded" => ErrorKind::Overloaded,
         "unavailable" | "body-timeout" => ErrorKind::Unavailable,

@@ -4,7 +4,21 @@ use std::time::Duration;
 
 use stead_entities::{Error, ErrorKind, operation::Reply};
 
-use super::{CONNECT_DEADLINE, Client, HeaderMap, Method, Prepared, StatusCode, Timeout, Url};
+use super::{
+    CONNECT_DEADLINE, CONTENT_TYPE, Client, HeaderMap, HeaderValue, JSON, Method, Prepared,
+    StatusCode, Timeout, Url,
+};
+
+/// A request by its method.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Ask {
+    /// Shows something: 200.
+    Get,
+    /// Changes something: 202 once that is durable.
+    Post,
+    /// Ends something: 204.
+    Delete,
+}
 
 impl Client {
     /// Reads the JSON that the server shows under a path.
@@ -29,6 +43,34 @@ impl Client {
             url.query_pairs_mut().extend_pairs(parameters);
         }
         read(self.once(&Prepared::bare(Method::GET, url), CONNECT_DEADLINE).await?)
+    }
+
+    /// Sends a request once, and reads the JSON that is answered; `null` where there is none.
+    ///
+    /// # Errors
+    /// As [`Client::show`].
+    pub(crate) async fn ask(
+        &self,
+        ask: Ask,
+        (path, parameters): (&[&str], &[(&str, String)]),
+        body: Vec<u8>,
+        deadline: Duration,
+    ) -> Result<serde_json::Value, Error> {
+        let mut url = self.url(path);
+        if !parameters.is_empty() {
+            url.query_pairs_mut().extend_pairs(parameters);
+        }
+        let (method, success) = match ask {
+            Ask::Get => (Method::GET, StatusCode::OK),
+            Ask::Post => (Method::POST, StatusCode::ACCEPTED),
+            Ask::Delete => (Method::DELETE, StatusCode::NO_CONTENT),
+        };
+        let mut asked = Prepared { success, body, ..Prepared::bare(method, url) };
+        asked.headers.insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
+        match self.once(&asked, deadline).await? {
+            Ok(json) if json.is_empty() => Ok(serde_json::Value::Null),
+            answer => read(answer),
+        }
     }
 
     /// Posts to a path, with parameters, what does no harm when it is repeated, and reads the JSON that is

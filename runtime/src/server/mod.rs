@@ -8,6 +8,7 @@ mod flags;
 mod open;
 mod stop;
 mod upgrade;
+mod workflow;
 
 use std::{
     io::{IsTerminal as _, Write as _},
@@ -73,6 +74,13 @@ pub fn run(entities: impl FnOnce(NodeBuilder) -> NodeBuilder) -> ! {
                 }
                 Verb::Upgrade { entity_type, server } => tokio::select! {
                     code = upgrade::run(&server.url, entity_type.as_deref()) => code,
+                    _asked = stop.asked() => {
+                        let _ended = stop.end();
+                        exit::FAILED
+                    }
+                },
+                Verb::Workflow(verb) => tokio::select! {
+                    code = workflow::run(verb) => code,
                     _asked = stop.asked() => {
                         let _ended = stop.end();
                         exit::FAILED

@@ -2,6 +2,7 @@
 
 mod changes;
 mod chat;
+mod commands;
 mod conditional;
 mod connections;
 mod database;

@@ -4,6 +4,8 @@
 //! it has the flag itself, or one that excludes it. So clap sees one list of flags and checks it as a
 //! whole. Nothing here reads the environment by itself, so tests say what is in it.
 
+pub(super) mod workflow;
+
 use std::{
     ffi::{OsStr, OsString},
     path::PathBuf,
@@ -61,6 +63,9 @@ pub(super) enum Verb {
         #[command(flatten)]
         server: Asked,
     },
+    /// Starts workflows on a running server, shows them, and changes their course.
+    #[command(subcommand)]
+    Workflow(workflow::WorkflowVerb),
     /// Prints the members of the cluster, who owns which partition, and what moves.
     Cluster {
         #[command(flatten)]

@@ -78,10 +78,7 @@ pub(super) fn statements(batch: &Batch, attempt: i64, kept: &Settings) -> Vec<St
         }
     }
     statements.extend(free_partitions(batch));
-    if notes_workflows(&batch.writes) {
-        let version = sql::SCHEMA_OF_WORKFLOWS;
-        statements.push(Statement::new(sql::RAISE_SCHEMA).value(version, Type::INT4));
-    }
+    statements.extend(raise_schema(batch));
     statements.extend(ended.into_iter().map(|(table, from, to)| {
         let ended = Statement::new(&sql::plain(table).delete_range);
         ended.value(from, Type::BYTEA).value(to, Type::BYTEA)
@@ -127,6 +124,13 @@ struct Rows {
     gone: Vec<Vec<u8>>,
     keys: Vec<Vec<u8>>,
     values: Vec<Vec<u8>>,
+}
+
+/// Keeps programs that do not know workflows from the tables, from the first one on.
+fn raise_schema(batch: &Batch) -> Option<Statement> {
+    let version = sql::SCHEMA_OF_WORKFLOWS;
+    let raise = || Statement::new(sql::RAISE_SCHEMA).value(version, Type::INT4);
+    notes_workflows(&batch.writes).then(raise)
 }
 
 /// The partitions that a batch gives up.

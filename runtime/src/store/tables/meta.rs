@@ -6,10 +6,9 @@ use stead_entities::{Timeout, Timestamp};
 #[cfg(any(test, feature = "testing"))]
 use super::Sample;
 use super::{Description, Lifetime, Record, Table};
-use crate::store::{
-    Write,
-    record::{self, Damaged},
-};
+#[cfg(any(test, feature = "testing", feature = "rocksdb", feature = "postgres"))]
+use crate::store::Write;
+use crate::store::record::{self, Damaged};
 
 pub(super) const TABLE: Description = Description {
     name: "meta",
@@ -78,6 +77,7 @@ impl Record for HasWorkflows {
 }
 
 /// Whether one of these writes notes that the store has workflows.
+#[cfg(any(feature = "rocksdb", feature = "postgres"))]
 pub(in crate::store) fn notes_workflows(writes: &[Write]) -> bool {
     writes.iter().any(|write| matches!(write, Write::Put(Table::Meta, key, _) if key == WORKFLOWS))
 }
