@@ -81,7 +81,7 @@ async fn what_does_not_exist_lists_what_does() -> Result<()> {
     let data = tempfile::tempdir()?;
     let server = Server::start(data.path(), &[]).await?;
     for (path, named) in [
-        ("/v1/entities/nothing/c/calls/add", "approval, counter"),
+        ("/v1/entities/nothing/c/calls/add", "approval, approval-workflow, counter"),
         ("/v1/entities/counter/c/calls/frob", "add, subtract, set, reset, value"),
         ("/v1/entities/approval/a/signals/escalate", "request, approve"),
         ("/v1/entities/counter/c/calls/value", "queries/value"),
