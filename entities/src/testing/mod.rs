@@ -247,18 +247,30 @@ impl<E: Entity> Driver<E> {
 
     /// The signals sent since the last time, in order.
     pub fn take_signals(&mut self) -> Vec<Signal> {
-        let taken = self.sent.extract_if(.., |effect| matches!(effect, Effect::Signal(_)));
-        taken
-            .filter_map(|effect| if let Effect::Signal(it) = effect { Some(it) } else { None })
-            .collect()
+        self.take_sent(|effect| match effect {
+            Effect::Signal(signal) => Ok(signal),
+            other => Err(Box::new(other)),
+        })
     }
 
     /// The asks made since the last time, in order.
     pub fn take_asks(&mut self) -> Vec<Ask> {
-        let taken = self.sent.extract_if(.., |effect| matches!(effect, Effect::Ask(_)));
+        self.take_sent(|effect| match effect {
+            Effect::Ask(ask) => Ok(ask),
+            other => Err(Box::new(other)),
+        })
+    }
+
+    /// Takes what `wanted` takes of what was sent.
+    fn take_sent<T>(&mut self, wanted: impl Fn(Effect) -> Result<T, Box<Effect>>) -> Vec<T> {
+        let mut taken = Vec::new();
+        for effect in std::mem::take(&mut self.sent) {
+            match wanted(effect) {
+                Ok(it) => taken.push(it),
+                Err(other) => self.sent.push(*other),
+            }
+        }
         taken
-            .filter_map(|effect| if let Effect::Ask(it) = effect { Some(it) } else { None })
-            .collect()
     }
 
     /// Gives answers to an ask, and applies its operation: one for each question, in their order.

@@ -82,7 +82,7 @@ impl Activation {
             self.deliver(delivery.clone())?;
         }
         let (turn, _) = self.core.end_turn();
-        Ok(Turn { patches: recorded.patches.clone(), ..turn })
+        Ok(turn)
     }
 
     /// Begins a turn.

@@ -325,8 +325,9 @@ impl State {
 
     /// The locks that the run has, or waits for, with their places.
     pub(super) fn all_locks(&self) -> Vec<(Place, Box<str>)> {
-        let held = self.locks.iter().flat_map(Locks::held);
-        let held = held.map(|(place, target)| (place.clone(), target.into()));
+        // No lock is asked for outside of a section: most turns look at no operation here.
+        let Some(locks) = &self.locks else { return Vec::new() };
+        let held = locks.held().map(|(place, target)| (place.clone(), target.into()));
         let awaited = self.awaited_locks();
         let awaited = awaited.map(|begun| (begun.place.clone(), begun.target.clone()));
         let mut all: Vec<_> = held.chain(awaited).collect();

@@ -45,8 +45,8 @@ pub use self::{
     handle::Workflow,
     history::Kind,
     instance::{
-        HistoryCounts, Instance, LOCK_ASKED, STEP_ENDED, StartPolicy, Started, Status, StatusView,
-        Stuck, WaitView,
+        HistoryCounts, Instance, LOCK_ASKED, LockAsked, STEP_ENDED, StartPolicy, Started, Status,
+        StatusView, Stuck, WaitView,
     },
     operation::{EventWait, Operation, StepOperation},
     program::Program,

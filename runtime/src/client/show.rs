@@ -38,10 +38,7 @@ impl Client {
         path: &[&str],
         parameters: &[(&str, &str)],
     ) -> Result<serde_json::Value, Error> {
-        let mut url = self.url(path);
-        if !parameters.is_empty() {
-            url.query_pairs_mut().extend_pairs(parameters);
-        }
+        let url = self.url_with(path, parameters);
         read(self.once(&Prepared::bare(Method::GET, url), CONNECT_DEADLINE).await?)
     }
 
@@ -56,10 +53,7 @@ impl Client {
         body: Vec<u8>,
         deadline: Duration,
     ) -> Result<serde_json::Value, Error> {
-        let mut url = self.url(path);
-        if !parameters.is_empty() {
-            url.query_pairs_mut().extend_pairs(parameters);
-        }
+        let url = self.url_with(path, parameters);
         let (method, success) = match ask {
             Ask::Get => (Method::GET, StatusCode::OK),
             Ask::Post => (Method::POST, StatusCode::ACCEPTED),
@@ -84,10 +78,19 @@ impl Client {
         parameters: &[(&str, &str)],
         deadline: Duration,
     ) -> Result<serde_json::Value, Error> {
-        let mut url = self.url(path);
-        url.query_pairs_mut().extend_pairs(parameters);
+        let url = self.url_with(path, parameters);
         let asked = Prepared::bare(Method::POST, url);
         read(self.until_answered(&asked, Timeout::new(deadline, true)).await?)
+    }
+}
+
+impl Client {
+    fn url_with<V: AsRef<str>>(&self, path: &[&str], parameters: &[(&str, V)]) -> Url {
+        let mut url = self.url(path);
+        if !parameters.is_empty() {
+            url.query_pairs_mut().extend_pairs(parameters);
+        }
+        url
     }
 }
 

@@ -27,6 +27,12 @@ fn announced(headers: &HeaderMap) -> Option<usize> {
     text?.parse().ok()
 }
 
+/// The type of the body, in lower case, without its parameters.
+pub(super) fn media_type(headers: &HeaderMap) -> Option<String> {
+    let kind = headers.get(header::CONTENT_TYPE)?.to_str().unwrap_or_default();
+    Some(kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase())
+}
+
 /// Reads a body of at most `limit` bytes.
 ///
 /// # Errors
@@ -37,16 +43,13 @@ pub(super) async fn read(
     body: Body,
     limit: usize,
 ) -> Result<Vec<u8>, Problem> {
-    if let Some(kind) = headers.get(header::CONTENT_TYPE) {
-        let kind = kind.to_str().unwrap_or_default().trim().to_ascii_lowercase();
-        let kind = kind.split(';').next().unwrap_or_default().trim();
-        if kind != "application/json"
-            && !(kind.starts_with("application/") && kind.ends_with("+json"))
-        {
-            let detail = format!("a body is application/json, not {kind}");
-            let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
-            return Err(Problem::new(status, "media-type", "Unsupported media type", detail));
-        }
+    if let Some(kind) = media_type(headers)
+        && kind != "application/json"
+        && !(kind.starts_with("application/") && kind.ends_with("+json"))
+    {
+        let detail = format!("a body is application/json, not {kind}");
+        let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        return Err(Problem::new(status, "media-type", "Unsupported media type", detail));
     }
     if headers.get(header::CONTENT_ENCODING).is_some_and(|coding| coding != "identity") {
         let status = StatusCode::UNSUPPORTED_MEDIA_TYPE;

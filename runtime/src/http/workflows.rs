@@ -287,7 +287,7 @@ fn with_input(
 }
 
 /// Why an instance has refused something, as a problem document.
-fn refused(rejection: Rejection) -> Problem {
+pub(super) fn refused(rejection: Rejection) -> Problem {
     let of = |kind| Problem::from(Error::new(kind, rejection.reason()));
     match rejection.code() {
         Some("unknown" | "unknown_event") => of(ErrorKind::NotFound),

@@ -171,8 +171,10 @@ impl Partition {
             self.dead_letter(id, operation, Cause::Deleted, DELETED);
         }
         // Answers of which some are missing are the deleted generation's: their turn finds it gone.
-        self.activations.of(id).put_back_gathered();
-        self.end_lock(id);
+        let activation = self.activations.of(id);
+        activation.put_back_gathered();
+        // Its lock has ended with it.
+        activation.unpark();
     }
 
     /// Turns delayed signals into dead letters; those that are in their entity's order already go on.

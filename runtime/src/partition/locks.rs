@@ -11,12 +11,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use serde::Serialize;
 use stead_entities::{
-    EntityId, Failure, Version,
+    EntityId, Failure,
     ask::answer_json,
     effect::{LOCK, Signal, UNLOCK},
-    workflow::LOCK_ASKED,
+    workflow::{LOCK_ASKED, LockAsked},
 };
 
 use super::{
@@ -37,20 +36,13 @@ use crate::{
 /// How long others wait for a lock before its holder is asked whether it has it, and how often.
 const HOLDER_ASKED_AFTER: Duration = Duration::from_secs(60);
 
-/// The argument of [`LOCK_ASKED`].
-#[derive(Serialize)]
-struct LockAsked<'a> {
-    entity: &'a str,
-    fence: &'a str,
-}
-
 impl LockChange {
     /// The change that a row asks for, if it does.
     pub(super) fn of(key: &InboxKey, record: &InboxRecord) -> Option<Self> {
         let (asked, fence) = match &*record.operation {
             LOCK => {
-                let asked = record.asked.clone()?;
-                (Some(asked.clone()), asked.fence?)
+                let fence = record.asked.as_ref()?.fence.clone()?;
+                (record.asked.clone(), fence)
             }
             UNLOCK => (None, serde_json::from_slice(&record.input).ok()?),
             _ => return None,
@@ -134,16 +126,8 @@ impl Partition {
     }
 
     /// Keeps something until the lock ends, durably if it is a signal.
-    fn park(&mut self, id: &EntityId, mut envelope: Envelope) {
-        envelope.drop_permit();
-        let is_written = envelope.can_wait_on_disk() && !envelope.is_stored();
-        let kept = match envelope {
-            Envelope::Operation(signal) if is_written => {
-                self.accept(id, signal).map(Envelope::Operation)
-            }
-            envelope => Some(envelope),
-        };
-        let Some(kept) = kept else { return };
+    fn park(&mut self, id: &EntityId, envelope: Envelope) {
+        let Some(kept) = self.ready_to_wait(id, envelope) else { return };
         let at = self.moment.now + HOLDER_ASKED_AFTER;
         if let Some(at) = self.activations.of(id).park(kept, at) {
             self.activations.retry(at, id);
@@ -190,22 +174,12 @@ impl Partition {
 
     /// Writes the lock with the state, as a revision of its own.
     fn write_lock(&mut self, id: &EntityId, lock: Option<Lock>) {
-        self.begin_revision(id);
+        self.begin_revision(id, None);
         if !Sabotage::LockNotStored.is_on() || lock.is_none() {
             self.activations.of(id).live_mut().set_lock(lock);
         }
         self.inbox.lock_changed(id);
         self.arm_expiry(id, None);
-    }
-
-    /// Begins a revision that leaves the state as it is.
-    fn begin_revision(&mut self, id: &EntityId) -> Version {
-        let now = self.moment.now;
-        let known = self.activations.of(id).live_mut().version();
-        let generation = known.map_or_else(|| self.environment.mint(now), |it| it.generation);
-        let version = self.activations.of(id).live_mut().apply(None, now, generation);
-        self.write_state_of(id);
-        version
     }
 
     /// Asks who has the lock for which others have waited long whether it has it.
@@ -221,9 +195,9 @@ impl Partition {
         }
         let Some(lock) = self.activations.of(id).live_mut().lock().cloned() else { return };
         let Ok(target) = EntityId::parse(&lock.holder) else { return };
-        let asked = LockAsked { entity: id.as_str(), fence: &lock.fence };
+        let asked = LockAsked { entity: id.to_string(), fence: lock.fence };
         let input = serde_json::to_vec(&asked).expect("texts have a JSON form");
-        let version = self.begin_revision(id);
+        let version = self.begin_revision(id, None);
         let signal = Signal { target, operation: LOCK_ASKED.into(), input, delay: None };
         self.send(id, (version, 0), signal, None, None);
     }
@@ -252,13 +226,6 @@ impl Partition {
         let after = self.inbox.begin_page_of_holder((id, &holder), partition, released);
         if let Some(after) = after {
             self.outputs.push(Output::Inbox(id.clone(), Some(after)));
-        }
-    }
-
-    /// Lets go what waited for the lock of a generation that has ended.
-    pub(super) fn end_lock(&mut self, id: &EntityId) {
-        if let Some(activation) = self.activations.get_mut(id) {
-            activation.unpark();
         }
     }
 }

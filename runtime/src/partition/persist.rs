@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use stead_entities::{DeadLetter, EntityId, Error, ErrorKind, Failure, Timestamp};
+use stead_entities::{DeadLetter, EntityId, Error, ErrorKind, Failure, Timestamp, Version};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
@@ -29,6 +29,7 @@ use crate::{
             states::ReminderHead,
         },
     },
+    types::State,
 };
 
 impl Partition {
@@ -213,19 +214,29 @@ impl Partition {
     pub(super) fn accept_waiting(&mut self, id: &EntityId) {
         let mailbox = self.activations.of(id).take_mailbox();
         let mut kept = VecDeque::with_capacity(mailbox.len());
-        for mut envelope in mailbox {
-            envelope.drop_permit();
-            let is_written = envelope.can_wait_on_disk()
-                && !envelope.is_stored()
-                && !self.keys.is_looking(envelope.key());
-            match envelope {
-                Envelope::Operation(signal) if is_written => {
-                    kept.extend(self.accept(id, signal).map(Envelope::Operation));
-                }
-                envelope => kept.push_back(envelope),
-            }
+        for envelope in mailbox {
+            kept.extend(self.ready_to_wait(id, envelope));
         }
         self.activations.of(id).set_mailbox(kept);
+    }
+
+    /// Has something wait behind something slow, a signal durably. Returns it, unless it is for later or its caller
+    /// gave up.
+    pub(super) fn ready_to_wait(
+        &mut self,
+        id: &EntityId,
+        mut envelope: Envelope,
+    ) -> Option<Envelope> {
+        envelope.drop_permit();
+        let is_written = envelope.can_wait_on_disk()
+            && !envelope.is_stored()
+            && !self.keys.is_looking(envelope.key());
+        match envelope {
+            Envelope::Operation(signal) if is_written => {
+                self.accept(id, signal).map(Envelope::Operation)
+            }
+            envelope => Some(envelope),
+        }
     }
 
     /// Takes an applied operation off the disk. Until that is durable the store still shows it.
@@ -284,6 +295,19 @@ impl Partition {
             let next = ReminderRecord { due: head.due, number: head.number, attempts: 0, ..record };
             self.set_reminder(id, slot.clone(), next);
         }
+    }
+
+    /// Begins a revision, on a state that a turn left, or on the present one; returns its version.
+    pub(super) fn begin_revision(&mut self, id: &EntityId, state: Option<State>) -> Version {
+        let now = self.moment.now;
+        let known = self.activations.of(id).live_mut().version();
+        let generation = known.map_or_else(|| self.environment.mint(now), |it| it.generation);
+        if known.is_none() && self.environment.served(id).is_workflow() {
+            self.note_workflows();
+        }
+        let version = self.activations.of(id).live_mut().apply(state, now, generation);
+        self.write_state_of(id);
+        version
     }
 
     /// Has the open group write the state of an entity, if it has one.

@@ -106,14 +106,7 @@ impl Partition {
         if let Err(error) = self.check_effects(id, &operation, &effects) {
             return self.fail(id, operation, error, NextTry::ByPolicy);
         }
-        let now = self.moment.now;
-        let known = self.activations.of(id).live_mut().version();
-        let generation = known.map_or_else(|| self.environment.mint(now), |it| it.generation);
-        if known.is_none() && self.environment.served(id).is_workflow() {
-            self.note_workflows();
-        }
-        let version = self.activations.of(id).live_mut().apply(state, now, generation);
-        self.write_state_of(id);
+        let version = self.begin_revision(id, state);
         self.group.count_entries(entries);
         self.consume(id, &mut operation);
         if effects.is_deferred {

@@ -483,13 +483,17 @@ impl Engine<'_> {
 
     /// Drops what waits for a run that has ended, and is no event.
     fn drop_kept_of_run(&mut self) {
+        self.drop_kept(|what| !matches!(what, Arrived::Event(..)));
+    }
+
+    /// Drops what was kept, is no event, and is void.
+    pub(super) fn drop_kept(&mut self, is_void: impl Fn(&Arrived) -> bool) {
         if self.head().kept.others == 0 {
             return;
         }
-        let kept = self.state.kept.read_all();
-        let others = kept.filter(|(_, kept)| !matches!(kept.what, Arrived::Event(..)));
-        let others: Vec<u64> = others.map(|(number, _)| *number).collect();
-        others.into_iter().for_each(|number| drop(self.state.take_kept(number)));
+        let kept = self.state.kept.read_all().filter(|(_, kept)| is_void(&kept.what));
+        let void: Vec<u64> = kept.map(|(number, _)| *number).collect();
+        void.into_iter().for_each(|number| drop(self.state.take_kept(number)));
     }
 
     /// Has events that nobody has taken become dead letters: the instance refuses them when they come back to it.

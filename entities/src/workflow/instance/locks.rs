@@ -10,11 +10,13 @@ use crate::{
     workflow::{history::Begun, place::Place},
 };
 
-/// The question whether an instance has a lock, which an entity asks that has been locked for long.
+/// The argument of [`LOCK_ASKED`](super::LOCK_ASKED): the question whether an instance has a lock.
 #[derive(Debug, Serialize, Deserialize, schemars::JsonSchema)]
-pub(super) struct LockAsked {
-    entity: String,
-    fence: String,
+pub struct LockAsked {
+    /// The id of the entity that is locked.
+    pub entity: String,
+    /// Which of all locks it is.
+    pub fence: String,
 }
 
 /// The fence of a lock: which one it is, of all that a workflow ever has.

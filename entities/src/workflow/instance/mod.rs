@@ -34,13 +34,13 @@ use self::{
     control::{EventArrived, HistoryPage, Purge, Reason, Restart, StartArgument},
     head::{Arrived, Head, Kept},
     history::History,
-    locks::LockAsked,
     rewind::Rewind,
     turn::Engine,
 };
 pub use self::{
     control::{StartPolicy, Started},
     head::{HistoryCounts, Status, Stuck},
+    locks::LockAsked,
     view::{StatusView, WaitView},
 };
 use super::{

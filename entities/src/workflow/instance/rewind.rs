@@ -193,23 +193,18 @@ impl Engine<'_> {
         }
         if let Some((recorded, count)) = cut.part {
             let turn = activation.replay_part(recorded, count)?;
-            self.record(&turn)?;
+            // Their answers were given, and are no news.
+            self.record(&Turn { patches: recorded.patches.clone(), ..turn })?;
         }
         Ok(Some(activation))
     }
 
     /// Drops what has arrived for operations that the code makes anew.
     fn drop_kept_but_of(&mut self, outstanding: &[Begun]) {
-        if self.head().kept.others == 0 {
-            return;
-        }
-        let is_void = |kept: &Kept| {
-            let place = kept.what.place();
+        self.drop_kept(|what| {
+            let place = what.place();
             place.is_some_and(|place| !outstanding.iter().any(|begun| begun.place == *place))
-        };
-        let kept = self.state.kept.read_all().filter(|(_, kept)| is_void(kept));
-        let void: Vec<u64> = kept.map(|(number, _)| *number).collect();
-        void.into_iter().for_each(|number| drop(self.state.take_kept(number)));
+        });
     }
 
     fn answer(&mut self, to: Option<ReplyAddress>, answer: Vec<u8>) {

@@ -7,7 +7,7 @@ use axum::{
 };
 
 use super::{Call, Refusal};
-use crate::http::routes::read_body;
+use crate::http::{body::media_type, routes::read_body};
 
 /// The values that a body may mean, as JSON: the first one that fits is meant. No bytes stand for no value.
 pub(super) async fn meanings(call: &Call, body: Body) -> Result<Vec<Vec<u8>>, Refusal> {
@@ -31,8 +31,7 @@ pub(super) async fn meanings(call: &Call, body: Body) -> Result<Vec<Vec<u8>>, Re
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
-    let Some(kind) = headers.get(header::CONTENT_TYPE) else { return true };
-    let kind = kind.to_str().unwrap_or_default().to_ascii_lowercase();
-    let kind = kind.split(';').next().unwrap_or_default().trim();
-    kind == "application/json" || kind == "text/json" || kind.ends_with("+json")
+    media_type(headers).is_none_or(|kind| {
+        kind == "application/json" || kind == "text/json" || kind.ends_with("+json")
+    })
 }

@@ -111,11 +111,9 @@ impl Call {
 
     /// The types that this node serves: workflows, or entities.
     pub(super) fn types(&self, are_workflows: bool) -> Vec<&'static str> {
-        let names = self.node.descriptions().into_iter().map(|known| known.name);
-        let mut names: Vec<_> =
-            names.filter(|name| self.node.local().is_workflow(name) == are_workflows).collect();
-        names.sort_unstable();
-        names
+        let known = self.node.local().host.sorted_types().into_iter();
+        let known = known.filter(|known| known.is_workflow() == are_workflows);
+        known.map(|known| known.name()).collect()
     }
 
     /// The workflow type of a function.

@@ -11,7 +11,10 @@ use stead_entities::{
 };
 
 use super::{Answer, Call, Refusal, body::meanings, document::Instance, events::events};
-use crate::{entropy::Entropy, http::routes::show};
+use crate::{
+    entropy::Entropy,
+    http::{routes::show, workflows},
+};
 
 /// The longest that a start waits for the end.
 const WAIT_MAX: Duration = Duration::from_secs(60);
@@ -194,14 +197,10 @@ fn goes_on(key: &str) -> Refusal {
 }
 
 fn refused(no: Rejection) -> Refusal {
-    let status = match no.code() {
-        Some("unknown") => StatusCode::NOT_FOUND,
-        Some("ended") => StatusCode::GONE,
-        Some("conflict") => StatusCode::CONFLICT,
-        Some("too_many_events") => StatusCode::TOO_MANY_REQUESTS,
-        _ => StatusCode::BAD_REQUEST,
-    };
-    Refusal::new(status, no.reason())
+    match no.code() {
+        Some("unknown_event") => Refusal::new(StatusCode::BAD_REQUEST, no.reason()),
+        _ => workflows::refused(no).into(),
+    }
 }
 
 fn unreadable(error: serde_json::Error) -> Refusal {

@@ -481,9 +481,7 @@ impl Activation {
             self.unpark_behind_retries();
         }
         for queue in due {
-            for operation in queue.operations.into_iter().rev() {
-                self.mailbox.push_front(Envelope::Operation(operation));
-            }
+            self.run_first(queue.operations.into_iter().map(Envelope::Operation));
         }
     }
 

@@ -1,7 +1,5 @@
 //! Work that waits for the end of a lock, beside the mailbox of its entity, in the order in which it was to run.
 
-use std::collections::VecDeque;
-
 use stead_entities::Timestamp;
 
 use super::Activation;
@@ -22,10 +20,10 @@ impl Activation {
 
     /// Has everything run, in its order, that waited for the end of the lock.
     pub(in crate::partition) fn unpark(&mut self) {
-        let parked = self.take_parked();
-        for envelope in parked.into_iter().rev() {
-            self.mailbox.push_front(envelope);
-        }
+        let Some(apart) = &mut self.apart else { return };
+        apart.asks_holder_at = None;
+        let parked = std::mem::take(&mut apart.parked);
+        self.run_first(parked);
     }
 
     /// Keeps a wish for the lock until what its sender has sent before was tried again.
@@ -37,16 +35,18 @@ impl Activation {
     /// Has wishes for the lock run next that waited for retries.
     pub(super) fn unpark_behind_retries(&mut self) {
         let Some(apart) = &mut self.apart else { return };
-        for envelope in std::mem::take(&mut apart.behind_retries).into_iter().rev() {
-            self.mailbox.push_front(envelope);
-        }
+        let wishes = std::mem::take(&mut apart.behind_retries);
+        self.run_first(wishes);
     }
 
-    /// Takes what waits for the end of the lock.
-    pub(in crate::partition) fn take_parked(&mut self) -> VecDeque<Envelope> {
-        let Some(apart) = &mut self.apart else { return VecDeque::new() };
-        apart.asks_holder_at = None;
-        std::mem::take(&mut apart.parked)
+    /// Puts entries before everything else, in their order.
+    pub(super) fn run_first(
+        &mut self,
+        entries: impl IntoIterator<Item = Envelope, IntoIter: DoubleEndedIterator>,
+    ) {
+        for envelope in entries.into_iter().rev() {
+            self.mailbox.push_front(envelope);
+        }
     }
 
     /// Takes one of those that wait for the end of the lock.

@@ -26,10 +26,11 @@ pub(super) fn open(
     settings: &RocksSettings,
     forget_before: &Arc<MovingHorizons>,
 ) -> Result<DB, OpenError> {
+    let known = DB::list_cf(&Options::default(), directory.database()).unwrap_or_default();
     let mut whole = Options::default();
     // What was committed to must be there: a database that lost its head is not made anew.
     whole.create_if_missing(directory.is_new());
-    whole.create_missing_column_families(directory.is_new() || has_first_tables(directory));
+    whole.create_missing_column_families(directory.is_new() || has_first_tables(&known));
     // A torn tail of the log was never acknowledged and is dropped; damage before it is refused.
     // What was cut off behind our back is noticed by the commit horizon.
     whole.set_wal_recovery_mode(if Sabotage::DamagedLogSkipped.is_on() {
@@ -56,7 +57,6 @@ pub(super) fn open(
     whole.enable_statistics();
     whole.set_statistics_level(rocksdb::statistics::StatsLevel::ExceptHistogramOrTimers);
     let cache = Cache::new_lru_cache(settings.block_cache_bytes);
-    let known = DB::list_cf(&Options::default(), directory.database()).unwrap_or_default();
     let mark = known.into_iter().find(|name| name == WORKFLOWS_FAMILY);
     let mark = mark.map(|name| ColumnFamilyDescriptor::new(name, Options::default()));
     let tables = Table::ALL.into_iter().map(|table| {
@@ -76,8 +76,7 @@ pub(super) fn open(
 
 /// Whether every table that the first programs had is there: then those that are missing came later, and
 /// are made.
-fn has_first_tables(directory: &Directory) -> bool {
-    let known = DB::list_cf(&Options::default(), directory.database()).unwrap_or_default();
+fn has_first_tables(known: &[String]) -> bool {
     let mut first = Table::ALL.into_iter().filter(|table| table.description().since == 1);
     first.all(|table| known.iter().any(|name| name == table.column_family()))
 }

@@ -9,11 +9,15 @@ use crate::store::tables::meta::WORKFLOWS_FAMILY;
 impl Shared {
     /// Keeps programs that do not know workflows from opening the directory from here on.
     pub(super) fn mark_workflows(&self) -> Result<(), rocksdb::Error> {
+        let is_marked = |it: &Database| it.db.cf_handle(WORKFLOWS_FAMILY).is_some();
+        // Every hosting of a partition comes here, and the other lock waits for all who read.
+        if self.open().as_ref().is_none_or(is_marked) {
+            return Ok(());
+        }
         let mut open = self.database.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(Database { db, .. }) = open.as_mut() else { return Ok(()) };
-        match db.cf_handle(WORKFLOWS_FAMILY) {
-            Some(_) => Ok(()),
-            None => db.create_cf(WORKFLOWS_FAMILY, &rocksdb::Options::default()),
+        match open.as_mut().filter(|it| !is_marked(it)) {
+            Some(it) => it.db.create_cf(WORKFLOWS_FAMILY, &rocksdb::Options::default()),
+            None => Ok(()),
         }
     }
 }
