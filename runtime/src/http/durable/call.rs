@@ -118,18 +118,21 @@ impl Call {
 
     /// The workflow type of a function.
     pub(super) fn workflow_type(&self, function: &str) -> Option<&'static str> {
-        let wanted = plain(function);
-        let known = self.types(true).into_iter();
-        known.min_by_key(|name| plain(name) != wanted).filter(|name| {
-            let name = plain(name);
-            name == wanted || name.strip_suffix(WORKFLOW) == Some(&wanted)
-        })
+        of_function(&self.types(true), function)
     }
 
     /// The entity type of a name.
     pub(super) fn entity_type(&self, name: &str) -> Option<&'static str> {
         self.types(false).into_iter().find(|known| plain(known) == plain(name))
     }
+}
+
+/// The workflow type of a function, among these: the one of its name, or else the one with the ending behind it.
+fn of_function(types: &[&'static str], function: &str) -> Option<&'static str> {
+    let wanted = plain(function);
+    let named = |name: &&&str| plain(name) == wanted;
+    let with_ending = |name: &&&str| plain(name).strip_suffix(WORKFLOW) == Some(&wanted);
+    types.iter().find(named).or_else(|| types.iter().find(with_ending)).copied()
 }
 
 /// A name without regard to case and to what separates its words.
@@ -158,5 +161,16 @@ mod tests {
         let names = ["approval-workflow", "process_order", "a", "workflow"].map(function_name);
         assert_eq!(names, ["Approval", "ProcessOrder", "A", "Workflow"]);
         assert_eq!(plain("Process_Order"), plain("process-order"));
+    }
+
+    #[test]
+    fn a_function_is_found_whichever_types_there_are() {
+        let types = ["approval-workflow", "process-order-workflow", "ship", "ship-workflow"];
+        let found = |function| of_function(&types, function);
+        assert_eq!(found("ProcessOrder"), Some("process-order-workflow"));
+        assert_eq!(found("approval"), Some("approval-workflow"));
+        assert_eq!(found("Ship"), Some("ship"), "its own name comes first");
+        assert_eq!(found("ShipWorkflow"), Some("ship-workflow"));
+        assert_eq!(found("Nobody"), None);
     }
 }
