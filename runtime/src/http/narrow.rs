@@ -8,9 +8,9 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use stead_entities::{Entity, Error, ErrorKind, problem::Problem};
+use stead_entities::{Entity, Error, ErrorKind, problem::Problem, workflow::WorkflowType};
 
-use super::{path, routes};
+use super::{path, routes, workflows};
 
 /// The part of a node that [`Node::router_of`](crate::Node::router_of) shows. What is not shown is answered
 /// 404, as if it did not exist; what only reads answers everything else with 405.
@@ -45,7 +45,14 @@ impl Routes {
         self
     }
 
-    /// Shows entities only whose keys begin so. A list, and the changes of a type, have to be asked for by such a
+    /// Shows a workflow type, and of others only those that are named so too.
+    #[must_use]
+    pub fn workflow<W: WorkflowType>(mut self) -> Self {
+        self.types.push(W::NAME);
+        self
+    }
+
+    /// Shows entities, and workflows, only whose keys begin so. A list, and the changes of a type, have to be asked for by such a
     /// prefix, and nothing is found by indexes.
     #[must_use]
     pub fn keys(mut self, prefix: impl Into<String>) -> Self {
@@ -82,6 +89,20 @@ impl Routes {
         }
     }
 
+    /// Refuses to list what is not shown: by its prefix, and by an index, whose cursor may name it.
+    fn check_list(&self, (prefix, finds): (String, bool)) -> Result<(), Problem> {
+        self.check_prefix(&prefix)?;
+        match finds && self.keys.is_some() {
+            true => Err(Problem::invalid("nothing is found by indexes here")),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether a key is shown.
+    pub(super) fn shows_key(&self, key: &str) -> bool {
+        self.keys.as_ref().is_none_or(|keys| key.starts_with(keys.as_str()))
+    }
+
     /// Refuses what is not shown.
     fn check(&self, request: &Request) -> Result<(), Problem> {
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
@@ -100,13 +121,8 @@ impl Routes {
                 let shown = self.types.join(", ");
                 Err(hidden(format!("there is no entity type {name:?} here; there are: {shown}")))
             }
-            ["entities", _] => match (&self.keys, routes::listed(request.uri())?) {
-                // A cursor of an index may name what is not shown.
-                (Some(_), (prefix, true)) if self.check_prefix(&prefix).is_ok() => {
-                    Err(Problem::invalid("nothing is found by indexes here"))
-                }
-                (_, (prefix, _)) => self.check_prefix(&prefix),
-            },
+            ["entities", _] => self.check_list(routes::listed(request.uri())?),
+            ["workflows", _] => self.check_list(workflows::listed(request.uri())?),
             // A type that keeps no changes has an entity of this key at most, and no such parameter.
             ["entities", _, "changes"]
                 if routes::listed(request.uri()).is_ok_and(|(prefix, _)| {
@@ -115,11 +131,9 @@ impl Routes {
             {
                 Ok(())
             }
-            ["entities" | "workflows" | "placement", name, key, ..] => match &self.keys {
-                Some(keys) if !key.starts_with(keys.as_str()) => {
-                    Err(hidden(format!("there is no {name}/{key} here")))
-                }
-                _ => Ok(()),
+            ["entities" | "workflows" | "placement", name, key, ..] => match self.shows_key(key) {
+                true => Ok(()),
+                false => Err(hidden(format!("there is no {name}/{key} here"))),
             },
             _ => Err(hidden("there is no such route here".into())),
         }

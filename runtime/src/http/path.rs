@@ -18,7 +18,11 @@ pub(super) fn segments(uri: &Uri) -> Result<Vec<String>, Problem> {
     behind.split('/').map(decode).collect()
 }
 
-fn decode(segment: &str) -> Result<String, Problem> {
+/// One segment of a path.
+///
+/// # Errors
+/// As [`segments`].
+pub(super) fn decode(segment: &str) -> Result<String, Problem> {
     let bytes = segment.as_bytes();
     let is_hex = |at: usize| bytes.get(at).is_some_and(u8::is_ascii_hexdigit);
     let escapes = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'%');

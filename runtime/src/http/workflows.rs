@@ -1,6 +1,6 @@
 //! Workflows over HTTP: starting and waiting, events, and what operators ask for.
 
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -15,13 +15,14 @@ use stead_entities::{
 };
 
 use super::{
+    Routes,
     headers::{self, IDEMPOTENCY_KEY},
     path,
     routes::{
         Answer, caller_of, json_response, limit, parameters, plain_parameters, read_body, show,
     },
 };
-use crate::{Node, escape::escaped};
+use crate::{Node, escape::escaped, node::workflows::until_started};
 
 /// The longest wait for the end of a workflow; who waits longer asks again.
 const WAIT_MAX: Duration = Duration::from_secs(60);
@@ -205,9 +206,41 @@ pub(super) async fn control(
     };
     let body = read_body(&node, &headers, http_body).await?;
     let argument = if body.is_empty() { argument } else { body };
+    let restarted = match operation == "restart" {
+        true => restarted(&id, &argument, &extensions)?,
+        false => None,
+    };
     let request = request(id, operation, argument, (&headers, &extensions))?;
     let answer = node.call(request).await?.map_err(refused)?;
+    if let Some(restarted) = restarted {
+        until_started(&node, &restarted).await;
+    }
     Ok(json_response(StatusCode::ACCEPTED, answer))
+}
+
+/// The other workflow as which one is to be started anew.
+///
+/// # Errors
+/// 404 where its key is not shown here, 400 for what cannot be read.
+fn restarted(
+    id: &EntityId,
+    argument: &[u8],
+    extensions: &Extensions,
+) -> Result<Option<EntityId>, Problem> {
+    #[derive(serde::Deserialize)]
+    struct Argument {
+        key: Option<String>,
+    }
+    let argument: Argument = serde_json::from_slice(argument)
+        .map_err(|error| Problem::invalid(format!("{{\"key\": ...}} is expected: {error}")))?;
+    let Some(key) = argument.key.filter(|key| key != id.key()) else { return Ok(None) };
+    let routes = extensions.get::<Arc<Routes>>();
+    if routes.is_some_and(|routes| !routes.shows_key(&key)) {
+        let why = format!("there is no {}/{key} here", id.entity_type());
+        return Err(Error::new(ErrorKind::NotFound, why).into());
+    }
+    let other = EntityId::new(id.entity_type(), &key);
+    other.map(Some).map_err(|error| Problem::invalid(error.message()))
 }
 
 /// Deletes a workflow that has ended, with everything of it; `?recursive=true` its children too.
@@ -234,23 +267,43 @@ pub(super) async fn purge(
 }
 
 /// The workflow types.
-pub(super) async fn types(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
+pub(super) async fn types(
+    State(node): State<Node>,
+    uri: Uri,
+    headers: HeaderMap,
+    extensions: Extensions,
+) -> Answer {
     plain_parameters(&uri, &headers, &[])?;
-    let types = node.descriptions().into_iter().filter(|it| node.local().is_workflow(it.name));
+    let routes = extensions.get::<Arc<Routes>>();
+    let is_shown = |name: &str| {
+        node.local().is_workflow(name) && routes.is_none_or(|routes| routes.shows_type(name))
+    };
+    let types = node.descriptions().into_iter().filter(|it| is_shown(it.name));
     Ok(show(&json!({ "types": types.collect::<Vec<_>>() })))
+}
+
+/// The parameters of a list.
+const LIST: [&str; 6] = ["status", "stuck", "created", "prefix", "after", "limit"];
+/// The parameters of a list that are filters, each with the index by which it finds.
+const FILTERS: [(&str, &str); 3] =
+    [("status", "status"), ("stuck", "is_stuck"), ("created", "created_at")];
+
+/// The prefix of keys that a list asks for, and whether it is to be found by an index.
+pub(super) fn listed(uri: &Uri) -> Result<(String, bool), Problem> {
+    let mut given = parameters(uri, &LIST)?;
+    let finds = FILTERS.iter().any(|(name, _)| given.contains_key(*name));
+    Ok((given.remove("prefix").unwrap_or_default(), finds))
 }
 
 /// The workflows of a type: by key, or by status, the newest first.
 pub(super) async fn list(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
-    let known = ["status", "stuck", "created", "prefix", "after", "limit"];
-    let given = plain_parameters(&uri, &headers, &known)?;
+    let given = plain_parameters(&uri, &headers, &LIST)?;
     let name = path::segments(&uri)?.into_iter().nth(1).unwrap_or_default();
     node.local().check_served(&name)?;
     check_type(&node, &name)?;
     let text = |name| given.get(name).map(String::as_str);
     let (prefix, limit) = (text("prefix").unwrap_or_default(), limit(&given)?);
-    let filters = [("status", "status"), ("stuck", "is_stuck"), ("created", "created_at")];
-    let filters: Vec<_> = filters
+    let filters: Vec<_> = FILTERS
         .into_iter()
         .filter_map(|(given, index)| Some(format!("{index}:{}", text(given)?)))
         .collect();

@@ -232,7 +232,8 @@ impl<E> Find<E> {
         type_changes::begin(&self.node, followed, after).await
     }
 
-    async fn read_states(&self) -> Result<Listed<(EntityView, StateView)>, Error> {
+    /// A page of the entities with their states; fewer where states are large.
+    pub(crate) async fn read_states(&self) -> Result<Listed<(EntityView, StateView)>, Error> {
         let (lookup, limit) = (self.lookup()?, self.limit.clamp(1, PAGE_ROWS_MAX));
         let read = move |rows: &dyn Rows, lookup: &Lookup| find::states(rows, lookup, limit);
         let found = self.read(Haste::Long, lookup.clone(), read).await?;

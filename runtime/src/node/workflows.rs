@@ -16,6 +16,9 @@ use crate::{clock, commit::Watched};
 
 /// The query of an instance that gives the answer that it ended with.
 const OUTCOME: &str = "outcome";
+/// How long a workflow that is restarted under another key is waited for.
+#[cfg(feature = "http")]
+const START_MAX: Duration = Duration::from_secs(10);
 
 impl WorkflowCaller for Node {
     fn outcome(
@@ -25,6 +28,21 @@ impl WorkflowCaller for Node {
     ) -> BoxFuture<'static, Result<Option<Vec<u8>>, Error>> {
         let node = self.clone();
         Box::pin(async move { outcome(&node, &id, wait).await })
+    }
+}
+
+/// Waits until a workflow is there that another one was asked to start, a while at most. Cancel safe.
+#[cfg(feature = "http")]
+pub(crate) async fn until_started(node: &Node, id: &EntityId) {
+    let Ok(mut news) = node.0.host.subscribers().subscribe(Watched::Entity(id.clone())) else {
+        return;
+    };
+    let deadline = clock::deadline_after(START_MAX);
+    while !matches!(node.committed_state_of(id).await, Ok(Some(_))) {
+        let left = deadline.saturating_duration_since(clock::monotonic());
+        if clock::within(left, news.news()).await != Some(true) {
+            return;
+        }
     }
 }
 

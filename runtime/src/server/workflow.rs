@@ -3,7 +3,7 @@
 use std::{io::Write as _, time::Duration};
 
 use serde_json::Value;
-use stead_entities::{Error, ErrorKind, Timestamp, workflow::Status};
+use stead_entities::{EntityId, Error, ErrorKind, Timestamp, workflow::Status};
 
 use super::{
     exit, fail,
@@ -58,6 +58,9 @@ async fn asked(verb: WorkflowVerb) -> Result<bool, Error> {
             print(&of.shown, &status, table_of_status(&status));
         }
         V::Wait { of } => return ended(of).await,
+        V::Event { of: _, name, payload: _ } if matches!(&**name, "" | "." | "..") => {
+            return Err(Error::new(ErrorKind::Invalid, format!("no event is called {name:?}")));
+        }
         V::Event { of, name, payload } => {
             of.change(&["events", name], none, payload.as_deref()).await?;
         }
@@ -121,6 +124,8 @@ impl Instance {
         given: &[(&str, String)],
         body: Vec<u8>,
     ) -> Result<Value, Error> {
+        // A path that has `.` in it is another path.
+        EntityId::new(&self.workflow_type, &self.key)?;
         let mut path = vec!["v1", "workflows", &self.workflow_type, &self.key];
         path.extend(behind);
         let client = Client::new(&self.shown.server.url)?;
@@ -231,9 +236,10 @@ async fn list(
         let page = read(&["v1", "workflows", workflow_type], &given).await?;
         for row in page["workflows"].as_array().into_iter().flatten() {
             let key = text(&row["key"]);
-            // One that was purged meanwhile is left out.
-            let Ok(status) = read(&["v1", "workflows", workflow_type, &key], &[]).await else {
-                continue;
+            let status = match read(&["v1", "workflows", workflow_type, &key], &[]).await {
+                // One that was purged meanwhile is left out.
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                status => status?,
             };
             rows.push(vec![
                 key,
@@ -317,7 +323,9 @@ fn print(shown: &Shown, json: &Value, (head, rows): Table) {
         return line(&json.to_string());
     }
     let head: Vec<String> = head.into_iter().map(str::to_owned).collect();
-    let all: Vec<_> = Some(head).filter(|head| !head.is_empty()).into_iter().chain(rows).collect();
+    let rows = rows.iter().map(|row| row.iter().map(|cell| plain(cell)).collect());
+    let all: Vec<Vec<String>> =
+        Some(head).filter(|head| !head.is_empty()).into_iter().chain(rows).collect();
     let columns = all.iter().map(Vec::len).max().unwrap_or_default();
     let width = |column: usize| {
         all.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()
@@ -327,6 +335,15 @@ fn print(shown: &Shown, json: &Value, (head, rows): Table) {
         let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
         line(cells.collect::<Vec<_>>().join("  ").trim_end());
     }
+}
+
+/// A cell in which nothing moves the cursor or changes the terminal.
+fn plain(cell: &str) -> String {
+    let shown = |letter: char| match letter.is_control() {
+        true => letter.escape_default().to_string(),
+        false => letter.to_string(),
+    };
+    cell.chars().map(shown).collect()
 }
 
 fn line(text: &str) {
@@ -352,5 +369,6 @@ mod tests {
         ] });
         assert_eq!(waits(&status), ["event go", "step pay (2 failed)"]);
         assert_eq!(status_word(&status), "running");
+        assert_eq!(plain("a\u{1b}[2J\nü"), "a\\u{1b}[2J\\nü");
     }
 }

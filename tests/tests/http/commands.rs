@@ -59,6 +59,17 @@ async fn workflows_are_started_shown_and_ended_from_the_command_line() -> Result
     ensure!(run(&server, &with("purge", "c", &["--recursive"])).await?.0);
     let (went_well, gone) = run(&server, &of("status", "c")).await?;
     ensure!(!went_well && gone.contains("was purged"), "{gone}");
+    for (verb, more) in [("cancel", &[][..]), ("event", &["go", "1"]), ("start", &[])] {
+        let (went_well, refused) = run(&server, &with(verb, ".", more)).await?;
+        ensure!(!went_well && refused.contains("key"), "{verb}: {refused}");
+    }
+    let (went_well, refused) = run(&server, &with("event", "d", &["..", "1"])).await?;
+    ensure!(!went_well && refused.contains("event"), "{refused}");
+    let (_, list) = run(&server, &["list", "approval-workflow"]).await?;
+    ensure!(
+        !list.contains("cancel") && !list.contains("event"),
+        "nothing else was started: {list}"
+    );
     let started = with("start", "d", &["{\"timeoutMs\":10}", "--wait", "--policy", "once"]);
     ensure!(run(&server, &started).await? == (true, "\"timed out\"\n".into()));
     Ok(())

@@ -5,7 +5,7 @@ use std::{env, path::PathBuf, process::Output};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use stead_tests::{Server, leave_out, wait::until_true};
-use tokio::process::Command;
+use tokio::{process::Command, task::JoinSet};
 
 const API: &str = "/runtime/webhooks/durabletask";
 
@@ -179,5 +179,71 @@ async fn entities_are_found_without_regard_to_case() -> Result<()> {
     ensure!(ask(http.delete(&counter), "").await?.0 == 202);
     until_true("it is gone", async || matches!(ask(http.get(&counter), "").await, Ok((404, ..))))
         .await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_answered_is_there_and_what_is_refused_is_not() -> Result<()> {
+    let data = tempfile::tempdir()?;
+    let server = Server::start(data.path(), &[]).await?;
+    let (api, http) = (url_of(&server, API), reqwest::Client::new());
+    let instance = |id: &str| format!("{api}/instances/{id}");
+    let start = |id: &str| http.post(format!("{api}/orchestrators/Approval/{id}"));
+    ensure!(ask(start("first"), "").await?.0 == 202);
+    for _ in 0..50 {
+        let restart = http.post(format!("{}/restart", instance("first")));
+        let (status, _, links) = ask(restart, "").await?;
+        ensure!(status == 202, "{links}");
+        let id = links["id"].as_str().unwrap_or_default();
+        ensure!(ask(http.get(instance(id)), "").await?.0 == 202, "{id} is there");
+    }
+    let unread = format!("{api}/orchestrators/Approval/unread?timeout=soon");
+    ensure!(ask(http.post(unread), "").await?.0 == 400);
+    ensure!(ask(http.get(instance("unread")), "").await?.0 == 404, "it was not started");
+    ensure!(ask(start("%zz"), "").await?.0 == 400, "a malformed escape");
+
+    let (_, _, first) = ask(http.get(instance("first")), "").await?;
+    let created = first["createdTime"].as_str().unwrap_or_default();
+    let until = format!("{api}/instances/?createdTimeTo={created}");
+    let (_, _, found) = ask(http.get(until), "").await?;
+    ensure!(found[0]["instanceId"] == "first", "the end of a range is in it: {found}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn one_request_for_a_list_looks_at_a_thousand_instances_at_most() -> Result<()> {
+    let data = tempfile::tempdir()?;
+    let server = Server::start(data.path(), &[]).await?;
+    let (api, http) = (url_of(&server, API), reqwest::Client::new());
+    for part in 0..11 {
+        let mut starts = JoinSet::new();
+        for number in 0..100 {
+            let url = format!("{api}/orchestrators/Approval/{part:02}-{number:02}");
+            starts.spawn(ask(http.post(url), ""));
+        }
+        for started in starts.join_all().await {
+            ensure!(started?.0 == 202);
+        }
+    }
+    ensure!(ask(http.post(format!("{api}/instances/10-99/terminate")), "").await?.0 == 202);
+    for filter in ["Terminated,Failed", "Terminated"] {
+        let (mut token, mut asked, mut found) = (String::new(), 0, Vec::new());
+        loop {
+            let list = http.get(format!("{api}/instances?runtimeStatus={filter}"));
+            let list = list.header("x-ms-continuation-token", &token);
+            let (status, next, page) = ask(list, "x-ms-continuation-token").await?;
+            ensure!(status == 200, "{page}");
+            found.extend(page.as_array().into_iter().flatten().map(|it| it["instanceId"].clone()));
+            (token, asked) = (next, asked + 1);
+            if token.is_empty() {
+                break;
+            }
+        }
+        let requests = if filter == "Terminated" { 1 } else { 2 };
+        ensure!(
+            (asked, &found[..]) == (requests, &[json!("10-99")]),
+            "{filter}: {asked} {found:?}"
+        );
+    }
     Ok(())
 }

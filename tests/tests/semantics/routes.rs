@@ -7,7 +7,7 @@ use axum::{
     routing::{get, post},
 };
 use serde_json::{Value, json};
-use stead::{EntityPath, Failure, Routes};
+use stead::{EntityPath, Failure, Routes, stock::ApprovalWorkflow};
 
 use super::*;
 
@@ -113,6 +113,41 @@ async fn a_router_shows_the_types_and_keys_and_methods_that_were_chosen() {
     let (_, types) = ask(&url, "GET", "/mine/v1/entities").await;
     assert_eq!(types["types"].as_array().map(Vec::len), Some(1));
     assert_eq!(types["types"][0]["name"], "journal");
+    node.abort().await;
+}
+
+#[tokio::test]
+async fn a_router_shows_the_workflows_that_were_chosen() {
+    let world = World::new();
+    let node = world.start_with(|builder| builder.workflow(ApprovalWorkflow)).await;
+    let app = Router::new()
+        .nest("/none", node.router_of(Routes::new().entity::<Journal>()))
+        .nest("/mine", node.router_of(Routes::new().workflow::<ApprovalWorkflow>().keys("mine/")));
+    let (url, _served) = serve(app).await;
+    let status = async |method: &str, path: &str| ask(&url, method, path).await.0;
+    let of = "v1/workflows/approval-workflow";
+    for (method, path, expected) in [
+        ("POST", format!("/none/{of}/mine%2F1"), 404),
+        ("POST", format!("/mine/{of}/mine%2F1"), 202),
+        ("POST", format!("/mine/{of}/yours%2F1"), 404),
+        ("POST", format!("/mine/{of}/mine%2F1/restart?key=yours/1"), 404),
+        ("POST", format!("/mine/{of}/mine%2F1/restart?key=mine/2"), 202),
+        ("GET", format!("/mine/{of}/mine%2F2"), 200),
+        ("POST", format!("/mine/{of}/mine%2F1/restart?key=.."), 404),
+        ("GET", format!("/mine/{of}?prefix=mine/"), 200),
+        ("GET", format!("/mine/{of}?prefix=mine/&status=running"), 400),
+        ("GET", format!("/mine/{of}"), 400),
+        ("GET", "/mine/runtime/webhooks/durabletask/instances".into(), 404),
+    ] {
+        assert_eq!(status(method, &path).await, expected, "{method} {path}");
+    }
+    let body = json!({ "key": "yours/1" }).to_string();
+    let restart = reqwest::Client::new().post(format!("{url}/mine/{of}/mine%2F1/restart"));
+    let answer = restart.body(body).send().await.expect("answered");
+    assert_eq!(answer.status(), 404, "the key of a body too");
+    let names = async |part: &str| ask(&url, "GET", &format!("/{part}/v1/workflows")).await.1;
+    assert_eq!(names("none").await["types"], json!([]));
+    assert_eq!(names("mine").await["types"][0]["name"], "approval-workflow");
     node.abort().await;
 }
 

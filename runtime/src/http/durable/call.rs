@@ -3,13 +3,12 @@
 use std::{borrow::Cow, collections::HashMap, str::FromStr};
 
 use axum::http::{Extensions, HeaderMap, StatusCode, Uri, header};
-use percent_encoding::percent_decode_str;
-use stead_entities::{EntityId, Request, Timestamp};
+use stead_entities::{EntityId, Request, Timestamp, problem::Problem};
 
 use super::{PATH, Refusal};
 use crate::{
     Node,
-    http::{headers, routes::caller_of},
+    http::{headers, path, routes::caller_of},
 };
 
 /// The most instances, or entities, of one page.
@@ -27,7 +26,7 @@ pub(super) struct Call {
     /// The parameters, by their names in lower case.
     query: HashMap<String, String>,
     pub(super) headers: HeaderMap,
-    extensions: Extensions,
+    pub(super) extensions: Extensions,
     /// The URL of the API, as the client sees it, without a slash at its end.
     pub(super) base: String,
     /// The URL of this request.
@@ -42,19 +41,20 @@ impl Call {
         extensions: Extensions,
     ) -> Result<Self, Refusal> {
         let (before, behind) = uri.path().split_once(PATH).unwrap_or_default();
-        let decode = |segment: &str| percent_decode_str(segment).decode_utf8().map(Cow::into_owned);
-        let path = behind.trim_matches('/').split('/').map(decode).collect::<Result<Vec<_>, _>>();
-        let not_text = |_| Refusal::new(StatusCode::BAD_REQUEST, "the path is not UTF-8");
+        let path = behind.trim_matches('/').split('/').map(path::decode);
+        let path = path.collect::<Result<Vec<_>, Problem>>()?;
         let pairs = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(uri);
         let pairs = pairs.map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, error.body_text()));
         let query = pairs?.0.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value));
         let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
-        let host = text(header::HOST).or_else(|| uri.host()).unwrap_or("localhost");
+        // HTTP/2 has no such header, and the host in its URI.
+        let authority = uri.authority().map(|authority| authority.as_str());
+        let host = text(header::HOST).or(authority).unwrap_or("localhost");
         let forwarded = headers.get("x-forwarded-proto").and_then(|value| value.to_str().ok());
         let scheme = if forwarded == Some("https") { "https" } else { "http" };
         let site = format!("{scheme}://{host}");
         Ok(Self {
-            path: path.map_err(not_text)?,
+            path,
             query: query.collect(),
             base: format!("{site}{before}{PATH}"),
             url: format!("{site}{}", uri.path_and_query().map_or("", |it| it.as_str())),

@@ -5,7 +5,7 @@ use axum::{
     response::Response,
 };
 use serde_json::{Value, json};
-use stead_entities::{EntityId, Failure, workflow::Status};
+use stead_entities::{EntityId, Failure, Timestamp, workflow::Status};
 
 use super::{Call, Refusal, call::function_name};
 use crate::http::routes::json_response;
@@ -30,15 +30,7 @@ impl Instance {
 
     /// The status, as the clients know it.
     pub(super) fn runtime_status(&self) -> &'static str {
-        match self.status {
-            Status::Pending => "Pending",
-            Status::Running => "Running",
-            Status::Suspended => "Suspended",
-            Status::Completed => "Completed",
-            Status::Failed => "Failed",
-            Status::Terminated => "Terminated",
-            Status::Cancelled => "Canceled",
-        }
+        runtime_status(self.status)
     }
 
     /// The result, or why there is none.
@@ -70,20 +62,51 @@ impl Instance {
         })
     }
 
-    pub(super) fn created_at(&self) -> &Value {
-        &self.view["created_at"]
+    fn created_at(&self) -> Option<Timestamp> {
+        self.view["created_at"].as_str()?.parse().ok()
     }
+}
+
+fn runtime_status(status: Status) -> &'static str {
+    match status {
+        Status::Pending => "Pending",
+        Status::Running => "Running",
+        Status::Suspended => "Suspended",
+        Status::Completed => "Completed",
+        Status::Failed => "Failed",
+        Status::Terminated => "Terminated",
+        Status::Cancelled => "Canceled",
+    }
+}
+
+/// The status that the clients know by this word.
+pub(super) fn status_of(word: &str) -> Option<Status> {
+    let all = [
+        Status::Pending,
+        Status::Running,
+        Status::Suspended,
+        Status::Completed,
+        Status::Failed,
+        Status::Terminated,
+        Status::Cancelled,
+    ];
+    all.into_iter().find(|status| runtime_status(*status).eq_ignore_ascii_case(word))
 }
 
 impl Call {
     /// The instance of an id, of whatever type: one that goes on before one that has ended, then the newest.
     pub(super) async fn find(&self, key: &str) -> Result<Option<Instance>, Refusal> {
-        let mut found: Option<Instance> = None;
+        let rank = |it: &Instance| (!it.status.is_end(), it.created_at());
+        Ok(self.all_of(key).await?.into_iter().max_by_key(rank))
+    }
+
+    /// The workflows that have this id, at most one of each type.
+    pub(super) async fn all_of(&self, key: &str) -> Result<Vec<Instance>, Refusal> {
+        let mut found = Vec::new();
         for name in self.types(true) {
             let Ok(id) = EntityId::new(name, key) else { continue };
             let Some(view) = self.node.committed_state_of(&id).await? else { continue };
-            let rank = |it: &Instance| (!it.status.is_end(), it.created_at().to_string());
-            found = found.into_iter().chain(Instance::new(id, &view.state)).max_by_key(rank);
+            found.extend(Instance::new(id, &view.state));
         }
         Ok(found)
     }
@@ -98,7 +121,7 @@ impl Call {
         let body = document.to_string().into_bytes();
         if !instance.status.is_end() {
             let mut response = json_response(StatusCode::ACCEPTED, body);
-            if let Ok(location) = HeaderValue::from_str(&self.url) {
+            if let Ok(location) = HeaderValue::from_bytes(self.url.as_bytes()) {
                 response.headers_mut().insert(header::LOCATION, location);
             }
             response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);

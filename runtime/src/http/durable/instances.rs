@@ -13,11 +13,16 @@ use stead_entities::{
 use super::{Answer, Call, Refusal, body::meanings, document::Instance, events::events};
 use crate::{
     entropy::Entropy,
+    escape::escaped,
     http::{routes::show, workflows},
+    node::workflows::until_started,
+    store::PAGE_BYTES_MAX,
 };
 
 /// The longest that a start waits for the end.
 const WAIT_MAX: Duration = Duration::from_secs(60);
+/// How many turns of a history are read at one time.
+const HISTORY_PAGE: usize = 100;
 
 impl Call {
     /// Starts a workflow, under an id of its own where none is given.
@@ -35,6 +40,7 @@ impl Call {
         if other.is_some() {
             return Err(goes_on(&key));
         }
+        let wait = self.wait()?;
         let inputs = meanings(self, body).await?;
         let start = |input: &[u8]| {
             let input = if input.is_empty() { b"null" } else { input };
@@ -45,18 +51,28 @@ impl Call {
         if !started.is_new {
             return Err(goes_on(&key));
         }
-        let seconds = self.parsed::<f64>("timeout")?.filter(|seconds| *seconds > 0.0);
-        let wait = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        // It has been started, whatever comes of the wait.
         if let Some(wait) = wait
-            && self.node.outcome(id, wait.min(WAIT_MAX)).await?.is_some()
+            && let Ok(Some(_)) = self.node.outcome(id, wait).await
+            && let Ok(Some(instance)) = self.find(&key).await
         {
-            let instance = self.instance(&key).await?;
             return Ok(match instance.status {
                 Status::Completed => show(&instance.output()),
                 _ => show(&instance.document(true)),
             });
         }
         Ok(self.started(&key))
+    }
+
+    /// How long a start waits for the end.
+    fn wait(&self) -> Result<Option<Duration>, Refusal> {
+        let Some(seconds) = self.parsed::<f64>("timeout")? else { return Ok(None) };
+        let wait = Duration::try_from_secs_f64(seconds);
+        let wrong = |_| {
+            let why = format!("timeout is a number of seconds, not {seconds}");
+            Refusal::new(StatusCode::BAD_REQUEST, why)
+        };
+        Ok(Some(wait.map_err(wrong)?.min(WAIT_MAX)).filter(|wait| !wait.is_zero()))
     }
 
     pub(super) async fn status(&self, key: &str) -> Answer {
@@ -68,15 +84,23 @@ impl Call {
         Ok(self.answer_status(&instance, &document))
     }
 
-    /// The history, with all of its pages.
+    /// The history, which has to be as small as a page of a list.
     async fn history(&self, instance: &Instance) -> Result<Vec<Value>, Refusal> {
-        let mut turns = Vec::new();
-        let mut after = Some(0_u64);
+        let (mut turns, mut bytes, mut after) = (Vec::new(), 0, Some(0_u64));
         while let Some(from) = after {
-            let argument = json!({ "after": from, "limit": 1_000 }).to_string().into_bytes();
+            let argument = json!({ "after": from, "limit": HISTORY_PAGE }).to_string().into_bytes();
             let mut request = self.request(instance.id.clone(), "history", argument);
             request.reads_committed = true;
             let page = self.node.query(request).await?.map_err(refused)?;
+            bytes += page.len();
+            if bytes > PAGE_BYTES_MAX {
+                let (of, key) = (instance.id.entity_type(), escaped(instance.id.key()));
+                let why = format!(
+                    "the history has more than {PAGE_BYTES_MAX} bytes: read it page by page at \
+                     /v1/workflows/{of}/{key}/history"
+                );
+                return Err(Refusal::new(StatusCode::BAD_REQUEST, why));
+            }
             let mut page: Value = serde_json::from_slice(&page).map_err(unreadable)?;
             after = page["next"].as_u64();
             if let Some(page) = page["turns"].as_array_mut() {
@@ -133,17 +157,25 @@ impl Call {
         let argument = json!({ "key": key }).to_string().into_bytes();
         let request = self.request(instance.id.clone(), "restart", argument);
         self.node.call(request).await?.map_err(refused)?;
+        let restarted = EntityId::new(instance.id.entity_type(), &key)?;
+        until_started(&self.node, &restarted).await;
         Ok(self.started(&key))
     }
 
+    /// Purges what has this id, of whatever type, where all of it has ended.
     pub(super) async fn purge(&self, key: &str) -> Answer {
-        let instance = self.instance(key).await?;
-        match self.purge_one(&instance).await? {
-            true => Ok(show(&json!({ "instancesDeleted": 1 }))),
-            false => {
-                let why = format!("{key} goes on: terminate it first");
-                Err(Refusal::new(StatusCode::NOT_FOUND, why))
-            }
+        let instances = self.all_of(key).await?;
+        if instances.iter().any(|instance| !instance.status.is_end()) {
+            let why = format!("{key} goes on: terminate it first");
+            return Err(Refusal::new(StatusCode::NOT_FOUND, why));
+        }
+        let mut count = 0_u64;
+        for instance in instances {
+            count += u64::from(self.purge_one(&instance).await?);
+        }
+        match count {
+            0 => Err(Refusal::not_found(key)),
+            count => Ok(show(&json!({ "instancesDeleted": count }))),
         }
     }
 

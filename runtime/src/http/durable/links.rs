@@ -60,9 +60,10 @@ impl Call {
     /// The answer of a start.
     pub(super) fn started(&self, id: &str) -> Response {
         let links = self.links(id);
-        let location = links["statusQueryGetUri"].as_str().map(HeaderValue::from_str);
+        let location = links["statusQueryGetUri"].as_str().unwrap_or_default();
+        let location = HeaderValue::from_bytes(location.as_bytes());
         let mut response = json_response(StatusCode::ACCEPTED, links.to_string().into_bytes());
-        if let Some(Ok(location)) = location {
+        if let Ok(location) = location {
             response.headers_mut().insert(header::LOCATION, location);
         }
         response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);

@@ -6,21 +6,50 @@ use axum::{
 };
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
-use stead_entities::{EntityId, Timestamp};
+use stead_entities::{EntityId, Timestamp, workflow::Status};
 
-use super::{Answer, Call, Refusal, document::Instance};
-use crate::{escape::escaped, http::routes::show};
+use super::{
+    Answer, Call, Refusal,
+    document::{Instance, status_of},
+};
+use crate::{escape::escaped, http::routes::show, store::PAGE_BYTES_MAX};
 
 /// The header that carries the place behind a page.
 pub(super) const CONTINUATION: &str = "x-ms-continuation-token";
-/// How many instances are looked at in one step of a purge.
-const PURGED_AT_ONCE: usize = 100;
+/// How many rows are asked for at one time.
+pub(super) const PAGE: usize = 100;
+/// How many pages are read for one page that is answered: what fits little has more of those, and they may be empty.
+const PAGES_MAX: usize = 10;
+
+/// The reads for one answer.
+#[derive(Default)]
+pub(super) struct Work {
+    pages: usize,
+    bytes: usize,
+}
+
+impl Work {
+    /// Begins a page, where one more may be read.
+    pub(super) fn may_begin(&mut self) -> bool {
+        self.pages += 1;
+        self.pages <= PAGES_MAX && !self.is_full()
+    }
+
+    pub(super) fn note(&mut self, state: &[u8]) {
+        self.bytes += state.len();
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.bytes >= PAGE_BYTES_MAX
+    }
+}
 
 /// The instances that are wanted.
 struct Wanted {
     from: Option<Timestamp>,
     to: Option<Timestamp>,
-    statuses: Option<Vec<String>>,
+    /// Any of these, where there are some.
+    statuses: Option<Vec<Status>>,
     prefix: String,
 }
 
@@ -51,15 +80,17 @@ impl Call {
     pub(super) async fn list_instances(&self) -> Answer {
         let (wanted, mut place, top) = (self.wanted()?, self.place()?, self.top()?);
         let shows_input = self.is_set("showInput", true);
-        let (types, mut rows) = (self.types(true), Vec::new());
-        while place.of < types.len() && rows.len() < top {
-            let found = self.page(&types, &wanted, &mut place, top - rows.len()).await?;
+        let (types, mut rows, mut work) = (self.types(true), Vec::new(), Work::default());
+        while place.of < types.len() && rows.len() < top && work.may_begin() {
+            let limit = top - rows.len();
+            let name = types[place.of];
+            let found = self.page((name, &mut place), &wanted, (limit, &mut work)).await?;
             rows.extend(found.iter().map(|instance| instance.document(shows_input)));
         }
         Ok(listed(rows.into(), (place.of < types.len()).then_some(&place)))
     }
 
-    /// Purges what fits the filter and has ended.
+    /// Purges what fits the filter and has ended: all of it, page by page, unless who asked leaves.
     pub(super) async fn purge_instances(&self) -> Answer {
         let (wanted, mut place) = (self.wanted()?, Place::default());
         if wanted.from.is_none() {
@@ -68,7 +99,8 @@ impl Call {
         }
         let (types, mut count) = (self.types(true), 0_u64);
         while place.of < types.len() {
-            for instance in self.page(&types, &wanted, &mut place, PURGED_AT_ONCE).await? {
+            let (name, limit) = (types[place.of], (PAGE, &mut Work::default()));
+            for instance in self.page((name, &mut place), &wanted, limit).await? {
                 count += u64::from(self.purge_one(&instance).await?);
             }
         }
@@ -80,8 +112,8 @@ impl Call {
 
     fn wanted(&self) -> Result<Wanted, Refusal> {
         let statuses = self.text("runtimeStatus").map(|text| {
-            let words = text.split(',').map(|word| word.trim().to_ascii_lowercase());
-            words.filter(|word| !word.is_empty()).collect()
+            let words = text.split(',').map(str::trim);
+            words.filter_map(status_of).collect()
         });
         let (from, to) = (self.moment("createdTimeFrom")?, self.moment("createdTimeTo")?);
         let prefix = self.text("instanceIdPrefix").unwrap_or_default().to_owned();
@@ -101,58 +133,63 @@ impl Call {
     /// The next instances that fit, at most so many; fewer do not mean the end.
     async fn page(
         &self,
-        types: &[&'static str],
+        (name, place): (&'static str, &mut Place),
         wanted: &Wanted,
-        place: &mut Place,
-        limit: usize,
+        (limit, work): (usize, &mut Work),
     ) -> Result<Vec<Instance>, Refusal> {
-        let name = types[place.of];
-        let (rows, next) = self.ids(name, wanted, place.after.take(), limit).await?;
-        place.pass(next);
-        let mut found = Vec::new();
-        for key in rows {
-            let id = EntityId::new(name, &key)?;
+        let (after, mut found) = (place.after.take(), Vec::new());
+        if let Some(filter) = wanted.filter() {
+            let search = self.node.find_of(name).matching(&filter);
+            let search = search.prefix(&wanted.prefix).limit(limit);
+            let search = match after {
+                Some(after) => search.after(after),
+                None => search,
+            };
+            let page = search.read_states().await?;
+            place.pass(page.next);
+            for (row, view) in page.rows {
+                work.note(&view.state);
+                found.extend(Instance::new(EntityId::new(name, &row.key)?, &view.state));
+            }
+            found.retain(|instance| wanted.fits(instance));
+            return Ok(found);
+        }
+        let page = self.node.list_of(name, &wanted.prefix, after.as_deref(), PAGE).await?;
+        let mut listed = page.rows.into_iter().peekable();
+        while found.len() < limit
+            && !work.is_full()
+            && let Some(row) = listed.next()
+        {
+            let id = EntityId::new(name, &row.key)?;
+            place.after = Some(row.key);
             let Some(view) = self.node.committed_state_of(&id).await? else { continue };
+            work.note(&view.state);
             found.extend(Instance::new(id, &view.state).filter(|it| wanted.fits(it)));
         }
+        if listed.peek().is_none() {
+            place.pass(page.next);
+        }
         Ok(found)
-    }
-
-    /// The keys of a page, by the time of creation where that is asked for.
-    async fn ids(
-        &self,
-        name: &str,
-        wanted: &Wanted,
-        after: Option<String>,
-        limit: usize,
-    ) -> Result<(Vec<String>, Option<String>), Refusal> {
-        let page = match (wanted.from, wanted.to) {
-            (None, None) => {
-                self.node.list_of(name, &wanted.prefix, after.as_deref(), limit).await?
-            }
-            (from, to) => {
-                let end = |moment: Option<Timestamp>| {
-                    moment.map_or_else(String::new, |moment| moment.to_string())
-                };
-                let filter = format!("created_at:{}..{}", end(from), end(to));
-                let search = self.node.find_of(name).matching(&filter);
-                let search = search.prefix(&wanted.prefix).limit(limit);
-                let search = match after {
-                    Some(after) => search.after(after),
-                    None => search,
-                };
-                search.page().await?
-            }
-        };
-        Ok((page.rows.into_iter().map(|row| row.key).collect(), page.next))
     }
 }
 
 impl Wanted {
+    /// Filters of indexes: one status, and a time of creation, whose ends are in it.
+    fn filter(&self) -> Option<String> {
+        let status = match self.statuses.as_deref() {
+            Some([status]) => Some(*status),
+            _ => None,
+        };
+        let status = status.and_then(|status| serde_json::to_value(status).ok());
+        let status = status.map(|status| format!("status:{}", status.as_str().unwrap_or_default()));
+        let from = self.from.map(|from| format!("created_at:>={from}"));
+        let to = self.to.map(|to| format!("created_at:<={to}"));
+        let filters: Vec<_> = [status, from, to].into_iter().flatten().collect();
+        Some(filters.join(",")).filter(|filters| !filters.is_empty())
+    }
+
     fn fits(&self, instance: &Instance) -> bool {
-        let status = instance.runtime_status();
-        let is_it = |wanted: &String| wanted.eq_ignore_ascii_case(status);
-        self.statuses.as_ref().is_none_or(|statuses| statuses.iter().any(is_it))
+        self.statuses.as_ref().is_none_or(|statuses| statuses.contains(&instance.status))
     }
 }
 

@@ -21,7 +21,7 @@ mod lists;
 use axum::{
     body::Body,
     extract::{OriginalUri, State},
-    http::{Extensions, HeaderMap, Method, StatusCode},
+    http::{Extensions, HeaderMap, HeaderValue, Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde_json::json;
@@ -43,11 +43,12 @@ type Answer = Result<Response, Refusal>;
 struct Refusal {
     status: StatusCode,
     message: String,
+    retry_after: Option<HeaderValue>,
 }
 
 impl Refusal {
     fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into() }
+        Self { status, message: message.into(), retry_after: None }
     }
 
     fn not_found(id: &str) -> Self {
@@ -57,20 +58,20 @@ impl Refusal {
 
 impl From<Problem> for Refusal {
     fn from(problem: Problem) -> Self {
-        let document = problem.document();
-        let status = document["status"].as_u64().and_then(|status| u16::try_from(status).ok());
-        let status = status.and_then(|status| StatusCode::from_u16(status).ok());
-        let status = status.map(|status| match status {
+        let message = problem.document()["detail"].as_str().unwrap_or_default().to_owned();
+        let response = problem.into_response();
+        let status = match response.status() {
             // The API has one word for all of these.
             StatusCode::UNPROCESSABLE_ENTITY | StatusCode::UNSUPPORTED_MEDIA_TYPE => {
                 StatusCode::BAD_REQUEST
             }
             status => status,
-        });
-        let message = document["detail"].as_str().unwrap_or_default().to_owned();
-        Self { status: status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), message }
+        };
+        let retry_after = response.headers().get(header::RETRY_AFTER).cloned();
+        Self { status, message, retry_after }
     }
 }
+
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
         Problem::from(error).into()
@@ -79,7 +80,7 @@ impl From<Error> for Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let Self { status, message } = self;
+        let Self { status, message, retry_after } = self;
         let body = match status {
             StatusCode::BAD_REQUEST => json!({
                 "Message": message,
@@ -88,7 +89,9 @@ impl IntoResponse for Refusal {
             }),
             _ => json!({ "Message": message }),
         };
-        json_response(status, body.to_string().into_bytes())
+        let mut response = json_response(status, body.to_string().into_bytes());
+        response.headers_mut().extend(retry_after.map(|after| (header::RETRY_AFTER, after)));
+        response
     }
 }
 

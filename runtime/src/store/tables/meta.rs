@@ -58,7 +58,7 @@ pub const HISTORY: &[u8] = b"history";
 /// The key of how far minted numbers are ahead of the clock, where that was set back.
 pub const NUMBERS_AHEAD: &[u8] = b"numbers_ahead";
 
-/// The key of the note that the store has workflows. Nothing of them may be written before it.
+/// The key of the note that the store has workflows. No turn of one may be written before it; a start that was accepted may.
 pub const WORKFLOWS: &[u8] = b"workflows";
 /// The column family of RocksDB that comes with the note, and stays empty: programs that do not know workflows refuse a
 /// directory that has it.
