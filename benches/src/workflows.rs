@@ -347,16 +347,23 @@ fn at_rest(table: &mut Table) -> Result<()> {
     let mut command = Command::new(std::env::current_exe()?);
     let output = command.arg("waiting").arg(directory.path().join("data")).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let bytes: f64 = String::from_utf8(output.stdout)?.trim().parse()?;
+    let all: f64 = String::from_utf8(output.stdout)?.trim().parse()?;
+    let of_author = future_bytes(Fan::run) as f64;
+    let bytes = all - of_author;
     table.add(Figure {
         name: "a workflow that waits for its third event, resident",
-        figure: format!("{bytes:.0} bytes"),
+        figure: format!("{bytes:.0} bytes, and {of_author:.0} of the author's future"),
         ceiling: "none".into(),
         ratio: "-".into(),
         demanded: "at most 2,400 bytes",
         is_met: bytes <= 2_400.0,
     });
     Ok(())
+}
+
+/// How many bytes the future of a workflow takes.
+fn future_bytes<F>(_: impl Fn(Workflow<Fan>, u32, u32, u32) -> F) -> usize {
+    size_of::<F>()
 }
 
 /// In a process of its own: starts workflows that wait and prints how much each adds.
@@ -368,6 +375,7 @@ pub async fn wait_in_memory(data: &Path) -> Result<()> {
     start_waiting(&node, AT_REST / 2, AT_REST).await?;
     let added = resident_bytes()? - before;
     println!("{}", added / (AT_REST - AT_REST / 2) as f64);
+    node.drain().await?;
     Ok(())
 }
 

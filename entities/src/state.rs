@@ -293,7 +293,7 @@ impl<T: Layout> Layout for Option<T> {
         each_value(self.iter_mut(), each);
     }
 }
-impl<T: Layout> Layout for Box<T> {
+impl<T: Layout + ?Sized> Layout for Box<T> {
     const SCALAR: Option<Scalar> = T::SCALAR;
     const IS_JSON_KEY: bool = T::IS_JSON_KEY;
     const CHECK: () = T::CHECK;

@@ -7,7 +7,7 @@
 //! it is read from its JSON too.
 
 use bincode::enc::write::SizeWriter;
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     json,
@@ -47,9 +47,17 @@ pub fn size<T: Serialize>(state: &T) -> Result<usize, Unreadable> {
 /// # Errors
 /// Where the bytes are not exactly one state of this type.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Unreadable> {
+    decode_borrowed(bytes)
+}
+
+/// Decodes what may borrow from its stored form.
+///
+/// # Errors
+/// As [`decode`].
+pub(crate) fn decode_borrowed<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Unreadable> {
     let config = bincode::config::standard().with_limit::<DECODE_BYTES_MAX>();
-    match bincode::serde::decode_from_slice(bytes, config) {
-        Ok((state, length)) if length == bytes.len() => Ok(state),
+    match bincode::serde::borrow_decode_from_slice(bytes, config) {
+        Ok((value, length)) if length == bytes.len() => Ok(value),
         Ok((_, length)) => {
             Err(Unreadable(format!("{} bytes are left over", bytes.len().saturating_sub(length))))
         }

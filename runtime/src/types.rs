@@ -40,8 +40,8 @@ pub(crate) trait AnyState: Any + Send {
     fn supply(&mut self, loaded: &Loaded) -> Result<(), String>;
     /// Has entries of its collections leave memory, where those of one take more than so many bytes.
     fn evict(&mut self, bytes_max: usize);
-    /// About how many bytes the entries of its collections take in memory.
-    fn entry_bytes(&mut self) -> usize;
+    /// About how many bytes it takes in memory beside its stored form: entries of its collections, the run of a workflow.
+    fn held_bytes(&mut self) -> usize;
 }
 
 impl<E: Entity> AnyState for E {
@@ -57,8 +57,8 @@ impl<E: Entity> AnyState for E {
     fn evict(&mut self, bytes_max: usize) {
         collections::evict(self, bytes_max);
     }
-    fn entry_bytes(&mut self) -> usize {
-        collections::bytes(self)
+    fn held_bytes(&mut self) -> usize {
+        collections::bytes(self) + Entity::held_bytes(self)
     }
 }
 

@@ -31,8 +31,8 @@ pub(super) struct Entries<T> {
     held: RedBlackTreeMapSync<Arc<[u8]>, Held<T>>,
     /// Whether what is not held does not exist.
     is_whole: bool,
-    /// The ranges of which that is so, in order.
-    known: Arc<Vec<Span>>,
+    /// The ranges of which that is so, in order; none of most collections.
+    known: Option<Arc<Vec<Span>>>,
     /// The changes since the last seal, the last one first.
     changed: ListSync<(Arc<[u8]>, Held<T>)>,
     /// How many of them were checked.
@@ -103,7 +103,7 @@ impl<T> Entries<T> {
             length,
             held: RedBlackTreeMapSync::new_sync(),
             is_whole: length == 0,
-            known: Arc::default(),
+            known: None,
             changed: ListSync::new_sync(),
             checked: 0,
             bytes: 0,
@@ -116,7 +116,7 @@ impl<T> Entries<T> {
 
     /// Whether more is in memory than should stay there.
     pub(super) fn is_over(&self, bytes_max: usize) -> bool {
-        self.bytes > bytes_max || self.known.len() > SPANS_MAX
+        self.bytes > bytes_max || self.known().len() > SPANS_MAX
     }
 
     /// Notes that there is nothing from a key on but what is held.
@@ -253,9 +253,13 @@ impl<T> Entries<T> {
         }
     }
 
+    fn known(&self) -> &[Span] {
+        self.known.as_deref().map_or(&[], Vec::as_slice)
+    }
+
     fn span_of(&self, key: &[u8]) -> Option<&Span> {
-        let place = self.known.partition_point(|span| *span.from <= *key);
-        let span = place.checked_sub(1).and_then(|place| self.known.get(place))?;
+        let place = self.known().partition_point(|span| *span.from <= *key);
+        let span = place.checked_sub(1).and_then(|place| self.known().get(place))?;
         span.to.as_ref().is_none_or(|to| *key < **to).then_some(span)
     }
 
@@ -263,7 +267,7 @@ impl<T> Entries<T> {
         if self.is_whole || span.to.as_ref().is_some_and(|to| *to <= span.from) {
             return;
         }
-        let mut spans = Arc::unwrap_or_clone(std::mem::take(&mut self.known));
+        let mut spans = self.known.take().map(Arc::unwrap_or_clone).unwrap_or_default();
         spans.push(span);
         spans.sort_by(|one, other| one.from.cmp(&other.from));
         let mut merged: Vec<Span> = Vec::with_capacity(spans.len());
@@ -284,7 +288,7 @@ impl<T> Entries<T> {
             self.is_whole = true;
             merged.clear();
         }
-        self.known = Arc::new(merged);
+        self.known = (!merged.is_empty()).then(|| Arc::new(merged));
     }
 
     pub(super) fn renumber(&mut self, number: u32) -> Result<(), String> {

@@ -187,7 +187,7 @@ impl<T> Log<T> {
 }
 
 /// The key of an index.
-fn key(index: u64) -> Vec<u8> {
+pub(crate) fn key(index: u64) -> Vec<u8> {
     index.to_be_bytes().to_vec()
 }
 

@@ -30,7 +30,7 @@ pub use self::{
     turn::{Access, Attempted, Loaded, Miss, Refused, Wanted, attempt, check_loaded},
 };
 
-pub(crate) use self::turn::shows_entries;
+pub(crate) use self::{log::key as log_key, turn::shows_entries};
 
 use std::collections::BTreeSet;
 

@@ -66,6 +66,11 @@ pub trait Entity:
     /// letter; and its history may be longer than what one turn of another entity may read.
     #[doc(hidden)]
     const IS_WORKFLOW: bool = false;
+    /// About how many bytes it has in memory that are no part of its stored form.
+    #[doc(hidden)]
+    fn held_bytes(&self) -> usize {
+        0
+    }
     /// Readies the state of an entity that comes into memory, before anything uses it: one that was read
     /// from the store, or the first of a generation. What it changes is no turn: it is not committed by
     /// itself, and has no effects. An entity of which it panics, or leaves a state that cannot be stored, is

@@ -5,7 +5,7 @@
 //! tables hash, on a clock or on chance; dropping the future of a run that goes on cancels anything.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     mem::{replace, take},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::Waker,
@@ -14,9 +14,9 @@ use std::{
 use super::{
     BEGUN_BYTES_PER_TURN_MAX, BEGUN_PER_TURN_MAX, OUTSTANDING_MAX,
     history::{Begun, Delivery, Kind, Payload, Turn},
+    open::{EventWaits, Open, OpenOperations},
     place::{Place, Scope},
     section::Locks,
-    step::{StepBody, StepOptions},
 };
 use crate::{EntityId, Failure, Timestamp, ask::answer_json, effect::Delay};
 
@@ -30,26 +30,6 @@ pub(super) struct RunIdentity {
     pub(super) seed: u128,
     /// When the run was rewound: what was outstanding then began once more.
     pub(super) rewound_at: Timestamp,
-}
-
-/// An operation that began and is not done.
-pub(super) struct Open {
-    pub(super) begun: Begun,
-    /// Since when it is outstanding.
-    pub(super) since: Timestamp,
-    pub(super) options: Option<Box<StepOptions>>,
-    /// Whether it is a step in place, and its code, until it is started.
-    pub(super) is_in_place: bool,
-    pub(super) body: Option<StepBody>,
-    waker: Option<Waker>,
-    outcome: Option<(u64, Payload)>,
-}
-
-impl Open {
-    /// Whether it is a step in place whose code was used up.
-    pub(super) fn lacks_body(&self) -> bool {
-        self.is_in_place && self.body.is_none()
-    }
 }
 
 /// The end of a run.
@@ -86,32 +66,43 @@ pub(super) struct State {
     /// The place in history of the newest delivery, and the newest one that the polled branch rests on.
     delivered: u64,
     seen: u64,
-    open: HashMap<Place, Box<Open>>,
+    open: OpenOperations,
     /// How many of them have no outcome, and how many of those are steps, and children.
     outstanding: usize,
     steps: usize,
     children: usize,
     /// The moments at which something is due by itself.
     due: BTreeSet<(Timestamp, Place)>,
-    /// Waits for events, the first one first. Those that are not outstanding any more are passed over.
-    waits: BTreeMap<Box<str>, VecDeque<Place>>,
+    waits: EventWaits,
     /// The locks of the section that the run is in, or enters.
     pub(super) locks: Option<Locks>,
     /// Operations that are to begin when there is room for them.
     queue: VecDeque<Waker>,
-    /// How many operations, and how many bytes of them, may yet begin in this turn.
-    room: (usize, usize),
-    /// The answers of patches for the run, and the calls of patches that were answered with yes.
-    patches: BTreeMap<Box<str>, bool>,
-    patched_calls: BTreeSet<(Box<str>, Place)>,
-    /// The due times of the timers that a replayed turn began.
-    recorded_due: BTreeMap<Place, Timestamp>,
-    is_replaying: bool,
+    patches: Option<Box<Patches>>,
     is_closed: bool,
     pub(super) is_long: bool,
     pub(super) end: Option<End>,
+    /// None of a run that rests, of which there are many.
+    working: Option<Box<Working>>,
+}
+
+/// The work of a turn, until it ends.
+#[derive(Default)]
+struct Working {
     turn: Turn,
     wishes: Wishes,
+    /// How many operations, and how many bytes of them, may yet begin.
+    room: (usize, usize),
+    /// The due times of the timers that it began when it was recorded.
+    recorded_due: BTreeMap<Place, Timestamp>,
+    is_replayed: bool,
+}
+
+/// The answers of patches for the run, and the calls of patches that were answered with yes.
+#[derive(Default)]
+struct Patches {
+    of_run: BTreeMap<Box<str>, bool>,
+    calls: BTreeSet<(Box<str>, Place)>,
 }
 
 impl Core {
@@ -122,24 +113,19 @@ impl Core {
             scope: Scope::default(),
             delivered: 0,
             seen: 0,
-            open: HashMap::new(),
+            open: OpenOperations::default(),
             outstanding: 0,
             steps: 0,
             children: 0,
             due: BTreeSet::new(),
-            waits: BTreeMap::new(),
+            waits: EventWaits::default(),
             locks: None,
             queue: VecDeque::new(),
-            room: (0, 0),
-            patches: BTreeMap::new(),
-            patched_calls: BTreeSet::new(),
-            recorded_due: BTreeMap::new(),
-            is_replaying: false,
+            patches: None,
             is_closed: false,
             is_long: false,
             end: None,
-            turn: Turn::default(),
-            wishes: Wishes::default(),
+            working: None,
         })))
     }
 
@@ -152,7 +138,8 @@ impl Core {
     pub(super) fn begin(&self, ready: &mut Option<Box<Open>>, waker: &Waker) -> bool {
         let mut state = self.lock();
         let bytes = ready.as_ref().map_or(0, |ready| ready.begun.argument.len());
-        if state.outstanding >= OUTSTANDING_MAX || state.room.0 == 0 || state.room.1 < bytes {
+        let room = state.working().room;
+        if state.outstanding >= OUTSTANDING_MAX || room.0 == 0 || room.1 < bytes {
             state.queue.push_back(waker.clone());
             return false;
         }
@@ -169,8 +156,9 @@ impl Core {
     pub(super) fn send(&self, begun: Begun, delay: Option<Delay>) {
         let mut state = self.lock();
         state.use_room(&begun);
-        state.wishes.delays.extend(delay.map(|delay| (begun.place.clone(), delay)));
-        state.turn.begun.insert(begun.place.clone(), begun);
+        let working = state.working();
+        working.wishes.delays.extend(delay.map(|delay| (begun.place.clone(), delay)));
+        working.turn.begun.push(begun);
     }
 
     /// Takes the outcome of an operation that began, or has `waker` woken when it is there.
@@ -226,27 +214,31 @@ impl Core {
     pub(super) fn begin_turn(&self, now: Timestamp, recorded: Option<&Turn>) {
         let mut state = self.lock();
         state.now = now;
-        state.room = (BEGUN_PER_TURN_MAX, BEGUN_BYTES_PER_TURN_MAX);
-        state.turn = Turn { at: now, ..Turn::default() };
-        state.is_replaying = recorded.is_some();
-        state.recorded_due.clear();
-        for (place, begun) in recorded.iter().flat_map(|turn| &turn.begun) {
-            state.recorded_due.extend(begun.due.map(|due| (place.clone(), due)));
+        let mut working = Box::new(Working {
+            turn: Turn { at: now, ..Turn::default() },
+            room: (BEGUN_PER_TURN_MAX, BEGUN_BYTES_PER_TURN_MAX),
+            is_replayed: recorded.is_some(),
+            ..Working::default()
+        });
+        for begun in recorded.iter().flat_map(|turn| &turn.begun) {
+            working.recorded_due.extend(begun.due.map(|due| (begun.place.clone(), due)));
         }
+        state.working = Some(working);
         for (name, place) in recorded.iter().flat_map(|turn| &turn.patches) {
+            let patches = state.patches.get_or_insert_default();
             match place.clone() {
-                Some(place) => drop(state.patched_calls.insert((name.clone(), place))),
-                None => drop(state.patches.insert(name.clone(), true)),
+                Some(place) => drop(patches.calls.insert((name.clone(), place))),
+                None => drop(patches.of_run.insert(name.clone(), true)),
             }
         }
     }
 
     /// Ends a turn, and returns what it did.
     pub(super) fn end_turn(&self) -> (Turn, Wishes) {
-        let mut state = self.lock();
-        let mut turn = take(&mut state.turn);
+        let Working { mut turn, wishes, .. } = *self.lock().working.take().unwrap_or_default();
         turn.cancelled.sort_unstable();
-        (turn, take(&mut state.wishes))
+        turn.begun.sort_unstable_by(|one, other| one.place.cmp(&other.place));
+        (turn, wishes)
     }
 
     /// Hands over a delivery; the workflow is to be polled then. Says whether it changes anything: what has no
@@ -263,7 +255,7 @@ impl Core {
             Delivery::Cancel => state.cancel_all(at),
         };
         state.delivered = at;
-        state.turn.deliveries.push(delivery);
+        state.working().turn.deliveries.push(delivery);
         drop(state);
         woken.into_iter().for_each(Waker::wake);
         true
@@ -272,7 +264,7 @@ impl Core {
     /// Wakes as many of the operations that wait for room as have it now. Says whether there are any.
     pub(super) fn wake_queued(&self) -> bool {
         let mut state = self.lock();
-        let room = state.room.0.min(OUTSTANDING_MAX.saturating_sub(state.outstanding));
+        let room = state.working().room.0.min(OUTSTANDING_MAX.saturating_sub(state.outstanding));
         let count = room.min(state.queue.len());
         let woken: Vec<_> = state.queue.drain(..count).collect();
         drop(state);
@@ -294,23 +286,20 @@ impl Core {
 }
 
 impl State {
+    /// The present turn.
+    fn working(&mut self) -> &mut Working {
+        self.working.get_or_insert_default()
+    }
+
     /// An operation as it is made: it begins when it is polled.
     pub(super) fn new_operation(&mut self, begun: Begun) -> Box<Open> {
-        Box::new(Open {
-            begun,
-            since: self.now,
-            options: None,
-            is_in_place: false,
-            body: None,
-            waker: None,
-            outcome: None,
-        })
+        Box::new(Open { begun, since: self.now, options: None, waker: None, outcome: None })
     }
 
     /// Has an operation fail that does not begin.
     fn refuse(&mut self, mut open: Box<Open>, failure: Failure) {
         open.outcome = Some((0, answer_json(Err(failure)).into()));
-        self.open.insert(open.begun.place.clone(), open);
+        self.open.insert(open);
     }
 
     /// Ends the section that the run is in: its locks are let go.
@@ -318,8 +307,9 @@ impl State {
         let Some(locks) = self.locks.take().filter(|_| !self.is_closed) else { return };
         for (place, target) in locks.held() {
             let begun = Begun::new(place.clone(), Kind::Lock, "");
-            self.wishes.given_up.push(Begun { target: target.into(), ..begun });
-            self.turn.cancelled.push(place.clone());
+            let working = self.working();
+            working.wishes.given_up.push(Begun { target: target.into(), ..begun });
+            working.turn.cancelled.push(place.clone());
         }
     }
 
@@ -337,12 +327,12 @@ impl State {
 
     /// The locks that the run has asked for and not taken.
     pub(super) fn awaited_locks(&self) -> impl Iterator<Item = &Begun> {
-        self.open.values().map(|open| &open.begun).filter(|begun| begun.kind == Kind::Lock)
+        self.open.iter().map(|open| &open.begun).filter(|begun| begun.kind == Kind::Lock)
     }
 
     fn use_room(&mut self, begun: &Begun) {
-        self.room.0 = self.room.0.saturating_sub(1);
-        self.room.1 = self.room.1.saturating_sub(begun.argument.len());
+        let room = &mut self.working().room;
+        *room = (room.0.saturating_sub(1), room.1.saturating_sub(begun.argument.len()));
     }
 
     fn add(&mut self, mut open: Box<Open>) {
@@ -350,16 +340,16 @@ impl State {
         open.since = self.now.max(self.identity.rewound_at);
         match open.begun.kind {
             Kind::Timer => {
-                let due = self.recorded_due.get(&place).copied().or(open.begun.due);
+                let due = self.working().recorded_due.get(&place).copied().or(open.begun.due);
                 open.begun.due = due;
                 self.due.extend(due.map(|due| (due, place.clone())));
             }
             Kind::Event => {
-                self.waits.entry(open.begun.name.clone()).or_default().push_back(place.clone());
+                self.waits.push(&open.begun.name, place.clone());
             }
             Kind::Call => {
                 let lock = self.lock_of(&open.begun.target).cloned();
-                self.wishes.fences.extend(lock.map(|lock| (place.clone(), lock)));
+                self.working().wishes.fences.extend(lock.map(|lock| (place.clone(), lock)));
             }
             Kind::Step | Kind::Signal | Kind::Child | Kind::Detached | Kind::Lock => {}
         }
@@ -367,11 +357,12 @@ impl State {
             self.due.insert((open.since + deadline, place.clone()));
         }
         self.use_room(&open.begun);
-        self.turn.begun.insert(place.clone(), open.begun.clone());
+        let begun = open.begun.clone();
+        self.working().turn.begun.push(begun);
         self.outstanding += 1;
         self.steps += usize::from(open.begun.kind == Kind::Step);
         self.children += usize::from(open.begun.kind == Kind::Child);
-        self.open.insert(place, open);
+        self.open.insert(open);
     }
 
     /// Has an operation have its outcome; returns who waits for it. `None` where it is not outstanding.
@@ -380,7 +371,7 @@ impl State {
         place: &Place,
         (at, outcome): (u64, &Payload),
     ) -> Option<Option<Waker>> {
-        let open = self.open.get_mut(place).filter(|open| open.outcome.is_none())?;
+        let open = self.outstanding(place)?;
         open.outcome = Some((at, outcome.clone()));
         let waker = open.waker.take();
         self.settle(place);
@@ -397,17 +388,8 @@ impl State {
         for due in open.begun.due.into_iter().chain(deadline.map(|length| open.since + length)) {
             self.due.remove(&(due, place.clone()));
         }
-        if open.begun.kind == Kind::Event
-            && let Some(waits) = self.waits.get_mut(&open.begun.name)
-        {
-            // Mostly it is the first one.
-            match waits.front() == Some(place) {
-                true => drop(waits.pop_front()),
-                false => waits.retain(|other| other != place),
-            }
-            if waits.is_empty() {
-                self.waits.remove(&open.begun.name);
-            }
+        if open.begun.kind == Kind::Event {
+            self.waits.remove(&open.begun.name, place);
         }
     }
 
@@ -416,8 +398,10 @@ impl State {
         let is_done = open.outcome.is_some();
         // A lock that is there, and that nobody has taken, is let go too.
         if !is_done || open.begun.kind == Kind::Lock {
-            self.wishes.given_up.push(open.begun.clone());
-            self.turn.cancelled.push(place.clone());
+            let begun = open.begun.clone();
+            let working = self.working();
+            working.wishes.given_up.push(begun);
+            working.turn.cancelled.push(place.clone());
         }
         if !is_done {
             self.settle(place);
@@ -428,20 +412,18 @@ impl State {
     /// Has who runs a step told that nobody waits for it any more.
     pub(super) fn give_step_up(&mut self, place: &Place) {
         let given_up = self.open.get(place).map(|open| open.begun.clone());
-        self.wishes.given_up.extend(given_up);
+        self.working().wishes.given_up.extend(given_up);
     }
 
     /// Ends everything that is outstanding; returns who waits for it, in the order of places.
     fn cancel_all(&mut self, at: u64) -> Vec<Waker> {
-        let outstanding = self.open.values().filter(|open| open.outcome.is_none());
-        let mut places: Vec<_> = outstanding.map(|open| open.begun.place.clone()).collect();
-        places.sort_unstable();
-        let begun = places.iter().filter_map(|place| self.open.get(place));
-        self.wishes.given_up.extend(begun.map(|open| open.begun.clone()));
+        let begun: Vec<_> = self.all_outstanding().map(|open| open.begun.clone()).collect();
+        let places: Vec<_> = begun.iter().map(|begun| begun.place.clone()).collect();
+        self.working().wishes.given_up.extend(begun);
         let outcome: Payload = answer_json(Err(Failure::Cancelled)).into();
         let ended = places.iter().filter_map(|place| self.end_operation(place, (at, &outcome)));
         let wakers = ended.flatten().collect();
-        self.turn.cancelled.extend(places);
+        self.working().turn.cancelled.extend(places);
         wakers
     }
 
@@ -457,20 +439,24 @@ impl State {
 
     /// Whether they do, and this turn has handed over nothing yet that would have them begin.
     pub(super) fn begins_more(&self) -> bool {
-        self.waits_for_turn() && self.turn.deliveries.is_empty()
+        let is_handed_over = |it: &Working| !it.turn.deliveries.is_empty();
+        self.waits_for_turn() && !self.working.as_deref().is_some_and(is_handed_over)
     }
 
     /// An operation that is outstanding.
     pub(super) fn outstanding(&mut self, place: &Place) -> Option<&mut Open> {
-        self.open.get_mut(place).map(|open| &mut **open).filter(|open| open.outcome.is_none())
+        self.open.get_mut(place).filter(|open| open.outcome.is_none())
     }
 
     /// All operations that are outstanding, in the order of their places.
-    pub(super) fn all_outstanding(&self) -> Vec<&Open> {
-        let all = self.open.values().map(|open| &**open).filter(|open| open.outcome.is_none());
-        let mut all: Vec<_> = all.collect();
-        all.sort_unstable_by(|one, other| one.begun.place.cmp(&other.begun.place));
-        all
+    pub(super) fn all_outstanding(&self) -> impl Iterator<Item = &Open> {
+        self.open.iter().filter(|open| open.outcome.is_none())
+    }
+
+    /// About how many bytes it takes in memory.
+    pub(super) fn bytes(&self) -> usize {
+        let due = self.due.len() * size_of::<(Timestamp, Place)>();
+        size_of::<Self>() + self.open.bytes() + self.waits.bytes() + due
     }
 
     pub(super) fn outstanding_count(&self) -> usize {
@@ -487,12 +473,12 @@ impl State {
 
     /// The oldest wait for an event.
     pub(super) fn wait_for(&self, event: &str) -> Option<&Place> {
-        self.waits.get(event)?.front()
+        self.waits.first(event)
     }
 
     /// The names of the events that are waited for.
     pub(super) fn awaited_events(&self) -> impl Iterator<Item = &str> {
-        self.waits.keys().map(|name| &**name)
+        self.waits.names()
     }
 
     /// The first moment at which something is due by itself, and the operation.
@@ -502,23 +488,24 @@ impl State {
 
     /// How many operations began in this turn.
     pub(super) fn begun_count(&self) -> usize {
-        self.turn.begun.len()
+        self.working.as_deref().map_or(0, |working| working.turn.begun.len())
     }
 
     pub(super) fn set_status(&mut self, status: Payload) {
-        self.wishes.status = Some(status);
+        self.working().wishes.status = Some(status);
     }
 
     /// The answer of a patch for the whole run: whether the run reached it for the first time with a program that
     /// has it.
     pub(super) fn patched(&mut self, name: &str) -> bool {
-        if let Some(known) = self.patches.get(name) {
+        let answer = !self.working().is_replayed;
+        let patches = self.patches.get_or_insert_default();
+        if let Some(known) = patches.of_run.get(name) {
             return *known;
         }
-        let answer = !self.is_replaying;
-        self.patches.insert(name.into(), answer);
+        patches.of_run.insert(name.into(), answer);
         if answer {
-            self.turn.patches.push((name.into(), None));
+            self.working().turn.patches.push((name.into(), None));
         }
         answer
     }
@@ -526,11 +513,14 @@ impl State {
     /// The answer of a patch for this call, behind the operation that was made last.
     pub(super) fn patched_now(&mut self, name: &str) -> bool {
         let call = (Box::from(name), self.scope.last());
-        if !self.is_replaying && self.patched_calls.insert(call.clone()) {
-            self.turn.patches.push((call.0, Some(call.1)));
-            return true;
+        let is_replayed = self.working().is_replayed;
+        let calls = &mut self.patches.get_or_insert_default().calls;
+        if is_replayed || calls.contains(&call) {
+            return calls.contains(&call);
         }
-        self.patched_calls.contains(&call)
+        calls.insert(call.clone());
+        self.working().turn.patches.push((call.0, Some(call.1)));
+        true
     }
 
     /// The next random number of the scope.

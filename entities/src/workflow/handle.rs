@@ -141,7 +141,9 @@ impl<W> Workflow<W> {
         match argument.map_err(|error| error.to_string()).and_then(within_limit) {
             Ok(json) => ready.begun.argument = json.into(),
             // It fails as the step would that cannot read it.
-            Err(why) => ready.body = Some(refused(why)),
+            Err(why) => {
+                ready.options.get_or_insert_default().body = Some(refused(why));
+            }
         }
         StepOperation(Operation::new(&self.core, ready, read_answer))
     }
@@ -160,8 +162,9 @@ impl<W> Workflow<W> {
         let place = state.scope.claim();
         let mut ready = state.new_operation(Begun::new(place, Kind::Step, name));
         drop(state);
-        ready.is_in_place = true;
-        ready.body = Some(Box::new(move |attempt, given| match given.get::<W>() {
+        let options = ready.options.get_or_insert_default();
+        options.is_in_place = true;
+        options.body = Some(Box::new(move |attempt, given| match given.get::<W>() {
             Some(given) => {
                 let running = code(Step::new(given, attempt));
                 Box::pin(async move { encoded(running.await?) })

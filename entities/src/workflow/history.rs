@@ -4,7 +4,7 @@
 //! cancelled on them. So replaying the deliveries shows whether a program still does the same. What steps did in vain,
 //! suspends and retries are no part of it.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Visitor};
@@ -177,9 +177,17 @@ pub(crate) struct Turn {
     /// Handed over in this order.
     pub(crate) deliveries: Vec<Delivery>,
     /// In the order of their places.
-    pub(crate) begun: BTreeMap<Place, Begun>,
+    pub(crate) begun: Vec<Begun>,
     /// The operations that were given up, in the order of their places.
     pub(crate) cancelled: Vec<Place>,
     /// Answers of patches: of a name for the run, and of a place for one call.
     pub(crate) patches: Vec<(Box<str>, Option<Place>)>,
+}
+
+impl Turn {
+    /// The operation that it began at a place.
+    pub(super) fn begun_at(&self, place: &Place) -> Option<&Begun> {
+        let index = self.begun.binary_search_by(|begun| begun.place.cmp(place));
+        index.ok().and_then(|index| self.begun.get(index))
+    }
 }

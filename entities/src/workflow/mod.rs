@@ -20,6 +20,7 @@ mod guard;
 mod handle;
 mod history;
 mod instance;
+mod open;
 mod operation;
 mod place;
 mod program;

@@ -14,8 +14,9 @@ use serde::de::DeserializeOwned;
 
 use super::{
     combine::{Branches as _, Of2, private::Handle},
-    core::{Core, Open},
+    core::Core,
     history::{Begun, Kind, Payload},
+    open::Open,
     place::Place,
     step::StepOptions,
 };

@@ -217,8 +217,8 @@ pub type StepResult = Result<Vec<u8>, StepError>;
 pub(super) type StepBody =
     Box<dyn FnOnce(Arc<Attempt>, &Dependencies) -> BoxFuture<'static, StepResult> + Send>;
 
-/// The options of one step that differ from those of all.
-#[derive(Clone, Default)]
+/// The options of one step that differ from those of all, and its code, where that is in place.
+#[derive(Default)]
 pub(super) struct StepOptions {
     pub(super) attempts: Option<u32>,
     pub(super) backoff: Option<(Duration, Duration)>,
@@ -227,6 +227,9 @@ pub(super) struct StepOptions {
     /// Of the step with all its attempts.
     pub(super) deadline: Option<Duration>,
     pub(super) retry_if: Option<RetryIf>,
+    /// Whether its code is in place, and that, until it is started.
+    pub(super) is_in_place: bool,
+    pub(super) body: Option<StepBody>,
 }
 
 /// Says of the text of a failure whether the step may be tried again.

@@ -160,7 +160,7 @@ impl Partition {
                 if Sabotage::IndexOutlivesState.is_on() { Default::default() } else { indexed };
             let entries = entries.filter(|_| !Sabotage::EntriesOutliveState.is_on());
             self.group.write(Write::DeleteState(id.clone(), Ended { indexed, entries }));
-            self.activations.count_entries(id);
+            self.activations.count_held(id);
         }
         for head in heads {
             let due = head.row_due();

@@ -49,7 +49,7 @@ impl Partition {
             let damaged = |why| ReadError::Damaged(Damaged(why));
             state.supply(&loaded).map_err(|why| unreadable(id, &damaged(why)))
         });
-        self.activations.count_entries(id);
+        self.activations.count_held(id);
         match (supplied, envelope) {
             (Ok(()), envelope) => self.activations.of(id).put_back(envelope),
             (Err(error), Envelope::Operation(mut operation)) => {

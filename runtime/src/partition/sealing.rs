@@ -44,7 +44,7 @@ impl Partition {
         let record = live.write(version, incarnation, Sent { encoded, indexed, hash });
         self.activations.note_size(id, bytes, self.environment.config().state_bytes_max);
         if has_collections {
-            self.activations.count_entries(id);
+            self.activations.count_held(id);
         }
         Ok(record)
     }

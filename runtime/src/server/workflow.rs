@@ -188,10 +188,10 @@ async fn history(of: &Instance) -> Result<(), Error> {
         for turn in page["turns"].as_array().into_iter().flatten() {
             let number = (rows.len() + 1).to_string();
             let delivered = turn["deliveries"].as_array().into_iter().flatten().map(delivery);
-            let begun = turn["begun"].as_object().into_iter().flatten().map(|(place, begun)| {
-                let parts = ["kind", "name", "target"].map(|part| text(&begun[part]));
+            let begun = turn["begun"].as_array().into_iter().flatten().map(|begun| {
+                let parts = ["place", "kind", "name", "target"].map(|part| text(&begun[part]));
                 let words: Vec<_> = parts.into_iter().filter(|part| !part.is_empty()).collect();
-                format!("{place} {}", words.join(" "))
+                words.join(" ")
             });
             let given_up = turn["cancelled"].as_array().into_iter().flatten().map(text);
             let lists = [delivered.collect(), begun.collect(), given_up.collect::<Vec<_>>()];

@@ -3,7 +3,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use stead::{
@@ -375,4 +378,52 @@ async fn who_waits_over_http_hears_the_result_and_finds_workflows_by_status() {
     assert_eq!(send(http.get(format!("{url}/v1/workflows/counter/a"))).await.0, 404);
 
     server.abort();
+}
+
+/// A run that takes much memory, and is counted as long as it is there.
+struct Heavy;
+
+struct Counted;
+
+static HEAVY: AtomicUsize = AtomicUsize::new(0);
+
+impl Counted {
+    fn new() -> Self {
+        HEAVY.fetch_add(1, Ordering::Relaxed);
+        Self
+    }
+}
+impl Drop for Counted {
+    fn drop(&mut self) {
+        HEAVY.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[workflow(name = "heavy", events(go: u32))]
+impl Heavy {
+    pub async fn run(ctx: Workflow<Self>) -> Result<u32, Failure> {
+        let (ballast, _counted) = ([1_u8; 64 << 10], Counted::new());
+        let place = ctx.go().await?;
+        Ok(u32::from(std::hint::black_box(&ballast)[place as usize]))
+    }
+}
+
+#[tokio::test]
+async fn runs_leave_memory_where_they_take_more_than_there_is_for_entities() {
+    let config = Config::with(|config| config.memory = 256 << 20);
+    let world = World { config, ..World::new() };
+    let node = world.start_with(|builder| builder.workflow(Heavy)).await;
+    let runs = 1_500;
+    for number in 0..runs {
+        let started = node.workflow::<Heavy>(format!("h-{number}")).start().await;
+        assert!(started.expect("started").is_new);
+    }
+    // Their states would have room for long; 1,500 futures are 94 MiB, of which 72 are for entities.
+    until_true("some have left", async || HEAVY.load(Ordering::Relaxed) < runs * 9 / 10).await;
+    for number in [0, 1, 2, runs / 2, runs - 1] {
+        let heavy = node.workflow::<Heavy>(format!("h-{number}"));
+        heavy.go(7).await.expect("kept");
+        assert_eq!(heavy.result().await.expect("a result"), 1, "h-{number}");
+    }
+    node.abort().await;
 }

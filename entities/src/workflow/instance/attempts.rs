@@ -14,8 +14,9 @@ use crate::{
     workflow::{
         ATTEMPTS, BACKOFF, BACKOFF_MAX, INTERRUPTED_MAX,
         activation::{Activation, Problem},
-        core::{Open, mixed},
+        core::mixed,
         history::{Delivery, Kind, Turn},
+        open::Open,
         place::Place,
         start::{NewAttempt, StepStart},
     },
@@ -90,7 +91,7 @@ impl Engine<'_> {
     /// Begins the attempts of steps that the turn began, and of those that are to be tried again.
     pub(super) fn start_attempts(&mut self, activation: &Activation, turn: &Turn) {
         let now = self.ctx.now();
-        let begun = turn.begun.values().filter(|begun| begun.kind == Kind::Step);
+        let begun = turn.begun.iter().filter(|begun| begun.kind == Kind::Step);
         let mut places: Vec<_> = begun.map(|begun| begun.place.clone()).collect();
         for step in &mut self.head().attempts {
             if step.next_at.is_some_and(|at| at <= now) {
@@ -121,7 +122,7 @@ impl Engine<'_> {
             timeout: open.options.as_ref().and_then(|options| options.timeout),
             argument: open.begun.argument.clone(),
             program,
-            body: open.body.take(),
+            body: open.options.as_mut().and_then(|options| options.body.take()),
         });
         drop(state);
         self.ctx.emit(Effect::Step(start));
@@ -138,8 +139,7 @@ impl Engine<'_> {
         let mut given_up = Vec::new();
         if let Some(activation) = &live.activation {
             let state = activation.core.lock();
-            let steps = state.all_outstanding().into_iter();
-            let steps = steps.filter(|open| open.begun.kind == Kind::Step);
+            let steps = state.all_outstanding().filter(|open| open.begun.kind == Kind::Step);
             let places: Vec<_> = steps.map(|open| open.begun.place.clone()).collect();
             drop(state);
             let was_interrupted = std::mem::take(&mut self.head().was_interrupted);

@@ -207,7 +207,7 @@ impl Engine<'_> {
             fingerprint,
             created_at: now,
             updated_at: now,
-            reply_to,
+            reply_to: reply_to.map(Box::new),
             deadline: start.deadline.map(|length| (now + length.as_duration()).min(Timestamp::MAX)),
             ..Head::default()
         }));
@@ -291,7 +291,8 @@ impl Engine<'_> {
         self.running()?;
         let head = self.head();
         head.status = Status::Suspended;
-        head.suspended = if reason.reason.is_empty() { "suspended".into() } else { reason.reason };
+        head.suspended =
+            if reason.reason.is_empty() { "suspended".into() } else { reason.reason.into() };
         Ok(())
     }
 
@@ -300,7 +301,7 @@ impl Engine<'_> {
         let head = self.head();
         if head.status == Status::Suspended {
             head.status = Status::Running;
-            head.suspended.clear();
+            head.suspended = Box::default();
             self.continue_after_pause();
         }
         Ok(())
@@ -367,7 +368,7 @@ impl Engine<'_> {
         let Ok(turns) = self.state.history.all() else { return Vec::new() };
         let mut children = std::collections::BTreeMap::new();
         for turn in &turns {
-            for begun in turn.begun.values() {
+            for begun in &turn.begun {
                 if begun.kind == Kind::Child || (!outstanding && begun.kind == Kind::Detached) {
                     children.insert(begun.place.clone(), begun.target.clone());
                 }
@@ -466,12 +467,12 @@ impl Engine<'_> {
         head.updated_at = now;
         (head.outstanding, head.children, head.has_steps) = (0, 0, false);
         (head.stuck, head.deadline) = (None, None);
-        head.suspended.clear();
+        head.suspended = Box::default();
         // Those of its code were let go with it.
         head.locks.clear();
         drop((std::mem::take(&mut head.attempts), std::mem::take(&mut head.waits)));
         if let Some(reply_to) = head.reply_to.take() {
-            self.ctx.emit(Effect::Answer(reply_to, answer.bytes().to_vec()));
+            self.ctx.emit(Effect::Answer(*reply_to, answer.bytes().to_vec()));
         }
         if self.head().wake_at.take().is_some() {
             self.ctx.emit(Effect::CancelReminder(WAKE.into()));

@@ -16,8 +16,9 @@ use crate::{
     workflow::{
         HISTORY_BYTES_MAX, HISTORY_DELIVERIES_MAX,
         activation::{Activation, Problem},
-        core::{Open, Wishes},
+        core::Wishes,
         history::{Begun, Kind, Turn},
+        open::Open,
         place::Place,
         start::StepId,
     },
@@ -92,7 +93,8 @@ impl Engine<'_> {
     pub(super) fn emit_begun(&mut self, turn: &Turn, wishes: &Wishes) {
         let head = self.head();
         let (run, seed) = (head.run, head.seed);
-        for (place, begun) in &turn.begun {
+        for begun in &turn.begun {
+            let place = &begun.place;
             if turn.cancelled.binary_search(place).is_ok() {
                 continue;
             }
@@ -147,16 +149,18 @@ impl Engine<'_> {
         let shown = |open: &Open| Wait {
             place: open.begun.place.clone(),
             kind: open.begun.kind,
-            name: open.begun.name.to_string(),
-            target: open.begun.target.to_string(),
+            name: open.begun.name.clone(),
+            target: open.begun.target.clone(),
             since: open.since,
             due: open.begun.due,
         };
         // Of many the first ones are not worth looking for with each turn.
-        let waits = match outstanding <= 4 * WAITS_SHOWN_MAX {
-            true => state.all_outstanding().into_iter().take(WAITS_SHOWN_MAX).map(shown).collect(),
+        let mut waits: Vec<_> = match outstanding <= 4 * WAITS_SHOWN_MAX {
+            true => state.all_outstanding().take(WAITS_SHOWN_MAX).map(shown).collect(),
             false => Vec::new(),
         };
+        // It stays with an instance at rest, of which there are many.
+        waits.shrink_to_fit();
         let has_steps = state.outstanding_steps() > 0;
         let locks = state.all_locks().into_iter();
         let locks = locks.map(|(place, target)| HeldLock { place, target: target.into() });

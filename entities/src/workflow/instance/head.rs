@@ -79,14 +79,14 @@ pub(super) struct Head {
     /// The progress that its code shows.
     pub(super) shown: Payload,
     /// The one who hears of its end.
-    pub(super) reply_to: Option<ReplyAddress>,
+    pub(super) reply_to: Option<Box<ReplyAddress>>,
     pub(super) history: HistoryCounts,
     pub(super) kept: KeptCounts,
     /// Steps that were tried in vain, and are not done.
     pub(super) attempts: Vec<StepAttempts>,
-    pub(super) stuck: Option<Stuck>,
+    pub(super) stuck: Option<Box<Stuck>>,
     /// Why it is suspended.
-    pub(super) suspended: String,
+    pub(super) suspended: Box<str>,
     /// When it is woken next.
     pub(super) wake_at: Option<Timestamp>,
     /// Whether a row brings it back when its partition is hosted.
@@ -187,8 +187,8 @@ pub struct Stuck {
 pub(super) struct Wait {
     pub(super) place: Place,
     pub(super) kind: Kind,
-    pub(super) name: String,
-    pub(super) target: String,
+    pub(super) name: Box<str>,
+    pub(super) target: Box<str>,
     pub(super) since: Timestamp,
     pub(super) due: Option<Timestamp>,
 }

@@ -1,12 +1,12 @@
 //! The history of a run as entries of the instance: each turn is one, or several where it is large.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{
-    Layout, Log,
-    collections::{Collection, EntryChanges, Loaded},
+    Layout, Log, Timestamp,
+    collections::{Collection, EntryChanges, Loaded, Wanted, log_key},
     state::LayoutText,
     stored::{self, Checks},
     workflow::history::{Payload, Turn},
@@ -49,10 +49,42 @@ impl Layout for Bytes {
     }
 }
 
+/// An entry of the log, as it is stored.
+#[derive(Deserialize)]
+struct StoredPiece<'a> {
+    _at: Timestamp,
+    is_last: bool,
+    #[serde(borrow)]
+    bytes: &'a [u8],
+}
+
 /// The turns of a run. Unlike another log it keeps nothing in memory that is stored: who goes on has the run itself.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub(super) struct History(Log<Piece>);
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct History {
+    log: Log<Piece>,
+    /// The oldest entries, as they were read for a turn: a long history is read at one time, and only once.
+    read: Option<Arc<Read>>,
+}
+
+/// Entries that were read, from the oldest one on.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Read {
+    bytes: Vec<u8>,
+    /// Up to where each of them goes, and whether a turn ends with it.
+    ends: Vec<(usize, bool)>,
+}
+
+impl Read {
+    /// Those of these entries that were read: whether a turn ends with each, and its bytes.
+    fn pieces(&self, entries: Range<usize>) -> impl Iterator<Item = (bool, &[u8])> {
+        let mut from = entries.start.checked_sub(1).map_or(0, |before| self.ends[before].0);
+        self.ends[entries].iter().map(move |(to, is_last)| {
+            let bytes = &self.bytes[from..*to];
+            from = *to;
+            (*is_last, bytes)
+        })
+    }
+}
 
 impl History {
     /// Adds a turn, and returns its bytes.
@@ -61,28 +93,41 @@ impl History {
         let count = bytes.chunks(PIECE_BYTES_MAX).count();
         for (at, piece) in bytes.chunks(PIECE_BYTES_MAX).enumerate() {
             let piece = Piece { is_last: at + 1 == count, bytes: Bytes(piece.into()) };
-            self.0.push(turn.at, piece);
+            self.log.push(turn.at, piece);
         }
         Ok(bytes.len())
     }
 
     /// How many entries it has.
     pub(super) fn len(&self) -> u64 {
-        self.0.len()
+        self.log.len()
     }
 
     /// The turns in these entries, which begin with one. Gives the turn up where they are not in memory.
     pub(super) fn turns(&self, entries: Range<u64>) -> Result<Vec<Turn>, String> {
-        let (mut turns, mut bytes) = (Vec::new(), Vec::new());
-        for piece in self.0.read(entries) {
-            bytes.extend_from_slice(piece.bytes.0.bytes());
-            if piece.is_last {
-                let turn = stored::decode(&bytes);
-                turns.push(
-                    turn.map_err(|error| format!("a turn of the history cannot be read: {error}"))?,
-                );
-                bytes.clear();
+        let read = self.read.as_deref();
+        let count = read.map_or(0, |read| read.ends.len());
+        let index = |entry: u64| usize::try_from(entry).unwrap_or(usize::MAX).min(count);
+        let range = index(entries.start)..index(entries.end);
+        let rest = entries.start.max(count as u64)..entries.end;
+        // What is not there is asked for first: nothing is decoded in vain.
+        let rest: Vec<_> = self.log.read(rest).collect();
+        let rest = rest.into_iter().map(|piece| (piece.is_last, piece.bytes.0.bytes()));
+        let (mut turns, mut first_pieces) = (Vec::new(), Vec::new());
+        for (is_last, bytes) in
+            read.into_iter().flat_map(|read| read.pieces(range.clone())).chain(rest)
+        {
+            if !is_last {
+                first_pieces.extend_from_slice(bytes);
+                continue;
             }
+            let turn = match first_pieces.is_empty() {
+                true => stored::decode(bytes),
+                false => stored::decode(&[&*std::mem::take(&mut first_pieces), bytes].concat()),
+            };
+            turns.push(
+                turn.map_err(|error| format!("a turn of the history cannot be read: {error}"))?,
+            );
         }
         Ok(turns)
     }
@@ -93,30 +138,66 @@ impl History {
     }
 }
 
+/// Stored as the log of its entries.
+impl Serialize for History {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.log.serialize(serializer)
+    }
+}
+impl<'de> Deserialize<'de> for History {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self { log: Log::deserialize(deserializer)?, read: None })
+    }
+}
+
 impl Collection for History {
     fn number(&self) -> u32 {
-        self.0.number()
+        self.log.number()
     }
     fn length(&self) -> u64 {
-        self.0.length()
+        self.log.length()
     }
     fn bytes(&self) -> usize {
-        self.0.bytes()
+        self.log.bytes()
+            + self.read.as_ref().map_or(0, |read| read.bytes.capacity() + size_of_val(&*read.ends))
     }
     fn renumber(&mut self, number: u32) -> Result<(), String> {
-        self.0.renumber(number)
+        self.log.renumber(number)
     }
     fn check(&mut self, checks: Checks, is_proven: bool) -> Result<usize, String> {
-        self.0.check(checks, is_proven)
+        self.log.check(checks, is_proven)
     }
     fn seal(&mut self, changes: &mut EntryChanges, checks: Checks) -> Result<(), String> {
-        self.0.seal(changes, checks)
+        self.log.seal(changes, checks)
     }
     fn evict(&mut self, _bytes_max: usize) {
-        self.0.evict_all();
+        self.read = None;
+        self.log.evict_all();
     }
     fn supply(&mut self, loaded: &Loaded) -> Result<(), String> {
-        self.0.supply(loaded)
+        let read = self.read.get_or_insert_default();
+        let next = log_key(read.ends.len() as u64);
+        if !matches!(&loaded.wanted, Wanted::Range { from, .. } if *from == next) {
+            return self.log.supply(loaded);
+        }
+        if loaded.rows.is_empty() {
+            return Err(format!(
+                "the history has {} entries, not {}",
+                read.ends.len(),
+                self.log.len()
+            ));
+        }
+        let read = Arc::make_mut(read);
+        for (key, stored) in &loaded.rows {
+            if **key != (read.ends.len() as u64).to_be_bytes() {
+                return Err(format!("the history lacks its entry {}", read.ends.len()));
+            }
+            let piece: StoredPiece<'_> =
+                stored::decode_borrowed(stored).map_err(|error| error.to_string())?;
+            read.bytes.extend_from_slice(piece.bytes);
+            read.ends.push((read.bytes.len(), piece.is_last));
+        }
+        Ok(())
     }
 }
 

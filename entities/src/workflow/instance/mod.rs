@@ -111,6 +111,12 @@ impl Slot {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
+    /// About how many bytes the run takes in memory.
+    fn bytes(&self) -> usize {
+        let live = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        live.as_ref().map_or(0, |live| live.bytes())
+    }
+
     fn put(&self, live: Box<Live>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(live);
     }
@@ -188,6 +194,10 @@ impl<W: WorkflowType> Entity for Instance<W> {
 
     fn policy() -> Policy {
         Policy { retries: Some(2), ..Policy::default() }
+    }
+
+    fn held_bytes(&self) -> usize {
+        self.slot.bytes()
     }
 
     fn dependencies() -> Vec<Dependency> {

@@ -116,9 +116,9 @@ impl Engine<'_> {
             self.answer(reply_to, outcome);
             return Ok(Started { is_new: false, run: self.head().run });
         }
-        let old = std::mem::replace(&mut self.head().reply_to, reply_to);
+        let old = std::mem::replace(&mut self.head().reply_to, reply_to.map(Box::new));
         let outdated = answer_json(Err(Failure::Cancelled));
-        self.answer(old, outdated);
+        self.answer(old.map(|old| *old), outdated);
         Ok(Started { is_new: false, run: self.head().run })
     }
 
@@ -143,7 +143,7 @@ impl Engine<'_> {
         (head.status, head.outcome) = (Status::Running, Payload::default());
         (head.history, head.stuck) = (Default::default(), None);
         (head.deadline, head.is_overdue, head.has_steps) = (None, false, false);
-        head.suspended.clear();
+        head.suspended = Box::default();
         drop((std::mem::take(&mut head.attempts), std::mem::take(&mut head.waits)));
         let activation = self.replay_to(cut)?;
         let ended = activation.as_ref().is_some_and(|it| it.core.lock().end.is_some());
@@ -234,8 +234,8 @@ impl Engine<'_> {
                     self.start_attempt(activation, begun.place.clone());
                 }
             }
-            let begun = again.into_iter().map(|begun| (begun.place.clone(), as_again(begun)));
-            let turn = Turn { begun: begun.collect(), ..Turn::default() };
+            let begun = again.into_iter().map(as_again).collect();
+            let turn = Turn { begun, ..Turn::default() };
             self.emit_begun(&turn, &Wishes::default());
         }
         self.slot.put(live);
@@ -244,7 +244,7 @@ impl Engine<'_> {
 
 fn outstanding(activation: &Activation) -> Vec<Begun> {
     let state = activation.core.lock();
-    state.all_outstanding().into_iter().map(|open| open.begun.clone()).collect()
+    state.all_outstanding().map(|open| open.begun.clone()).collect()
 }
 
 /// An operation that is asked for once more: a child is told that it was there before.
@@ -259,7 +259,7 @@ fn as_again(mut begun: Begun) -> Begun {
 
 /// Cuts before the turn that began the operation at a place.
 fn before<'t>(place: &Place, turns: &'t [Turn]) -> Result<Cut<'t>, Rejection> {
-    let at = turns.iter().position(|turn| turn.begun.contains_key(place)).ok_or_else(|| {
+    let at = turns.iter().position(|turn| turn.begun_at(place).is_some()).ok_or_else(|| {
         let why = format!("its history began no operation at place {place}");
         refused("unknown_place", why)
     })?;

@@ -92,7 +92,7 @@ impl Engine<'_> {
             Problem::Refused(_) | Problem::Mismatch(_) | Problem::Poisoned(_) => None,
         };
         let reason = cut(problem.text().to_owned());
-        head.stuck = Some(Stuck { since, reason, attempts, retry_at });
+        head.stuck = Some(Box::new(Stuck { since, reason, attempts, retry_at }));
         self.wake_by(retry_at);
         self.mark();
     }
@@ -327,7 +327,7 @@ impl Engine<'_> {
         self.head().wake_at = None;
         let now = self.ctx.now();
         let is_due = |stuck: &Stuck| stuck.retry_at.is_some_and(|at| at <= now);
-        if self.head().stuck.as_ref().is_some_and(is_due) {
+        if self.head().stuck.as_deref().is_some_and(is_due) {
             return self.try_again();
         }
         let cancels = self.pass_deadline();
@@ -389,6 +389,13 @@ pub(super) fn deliver(live: &mut Live, delivery: Delivery) -> Result<bool, Probl
 }
 
 impl Live {
+    /// About how many bytes it takes in memory.
+    pub(super) fn bytes(&self) -> usize {
+        let waiting: usize = self.events.values().map(|numbers| 96 + 8 * numbers.len()).sum();
+        let activation = self.activation.as_ref().map_or(0, Activation::bytes);
+        size_of::<Self>() + waiting + activation
+    }
+
     fn has_ended(&self) -> bool {
         self.activation.as_ref().is_some_and(|activation| activation.core.lock().end.is_some())
     }

@@ -116,8 +116,8 @@ impl State {
         let waits_for = of.waits.iter().map(|wait| WaitView {
             place: wait.place.to_string(),
             kind: wait.kind,
-            name: wait.name.clone(),
-            target: wait.target.clone(),
+            name: wait.name.to_string(),
+            target: wait.target.to_string(),
             since: wait.since,
             due: wait.due,
             failed_attempts: of
@@ -128,8 +128,8 @@ impl State {
         });
         View {
             status,
-            suspended: Some(of.suspended.clone()).filter(|reason| !reason.is_empty()),
-            stuck: of.stuck.clone(),
+            suspended: Some(of.suspended.to_string()).filter(|reason| !reason.is_empty()),
+            stuck: of.stuck.as_deref().cloned(),
             run: of.run,
             version: of.version,
             created_at: time(of.created_at),

@@ -27,7 +27,8 @@ pub(super) fn events(instance: &Instance, turns: &[Value], shows_output: bool) -
             event["Timestamp"] = turn["at"].clone();
             events.push(event);
         }
-        for (place, operation) in turn["begun"].as_object().into_iter().flatten() {
+        for operation in turn["begun"].as_array().into_iter().flatten() {
+            let place = operation["place"].as_str().unwrap_or_default();
             begun.insert(place, (operation, &turn["at"]));
         }
     }

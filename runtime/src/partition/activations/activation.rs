@@ -34,9 +34,9 @@ pub(in crate::partition) struct Activation {
     /// How many left-behind operations are counted at one time.
     counted_share: u8,
     pub(super) is_queued: bool,
-    /// The bytes that are counted for it, and for the entries of its collections.
+    /// The bytes that are counted for it, and for what it has in memory beside its state.
     pub(super) bytes: u32,
-    pub(super) entries: u32,
+    pub(super) held: u32,
     pub(super) used_at: Timestamp,
 }
 
@@ -110,14 +110,14 @@ impl Activation {
             counted_share: 1,
             is_queued: false,
             bytes: 0,
-            entries: 0,
+            held: 0,
             used_at: now,
         }
     }
 
     /// The bytes that are counted for it, with all of its collections that is in memory.
     pub(super) fn bytes(&self) -> usize {
-        self.bytes as usize + self.entries as usize
+        self.bytes as usize + self.held as usize
     }
 
     /// The bytes that are counted for it without its collections.

@@ -107,15 +107,15 @@ impl Activations {
         self.count(id, bytes);
     }
 
-    /// Counts what is in memory of the collections of an entity.
-    pub(super) fn count_entries(&mut self, id: &EntityId) {
+    /// Counts what an entity has in memory beside its state.
+    pub(super) fn count_held(&mut self, id: &EntityId) {
         let activation = self.of(id);
         let bytes = match activation.live().is_some() {
-            true => activation.live_mut().state_mut().entry_bytes(),
+            true => activation.live_mut().state_mut().held_bytes(),
             false => 0,
         };
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let before = std::mem::replace(&mut activation.entries, bytes);
+        let before = std::mem::replace(&mut activation.held, bytes);
         self.share.replace(before as usize, bytes as usize);
     }
 
