@@ -49,6 +49,7 @@ pub use node::{
     BulkView, Change, ChangeEvent, Changes, CronView, DeadLetterView, Deletion, EntityView, Events,
     Find, Listed, Node, NodeBuilder, ReminderView, SelectedView, Snapshot, StartError, TypeChange,
     TypeChangeEvent, TypeChanges, UnservedView, UpgradeView, VersionView, VersionsView,
+    WorkflowChange, WorkflowsChanged,
 };
 pub use partition::reply::StateView;
 #[cfg(feature = "postgres")]

@@ -20,6 +20,7 @@ use stead_entities::{
     schemars::SchemaGenerator,
     state::LayoutText,
     stored::{self, Checks},
+    workflow::WorkflowDescription,
 };
 
 use crate::map::Map;
@@ -85,6 +86,8 @@ pub(crate) trait EntityType: Send + Sync {
     fn name(&self) -> &'static str;
     /// The type in words, under the policy of a node.
     fn description(&self, node: Policy) -> EntityDescription;
+    /// Describes the workflow type, where it is one.
+    fn workflow(&self) -> Option<WorkflowDescription>;
     /// The dependencies of its operations that await, and of its queries.
     fn dependencies(&self) -> &Arc<Dependencies>;
     /// The names of those that are not given.
@@ -288,6 +291,10 @@ impl<E: Entity> EntityType for Typed<E> {
 
     fn description(&self, node: Policy) -> EntityDescription {
         EntityDescription::of::<E>(node)
+    }
+
+    fn workflow(&self) -> Option<WorkflowDescription> {
+        E::workflow()
     }
 
     fn dependencies(&self) -> &Arc<Dependencies> {

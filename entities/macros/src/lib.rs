@@ -61,7 +61,8 @@ pub fn entity(attribute: TokenStream, item: TokenStream) -> TokenStream {
 /// `#[workflow(name = "order", version = 2, events(approval: Approval), also(1 = OrdersV1), retention = DAYS_30)]`: the
 /// name is required, the version of the code is 1 unless stated. `events` names the events that it takes, with the types
 /// of their payloads. `also` names types with the code of earlier versions, for runs that began with it. `retention` is
-/// how long an instance that has ended stays, a week unless stated.
+/// how long an instance that has ended stays, a week unless stated. `changes` is how long the changes of all instances
+/// are kept for those who follow them.
 ///
 /// `ctx.charge(order)` is the step `charge`, `ctx.approval()` the next event `approval`: methods of the trait
 /// `OrdersContext`, which other modules import. A step may ask for `step: &Step` before its arguments, and

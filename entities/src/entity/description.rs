@@ -50,17 +50,6 @@ impl EntityDescription {
     /// Describes `E` under the policy of a node. Each schema stands for itself: its definitions are inside.
     pub fn of<E: Entity>(node: Policy) -> Self {
         let policy = E::policy().or(node);
-        let whole = |schemas: &dyn Fn(&mut SchemaGenerator) -> Schema| {
-            let mut settings = SchemaSettings::draft2020_12();
-            settings.inline_subschemas = false;
-            let mut generator = settings.into_generator();
-            let mut schema = schemas(&mut generator);
-            let definitions = generator.take_definitions(true);
-            if !definitions.is_empty() {
-                schema.insert("$defs".into(), definitions.into());
-            }
-            schema
-        };
         let operations = E::operations()
             .iter()
             .filter(|operation| operation.visibility == Visibility::Public)
@@ -70,9 +59,9 @@ impl EntityDescription {
                 kind: operation.kind(),
                 policy: (operation.kind() != OperationKind::Query)
                     .then(|| operation.policy.or(policy).of_operation()),
-                input: whole(&operation.input_schema),
-                output: whole(&operation.output_schema),
-                rejection: operation.details_schema.as_ref().map(|details| whole(details)),
+                input: whole_schema(&operation.input_schema),
+                output: whole_schema(&operation.output_schema),
+                rejection: operation.details_schema.as_ref().map(|details| whole_schema(details)),
             })
             .collect();
         Self {
@@ -81,9 +70,22 @@ impl EntityDescription {
             description: E::DESCRIPTION,
             durability: policy.durability.unwrap_or_default(),
             policy,
-            state: whole(&|generator| generator.subschema_for::<E>()),
+            state: whole_schema(&|generator| generator.subschema_for::<E>()),
             indexes: E::indexes().iter().map(IndexDescription::from).collect(),
             operations,
         }
     }
+}
+
+/// A schema that stands for itself: its definitions are inside.
+pub(crate) fn whole_schema(schema: &dyn Fn(&mut SchemaGenerator) -> Schema) -> Schema {
+    let mut settings = SchemaSettings::draft2020_12();
+    settings.inline_subschemas = false;
+    let mut generator = settings.into_generator();
+    let mut schema = schema(&mut generator);
+    let definitions = generator.take_definitions(true);
+    if !definitions.is_empty() {
+        schema.insert("$defs".into(), definitions.into());
+    }
+    schema
 }

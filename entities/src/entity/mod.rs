@@ -16,8 +16,10 @@ use crate::{
     Reference, Rejection, Timeout, Unbound,
     input::{InputError, decode, decode_answers},
     operation::Reply,
+    workflow::WorkflowDescription,
 };
 
+pub(crate) use self::description::whole_schema;
 pub use self::description::{EntityDescription, OperationDescription};
 pub use crate::macro_support::{
     IsContext, IsDeadLetter, PlainResult, ResultKind, Returned, is_context, is_dead_letter,
@@ -66,6 +68,11 @@ pub trait Entity:
     /// letter; and its history may be longer than what one turn of another entity may read.
     #[doc(hidden)]
     const IS_WORKFLOW: bool = false;
+    /// The workflow type of which its entities are instances.
+    #[doc(hidden)]
+    fn workflow() -> Option<WorkflowDescription> {
+        None
+    }
     /// About how many bytes it has in memory that are no part of its stored form.
     #[doc(hidden)]
     fn held_bytes(&self) -> usize {

@@ -16,6 +16,7 @@
 mod activation;
 mod combine;
 mod core;
+mod description;
 mod guard;
 mod handle;
 mod history;
@@ -42,6 +43,7 @@ use crate::{
 
 pub use self::{
     combine::{All, Branches, Of2, Of3, Of4, Of5, Of6, Race},
+    description::{EventDescription, StepDescription, WorkflowDescription},
     guard::{Guard, install_guard},
     handle::Workflow,
     history::Kind,
@@ -191,6 +193,10 @@ pub trait WorkflowType: Sized + Send + Sync + 'static {
 
     /// How long an instance that has ended stays, with its result.
     const RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
+
+    /// How long the changes of all instances are kept for those who follow them: each turn writes its status once more.
+    /// None where nobody does.
+    const CHANGES: Option<Duration> = None;
 
     /// The steps that are methods.
     fn steps() -> Vec<StepType<Self>> {

@@ -65,7 +65,12 @@ fn router<S: Clone + Send + Sync + 'static>(node: &Node) -> Router<S> {
         .route("/v1/entities/{type}/{key}/reminders", get(routes::reminders))
         .route("/v1/entities/{type}/{key}/reminders/{id}", delete(routes::cancel_reminder))
         .route("/v1/workflows", get(workflows::types))
-        .route("/v1/workflows/{type}", get(workflows::list))
+        .route("/v1/workflows/{type}", get(workflows::list).post(workflows::change_many))
+        .route(
+            "/v1/workflows/{type}/changes",
+            get(workflows::type_changes).post(workflows::start).delete(workflows::purge),
+        )
+        .route("/v1/workflows/{type}/{key}/changes", get(workflows::changes))
         .route(
             "/v1/workflows/{type}/{key}",
             get(workflows::status).post(workflows::start).delete(workflows::purge),

@@ -124,7 +124,7 @@ impl Routes {
             ["entities", _] => self.check_list(routes::listed(request.uri())?),
             ["workflows", _] => self.check_list(workflows::listed(request.uri())?),
             // A type that keeps no changes has an entity of this key at most, and no such parameter.
-            ["entities", _, "changes"]
+            ["entities" | "workflows", _, "changes"]
                 if routes::listed(request.uri()).is_ok_and(|(prefix, _)| {
                     !prefix.is_empty() && self.check_prefix(&prefix).is_ok()
                 }) =>

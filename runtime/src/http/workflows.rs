@@ -1,8 +1,9 @@
 //! Workflows over HTTP: starting and waiting, events, and what operators ask for.
 
-use std::{borrow::Cow, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::HashMap, sync::Arc, time::Duration};
 
 use axum::{
+    Extension,
     body::Body,
     extract::State,
     http::{Extensions, HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header},
@@ -15,14 +16,18 @@ use stead_entities::{
 };
 
 use super::{
-    Routes,
+    Routes, changes,
     headers::{self, IDEMPOTENCY_KEY},
     path,
     routes::{
         Answer, caller_of, json_response, limit, parameters, plain_parameters, read_body, show,
     },
 };
-use crate::{Node, escape::escaped, node::workflows::until_started};
+use crate::{
+    Node,
+    escape::escaped,
+    node::{Find, WorkflowChange, workflows::until_started},
+};
 
 /// The longest wait for the end of a workflow; who waits longer asks again.
 const WAIT_MAX: Duration = Duration::from_secs(60);
@@ -253,14 +258,7 @@ pub(super) async fn purge(
     headers::check(&headers, &[IDEMPOTENCY_KEY])?;
     let given = parameters(&uri, &["recursive"])?;
     let (id, _) = workflow(&node, &uri)?;
-    let is_recursive = match given.get("recursive").map(String::as_str) {
-        None | Some("false") => false,
-        Some("true") => true,
-        Some(other) => {
-            return Err(Problem::invalid(format!("recursive is true or false, not {other:?}")));
-        }
-    };
-    let argument = json!({ "recursive": is_recursive }).to_string().into_bytes();
+    let argument = json!({ "recursive": flag(&given, "recursive")? }).to_string().into_bytes();
     let request = request(id, "purge", argument, (&headers, &extensions))?;
     node.call(request).await?.map_err(refused)?;
     Ok(StatusCode::NO_CONTENT.into_response())
@@ -275,11 +273,9 @@ pub(super) async fn types(
 ) -> Answer {
     plain_parameters(&uri, &headers, &[])?;
     let routes = extensions.get::<Arc<Routes>>();
-    let is_shown = |name: &str| {
-        node.local().is_workflow(name) && routes.is_none_or(|routes| routes.shows_type(name))
-    };
-    let types = node.descriptions().into_iter().filter(|it| is_shown(it.name));
-    Ok(show(&json!({ "types": types.collect::<Vec<_>>() })))
+    let mut types = node.workflow_descriptions();
+    types.retain(|it| routes.is_none_or(|routes| routes.shows_type(it.name)));
+    Ok(show(&json!({ "types": types })))
 }
 
 /// The parameters of a list.
@@ -288,10 +284,14 @@ const LIST: [&str; 6] = ["status", "stuck", "created", "prefix", "after", "limit
 const FILTERS: [(&str, &str); 3] =
     [("status", "status"), ("stuck", "is_stuck"), ("created", "created_at")];
 
-/// The prefix of keys that a list asks for, and whether it is to be found by an index.
+/// The parameters of an operation for many.
+const BULK: [&str; 4] = ["operation", "reason", "recursive", "all"];
+
+/// The prefix of keys that a list, or an operation for many, asks for, and whether they are to be found by an index.
 pub(super) fn listed(uri: &Uri) -> Result<(String, bool), Problem> {
-    let mut given = parameters(uri, &LIST)?;
+    let mut given = parameters(uri, &[&LIST[..], &BULK].concat())?;
     let finds = FILTERS.iter().any(|(name, _)| given.contains_key(*name));
+    let finds = finds || given.contains_key("operation");
     Ok((given.remove("prefix").unwrap_or_default(), finds))
 }
 
@@ -301,23 +301,100 @@ pub(super) async fn list(State(node): State<Node>, uri: Uri, headers: HeaderMap)
     let name = path::segments(&uri)?.into_iter().nth(1).unwrap_or_default();
     node.local().check_served(&name)?;
     check_type(&node, &name)?;
-    let text = |name| given.get(name).map(String::as_str);
-    let (prefix, limit) = (text("prefix").unwrap_or_default(), limit(&given)?);
-    let filters: Vec<_> = FILTERS
-        .into_iter()
-        .filter_map(|(given, index)| Some(format!("{index}:{}", text(given)?)))
-        .collect();
-    if filters.is_empty() {
-        let page = node.list_of(&name, prefix, text("after"), limit).await?;
+    if filters(&given).is_empty() {
+        let prefix = given.get("prefix").map(String::as_str).unwrap_or_default();
+        let after = given.get("after").map(String::as_str);
+        let page = node.list_of(&name, prefix, after, limit(&given)?).await?;
         return Ok(show(&json!({ "workflows": page.rows, "next": page.next })));
     }
-    let search = node.find_of(name).prefix(prefix).limit(limit).matching(&filters.join(","));
-    let search = match text("after") {
+    let page = search(&node, &name, &given)?.page().await?;
+    Ok(show(&json!({ "workflows": page.rows, "next": page.next })))
+}
+
+/// The filters that are given, by their indexes.
+fn filters(given: &HashMap<String, String>) -> String {
+    let filters = FILTERS.into_iter().filter_map(|(name, index)| {
+        let value = given.get(name)?;
+        Some(format!("{index}:{value}"))
+    });
+    filters.collect::<Vec<_>>().join(",")
+}
+
+/// The search by what is given, the oldest first where it has no filter.
+fn search(node: &Node, name: &str, given: &HashMap<String, String>) -> Result<Find<()>, Problem> {
+    let (filters, prefix) = (filters(given), given.get("prefix").cloned().unwrap_or_default());
+    let search = node.find_of(name).prefix(prefix).limit(limit(given)?);
+    let search = match filters.is_empty() {
+        true => search.order_by_name("created_at"),
+        false => search.matching(&filters),
+    };
+    Ok(match given.get("after") {
         Some(after) => search.after(after),
         None => search,
+    })
+}
+
+/// Has every workflow of a page that fits a filter do what an operator asks for.
+pub(super) async fn change_many(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
+    headers::check(&headers, &[])?;
+    let given = parameters(&uri, &[&LIST[..], &BULK].concat())?;
+    let name = path::segments(&uri)?.into_iter().nth(1).unwrap_or_default();
+    node.local().check_served(&name)?;
+    check_type(&node, &name)?;
+    let is_all = flag(&given, "all")?;
+    if is_all != (filters(&given).is_empty() && !given.contains_key("prefix")) {
+        let rule =
+            "say which workflows are meant: by status, stuck, created or prefix, or all=true";
+        return Err(Problem::invalid(rule));
+    }
+    let reason = given.get("reason").cloned().unwrap_or_default();
+    let operation = given.get("operation").map(String::as_str).unwrap_or_default();
+    let change = match operation {
+        "cancel" => WorkflowChange::Cancel,
+        "terminate" => WorkflowChange::Terminate(reason),
+        "suspend" => WorkflowChange::Suspend(reason),
+        "resume" => WorkflowChange::Resume,
+        "retry" => WorkflowChange::Retry,
+        "rewind" => WorkflowChange::Rewind,
+        "restart" => WorkflowChange::Restart,
+        "purge" => WorkflowChange::Purge { recursive: flag(&given, "recursive")? },
+        other => {
+            let rule =
+                "operation is cancel, terminate, suspend, resume, retry, rewind, restart or purge";
+            return Err(Problem::invalid(format!("{rule}, not {other:?}")));
+        }
     };
-    let page = search.page().await?;
-    Ok(show(&json!({ "workflows": page.rows, "next": page.next })))
+    Ok(show(&json!(search(&node, &name, &given)?.change(&change).await?)))
+}
+
+/// A parameter that is true or false, and false where it is not given.
+fn flag(given: &HashMap<String, String>, name: &str) -> Result<bool, Problem> {
+    match given.get(name).map(String::as_str) {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(other) => Err(Problem::invalid(format!("{name} is true or false, not {other:?}"))),
+    }
+}
+
+/// The changes of a workflow: its status whenever that changes.
+pub(super) async fn changes(node: State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
+    workflow(&node, &uri)?;
+    changes::changes(node, uri, headers).await
+}
+
+/// The changes of a type; of one that keeps none, the status of the workflow of this key.
+pub(super) async fn type_changes(
+    State(node): State<Node>,
+    shown: Option<Extension<Arc<Routes>>>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Answer {
+    let name = path::segments(&uri)?.into_iter().nth(1).unwrap_or_default();
+    if !node.keeps_changes(&name) {
+        return status(State(node), uri, headers).await;
+    }
+    check_type(&node, &name)?;
+    changes::type_changes(State(node), shown, uri, headers).await
 }
 
 /// An object with the body of a request as one of its members.

@@ -232,6 +232,10 @@ impl<E> Find<E> {
         type_changes::begin(&self.node, followed, after).await
     }
 
+    pub(super) fn node(&self) -> &Node {
+        &self.node
+    }
+
     /// A page of the entities with their states; fewer where states are large.
     pub(crate) async fn read_states(&self) -> Result<Listed<(EntityView, StateView)>, Error> {
         let (lookup, limit) = (self.lookup()?, self.limit.clamp(1, PAGE_ROWS_MAX));

@@ -12,6 +12,7 @@
 
 mod audit;
 mod build;
+mod bulk;
 mod changes;
 mod committed;
 mod find;
@@ -42,7 +43,7 @@ use stead_entities::{
     Request, Timestamp, TypedReference,
     entity::EntityDescription,
     operation::Reply,
-    workflow::{InstanceReference, TypedWorkflow},
+    workflow::{InstanceReference, TypedWorkflow, WorkflowDescription},
 };
 
 use self::{
@@ -59,6 +60,7 @@ use crate::{
 };
 
 pub use build::{NodeBuilder, StartError};
+pub use bulk::{WorkflowChange, WorkflowsChanged};
 pub use changes::{Change, ChangeEvent, Changes, Events};
 pub use find::{Find, SelectedView};
 #[cfg(feature = "http")]
@@ -132,6 +134,12 @@ impl Node {
         let mut all: Vec<_> = types.values().map(|known| known.description(policy)).collect();
         all.sort_by_key(|description| description.name);
         all
+    }
+
+    /// The workflow types of this node, by name.
+    pub fn workflow_descriptions(&self) -> Vec<WorkflowDescription> {
+        let types = self.0.host.sorted_types().into_iter();
+        types.filter_map(|known| known.workflow()).collect()
     }
 
     /// The committed state of an entity as its type, `None` before its first commit. It is read in the entity's

@@ -2,12 +2,12 @@
 
 use std::{io::Write as _, time::Duration};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use stead_entities::{EntityId, Error, ErrorKind, Timestamp, workflow::Status};
 
 use super::{
     exit, fail,
-    flags::workflow::{Instance, Policy, Shown, WorkflowVerb},
+    flags::workflow::{BatchAsked, Instance, Policy, Shown, WorkflowVerb},
 };
 use crate::{Client, client::Ask};
 
@@ -84,6 +84,7 @@ async fn asked(verb: WorkflowVerb) -> Result<bool, Error> {
             let given = [("recursive", recursive.to_string())];
             of.ask(Ask::Delete, &[], &given, Vec::new()).await?;
         }
+        V::Batch(asked) => return batch(asked).await,
         V::List { workflow_type, status, stuck, prefix, limit, shown } => {
             let status = status.clone().map(|status| ("status", status));
             let stuck = stuck.then(|| ("stuck", "true".to_owned()));
@@ -99,6 +100,7 @@ impl WorkflowVerb {
     fn shown(&self) -> &Shown {
         match self {
             Self::List { shown, .. } => shown,
+            Self::Batch(asked) => &asked.shown,
             Self::Start { of, .. }
             | Self::Status { of }
             | Self::Wait { of }
@@ -261,6 +263,33 @@ async fn list(
     Ok(())
 }
 
+/// Goes through all pages of those that are meant; says whether all did what they were asked to.
+async fn batch(asked: &BatchAsked) -> Result<bool, Error> {
+    let (client, given) = (Client::new(&asked.shown.server.url)?, asked.parameters());
+    let (mut done, mut failed, mut reason, mut after) = (0, 0, Value::Null, None::<String>);
+    loop {
+        let mut given: Vec<(&str, &str)> =
+            given.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        given.extend(after.as_deref().map(|after| ("after", after)));
+        let page =
+            client.change(&["v1", "workflows", &asked.workflow_type], &given, DEADLINE).await?;
+        done += page["done"].as_u64().unwrap_or_default();
+        failed += page["failed"].as_u64().unwrap_or_default();
+        if reason.is_null() {
+            reason = page["reason"].clone();
+        }
+        after = page["next"].as_str().map(str::to_owned);
+        if after.is_none() {
+            break;
+        }
+        let _nobody_reads = writeln!(std::io::stderr(), "{done} done, {failed} failed so far");
+    }
+    let all = json!({ "done": done, "failed": failed, "reason": reason });
+    let row = vec![done.to_string(), failed.to_string(), text(&reason)];
+    print(&asked.shown, &all, (vec!["DONE", "FAILED", "WHY"], vec![row]));
+    Ok(failed == 0)
+}
+
 fn table_of_status(status: &Value) -> Table {
     let mut rows = Vec::new();
     let mut row = |name: &str, value: String| {
@@ -352,8 +381,6 @@ fn line(text: &str) {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]

@@ -65,6 +65,15 @@ async fn workflows_are_started_shown_and_ended_from_the_command_line() -> Result
     }
     let (went_well, refused) = run(&server, &with("event", "d", &["..", "1"])).await?;
     ensure!(!went_well && refused.contains("event"), "{refused}");
+    for key in ["e-1", "e-2"] {
+        ensure!(run(&server, &["start", "approval-workflow", key]).await?.0);
+    }
+    let batch = ["batch", "terminate", "approval-workflow", "--prefix", "e-", "--reason", "over"];
+    let (went_well, table) = run(&server, &batch).await?;
+    ensure!(went_well && table.lines().last().is_some_and(|it| it.trim() == "2     0"), "{table}");
+    let (went_well, json) = run(&server, &[&batch[..], &["--json"]].concat()).await?;
+    ensure!(!went_well && json.contains("\"failed\":2") && json.contains("has ended"), "{json}");
+    ensure!(!run(&server, &["batch", "purge", "approval-workflow"]).await?.0, "which are meant?");
     let (_, list) = run(&server, &["list", "approval-workflow"]).await?;
     ensure!(
         !list.contains("cancel") && !list.contains("event"),

@@ -3,6 +3,7 @@
 mod asks;
 mod bounds;
 mod buffered;
+mod bulk;
 mod changes;
 mod collections;
 mod committed;

@@ -158,7 +158,7 @@ impl<'f> Generator<'f> {
 
     fn implementation(&self) -> TokenStream {
         let (model, workflow) = (&self.model, self.workflow);
-        let Settings { name, version, events, also, retention } = self.settings;
+        let Settings { name, version, events, also, retention, changes } = self.settings;
         let (description, result) = (&self.functions.description, &self.functions.result);
         let input = self.input();
         let (ty, take, names) = (input.ty(), input.take(), input.names());
@@ -180,6 +180,12 @@ impl<'f> Generator<'f> {
         let retention = retention
             .as_ref()
             .map(|retention| own!(const RETENTION: ::core::time::Duration = #retention;));
+        let changes = changes.as_ref().map(|changes| {
+            own! {
+                const CHANGES: ::core::option::Option<::core::time::Duration> =
+                    ::core::option::Option::Some(#changes);
+            }
+        });
         own! {
             #(#checks)*
             impl #model::workflow::WorkflowType for #workflow {
@@ -187,6 +193,7 @@ impl<'f> Generator<'f> {
                 const VERSION: ::core::primitive::u32 = #version;
                 const DESCRIPTION: &'static ::core::primitive::str = #description;
                 #retention
+                #changes
                 type Input = #ty;
                 type Output = <#result as #model::workflow::WorkflowResult>::Value;
                 fn run(

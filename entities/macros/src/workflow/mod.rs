@@ -37,13 +37,14 @@ const TAKEN: [&str; 18] = [
     "clone",
 ];
 
-/// `name = "...", version = N, events(name: Type, ...), also(1 = Type, ...), retention = Duration`.
+/// `name = "...", version = N, events(name: Type, ...), also(1 = Type, ...), retention = Duration, changes = Duration`.
 pub(crate) struct Settings {
     name: LitStr,
     version: u32,
     events: Vec<Event>,
     also: Vec<(u32, Type)>,
     retention: Option<Expr>,
+    changes: Option<Expr>,
 }
 
 /// An event with the type of its payload.
@@ -68,7 +69,8 @@ impl Parse for Event {
 impl Parse for Settings {
     fn parse(input: ParseStream<'_>) -> Result<Self> {
         let (mut name, mut version) = (None, 1);
-        let (mut events, mut also, mut retention) = (Vec::new(), Vec::new(), None);
+        let (mut events, mut also) = (Vec::new(), Vec::new());
+        let (mut retention, mut changes) = (None, None);
         while !input.is_empty() {
             let word: Ident = input.parse()?;
             match word.to_string().as_str() {
@@ -90,8 +92,13 @@ impl Parse for Settings {
                     input.parse::<Token![=]>()?;
                     retention = Some(input.parse()?);
                 }
+                "changes" => {
+                    input.parse::<Token![=]>()?;
+                    changes = Some(input.parse()?);
+                }
                 _ => {
-                    let rule = "expected `name`, `version`, `events`, `also` or `retention`";
+                    let rule =
+                        "expected `name`, `version`, `events`, `also`, `retention` or `changes`";
                     return Err(Error::new(word.span(), rule));
                 }
             }
@@ -112,7 +119,7 @@ impl Parse for Settings {
         if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(Error::new(pair[1].span(), "two events have this name"));
         }
-        Ok(Self { name, version, events, also, retention })
+        Ok(Self { name, version, events, also, retention, changes })
     }
 }
 

@@ -44,11 +44,11 @@ pub use self::{
     view::{StatusView, WaitView},
 };
 use super::{
-    EventType, Program, SavedHistory, WorkflowType, activation::Activation, history::Payload,
-    place::Place,
+    EventType, Program, SavedHistory, WorkflowDescription, WorkflowType, activation::Activation,
+    history::Payload, place::Place,
 };
 use crate::{
-    Context, Dependency, Entity, IndexType, Layout, Map, OperationType, Policy, Rejection,
+    Context, Dependency, Entity, IndexType, Layout, Map, OperationType, Policy, Rejection, Timeout,
     Timestamp, collections::Collection, index::encode, state::LayoutText,
 };
 
@@ -193,7 +193,12 @@ impl<W: WorkflowType> Entity for Instance<W> {
     }
 
     fn policy() -> Policy {
-        Policy { retries: Some(2), ..Policy::default() }
+        let changes = W::CHANGES.map(Timeout::from);
+        Policy { retries: Some(2), changes, ..Policy::default() }
+    }
+
+    fn workflow() -> Option<WorkflowDescription> {
+        Some(WorkflowDescription::of::<W>())
     }
 
     fn held_bytes(&self) -> usize {

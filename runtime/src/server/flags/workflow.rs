@@ -104,6 +104,8 @@ pub(in crate::server) enum WorkflowVerb {
         #[arg(long)]
         recursive: bool,
     },
+    /// Has all workflows of a type that fit a filter do the same, and says how many did.
+    Batch(BatchAsked),
     /// Lists the workflows of a type.
     List {
         /// The type.
@@ -123,6 +125,80 @@ pub(in crate::server) enum WorkflowVerb {
         #[command(flatten)]
         shown: Shown,
     },
+}
+
+/// An operation for many workflows, and for which.
+#[derive(Debug, Args)]
+pub(in crate::server) struct BatchAsked {
+    /// The operation.
+    #[arg(value_enum)]
+    pub(in crate::server) operation: Batch,
+    /// The type.
+    pub(in crate::server) workflow_type: String,
+    /// Only those with this status, such as running.
+    #[arg(long)]
+    pub(in crate::server) status: Option<String>,
+    /// Only those that are stuck.
+    #[arg(long)]
+    pub(in crate::server) stuck: bool,
+    /// Only those that were created in this time, such as 2026-01-01T00:00:00Z..
+    #[arg(long)]
+    pub(in crate::server) created: Option<String>,
+    /// Only those whose keys begin so.
+    #[arg(long)]
+    pub(in crate::server) prefix: Option<String>,
+    /// All of the type, without a filter.
+    #[arg(long, conflicts_with_all = ["status", "stuck", "created", "prefix"])]
+    pub(in crate::server) all: bool,
+    /// Why, where they are terminated or suspended.
+    #[arg(long)]
+    pub(in crate::server) reason: Option<String>,
+    /// The children of those that are purged, too.
+    #[arg(long)]
+    pub(in crate::server) recursive: bool,
+    #[command(flatten)]
+    pub(in crate::server) shown: Shown,
+}
+
+impl BatchAsked {
+    /// The parameters of the request.
+    pub(in crate::server) fn parameters(&self) -> Vec<(&'static str, String)> {
+        let name = self.operation.to_possible_value().map(|name| name.get_name().to_owned());
+        let text = |name, value: &Option<String>| value.clone().map(|value| (name, value));
+        let set = |name, is_set: bool| is_set.then(|| (name, "true".to_owned()));
+        let given = [
+            name.map(|name| ("operation", name)),
+            text("status", &self.status),
+            set("stuck", self.stuck),
+            text("created", &self.created),
+            text("prefix", &self.prefix),
+            set("all", self.all),
+            text("reason", &self.reason),
+            set("recursive", self.recursive),
+        ];
+        given.into_iter().flatten().collect()
+    }
+}
+
+/// An operation for many workflows.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(in crate::server) enum Batch {
+    /// See `stead workflow cancel`.
+    Cancel,
+    /// See `stead workflow terminate`.
+    Terminate,
+    /// See `stead workflow suspend`.
+    Suspend,
+    /// See `stead workflow resume`.
+    Resume,
+    /// See `stead workflow retry`.
+    Retry,
+    /// See `stead workflow rewind`.
+    Rewind,
+    /// See `stead workflow restart`.
+    Restart,
+    /// See `stead workflow purge`.
+    Purge,
 }
 
 /// The workflow that is meant, at which server, and how the answer is shown.
