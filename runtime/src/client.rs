@@ -8,9 +8,11 @@
 
 #[cfg(feature = "server")]
 mod show;
+mod workflows;
 
 #[cfg(feature = "server")]
 pub(crate) use self::show::Ask;
+pub use self::workflows::WorkflowClient;
 
 use std::time::{Duration, Instant};
 
@@ -108,10 +110,16 @@ impl Client {
         url
     }
 
-    fn send(&self, kind: &'static str, request: Request) -> BoxFuture<'static, Answered> {
+    /// Sends a request to one of the `entities`, or `workflows`.
+    fn send(
+        &self,
+        among: &'static str,
+        kind: &'static str,
+        request: Request,
+    ) -> BoxFuture<'static, Answered> {
         let client = self.clone();
         Box::pin(async move {
-            let prepared = client.prepare(kind, &request)?;
+            let prepared = client.prepare(among, kind, &request)?;
             let deadline = request.deadline.map_or(DEADLINE, |deadline| deadline.as_duration());
             let is_safe = kind == QUERIES || request.idempotency_key.is_some();
             client.until_answered(&prepared, Timeout::new(deadline, is_safe)).await
@@ -128,13 +136,13 @@ impl Client {
         }
     }
 
-    fn prepare(&self, kind: &str, request: &Request) -> Result<Prepared, Error> {
+    fn prepare(&self, among: &str, kind: &str, request: &Request) -> Result<Prepared, Error> {
         let (id, is_query) = (&request.id, kind == QUERIES);
         if matches!(&*request.operation, "" | "." | "..") {
             return Err(Error::new(ErrorKind::Invalid, "an operation has a name"));
         }
         let (entity_type, key) = (id.entity_type(), id.key());
-        let mut url = self.url(&["v1", "entities", entity_type, key, kind, &request.operation]);
+        let mut url = self.url(&["v1", among, entity_type, key, kind, &request.operation]);
         let query = match &request.delay {
             _ if is_query && !request.input.is_empty() => {
                 let input = str::from_utf8(&request.input);
@@ -238,21 +246,16 @@ impl Client {
 
 impl Caller for Client {
     fn call(&self, request: Request) -> BoxFuture<'static, Answered> {
-        self.send("calls", request)
+        self.send("entities", "calls", request)
     }
 
     fn signal(&self, request: Request) -> BoxFuture<'static, Result<Accepted, Error>> {
-        let sent = self.send(SIGNALS, request);
-        Box::pin(async move {
-            let body = sent.await?.unwrap_or_default();
-            let scheduled = serde_json::from_slice::<Scheduled>(&body).ok();
-            let reminder = scheduled.and_then(|scheduled| scheduled.reminder.parse().ok());
-            Ok(Accepted::new(reminder))
-        })
+        let sent = self.send("entities", SIGNALS, request);
+        Box::pin(async move { Ok(accepted(&sent.await?.unwrap_or_default())) })
     }
 
     fn query(&self, request: Request) -> BoxFuture<'static, Answered> {
-        self.send(QUERIES, request)
+        self.send("entities", QUERIES, request)
     }
 
     fn cancel_reminder(
@@ -278,6 +281,12 @@ impl Caller for Client {
             }
         })
     }
+}
+
+/// The meaning of the body of an accepted signal.
+fn accepted(body: &[u8]) -> Accepted {
+    let scheduled = serde_json::from_slice::<Scheduled>(body).ok();
+    Accepted::new(scheduled.and_then(|scheduled| scheduled.reminder.parse().ok()))
 }
 
 /// The body of an accepted signal that is delayed.

@@ -37,7 +37,7 @@ pub mod transport;
 mod types;
 
 #[cfg(feature = "client")]
-pub use client::Client;
+pub use client::{Client, WorkflowClient};
 pub use commit::Fatal;
 pub use config::Config;
 #[cfg(feature = "http")]

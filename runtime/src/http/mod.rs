@@ -70,7 +70,10 @@ fn router<S: Clone + Send + Sync + 'static>(node: &Node) -> Router<S> {
             "/v1/workflows/{type}/changes",
             get(workflows::type_changes).post(workflows::start).delete(workflows::purge),
         )
-        .route("/v1/workflows/{type}/{key}/changes", get(workflows::changes))
+        .route("/v1/workflows/{type}/{key}/changes", get(changes::changes))
+        .route("/v1/workflows/{type}/{key}/signals/{operation}", post(routes::signal))
+        .route("/v1/workflows/{type}/{key}/calls/{operation}", post(routes::call))
+        .route("/v1/workflows/{type}/{key}/queries/{query}", get(routes::query))
         .route(
             "/v1/workflows/{type}/{key}",
             get(workflows::status).post(workflows::start).delete(workflows::purge),

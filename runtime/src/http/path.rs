@@ -37,14 +37,23 @@ pub(super) fn decode(segment: &str) -> Result<String, Problem> {
 /// `entities/{type}/{key}/...`, for a type that the node serves; or `workflows` and others before them.
 ///
 /// # Errors
-/// 404 for a type that is not served, or is a workflow among entities, 400 for a key that breaks a rule.
+/// 404 for a type that is not served, or is a workflow among entities, or an entity among workflows, 400 for a key that breaks a rule.
 pub(super) fn entity(node: &Node, uri: &Uri) -> Result<(EntityId, Vec<String>), Problem> {
     let mut parts = segments(uri)?.into_iter();
     let (entities, entity_type, key) = (parts.next(), parts.next(), parts.next());
     let entity_type = entity_type.unwrap_or_default();
     node.local().check_served(&entity_type)?;
-    if entities.as_deref() == Some("entities") && node.local().is_workflow(&entity_type) {
-        let detail = format!("{entity_type} is a workflow: /v1/workflows/{entity_type}");
+    let is_workflow = node.local().is_workflow(&entity_type);
+    let detail = match (entities.as_deref(), is_workflow) {
+        (Some("entities"), true) => {
+            Some(format!("{entity_type} is a workflow: /v1/workflows/{entity_type}"))
+        }
+        (Some("workflows"), false) => {
+            Some(format!("{entity_type} is an entity, and no workflow: /v1/entities/{entity_type}"))
+        }
+        _ => None,
+    };
+    if let Some(detail) = detail {
         return Err(Error::new(ErrorKind::NotFound, detail).into());
     }
     let id = EntityId::new(&entity_type, &key.unwrap_or_default());

@@ -18,7 +18,7 @@ use stead_entities::{
 use super::{
     CallerIdentity, Routes, body,
     headers::{self, IDEMPOTENCY_KEY, IF_MATCH, IF_NONE_MATCH},
-    path,
+    path, workflows,
 };
 use crate::{
     Deletion, Node, StateView, VersionsView,
@@ -108,6 +108,9 @@ async fn request(
     let idempotency_key = headers::idempotency_key(headers)?;
     let condition = headers::if_match(headers)?;
     let input = read_body(node, headers, http_body).await?;
+    if local.is_workflow(id.entity_type()) {
+        workflows::check_shown((&id, &operation), &input, extensions)?;
+    }
     let mut request = Request::new(id, operation, input);
     (request.idempotency_key, request.condition) = (idempotency_key, condition);
     (request.caller, request.trace) = (caller_of(extensions), headers::trace(headers));

@@ -36,13 +36,6 @@ const PREFER: HeaderName = HeaderName::from_static("prefer");
 /// After how long a client should ask again whether a workflow has ended.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
-/// The id of a workflow, and the names behind it.
-fn workflow(node: &Node, uri: &Uri) -> Result<(EntityId, Vec<String>), Problem> {
-    let (id, rest) = path::entity(node, uri)?;
-    check_type(node, id.entity_type())?;
-    Ok((id, rest))
-}
-
 fn check_type(node: &Node, name: &str) -> Result<(), Problem> {
     match node.local().is_workflow(name) {
         true => Ok(()),
@@ -63,7 +56,7 @@ pub(super) async fn start(
 ) -> Answer {
     headers::check(&headers, &[IDEMPOTENCY_KEY])?;
     let given = parameters(&uri, &["policy", "deadline"])?;
-    let (id, _) = workflow(&node, &uri)?;
+    let (id, _) = path::entity(&node, &uri)?;
     let wait = preferred_wait(&headers)?;
     let input = read_body(&node, &headers, http_body).await?;
     let mut options = serde_json::Map::new();
@@ -126,7 +119,7 @@ fn ended(outcome: &[u8]) -> Answer {
 /// The status of a workflow; `?wait=30s` waits for its end.
 pub(super) async fn status(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
     let given = plain_parameters(&uri, &headers, &["wait"])?;
-    let (id, _) = workflow(&node, &uri)?;
+    let (id, _) = path::entity(&node, &uri)?;
     if let Some(wait) = given.get("wait") {
         node.outcome(id.clone(), wait_of(wait)?).await?;
     }
@@ -157,7 +150,7 @@ fn shown(id: &EntityId, status: &[u8]) -> Result<Vec<u8>, Problem> {
 /// A page of the history.
 pub(super) async fn history(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
     let given = plain_parameters(&uri, &headers, &["after", "limit"])?;
-    let (id, _) = workflow(&node, &uri)?;
+    let (id, _) = path::entity(&node, &uri)?;
     let after = given.get("after").map_or(Ok(0), |after| after.parse::<u64>());
     let after = after.map_err(|_| Problem::invalid("after is the `next` of the page before"))?;
     let argument = json!({ "after": after, "limit": limit(&given)? });
@@ -177,7 +170,7 @@ pub(super) async fn event(
 ) -> Answer {
     headers::check(&headers, &[IDEMPOTENCY_KEY])?;
     parameters(&uri, &[])?;
-    let (id, rest) = workflow(&node, &uri)?;
+    let (id, rest) = path::entity(&node, &uri)?;
     let payload = read_body(&node, &headers, http_body).await?;
     let name = rest.into_iter().nth(1).unwrap_or_default();
     let options = serde_json::Map::from_iter([("name".to_owned(), Value::from(name))]);
@@ -197,7 +190,7 @@ pub(super) async fn control(
 ) -> Answer {
     headers::check(&headers, &[IDEMPOTENCY_KEY])?;
     let given = parameters(&uri, &["reason", "key", "place"])?;
-    let (id, rest) = workflow(&node, &uri)?;
+    let (id, rest) = path::entity(&node, &uri)?;
     let operation = rest.into_iter().next().unwrap_or_default();
     let argument = match operation.as_str() {
         "cancel" | "resume" | "retry" => Vec::new(),
@@ -211,10 +204,7 @@ pub(super) async fn control(
     };
     let body = read_body(&node, &headers, http_body).await?;
     let argument = if body.is_empty() { argument } else { body };
-    let restarted = match operation == "restart" {
-        true => restarted(&id, &argument, &extensions)?,
-        false => None,
-    };
+    let restarted = check_shown((&id, &operation), &argument, &extensions)?;
     let request = request(id, operation, argument, (&headers, &extensions))?;
     let answer = node.call(request).await?.map_err(refused)?;
     if let Some(restarted) = restarted {
@@ -223,15 +213,18 @@ pub(super) async fn control(
     Ok(json_response(StatusCode::ACCEPTED, answer))
 }
 
-/// The other workflow as which one is to be started anew.
+/// The other workflow as which an operation starts one anew, if it does.
 ///
 /// # Errors
 /// 404 where its key is not shown here, 400 for what cannot be read.
-fn restarted(
-    id: &EntityId,
+pub(super) fn check_shown(
+    (id, operation): (&EntityId, &str),
     argument: &[u8],
     extensions: &Extensions,
 ) -> Result<Option<EntityId>, Problem> {
+    if operation != "restart" {
+        return Ok(None);
+    }
     #[derive(serde::Deserialize)]
     struct Argument {
         key: Option<String>,
@@ -257,7 +250,7 @@ pub(super) async fn purge(
 ) -> Answer {
     headers::check(&headers, &[IDEMPOTENCY_KEY])?;
     let given = parameters(&uri, &["recursive"])?;
-    let (id, _) = workflow(&node, &uri)?;
+    let (id, _) = path::entity(&node, &uri)?;
     let argument = json!({ "recursive": flag(&given, "recursive")? }).to_string().into_bytes();
     let request = request(id, "purge", argument, (&headers, &extensions))?;
     node.call(request).await?.map_err(refused)?;
@@ -374,12 +367,6 @@ fn flag(given: &HashMap<String, String>, name: &str) -> Result<bool, Problem> {
         Some("true") => Ok(true),
         Some(other) => Err(Problem::invalid(format!("{name} is true or false, not {other:?}"))),
     }
-}
-
-/// The changes of a workflow: its status whenever that changes.
-pub(super) async fn changes(node: State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
-    workflow(&node, &uri)?;
-    changes::changes(node, uri, headers).await
 }
 
 /// The changes of a type; of one that keeps none, the status of the workflow of this key.

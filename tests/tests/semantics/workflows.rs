@@ -380,6 +380,56 @@ async fn who_waits_over_http_hears_the_result_and_finds_workflows_by_status() {
     server.abort();
 }
 
+#[tokio::test]
+async fn a_workflow_behind_a_url_is_used_as_one_of_a_node() {
+    let (url, _, server) = greetings().await;
+    let client = stead::Client::new(&url).expect("a URL");
+    let greeting = client.workflow::<Greetings>("a b/c");
+    let code = |error: CallError| match error {
+        CallError::Rejected(no) => no.code().unwrap_or("none").to_owned(),
+        CallError::Failed(error) => format!("{:?}", error.kind()),
+    };
+    assert_eq!(greeting.name("kim".into()).await.map_err(code), Err("unknown".into()));
+    let missing = greeting.result().await.expect_err("it was not started");
+    assert!(matches!(&missing, ResultError::Failed(error) if error.kind() == ErrorKind::NotFound));
+    let word = || "hi".to_owned();
+    assert!(greeting.start(word()).operation().idempotency_key("k").await.expect("started").is_new);
+    assert!(greeting.start(word()).operation().idempotency_key("k").await.expect("again").is_new);
+    assert!(!greeting.start(word()).await.expect("joined").is_new);
+    assert_eq!(greeting.start("ho".into()).await.map_err(code), Err("conflict".into()));
+    let status = greeting.status().await.expect("a status");
+    assert_eq!((status.status, &*status.waits_for[0].name), (Some(Status::Running), "name"));
+    assert_eq!(
+        greeting.result_within::<String>(Duration::from_millis(1)).await.expect("asked"),
+        None
+    );
+    let waiting = tokio::spawn({
+        let greeting = greeting.clone();
+        async move { greeting.result().await }
+    });
+    greeting.suspend("a pause").await.expect("suspended");
+    greeting.name("kim".into()).await.expect("kept");
+    greeting.resume().await.expect("goes on");
+    assert_eq!(waiting.await.expect("joined").expect("a result"), "hi, kim");
+    assert_eq!(greeting.cancel().await.map_err(code), Err("ended".into()));
+
+    let other = client.workflow::<Greetings>("other");
+    greeting.restart_as("other").await.expect("started");
+    until_true("it is there", async || other.name("jo".into()).await.is_ok()).await;
+    assert_eq!(other.result().await.expect("a result"), "hi, jo");
+    let silent = client.instance("greeting", "silent");
+    assert!(silent.start_of::<Greetings>(&String::new()).await.expect("started").is_new);
+    let failed = silent.result_of::<String>().await.expect_err("no word");
+    assert!(
+        matches!(&failed, ResultError::Ended(Failure::Rejected(no)) if no.reason() == "no word")
+    );
+    silent.purge().await.expect("purged");
+    assert!(matches!(silent.result_of::<String>().await, Err(ResultError::Failed(_))));
+    let counter = client.instance("counter", "c").cancel().await;
+    assert_eq!(counter.map_err(code), Err("NotFound".into()), "an entity is no workflow");
+    server.abort();
+}
+
 /// A run that takes much memory, and is counted as long as it is there.
 struct Heavy;
 
