@@ -2,7 +2,10 @@
 
 use std::{
     cell::Cell,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use stead_entities::{
@@ -18,6 +21,8 @@ use super::secs;
 #[derive(Clone, Default)]
 pub struct Service {
     broken: Arc<Mutex<Vec<u32>>>,
+    /// Whether it is worth another try.
+    is_busy: Arc<AtomicBool>,
     asked: Arc<Mutex<Vec<(u32, String)>>>,
 }
 
@@ -25,6 +30,7 @@ impl Service {
     fn work(&self, token: String, number: u32) -> Result<u32, StepError> {
         self.asked.lock().expect("not poisoned").push((number, token));
         match self.broken.lock().expect("not poisoned").contains(&number) {
+            true if self.is_busy.load(Ordering::Relaxed) => Err(StepError::new("busy")),
             true => Err(StepError::fatal("broken")),
             false => Ok(number),
         }
@@ -102,6 +108,12 @@ impl Works {
                 let children = [child("slow", "waits"), child("broken", "side by side")];
                 Ok(ctx.try_all(children).await?.into_iter().sum())
             }
+            "gives a child up" => {
+                let child = ctx.child(Works::of("slow").start("waits".into(), count));
+                drop(ctx.race((child, ctx.sleep(secs(1)))).await);
+                ctx.sleep(secs(60)).await?;
+                Ok(1)
+            }
             "children" => {
                 let key = ctx.child_key();
                 ctx.child(Works::of(&key).start("first failure".into(), count)).await
@@ -166,6 +178,34 @@ fn a_rewound_step_has_another_token() {
     let asked = service.asked.lock().expect("not poisoned");
     let tokens: std::collections::BTreeSet<_> = asked.iter().map(|(_, token)| token).collect();
     assert_eq!(tokens.len(), asked.len(), "{asked:?}");
+}
+
+#[test]
+fn what_ends_late_and_is_not_waited_for_leaves_no_trace() {
+    let (mut works, _) = works("gives a child up", 0, &[]);
+    works.advance(secs(1)).expect("the child is given up");
+    let child = works.drivers().state::<Instance<Works>>("slow").status();
+    assert_eq!(child, Some(Status::Cancelled), "and has told its parent that it ended");
+    works.advance(secs(60)).expect("it ends");
+    assert_eq!(works.result(), Ok(1));
+    assert_eq!(works.history().deliveries(), 4, "the start, the step and both timers");
+}
+
+#[test]
+fn a_step_has_one_token_in_all_of_its_attempts() {
+    let service = Service::default();
+    service.is_busy.store(true, Ordering::Relaxed);
+    service.breaks_for(&[1]);
+    let mut works = WorkflowDriver::new("w", Works(service.clone()));
+    works.start(("first failure".to_owned(), 2).into()).expect("started");
+    service.breaks_for(&[]);
+    works.advance(secs(60)).expect("it is tried again");
+    assert_eq!(works.result(), Ok(3));
+    let asked = service.asked.lock().expect("not poisoned");
+    assert_eq!(asked.iter().filter(|(number, _)| *number == 1).count(), 2, "{asked:?}");
+    let steps: std::collections::BTreeSet<_> = asked.iter().collect();
+    let tokens: std::collections::BTreeSet<_> = asked.iter().map(|(_, token)| token).collect();
+    assert_eq!((steps.len(), tokens.len()), (3, 3), "{asked:?}");
 }
 
 #[test]
