@@ -238,3 +238,29 @@ fn what_has_no_room_in_one_turn_begins_in_the_next_ones_by_itself() {
     }
     assert_eq!(crowd.result(), Ok(2_500));
 }
+
+pub struct Sums;
+
+#[workflow(name = "sums", events(add: u32))]
+impl Sums {
+    pub async fn run(ctx: Workflow<Self>, so_far: u32, left: u32) -> Result<u32, Failure> {
+        let sum = so_far * 10 + ctx.add().await?;
+        match left {
+            0 => Ok(sum),
+            _ => ctx.continue_as((sum, left - 1).into()).await,
+        }
+    }
+}
+
+#[test]
+fn events_that_wait_go_over_to_the_next_run_in_their_order() {
+    let mut sums = WorkflowDriver::new("s", Sums);
+    sums.start((0, 3).into()).expect("started");
+    sums.suspend("so that they wait").expect("suspended");
+    for number in 1..=4 {
+        sums.event("add", number).expect("kept");
+    }
+    sums.crash().expect("hosted anew");
+    sums.resume().expect("goes on");
+    assert_eq!(sums.result(), Ok(1_234), "each is taken by a run of its own");
+}

@@ -477,3 +477,49 @@ async fn runs_leave_memory_where_they_take_more_than_there_is_for_entities() {
     }
     node.abort().await;
 }
+
+/// A report of an earlier program, which writes before it waits.
+struct ReportsV1;
+
+#[workflow(name = "report", events(print: u32))]
+impl ReportsV1 {
+    pub async fn run(ctx: Workflow<Self>) -> Result<String, Failure> {
+        let text: String = ctx.step("write", |_| async { Ok("old".to_owned()) }).await?;
+        ctx.print().await?;
+        Ok(text)
+    }
+}
+
+/// The same report of a later one, which waits first.
+struct Reports;
+
+#[workflow(name = "report", version = 2, events(print: u32), also(1 = ReportsV1))]
+impl Reports {
+    pub async fn run(ctx: Workflow<Self>) -> Result<String, Failure> {
+        ctx.print().await?;
+        ctx.step("write", |_| async { Ok("new".to_owned()) }).await
+    }
+}
+
+#[tokio::test]
+async fn a_run_goes_on_with_the_code_that_it_began_with_and_new_ones_begin_with_the_newest() {
+    let world = World::new();
+    let node = world.start_with(|builder| builder.workflow(ReportsV1)).await;
+    let old = node.workflow::<ReportsV1>("a");
+    old.start().await.expect("started");
+    let writes = async || old.status().await.is_ok_and(|it| it.waits_for[0].name == "print");
+    until_true("it has written", writes).await;
+    node.drain().await.expect("drained");
+    drop(node);
+
+    let node = world.start_with(|builder| builder.with(ReportsV1).workflow(Reports)).await;
+    node.workflow::<Reports>("b").start().await.expect("started");
+    for (key, expected) in [("a", "old"), ("b", "new")] {
+        let report = node.workflow::<Reports>(key);
+        report.print(1).await.expect("kept");
+        assert_eq!(report.result().await.expect("a result"), expected, "{key}");
+    }
+    let versions = async |key| node.workflow::<Reports>(key).status().await.expect("read").version;
+    assert_eq!((versions("a").await, versions("b").await), (1, 2));
+    node.abort().await;
+}
