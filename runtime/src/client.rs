@@ -267,10 +267,8 @@ impl Caller for Client {
         Box::pin(async move {
             let reminder = reminder.to_string();
             let path = ["v1", "entities", id.entity_type(), id.key(), "reminders", &reminder];
-            let (headers, body) = (HeaderMap::new(), Vec::new());
-            let (method, url) = (Method::DELETE, client.url(&path));
-            let success = StatusCode::NO_CONTENT;
-            let prepared = Prepared { method, url, headers, body, success };
+            let prepared = Prepared::bare(Method::DELETE, client.url(&path));
+            let prepared = Prepared { success: StatusCode::NO_CONTENT, ..prepared };
             // A second try could find nothing because the first one was carried out.
             let mut timeout = Timeout::new(DEADLINE, false);
             loop {
@@ -312,6 +310,14 @@ struct Prepared {
     body: Vec<u8>,
     /// The status of success.
     success: StatusCode,
+}
+
+impl Prepared {
+    /// A request without a body.
+    fn bare(method: Method, url: Url) -> Self {
+        let (headers, body) = (HeaderMap::new(), Vec::new());
+        Self { method, url, headers, body, success: StatusCode::OK }
+    }
 }
 
 /// The state of repeated tries.

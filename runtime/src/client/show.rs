@@ -5,8 +5,8 @@ use std::time::Duration;
 use stead_entities::{Error, ErrorKind, operation::Reply};
 
 use super::{
-    CONNECT_DEADLINE, CONTENT_TYPE, Client, HeaderMap, HeaderValue, JSON, Method, Prepared,
-    StatusCode, Timeout, Url,
+    CONNECT_DEADLINE, CONTENT_TYPE, Client, HeaderValue, JSON, Method, Prepared, StatusCode,
+    Timeout, Url,
 };
 
 /// A request by its method.
@@ -91,14 +91,6 @@ impl Client {
             url.query_pairs_mut().extend_pairs(parameters);
         }
         url
-    }
-}
-
-impl Prepared {
-    /// A request without a body.
-    fn bare(method: Method, url: Url) -> Self {
-        let (headers, body) = (HeaderMap::new(), Vec::new());
-        Self { method, url, headers, body, success: StatusCode::OK }
     }
 }
 

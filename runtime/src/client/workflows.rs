@@ -8,10 +8,7 @@ use stead_entities::{
     workflow::{InstanceReference, Status, TypedWorkflow, WorkflowCaller},
 };
 
-use super::{
-    Answered, Client, DEADLINE, HeaderMap, Method, Prepared, QUERIES, SIGNALS, StatusCode, Timeout,
-    accepted,
-};
+use super::{Answered, Client, DEADLINE, Method, Prepared, QUERIES, SIGNALS, Timeout, accepted};
 
 /// The longest wait that one request asks for.
 const WAIT_MAX: u64 = 60;
@@ -91,8 +88,7 @@ impl WorkflowCaller for WorkflowClient {
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
             let mut url = client.url(&["v1", "workflows", id.entity_type(), id.key()]);
             url.set_query(Some(&format!("wait={}s", seconds.min(WAIT_MAX))));
-            let (method, headers, body) = (Method::GET, HeaderMap::new(), Vec::new());
-            let asked = Prepared { method, url, headers, body, success: StatusCode::OK };
+            let asked = Prepared::bare(Method::GET, url);
             let timeout = Timeout::new(wait.saturating_add(DEADLINE), true);
             let status = client.until_answered(&asked, timeout).await?;
             let status = status.map_err(|no| Error::new(ErrorKind::Invalid, no.reason()))?;

@@ -43,21 +43,35 @@ pub(super) fn entity(node: &Node, uri: &Uri) -> Result<(EntityId, Vec<String>), 
     let (entities, entity_type, key) = (parts.next(), parts.next(), parts.next());
     let entity_type = entity_type.unwrap_or_default();
     node.local().check_served(&entity_type)?;
-    let is_workflow = node.local().is_workflow(&entity_type);
-    let detail = match (entities.as_deref(), is_workflow) {
-        (Some("entities"), true) => {
-            Some(format!("{entity_type} is a workflow: /v1/workflows/{entity_type}"))
+    match entities.as_deref() {
+        Some("entities") if node.local().is_workflow(&entity_type) => {
+            let detail = format!("{entity_type} is a workflow: /v1/workflows/{entity_type}");
+            return Err(Error::new(ErrorKind::NotFound, detail).into());
         }
-        (Some("workflows"), false) => {
-            Some(format!("{entity_type} is an entity, and no workflow: /v1/entities/{entity_type}"))
-        }
-        _ => None,
-    };
-    if let Some(detail) = detail {
-        return Err(Error::new(ErrorKind::NotFound, detail).into());
+        Some("workflows") => check_workflow(node, &entity_type)?,
+        _ => {}
     }
     let id = EntityId::new(&entity_type, &key.unwrap_or_default());
     Ok((id.map_err(|error| Problem::invalid(error.message()))?, parts.collect()))
+}
+
+/// `workflows/{type}`, for a workflow type that the node serves.
+///
+/// # Errors
+/// 404 for a type that is not served, or is an entity.
+pub(super) fn workflow_type(node: &Node, uri: &Uri) -> Result<String, Problem> {
+    let name = segments(uri)?.into_iter().nth(1).unwrap_or_default();
+    node.local().check_served(&name)?;
+    check_workflow(node, &name)?;
+    Ok(name)
+}
+
+fn check_workflow(node: &Node, name: &str) -> Result<(), Problem> {
+    if node.local().is_workflow(name) {
+        return Ok(());
+    }
+    let detail = format!("{name} is an entity, and no workflow: /v1/entities/{name}");
+    Err(Error::new(ErrorKind::NotFound, detail).into())
 }
 
 #[cfg(test)]

@@ -36,16 +36,6 @@ const PREFER: HeaderName = HeaderName::from_static("prefer");
 /// After how long a client should ask again whether a workflow has ended.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
-fn check_type(node: &Node, name: &str) -> Result<(), Problem> {
-    match node.local().is_workflow(name) {
-        true => Ok(()),
-        false => {
-            let detail = format!("{name} is an entity, and no workflow: /v1/entities/{name}");
-            Err(Error::new(ErrorKind::NotFound, detail).into())
-        }
-    }
-}
-
 /// Starts a workflow; waits for its result as long as `Prefer: wait` says.
 pub(super) async fn start(
     State(node): State<Node>,
@@ -291,9 +281,7 @@ pub(super) fn listed(uri: &Uri) -> Result<(String, bool), Problem> {
 /// The workflows of a type: by key, or by status, the newest first.
 pub(super) async fn list(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
     let given = plain_parameters(&uri, &headers, &LIST)?;
-    let name = path::segments(&uri)?.into_iter().nth(1).unwrap_or_default();
-    node.local().check_served(&name)?;
-    check_type(&node, &name)?;
+    let name = path::workflow_type(&node, &uri)?;
     if filters(&given).is_empty() {
         let prefix = given.get("prefix").map(String::as_str).unwrap_or_default();
         let after = given.get("after").map(String::as_str);
@@ -331,9 +319,7 @@ fn search(node: &Node, name: &str, given: &HashMap<String, String>) -> Result<Fi
 pub(super) async fn change_many(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
     headers::check(&headers, &[])?;
     let given = parameters(&uri, &[&LIST[..], &BULK].concat())?;
-    let name = path::segments(&uri)?.into_iter().nth(1).unwrap_or_default();
-    node.local().check_served(&name)?;
-    check_type(&node, &name)?;
+    let name = path::workflow_type(&node, &uri)?;
     let is_all = flag(&given, "all")?;
     if is_all != (filters(&given).is_empty() && !given.contains_key("prefix")) {
         let rule =
@@ -380,7 +366,7 @@ pub(super) async fn type_changes(
     if !node.keeps_changes(&name) {
         return status(State(node), uri, headers).await;
     }
-    check_type(&node, &name)?;
+    path::workflow_type(&node, &uri)?;
     changes::type_changes(State(node), shown, uri, headers).await
 }
 
