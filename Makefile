@@ -71,6 +71,7 @@ sabotage: setup
 
 permits: build
 	$${CARGO_TARGET_DIR:-target}/release/permits drive --kills $(KILLS) --seed $(SEED)
+	$${CARGO_TARGET_DIR:-target}/release/permits drive --kills $(KILLS) --seed $(SEED) --form workflows
 
 # Seeds that the gate has no time for: programs of workflows, then, from SEED thousand on, clusters in one process and real
 # nodes. What passed is listed in tests/seeds.md.

@@ -1,4 +1,4 @@
-//! The client: one task per permit, its events in order, each under its own idempotency key.
+//! The client: one task per permit, its requests in order, each under its own idempotency key.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -12,12 +12,15 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use reqwest::Client;
+use serde_json::json;
 use tokio::{sync::Semaphore, task::JoinSet};
 
-use crate::entities::Event;
+use crate::{Form, applications::Application, entities::Event};
 
 const EVENTS: &str = include_str!("events.csv");
 const PERMITS_AT_ONCE: usize = 64;
+/// Of an application: longer than everything takes.
+const DEADLINE: Duration = Duration::from_secs(24 * 3_600);
 
 /// One line of the file.
 #[derive(Debug, Clone)]
@@ -40,9 +43,35 @@ pub fn events() -> Result<BTreeMap<String, Vec<Line>>> {
     Ok(permits)
 }
 
-/// Sends what was not yet accepted. Notes each accepted event; what is accepted and not noted when
+/// A request that is sent until it is accepted.
+struct Request {
+    /// Names it; unique.
+    idempotency_key: String,
+    path: String,
+    body: serde_json::Value,
+}
+
+/// The requests for a permit, in order.
+fn requests(form: Form, permit: &str, lines: &[Line]) -> Vec<Request> {
+    let event = |line: &Line| Request {
+        idempotency_key: line.instance.clone(),
+        path: match form {
+            Form::Entities => format!("/v1/entities/permit/{permit}/signals/record"),
+            Form::Workflows => format!("/v1/workflows/application/{permit}/events/happened"),
+        },
+        body: json!(line.event),
+    };
+    let start = (form == Form::Workflows).then(|| Request {
+        idempotency_key: permit.to_owned(),
+        path: format!("/v1/workflows/application/{permit}"),
+        body: json!(Application { events: lines.len(), deadline: DEADLINE }),
+    });
+    start.into_iter().chain(lines.iter().map(event)).collect()
+}
+
+/// Sends what was not yet accepted. Notes each accepted request; what is accepted and not noted when
 /// the process is killed is sent again, under the same key.
-pub async fn send(servers: Vec<SocketAddr>, progress: PathBuf) -> Result<()> {
+pub async fn send(servers: Vec<SocketAddr>, progress: PathBuf, form: Form) -> Result<()> {
     let noted = fs::read_to_string(&progress).unwrap_or_default();
     let noted: Arc<HashSet<String>> = Arc::new(noted.lines().map(str::to_owned).collect());
     let file = OpenOptions::new().create(true).append(true).open(progress)?;
@@ -56,10 +85,13 @@ pub async fn send(servers: Vec<SocketAddr>, progress: PathBuf) -> Result<()> {
         let (room, servers) = (room.clone(), servers.clone());
         tasks.spawn(async move {
             let _room = room.acquire().await?;
-            for line in lines.iter().filter(|line| !noted.contains(&line.instance)) {
-                send_one(&client, &servers, &permit, line).await?;
+            for request in requests(form, &permit, &lines) {
+                if noted.contains(&request.idempotency_key) {
+                    continue;
+                }
+                send_one(&client, &servers, &request).await?;
                 let mut notes = notes.lock().unwrap_or_else(PoisonError::into_inner);
-                notes.write_all(format!("{}\n", line.instance).as_bytes())?;
+                notes.write_all(format!("{}\n", request.idempotency_key).as_bytes())?;
             }
             anyhow::Ok(())
         });
@@ -70,24 +102,19 @@ pub async fn send(servers: Vec<SocketAddr>, progress: PathBuf) -> Result<()> {
     Ok(())
 }
 
-/// Sends one event, through any server, until it is accepted.
-async fn send_one(
-    client: &Client,
-    servers: &[SocketAddr],
-    permit: &str,
-    line: &Line,
-) -> Result<()> {
-    for server in servers.iter().cycle().skip(line.instance.len()).take(3_000) {
-        let url = format!("http://{server}/v1/entities/permit/{permit}/signals/record");
-        let request = client.post(&url).header("idempotency-key", &line.instance);
-        match request.json(&line.event).send().await {
+/// Sends one request, to any server, until it is accepted.
+async fn send_one(client: &Client, servers: &[SocketAddr], request: &Request) -> Result<()> {
+    let Request { idempotency_key, path, body } = request;
+    for server in servers.iter().cycle().skip(idempotency_key.len()).take(3_000) {
+        let post = client.post(format!("http://{server}{path}"));
+        match post.header("idempotency-key", idempotency_key).json(body).send().await {
             Ok(answer) if answer.status() == 202 => return Ok(()),
             Ok(answer) if answer.status().is_client_error() && answer.status() != 429 => {
-                bail!("{} refused: {}", line.instance, answer.text().await?);
+                bail!("{idempotency_key} refused: {}", answer.text().await?);
             }
             // Not accepted, or not known to be: the key makes it safe to ask again.
             Ok(_) | Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }
-    bail!("{} was not accepted within a minute", line.instance)
+    bail!("{idempotency_key} was not accepted within a minute")
 }

@@ -1,56 +1,79 @@
-//! The driver: kills server and client, and compares the outcome with the file.
+//! The driver: kills servers, client and registry, and has the outcome compared with the file.
 
 use std::{
-    collections::BTreeMap,
     net::{SocketAddr, TcpListener},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
-use serde_json::Value;
+use anyhow::{Result, bail, ensure};
 
-use crate::{
-    client::events,
-    entities::{Activity, Clerk, Permit},
-};
+use crate::{Form, compare, random::Random};
 
-type Counts = BTreeMap<String, BTreeMap<String, u64>>;
+/// How the replay is run.
+#[derive(Debug, clap::Args)]
+pub struct Settings {
+    /// How many kills there are.
+    #[arg(long, default_value_t = 20)]
+    kills: u32,
+    /// Decides the moments of the kills, and what fails.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// The form of the permits.
+    #[arg(long, value_enum, default_value = "entities")]
+    form: Form,
+    /// A PostgreSQL database that three nodes share, instead of a directory for one.
+    #[arg(long)]
+    store: Option<String>,
+}
 
-/// Runs the replay with `kills` kills at moments that `seed` decides: of one server and its directory,
-/// or of three that share a database.
-pub async fn drive(kills: u32, seed: u64, store: Option<String>) -> Result<()> {
+/// Runs the replay: through one server and its directory, or through three that share a database.
+pub async fn drive(settings: Settings) -> Result<()> {
+    let Settings { kills, seed, form, store } = settings;
     let directory = tempfile::tempdir()?;
+    let (data, registry) = (directory.path(), free()?);
     let places = (0..if store.is_some() { 3 } else { 1 }).map(|number| {
-        let (listen, peers) = (free()?, free()?);
-        anyhow::Ok(Place { name: format!("n{number}"), listen, peers, store: store.clone() })
+        let (name, listen, peers) = (format!("n{number}"), free()?, free()?);
+        anyhow::Ok(Place { name, listen, peers, registry, store: store.clone() })
     });
     let places: Vec<Place> = places.collect::<Result<_>>()?;
     println!("replaying through {} servers with {kills} kills, seed {seed}", places.len());
-    let start = |place: &Place| Process::server(directory.path(), place);
+    let start = |place: &Place| Process::server(data, place);
     let mut servers: Vec<Process> = places.iter().map(start).collect::<Result<_>>()?;
     let addresses: Vec<_> = places.iter().map(|place| place.listen).collect();
-    let mut client = Process::client(directory.path(), &addresses)?;
-    let mut random = Random(seed);
+    let mut client = Process::client(data, &addresses, form)?;
+    let mut service = Process::registry(data, registry, seed)?;
+    let mut random = Random::new(seed);
+    let victims = if form == Form::Workflows { 4 } else { 3 };
     for kill in 1..=kills {
         let pause = Duration::from_millis(30 + random.below(220));
         tokio::time::sleep(pause).await;
-        if random.below(3) == 0 {
-            client = client.replaced_by(|| Process::client(directory.path(), &addresses))?;
-        } else {
-            let number = random.below(places.len() as u64) as usize;
-            let killed = servers.remove(number);
-            servers.insert(number, killed.replaced_by(|| start(&places[number]))?);
+        match random.below(victims) {
+            0 => client = client.replaced_by(|| Process::client(data, &addresses, form))?,
+            3 => service = service.replaced_by(|| Process::registry(data, registry, seed))?,
+            _ => {
+                let number = random.below(places.len() as u64) as usize;
+                let killed = servers.remove(number);
+                servers.insert(number, killed.replaced_by(|| start(&places[number]))?);
+            }
         }
         if kill % 5 == 0 {
             println!("{kill} of {kills} kills");
         }
     }
     client.finish().await?;
-    let outcome = compare(addresses[0]).await;
-    drop(servers);
+    let outcome = match form {
+        Form::Entities => compare::entities(addresses[0]).await,
+        Form::Workflows => compare::applications(addresses[0], &ledger(data)).await,
+    };
+    drop((servers, service));
     outcome
+}
+
+/// The file of the registry.
+fn ledger(data: &Path) -> PathBuf {
+    data.join("receipts")
 }
 
 /// The address of a server, and the place of its data.
@@ -58,6 +81,7 @@ struct Place {
     name: String,
     listen: SocketAddr,
     peers: SocketAddr,
+    registry: SocketAddr,
     store: Option<String>,
 }
 
@@ -78,13 +102,21 @@ impl Process {
             }
             None => drop(command.arg("serve").arg("--data").arg(data.join("data"))),
         }
-        command.arg("--listen").arg(place.listen.to_string());
+        command.args(["--listen", &place.listen.to_string()]);
+        command.args(["--registry", &place.registry.to_string()]);
         Ok(Self(command.stdin(Stdio::null()).spawn()?))
     }
 
-    fn client(data: &Path, addresses: &[SocketAddr]) -> Result<Self> {
+    fn registry(data: &Path, listen: SocketAddr, seed: u64) -> Result<Self> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg("send");
+        command.args(["registry", "--listen", &listen.to_string(), "--seed", &seed.to_string()]);
+        command.arg("--ledger").arg(ledger(data));
+        Ok(Self(command.stdin(Stdio::null()).spawn()?))
+    }
+
+    fn client(data: &Path, addresses: &[SocketAddr], form: Form) -> Result<Self> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["send", "--form", form.name()]);
         for address in addresses {
             command.arg("--server").arg(address.to_string());
         }
@@ -114,104 +146,5 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ended_already = self.0.kill();
         let _reaped = self.0.wait();
-    }
-}
-
-async fn compare(server: SocketAddr) -> Result<()> {
-    let (mut clerks, mut activities) = (Counts::new(), Counts::new());
-    let mut total = 0;
-    let permits = events()?;
-    for (permit, lines) in &permits {
-        for line in lines {
-            let (activity, resource) = (&line.event.activity, &line.event.resource);
-            *clerks.entry(resource.clone()).or_default().entry(activity.clone()).or_default() += 1;
-            let by = activities.entry(activity.clone()).or_default();
-            *by.entry(resource.clone()).or_default() += 1;
-            total += 1;
-        }
-        let state: Permit = state(server, "permit", permit).await?;
-        let expected: Vec<_> = lines.iter().map(|line| line.event.clone()).collect();
-        ensure!(state.events == expected, "{permit} differs: {:?}", state.events);
-    }
-    for (name, expected) in &clerks {
-        settled(server, "clerk", name, |clerk: Clerk| clerk.handled == *expected).await?;
-    }
-    for (name, expected) in &activities {
-        settled(server, "activity", name, |activity: Activity| activity.done_by == *expected)
-            .await?;
-    }
-    let letters: Value = get(server, "/v1/dead-letters").await?;
-    ensure!(letters["dead_letters"] == serde_json::json!([]), "dead letters: {letters}");
-    print_busiest("clerks", &clerks);
-    print_busiest("activities", &activities);
-    println!(
-        "no difference: {total} events, {} permits, {} clerks, {} activities",
-        permits.len(),
-        clerks.len(),
-        activities.len()
-    );
-    Ok(())
-}
-
-/// Waits, at most a minute, until what was accepted is applied.
-async fn settled<T: serde::de::DeserializeOwned>(
-    server: SocketAddr,
-    entity_type: &str,
-    key: &str,
-    is_settled: impl Fn(T) -> bool,
-) -> Result<()> {
-    for _ in 0..600 {
-        if state(server, entity_type, key).await.is_ok_and(&is_settled) {
-            return Ok(());
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-    let found: Value = state(server, entity_type, key).await?;
-    bail!("{entity_type}/{key} differs: {found}")
-}
-
-async fn state<T: serde::de::DeserializeOwned>(
-    server: SocketAddr,
-    entity_type: &str,
-    key: &str,
-) -> Result<T> {
-    let key = key.replace(' ', "%20").replace('/', "%2F");
-    let shown: Value = get(server, &format!("/v1/entities/{entity_type}/{key}")).await?;
-    Ok(serde_json::from_value(shown["state"].clone())?)
-}
-
-async fn get(server: SocketAddr, path: &str) -> Result<Value> {
-    let url = format!("http://{server}{path}");
-    for _ in 0..500 {
-        match reqwest::get(&url).await {
-            Ok(answer) if answer.status() == 200 => return Ok(answer.json().await?),
-            Ok(answer) if answer.status() == 404 => bail!("{path} is not there"),
-            Ok(_) | Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-        }
-    }
-    reqwest::get(&url).await.context(path.to_owned())?.error_for_status()?;
-    bail!("{path} did not answer")
-}
-
-fn print_busiest(what: &str, counts: &Counts) {
-    let mut totals: Vec<_> =
-        counts.iter().map(|(name, by)| (by.values().sum::<u64>(), name)).collect();
-    totals.sort_unstable_by(|a, b| b.cmp(a));
-    println!("the busiest {what}:");
-    for (total, name) in totals.into_iter().take(5) {
-        println!("{total:>6}  {name}");
-    }
-}
-
-/// SplitMix64 (Steele, Lea and Flood, 2014).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (mixed ^ (mixed >> 31)) % limit
     }
 }
