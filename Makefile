@@ -80,3 +80,4 @@ nightly: build
 	STEAD_SEEDS=200000 $(CARGO) test --release --locked -p stead-entities --test workflows random
 	STEAD_SEEDS=$(SEED)000..$(SEED)400 $(CARGO) test --release --locked -p stead-tests --bins --test simulation
 	STEAD_SEEDS=$(SEED)000..$(SEED)060 $(CARGO) test --release --locked -p stead-tests --bins --test cluster nothing_is_lost
+	STEAD_SEEDS=$(SEED)000..$(SEED)020 $(CARGO) test --release --locked -p stead-tests --bins --test cluster workflows_come

@@ -1,12 +1,18 @@
-//! A server whose entities go wrong in every way; with `READY_MADE` beside the ready-made ones. `SHIFTY` chooses how one of them stores its state.
+//! A server whose entities go wrong in every way; with `READY_MADE` beside the ready-made ones. `SHIFTY` chooses how one of
+//! them stores its state, `ERRAND` the code of a workflow, and `STEPS` the file in which the steps of others write.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use stead::{
-    Context, Layout, NodeBuilder, Rejection, entity,
+    Context, Failure, Layout, NodeBuilder, Rejection, entity,
     stock::{Approval, Counter},
+    workflow,
+    workflow::{StepError, Workflow},
 };
-use stead_tests::log::{Ember, Log};
+use stead_tests::{
+    log::{Ember, Log},
+    workflows::interpreter,
+};
 
 /// Appends, and fails in every way.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema, Layout)]
@@ -141,11 +147,52 @@ impl Forgetful {
     }
 }
 
+/// An errand: something is fetched, and then brought when somebody says so.
+struct Errand;
+/// Its code with the same version, and something else before it.
+struct Hasty;
+/// A later version, with the code of the first for those that run.
+struct Later;
+
+#[workflow(name = "errand", events(go: u32))]
+impl Errand {
+    pub async fn run(ctx: Workflow<Self>, what: u32) -> Result<u32, Failure> {
+        Ok(ctx.fetch(what).await? + ctx.go().await?)
+    }
+    async fn fetch(&self, what: u32) -> Result<u32, StepError> {
+        Ok(what)
+    }
+}
+
+#[workflow(name = "errand", events(go: u32))]
+impl Hasty {
+    pub async fn run(ctx: Workflow<Self>, _what: u32) -> Result<u32, Failure> {
+        ctx.go().await
+    }
+}
+
+#[workflow(name = "errand", version = 2, events(go: u32), also(1 = Errand))]
+impl Later {
+    pub async fn run(ctx: Workflow<Self>, _what: u32) -> Result<u32, Failure> {
+        ctx.go().await
+    }
+}
+
 fn main() {
     stead::server::run(|node: NodeBuilder| {
         let node = match std::env::var_os("READY_MADE") {
             Some(_) => node.entity::<Counter>().entity::<Approval>(),
             None => node,
+        };
+        let node = match std::env::var_os("STEPS") {
+            Some(outside) => node.workflow(interpreter(outside.as_ref()).expect("a file")),
+            None => node,
+        };
+        let node = match std::env::var("ERRAND").unwrap_or_default().as_str() {
+            "first" => node.workflow(Errand),
+            "hasty" => node.workflow(Hasty),
+            "later" => node.with(Errand).workflow(Later),
+            _ => node,
         };
         let node = node.entity::<Unruly>().entity::<Log>().entity::<Ember>().entity::<Meter>();
         match std::env::var("SHIFTY").unwrap_or_default().as_str() {

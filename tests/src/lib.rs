@@ -12,9 +12,12 @@ pub mod history;
 pub mod indexes;
 pub mod log;
 pub mod plain;
+#[path = "../../entities/tests/workflows/programs.rs"]
+pub mod programs;
 pub mod proxy;
 pub mod random;
 pub mod wait;
+pub mod workflows;
 
 use std::{
     io::Write as _,

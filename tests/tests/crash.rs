@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use stead::Client;
+use stead::{Client, stock::Counter};
 use stead_tests::{
     Server, command_of,
     events::{Follower, with_lengths},
@@ -17,8 +17,10 @@ use stead_tests::{
     history::{History, Kind, compare},
     indexes,
     log::Log,
+    programs::{LOCKED, SIGNALLED},
     random::Random,
     wait::until,
+    workflows::{TYPE, Workflows},
 };
 
 const SENDERS: usize = 8;
@@ -155,6 +157,43 @@ fn the_permits_replay_ends_without_a_difference() -> Result<()> {
         ensure!(output.status.success(), "{form}, seed {seed}: {said}{failed}");
         ensure!(said.contains("no difference: 8577 events"), "{form}, seed {seed}: {said}");
     }
+    Ok(())
+}
+
+/// Workflows of random programs, across kills: everything that they begin comes to what it must, once.
+#[tokio::test]
+async fn workflows_come_to_what_they_must_across_every_kill() -> Result<()> {
+    let (data, outside) = (tempfile::tempdir()?, tempfile::NamedTempFile::new()?);
+    let start = async || {
+        let address = free_address()?;
+        let mut command = command_of("unruly", data.path(), address, &["--idle", "0.05"])?;
+        command.env("STEPS", outside.path()).env("READY_MADE", "yes");
+        Server::run(command, address).await
+    };
+    let workflows = Workflows::new(outside.path().into(), Duration::from_millis(300));
+    let mut random = Random(1);
+    for kill in 0..KILLS as u64 {
+        let server = start().await?;
+        let client = Client::new(&format!("http://{}", server.address()))?;
+        let acting = async {
+            for number in 0.. {
+                let any = |_: &mut Random, key: &str| Some(client.instance(TYPE, key));
+                workflows.act(&mut random, &format!("w{kill}-{number}"), any).await;
+            }
+        };
+        let _killed = tokio::time::timeout(Duration::from_millis(100 + 40 * kill), acting).await;
+        server.kill_now()?;
+    }
+    let server = start().await?;
+    let client = Client::new(&format!("http://{}", server.address()))?;
+    let any = |key: &str| client.instance(TYPE, key);
+    let open = workflows.end(any, Duration::from_secs(90)).await;
+    ensure!(open.is_empty(), "{open:#?}");
+    let count = async |key| client.entity::<Counter>(key).value().await;
+    let counts = (count(LOCKED[0]).await?, count(SIGNALLED).await?);
+    let wrong = workflows.compare(any, counts).await;
+    ensure!(wrong.is_empty(), "{wrong:#?}");
+    ensure!(workflows.len() > 40 && workflows.attempts() > 40, "too little was done");
     Ok(())
 }
 

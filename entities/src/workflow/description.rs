@@ -3,7 +3,7 @@
 use schemars::Schema;
 use serde::Serialize;
 
-use super::{EventType, StepType, WorkflowType};
+use super::{EventType, SavedHistory, StepType, WorkflowType};
 use crate::{Timeout, entity::whole_schema};
 
 /// A workflow type in words and schemas, as `GET /v1/workflows` shows it.
@@ -30,6 +30,8 @@ pub struct WorkflowDescription {
     pub retention: Timeout,
     /// How long its changes are kept for those who follow them; `null` where they are not.
     pub changes: Option<Timeout>,
+    #[serde(skip)]
+    replay: fn(&SavedHistory) -> Result<(), String>,
 }
 
 /// An event in schemas.
@@ -59,6 +61,14 @@ pub struct StepDescription {
 }
 
 impl WorkflowDescription {
+    /// Replays a history with the code of the type; see [`SavedHistory::replay`].
+    ///
+    /// # Errors
+    /// The first place at which the code does something else.
+    pub fn replay(&self, history: &SavedHistory) -> Result<(), String> {
+        (self.replay)(history)
+    }
+
     /// Describes `W`.
     pub fn of<W: WorkflowType>() -> Self {
         let mut versions: Vec<_> = W::earlier().iter().map(super::Program::version).collect();
@@ -86,6 +96,7 @@ impl WorkflowDescription {
             steps: W::steps().iter().map(step).collect(),
             retention: W::RETENTION.into(),
             changes: W::CHANGES.map(Timeout::from),
+            replay: SavedHistory::replay::<W>,
         }
     }
 }

@@ -2,12 +2,13 @@
 
 use std::{fmt, marker::PhantomData, ops::Deref, time::Duration};
 
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::value::RawValue;
 
-use super::{StartPolicy, Started, StatusView, WorkflowType};
+use super::{SavedHistory, StartPolicy, Started, StatusView, WorkflowType};
 use crate::{
-    Answer, BoxFuture, EntityId, Error, ErrorKind, Failure, Operation, Query, Reference, Timeout,
-    Unbound,
+    Answer, BoxFuture, CallError, EntityId, Error, ErrorKind, Failure, Operation, Query, Reference,
+    Timeout, Unbound,
     operation::{Argument, Caller},
 };
 
@@ -65,10 +66,7 @@ impl<B: WorkflowCaller> InstanceReference<B> {
     ) -> Result<Option<T>, ResultError> {
         let (id, caller) = self.0.parts()?;
         let Some(outcome) = caller.outcome(id, wait).await? else { return Ok(None) };
-        let answer = serde_json::from_slice::<Answer<T>>(&outcome).map_err(|error| {
-            let message = "the result does not have the type that this reference expects";
-            Error::new(ErrorKind::Internal, message).with_source(error)
-        })?;
+        let answer = serde_json::from_slice::<Answer<T>>(&outcome).map_err(unreadable)?;
         Ok(Some(answer?))
     }
 }
@@ -94,8 +92,19 @@ pub enum ResultError {
     Failed(#[from] Error),
 }
 
+fn unreadable(error: serde_json::Error) -> Error {
+    let message = "the result does not have the type that this reference expects";
+    Error::new(ErrorKind::Internal, message).with_source(error)
+}
+
 /// How long one wait for a result is, before it is begun again.
 const WAIT: Duration = Duration::from_secs(30);
+
+/// The part of a page of a history that says where the next one begins.
+#[derive(Deserialize)]
+struct NextPage {
+    next: Option<u64>,
+}
 
 /// JSON text as an argument.
 struct Raw(Result<Vec<u8>, Error>);
@@ -128,6 +137,32 @@ impl<B: Clone> InstanceReference<B> {
     /// Its status, with a result of this type.
     pub fn status_of<T>(&self) -> Query<StatusView<T>, B> {
         self.0.query("status", None)
+    }
+
+    /// The history of its present run, with which later code can be tried: see [`SavedHistory::replay`]. It is read in
+    /// pages, anew where it begins another run meanwhile.
+    ///
+    /// # Errors
+    /// As a query has.
+    pub async fn history(&self) -> Result<SavedHistory, CallError>
+    where
+        B: Caller,
+    {
+        let mut history = None::<SavedHistory>;
+        let mut after = Some(0);
+        while let Some(from) = after {
+            let argument = Raw(Ok(serde_json::json!({ "after": from }).to_string().into_bytes()));
+            let page: Box<RawValue> = self.0.query("history", Some(&argument)).committed().await?;
+            let read = |error| CallError::Failed(unreadable(error));
+            let found: SavedHistory = serde_json::from_str(page.get()).map_err(read)?;
+            after = serde_json::from_str::<NextPage>(page.get()).map_err(read)?.next;
+            match &mut history {
+                Some(known) if known.is_before(&found) => known.turns.extend(found.turns),
+                Some(_) => (history, after) = (None, Some(0)),
+                None => history = Some(found),
+            }
+        }
+        Ok(history.unwrap_or_default())
     }
 
     /// Raises an event: it is taken by the oldest wait for its name, also by one that is to come. It is rejected with

@@ -13,11 +13,14 @@ use super::{
 use crate::EntityId;
 
 /// The history of a run.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedHistory {
     pub(super) id: String,
     pub(super) version: u32,
     pub(super) run: u32,
+    /// How often it was rewound.
+    #[serde(default)]
+    pub(super) rewinds: u32,
     /// In hexadecimal digits.
     pub(super) seed: String,
     pub(super) turns: Vec<Turn>,
@@ -45,6 +48,12 @@ impl SavedHistory {
         serde_json::from_slice(&json).map_err(|error| wrong(error.to_string()))
     }
 
+    /// Whether it goes on with what `next` has: they are of the same run.
+    pub(super) fn is_before(&self, next: &Self) -> bool {
+        let run = |of: &Self| (of.version, of.run, of.rewinds, of.seed.clone());
+        run(self) == run(next)
+    }
+
     /// How many deliveries it has.
     pub fn deliveries(&self) -> usize {
         self.turns.iter().map(|turn| turn.deliveries.len()).sum()
@@ -56,6 +65,11 @@ impl SavedHistory {
     /// # Errors
     /// The first place at which the code does something else.
     pub fn replay<W: WorkflowType>(&self) -> Result<(), String> {
+        let Some(Delivery::Start(input)) =
+            self.turns.first().and_then(|turn| turn.deliveries.first())
+        else {
+            return Ok(());
+        };
         let programs = std::iter::once(Program::of::<W>()).chain(W::earlier());
         let program = programs.into_iter().find(|program| program.version() == self.version);
         let program =
@@ -64,11 +78,6 @@ impl SavedHistory {
         let seed = u128::from_str_radix(&self.seed, 16).map_err(|error| error.to_string())?;
         let (version, run, rewound_at) = (self.version, self.run, Default::default());
         let identity = RunIdentity { id, version, run, seed, rewound_at };
-        let Some(Delivery::Start(input)) =
-            self.turns.first().and_then(|turn| turn.deliveries.first())
-        else {
-            return Ok(());
-        };
         let refused = |problem: super::activation::Problem| problem.text().to_owned();
         let mut activation = Activation::new(&program, identity, input).map_err(refused)?;
         for turn in &self.turns {

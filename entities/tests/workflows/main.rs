@@ -3,6 +3,7 @@
 
 mod family;
 mod order;
+mod programs;
 mod random;
 mod rewind;
 mod section;

@@ -9,7 +9,7 @@ use stead_entities::{
     Dependencies, Entity,
     entity::OperationKind,
     index::INDEXES_MAX,
-    workflow::{Instance, WorkflowType},
+    workflow::{Instance, WorkflowDescription, WorkflowType},
 };
 use tokio::{
     runtime::Handle as Runtime,
@@ -154,6 +154,13 @@ impl NodeBuilder {
     /// Hosts a workflow type, with the value that its steps use.
     pub fn workflow<W: WorkflowType>(self, given: W) -> Self {
         self.entity::<Instance<W>>().with(given)
+    }
+
+    /// The workflow types that it would host.
+    #[cfg(feature = "server")]
+    pub(crate) fn workflow_descriptions(&self) -> Vec<WorkflowDescription> {
+        let types = self.entities.iter().map(|make| make(&self.dependencies));
+        types.filter_map(|known| known.workflow()).collect()
     }
 
     /// Gives a value, such as a client or a pool, to the entity types that name it

@@ -13,7 +13,6 @@ use super::{
     Partition,
     activations::{Lacking, WaitsForRead},
     envelope::{Envelope, FirstTry},
-    turn::NextTry,
 };
 use crate::{
     sabotage::Sabotage,
@@ -52,9 +51,8 @@ impl Partition {
         self.activations.count_held(id);
         match (supplied, envelope) {
             (Ok(()), envelope) => self.activations.of(id).put_back(envelope),
-            (Err(error), Envelope::Operation(mut operation)) => {
-                operation.first_try = None;
-                self.fail(id, operation, error, NextTry::ByPolicy);
+            (Err(error), Envelope::Operation(operation)) => {
+                self.fail_to_read(id, operation, error);
             }
             (Err(error), envelope) => {
                 if let Some(reply_to) = envelope.into_reply_to() {

@@ -473,7 +473,7 @@ impl Partition {
                 self.apply(id, operation, *applied, Some(delayed));
             }
             (WaitsForRead::Turn(operation, _), Err(error)) => {
-                self.fail(id, operation, unreadable(&error), NextTry::ByPolicy);
+                self.fail_to_read(id, operation, unreadable(&error));
             }
             (WaitsForRead::Expire(expire), page) => self.expire(id, *expire, page),
             (WaitsForRead::Cancel(_) | WaitsForRead::Entries(..), _) => {

@@ -10,7 +10,7 @@ use stead_entities::{
 };
 
 use super::{
-    Partition,
+    Partition, READ_PAUSE,
     deletion::Delayed,
     envelope::{AttemptCount, Caller, Envelope, Operation, Row},
     idempotency::IdempotencyKeys,
@@ -300,6 +300,28 @@ impl Partition {
             NextTry::ByPolicy | NextTry::Never => limits.retry_after(operation.attempts),
         };
         self.retry_at(id, operation, (self.moment.now + pause).min(Timestamp::MAX));
+    }
+
+    /// A turn that lacks rows which the store could not read. What is stored is tried again until it can, and it
+    /// counts for nothing; everybody else hears of it.
+    pub(super) fn fail_to_read(
+        &mut self,
+        id: &EntityId,
+        mut operation: Box<Operation>,
+        error: Error,
+    ) {
+        operation.first_try = None;
+        if error.kind() != ErrorKind::Unavailable {
+            return self.fail(id, operation, error, NextTry::ByPolicy);
+        }
+        tracing::error!(entity = %id, %error, "a turn waits until the store can read");
+        if operation.is_call() {
+            return self.fail_call(id, *operation, error);
+        }
+        if operation.row == Row::None {
+            return self.refuse_operation(*operation, &error);
+        }
+        self.retry_at(id, operation, self.moment.now + READ_PAUSE);
     }
 
     /// Has a signal tried again at a time, and whatever its sender sends behind it after that.

@@ -6,6 +6,7 @@
 
 mod flags;
 mod open;
+mod replay;
 mod stop;
 mod upgrade;
 mod workflow;
@@ -81,6 +82,13 @@ pub fn run(entities: impl FnOnce(NodeBuilder) -> NodeBuilder) -> ! {
                 },
                 Verb::Workflow(verb) => tokio::select! {
                     code = workflow::run(verb) => code,
+                    _asked = stop.asked() => {
+                        let _ended = stop.end();
+                        exit::FAILED
+                    }
+                },
+                Verb::Replay(asked) => tokio::select! {
+                    code = replay::run(&asked, entities(Node::builder()).workflow_descriptions()) => code,
                     _asked = stop.asked() => {
                         let _ended = stop.end();
                         exit::FAILED

@@ -182,10 +182,10 @@ async fn ended(of: &Instance) -> Result<bool, Error> {
 }
 
 async fn history(of: &Instance) -> Result<(), Error> {
-    let (mut rows, mut all, mut after) = (Vec::new(), Vec::new(), Some(0));
+    let (mut rows, mut all, mut after) = (Vec::new(), Value::Null, Some(0));
     while let Some(from) = after {
         let given = [("after", from.to_string()), ("limit", PAGE.to_string())];
-        let page = of.read(&["history"], &given).await?;
+        let mut page = of.read(&["history"], &given).await?;
         after = page["next"].as_u64();
         for turn in page["turns"].as_array().into_iter().flatten() {
             let number = (rows.len() + 1).to_string();
@@ -200,10 +200,14 @@ async fn history(of: &Instance) -> Result<(), Error> {
             let lists = lists.map(|list: Vec<String>| list.join(", "));
             rows.push([number, text(&turn["at"])].into_iter().chain(lists).collect());
         }
-        all.extend(page["turns"].as_array().cloned().unwrap_or_default());
+        match (all["turns"].as_array_mut(), page["turns"].as_array_mut()) {
+            (Some(all), Some(page)) => all.append(page),
+            _ => all = page,
+        }
     }
+    all.as_object_mut().and_then(|all| all.remove("next"));
     let head = vec!["TURN", "AT", "HANDED OVER", "BEGUN", "GIVEN UP"];
-    print(&of.shown, &all.into(), (head, rows));
+    print(&of.shown, &all, (head, rows));
     Ok(())
 }
 
@@ -219,6 +223,16 @@ fn delivery(delivery: &Value) -> String {
     }
 }
 
+/// A page of the workflows of a type.
+pub(super) async fn list_page(
+    client: &Client,
+    workflow_type: &str,
+    given: Vec<(&str, String)>,
+) -> Result<Value, Error> {
+    let path = ["v1", "workflows", workflow_type];
+    client.ask(Ask::Get, (&path, &given), Vec::new(), DEADLINE).await
+}
+
 async fn list(
     workflow_type: &str,
     given: Vec<(&str, String)>,
@@ -226,19 +240,17 @@ async fn list(
     shown: &Shown,
 ) -> Result<(), Error> {
     let client = Client::new(&shown.server.url)?;
-    let read = async |path: &[&str], given: &[(&str, String)]| {
-        client.ask(Ask::Get, (path, given), Vec::new(), DEADLINE).await
-    };
     let (mut rows, mut all, mut after) = (Vec::new(), Vec::new(), None::<String>);
     while rows.len() < limit {
         let page = (limit - rows.len()).min(PAGE).to_string();
         let mut given = given.clone();
         given.push(("limit", page));
         given.extend(after.take().map(|after| ("after", after)));
-        let page = read(&["v1", "workflows", workflow_type], &given).await?;
+        let page = list_page(&client, workflow_type, given).await?;
         for row in page["workflows"].as_array().into_iter().flatten() {
             let key = text(&row["key"]);
-            let status = match read(&["v1", "workflows", workflow_type, &key], &[]).await {
+            let path = ["v1", "workflows", workflow_type, &key];
+            let status = match client.ask(Ask::Get, (&path, &[]), Vec::new(), DEADLINE).await {
                 // One that was purged meanwhile is left out.
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
                 status => status?,
@@ -347,7 +359,7 @@ fn text(value: &Value) -> String {
 }
 
 /// Prints the JSON, or the table, in which each column is as wide as its widest cell.
-fn print(shown: &Shown, json: &Value, (head, rows): Table) {
+pub(super) fn print(shown: &Shown, json: &Value, (head, rows): Table) {
     if shown.json {
         return line(&json.to_string());
     }

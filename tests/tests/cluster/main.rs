@@ -11,6 +11,7 @@ mod nodes;
 mod permits;
 mod refusals;
 mod run;
+mod workflows;
 mod wrong;
 
 use anyhow::Result;
@@ -18,15 +19,26 @@ use run::Run;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_doubled_or_reordered_whatever_befalls_real_nodes() -> Result<()> {
-    let chosen = std::env::var("STEAD_SEEDS").ok();
-    let parsed = chosen.as_deref().and_then(|text| text.split_once(".."));
-    let seeds = match parsed {
-        Some((from, to)) => from.parse::<u64>()?..to.parse()?,
-        None => 1..4,
-    };
-    for seed in seeds {
-        let Some(run) = Run::start(seed).await? else { return Ok(()) };
+    for seed in seeds(1..4)? {
+        let Some(run) = Run::start(seed, None).await? else { return Ok(()) };
         run.finish().await?;
     }
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workflows_come_to_what_they_must_whatever_befalls_real_nodes() -> Result<()> {
+    for seed in seeds(1..3)? {
+        let outside = tempfile::NamedTempFile::new()?;
+        let Some(run) = Run::start(seed, Some(outside.path())).await? else { return Ok(()) };
+        run.finish_workflows(outside.path()).await?;
+    }
+    Ok(())
+}
+
+fn seeds(default: std::ops::Range<u64>) -> Result<std::ops::Range<u64>> {
+    let chosen = std::env::var("STEAD_SEEDS").ok();
+    let parsed = chosen.as_deref().and_then(|text| text.split_once(".."));
+    let parsed = parsed.map(|(from, to)| anyhow::Ok(from.parse()?..to.parse()?));
+    parsed.unwrap_or(Ok(default))
 }

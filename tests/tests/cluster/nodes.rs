@@ -2,7 +2,7 @@
 
 use std::{
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
@@ -26,6 +26,8 @@ pub struct NodeProcess {
     pub lease: Duration,
     /// How far its wall clock is off, as libfaketime writes it.
     skew: Option<String>,
+    /// The file in which the steps of its workflows write.
+    pub outside: Option<PathBuf>,
 }
 
 impl NodeProcess {
@@ -42,6 +44,7 @@ impl NodeProcess {
             child: None,
             lease: LEASE,
             skew,
+            outside: None,
         })
     }
 
@@ -55,6 +58,9 @@ impl NodeProcess {
         command.args(["--lease", &self.lease.as_secs_f64().to_string()]);
         command.arg("--cluster-secret-file").arg(secret);
         command.env("STEAD_STORE", &self.store);
+        if let Some(outside) = &self.outside {
+            command.env("STEPS", outside).env("READY_MADE", "yes");
+        }
         if let Some(skew) = &self.skew {
             command.env("LD_PRELOAD", FAKETIME).env("FAKETIME", skew);
             // Only the wall clock is off.

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::Write as _,
+    path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -45,16 +46,16 @@ pub struct Run {
     pub secret: NamedTempFile,
     pub counts: Counts,
     seed: u64,
-    shared: Arc<Shared>,
+    pub shared: Arc<Shared>,
     follower: Option<Follower>,
 }
 
 /// What clients share.
-struct Shared {
-    seed: u64,
-    urls: Vec<String>,
+pub struct Shared {
+    pub seed: u64,
+    pub urls: Vec<String>,
     history: Mutex<History>,
-    is_over: AtomicBool,
+    pub is_over: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -62,8 +63,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Run {
-    /// Starts database and nodes; none where there is no PostgreSQL.
-    pub async fn start(seed: u64) -> Result<Option<Self>> {
+    /// Starts database and nodes, which host workflows where their steps have a file to write in; none where there is no
+    /// PostgreSQL.
+    pub async fn start(seed: u64, outside: Option<&Path>) -> Result<Option<Self>> {
         let Some(database) = Database::start(&["max_connections=200"]).await? else {
             return Ok(None);
         };
@@ -73,6 +75,7 @@ impl Run {
             let skews = ["+0", "+7h", "-3h"];
             let skew = can_skew().then(|| skews[(number + seed as usize) % 3].to_owned());
             let mut node = NodeProcess::new(name, &database, skew).await?;
+            node.outside = outside.map(Into::into);
             node.start(secret.path()).await?;
             nodes.push(node);
         }
@@ -99,12 +102,7 @@ impl Run {
         let clients: Vec<_> = clients.collect();
         let shared = self.shared.clone();
         let following = tokio::spawn(async move { shared.follow().await });
-        for _ in 0..FAULTS {
-            let pause = Duration::from_millis(self.random.below(1_000));
-            tokio::time::sleep(pause).await;
-            self.break_one().await?;
-            self.revive().await?;
-        }
+        self.go_wrong().await?;
         let whole = Instant::now();
         self.shared.is_over.store(true, Ordering::SeqCst);
         for client in clients {
@@ -139,8 +137,19 @@ impl Run {
         Ok(())
     }
 
+    /// Breaks one thing after the other.
+    pub async fn go_wrong(&mut self) -> Result<()> {
+        for _ in 0..FAULTS {
+            let pause = Duration::from_millis(self.random.below(1_000));
+            tokio::time::sleep(pause).await;
+            self.break_one().await?;
+            self.revive().await?;
+        }
+        Ok(())
+    }
+
     /// A node whose name was still held may have ended: it is started again.
-    async fn revive(&mut self) -> Result<()> {
+    pub async fn revive(&mut self) -> Result<()> {
         for node in &mut self.nodes {
             if !node.runs() {
                 node.start(self.secret.path()).await?;
@@ -235,7 +244,7 @@ impl Shared {
         follower
     }
 
-    async fn wait_alive(&self) -> Result<()> {
+    pub async fn wait_alive(&self) -> Result<()> {
         let client = Client::new(&self.urls[0])?;
         let why = Mutex::new(String::new());
         let answers = async || {

@@ -4,7 +4,7 @@ use std::process::Output;
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
-use stead_tests::{Server, binary, wait::until_true};
+use stead_tests::{Server, binary, command_of, free_address, wait::until_true};
 use tokio::process::Command;
 
 /// Runs `stead workflow`: whether it went well, and what it printed.
@@ -81,5 +81,71 @@ async fn workflows_are_started_shown_and_ended_from_the_command_line() -> Result
     );
     let started = with("start", "d", &["{\"timeoutMs\":10}", "--wait", "--policy", "once"]);
     ensure!(run(&server, &started).await? == (true, "\"timed out\"\n".into()));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_program_is_tried_on_the_workflows_that_run_before_it_is_deployed() -> Result<()> {
+    let (data, address) = (tempfile::tempdir()?, free_address()?);
+    let mut command = command_of("unruly", data.path(), address, &[])?;
+    command.env("ERRAND", "first");
+    let server = Server::run(command, address).await?;
+    let url = format!("http://{address}");
+    let client = stead::Client::new(&url)?;
+    for number in 0..130_u32 {
+        let errand = client.instance("errand", &format!("e-{number}"));
+        let start = server.post(&format!("/v1/workflows/errand/e-{number}"), "5").send().await?;
+        ensure!(start.status() == 202, "{start:?}");
+        match number {
+            0..10 => {
+                errand.event("go", &1).await?;
+                ensure!(errand.result_of::<u32>().await? == 6);
+            }
+            10..13 => errand.suspend("lunch").await?,
+            _ => {}
+        }
+    }
+    let is_fetched = async || {
+        let of = async |number| client.instance("errand", &format!("e-{number}")).history().await;
+        let histories = [of(0).await, of(20).await, of(129).await];
+        histories.iter().all(|it| it.as_ref().is_ok_and(|it| it.deliveries() >= 2))
+    };
+    until_true("the steps have ended", is_fetched).await;
+    let replay = async |program: &str, arguments: &[&str]| {
+        let mut command = Command::new(binary("unruly")?);
+        command.arg("replay").args(arguments).env("STEAD_URL", &url).env("ERRAND", program);
+        let Output { status, stdout, stderr } = command.output().await?;
+        let printed = String::from_utf8_lossy(&stdout) + String::from_utf8_lossy(&stderr);
+        anyhow::Ok((status.code(), printed.into_owned()))
+    };
+    for program in ["first", "later"] {
+        let (code, printed) = replay(program, &[]).await?;
+        ensure!(code == Some(0) && printed.contains("all 120 workflows fit"), "{printed}");
+    }
+    let (code, printed) = replay("hasty", &["errand"]).await?;
+    ensure!(code == Some(1) && printed.contains("0 workflows fit, 120 do not"), "{printed}");
+    ensure!(printed.contains("step fetch at place 1"), "{printed}");
+    ensure!(printed.lines().count() == 102, "a hundred are shown: {printed}");
+    let (code, json) = replay("hasty", &["--json"]).await?;
+    let json: Value = serde_json::from_str(json.lines().next().unwrap_or_default())?;
+    ensure!(code == Some(1) && json["misfits"].as_array().map(Vec::len) == Some(120), "{json}");
+    let (code, printed) = replay("none", &[]).await?;
+    ensure!(code == Some(1) && printed.contains("does not host the type"), "{printed}");
+    let (code, printed) = replay("first", &["erand"]).await?;
+    ensure!(
+        code == Some(1) && printed.contains("no workflow type erand, only errand"),
+        "{printed}"
+    );
+    // Nothing was changed.
+    let shown = client.instance("errand", "e-20").status_of::<u32>().await?;
+    ensure!(shown.stuck.is_none() && shown.history.turns == 2, "{shown:?}");
+
+    // What is saved from the command line is what tests replay.
+    let (went_well, saved) = run(&server, &["history", "errand", "e-20", "--json"]).await?;
+    let file = data.path().join("saved.json");
+    std::fs::write(&file, &saved)?;
+    let known = client.instance("errand", "e-20").history().await?;
+    let saved = stead::workflow::SavedHistory::read(&file).map_err(anyhow::Error::msg)?;
+    ensure!(went_well && saved == known, "{saved:?}");
     Ok(())
 }

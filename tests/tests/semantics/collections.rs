@@ -7,9 +7,11 @@ use std::{
 };
 
 use stead::{
-    CallError, Log, Map,
+    CallError, DeadLetterFilter, Log, Map,
     collections::ENTRIES_PER_TURN_MAX,
+    store::memory::Reach,
     testing::{CommitFaults, NodeTest, TestNode},
+    transport::{Faults, Network},
 };
 
 use super::*;
@@ -36,6 +38,11 @@ impl Shelf {
         self.turns += 1;
         self.history.push(ctx.now(), title.clone());
         self.books.insert(book, title)
+    }
+    pub fn order(&mut self, ctx: &mut Context, shelves: Vec<String>) {
+        for shelf in shelves {
+            ctx.signal(Self::of(&shelf).put(1, "again".into()));
+        }
     }
     pub fn take(&mut self, book: u32) -> Option<String> {
         self.books.take(&book)
@@ -90,6 +97,9 @@ impl Shelf {
     }
     pub fn lengths(&self) -> (u64, u64, Option<u64>) {
         (self.books.len(), self.history.len(), self.lent.as_ref().map(|lent| lent.by.len()))
+    }
+    pub fn turn_count(&self) -> u32 {
+        self.turns
     }
     pub fn count_all(&self) -> usize {
         self.books.iter().count()
@@ -458,4 +468,36 @@ fn an_earlier_version_takes_its_collections_along() {
         assert_eq!(node.check_indexes().await.expect("checked"), Vec::<String>::new());
         node.drain().await.expect("drained");
     });
+}
+
+#[tokio::test(start_paused = true)]
+async fn signals_wait_for_entries_while_the_store_cannot_read() {
+    let (disk, network) = (MemoryDisk::new(), Network::new(1, Faults::default()));
+    let store = disk.share_slowly(1, Duration::from_millis(2));
+    let config = Config::with(|config| {
+        (config.retries, config.retry_delay) = (2, Duration::from_millis(10));
+        config.idle = Duration::from_millis(20);
+    });
+    let builder = Node::builder().share(store.clone(), network.at("a"), "a").name("a");
+    let builder = builder.config(config).deterministic(1).entity::<Shelf>();
+    let node = builder.start().await.expect("starts");
+    let keys: Vec<_> = (0..40).map(|number| format!("s{number}")).collect();
+    for key in &keys {
+        node.entity::<Shelf>(key).put(1, "first".into()).await.expect("put");
+    }
+    node.entity::<Shelf>("orders").put(1, "first".into()).await.expect("put");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    node.entity::<Shelf>("orders").turn_count().await.expect("in memory");
+    store.set_reach(Reach::ReadsLost);
+    node.entity::<Shelf>("orders").order(keys.clone()).await.expect("sent");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    store.set_reach(Reach::Open);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let letters = node.dead_letters(&DeadLetterFilter::default(), None, 50).await;
+    assert_eq!(letters.expect("a list").rows.len(), 0, "nothing was given up");
+    for key in &keys {
+        let title = node.entity::<Shelf>(key).title(1).await.expect("a title");
+        assert_eq!(title.as_deref(), Some("again"), "{key}");
+    }
+    node.drain().await.expect("drained");
 }

@@ -9,6 +9,7 @@ mod collections;
 mod committed;
 mod dependencies;
 mod failures;
+mod histories;
 mod indexes;
 mod indexing;
 mod keys;

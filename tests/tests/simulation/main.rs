@@ -2,6 +2,7 @@
 //! decided by a seed, and happens again with it.
 
 mod run;
+mod workflows;
 
 use run::{Run, Settings};
 
@@ -25,6 +26,14 @@ fn a_cluster_without_faults_applies_everything_once_and_in_order() {
 fn nothing_is_lost_doubled_or_reordered_whatever_goes_wrong() {
     for seed in seeds(100..300) {
         Run::new(seed, Settings::default()).finish();
+    }
+}
+
+#[test]
+fn workflows_come_to_what_they_must_whatever_goes_wrong() {
+    let settings = Settings { clients: 1, workflows: 4, ..Settings::default() };
+    for seed in seeds(400..460) {
+        Run::new(seed, settings).finish();
     }
 }
 

@@ -8,6 +8,7 @@ use std::{
 
 use stead::{
     CallError, Change, Config, ErrorKind, Node, TypeChange, TypedReference,
+    stock::Counter,
     store::memory::{MemoryDisk, MemoryStore, Reach},
     transport::{Faults, Network},
 };
@@ -16,13 +17,17 @@ use stead_tests::{
     history::{History, Kind, compare},
     log::{Ember, Log},
     random::Random,
+    workflows::{Workflows, interpreter},
 };
+use tempfile::NamedTempFile;
 
 /// How much happens in a run.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
     pub nodes: usize,
     pub clients: usize,
+    /// Clients that run workflows.
+    pub workflows: usize,
     pub requests: usize,
     pub entities: u64,
     pub faults: usize,
@@ -37,6 +42,7 @@ impl Default for Settings {
         Self {
             nodes: 3,
             clients: 6,
+            workflows: 0,
             requests: 60,
             entities: 10,
             faults: 25,
@@ -49,14 +55,17 @@ impl Default for Settings {
 const LEASE: Duration = Duration::from_secs(1);
 
 /// A node that runs, and its way to the store.
-struct Place {
-    node: Node,
+pub struct Place {
+    pub node: Node,
     store: MemoryStore,
 }
 
 pub struct Run {
-    seed: u64,
-    settings: Settings,
+    pub seed: u64,
+    pub settings: Settings,
+    pub workflows: Workflows,
+    /// Where the steps of workflows write.
+    outside: NamedTempFile,
     disk: MemoryDisk,
     network: Network,
     places: Mutex<Vec<Option<Arc<Place>>>>,
@@ -75,9 +84,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Run {
     pub fn new(seed: u64, settings: Settings) -> Arc<Self> {
+        let outside = NamedTempFile::new().expect("a file");
         Arc::new(Self {
             seed,
             settings,
+            workflows: Workflows::new(outside.path().into(), Duration::from_secs(10)),
+            outside,
             disk: MemoryDisk::new(),
             network: Network::new(seed, Faults::default()),
             places: Mutex::new((0..settings.nodes).map(|_| None).collect()),
@@ -103,7 +115,7 @@ impl Run {
         trace
     }
 
-    fn note(&self, what: String) {
+    pub fn note(&self, what: String) {
         let began = lock(&self.started).expect("it has started");
         let at = began.elapsed().as_millis();
         lock(&self.trace).push(format!("{at:>6} {what}"));
@@ -118,7 +130,9 @@ impl Run {
             let run = self.clone();
             tokio::spawn(async move { run.client(client as u64).await })
         });
-        let clients: Vec<_> = clients.collect();
+        let workflows = (0..self.settings.workflows)
+            .map(|client| tokio::spawn(self.clone().run_workflows(client as u64)));
+        let clients: Vec<_> = clients.chain(workflows).collect();
         let run = self.clone();
         let watcher = tokio::spawn(async move { run.watch("e0").await });
         let run = self.clone();
@@ -151,6 +165,8 @@ impl Run {
                 .deterministic(seed)
                 .entity::<Log>()
                 .entity::<Ember>()
+                .entity::<Counter>()
+                .workflow(interpreter(self.outside.path()).expect("a file"))
                 .start()
                 .await;
             match started {
@@ -164,7 +180,7 @@ impl Run {
         }
     }
 
-    fn place(&self, number: usize) -> Option<Arc<Place>> {
+    pub fn place(&self, number: usize) -> Option<Arc<Place>> {
         lock(&self.places)[number].clone()
     }
 
@@ -435,8 +451,8 @@ impl Run {
 
     /// Waits, at most 30 s, until everything that was accepted is applied, and says what is wrong.
     async fn settled(&self) -> Vec<String> {
-        let mut wrong = Vec::new();
-        for _ in 0..60 {
+        let mut wrong = self.workflows_ended().await;
+        for _ in 0..if wrong.is_empty() { 60 } else { 0 } {
             tokio::time::sleep(Duration::from_millis(500)).await;
             let mut logs = BTreeMap::new();
             wrong.clear();

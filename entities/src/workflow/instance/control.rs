@@ -1,6 +1,6 @@
 //! Requests of callers and operators to an instance: to begin, to take an event, to end, to wait.
 
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, ops::Range, time::Duration};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -16,9 +16,10 @@ use crate::{
     effect::{Effect, Signal},
     input::{InputError, canonical, decode},
     workflow::{
-        EVENT_BYTES_KEPT_MAX, EVENTS_KEPT_MAX, EventType, PAYLOAD_BYTES_MAX, WorkflowType,
+        EVENT_BYTES_KEPT_MAX, EVENTS_KEPT_MAX, EventType, PAYLOAD_BYTES_MAX, SavedHistory,
+        WorkflowType,
         core::{End, mixed},
-        history::{Delivery, Kind, Payload, Turn},
+        history::{Delivery, Kind, Payload},
     },
 };
 
@@ -107,11 +108,12 @@ pub(super) struct HistoryPage {
     limit: Option<u64>,
 }
 
-/// The turns of a page, and where the next page begins.
+/// A part of the history, and where the next page begins.
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Turns {
-    #[schemars(with = "Vec<serde_json::Value>")]
-    turns: Vec<Turn>,
+    #[schemars(with = "serde_json::Value")]
+    #[serde(flatten)]
+    history: SavedHistory,
     next: Option<u64>,
 }
 
@@ -533,13 +535,25 @@ impl State {
     }
 
     /// A page of the history of the present run.
-    pub(super) fn page(&self, page: &HistoryPage) -> Turns {
+    pub(super) fn page(&self, id: &EntityId, page: &HistoryPage) -> Turns {
         let length = self.history.len();
         let limit = page.limit.unwrap_or(100).clamp(1, 1_000);
         let from = page.after.min(length);
-        let to = from.saturating_add(limit).min(length);
-        let turns = self.history.turns(from..to).unwrap_or_default();
-        Turns { turns, next: (to < length).then_some(to) }
+        let to = self.history.end_of_turn(from.saturating_add(limit).min(length));
+        Turns { history: self.saved(id, from..to), next: (to < length).then_some(to) }
+    }
+
+    /// A part of the history of the present run, of which all entries are in memory.
+    pub(super) fn saved(&self, id: &EntityId, entries: Range<u64>) -> SavedHistory {
+        let head = self.head.as_deref().cloned().unwrap_or_default();
+        SavedHistory {
+            id: id.to_string(),
+            version: head.version,
+            run: head.code_run(),
+            rewinds: head.rewinds,
+            seed: format!("{:032x}", head.seed),
+            turns: self.history.turns(entries).unwrap_or_default(),
+        }
     }
 }
 

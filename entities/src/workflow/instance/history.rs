@@ -103,6 +103,23 @@ impl History {
         self.log.len()
     }
 
+    /// Up to where the turn goes that ends at an entry or behind it. Gives the turn up where it is not in memory.
+    pub(super) fn end_of_turn(&self, mut end: u64) -> u64 {
+        while (1..self.len()).contains(&end) && !self.is_last(end - 1) {
+            end += 1;
+        }
+        end
+    }
+
+    /// Whether a turn ends with an entry.
+    fn is_last(&self, entry: u64) -> bool {
+        let read = self.read.as_deref().map_or(&[][..], |read| &read.ends);
+        match usize::try_from(entry).ok().and_then(|entry| read.get(entry)) {
+            Some((_, is_last)) => *is_last,
+            None => self.log.read(entry..entry + 1).next().is_none_or(|piece| piece.is_last),
+        }
+    }
+
     /// The turns in these entries, which begin with one. Gives the turn up where they are not in memory.
     pub(super) fn turns(&self, entries: Range<u64>) -> Result<Vec<Turn>, String> {
         let read = self.read.as_deref();

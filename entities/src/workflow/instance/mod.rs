@@ -290,7 +290,7 @@ impl<W: WorkflowType> Table<W> {
 
     fn queries(&self) -> Vec<OperationType<Instance<W>>> {
         let page =
-            |instance: &Instance<W>, _: &Context, page: HistoryPage| instance.state.page(&page);
+            |it: &Instance<W>, ctx: &Context, page: HistoryPage| it.state.page(ctx.id(), &page);
         vec![
             OperationType::query("status", |instance: &Instance<W>, _: &Context, (): ()| {
                 instance.clone()
@@ -340,16 +340,7 @@ impl<W> Instance<W> {
 
     /// The history of its present run, of which all entries are in memory.
     pub(crate) fn saved(&self, id: &crate::EntityId) -> SavedHistory {
-        let head = self.state.head.as_deref().cloned().unwrap_or_default();
-        let turns = self.state.history.all().unwrap_or_default();
-        let seed = format!("{:032x}", head.seed);
-        SavedHistory {
-            id: id.to_string(),
-            version: head.version,
-            run: head.code_run(),
-            seed,
-            turns,
-        }
+        self.state.saved(id, 0..self.state.history.len())
     }
 
     fn engine<'e>(&'e mut self, programs: &'e Programs, ctx: &'e mut Context) -> Engine<'e> {

@@ -66,6 +66,9 @@ pub(super) enum Verb {
     /// Starts workflows on a running server, shows them, and changes their course.
     #[command(subcommand)]
     Workflow(workflow::WorkflowVerb),
+    /// Replays the workflows that run on a server with the code of this program: says, before it is deployed, which of
+    /// them it does not fit. Nothing is changed; the exit code is 1 where there are any.
+    Replay(workflow::ReplayAsked),
     /// Prints the members of the cluster, who owns which partition, and what moves.
     Cluster {
         #[command(flatten)]

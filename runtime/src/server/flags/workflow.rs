@@ -201,6 +201,15 @@ pub(in crate::server) enum Batch {
     Purge,
 }
 
+/// The workflows that are replayed.
+#[derive(Debug, Args)]
+pub(in crate::server) struct ReplayAsked {
+    /// The type [default: every type that the server has].
+    pub(in crate::server) workflow_type: Option<String>,
+    #[command(flatten)]
+    pub(in crate::server) shown: Shown,
+}
+
 /// The workflow that is meant, at which server, and how the answer is shown.
 #[derive(Debug, Args)]
 pub(in crate::server) struct Instance {
