@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use stead::{
     Context, Failure, Layout, NodeBuilder, Rejection, entity,
-    stock::{Approval, Counter},
+    stock::{Approval, ApprovalWorkflow, Counter},
     workflow,
     workflow::{StepError, Workflow},
 };
@@ -181,7 +181,7 @@ impl Later {
 fn main() {
     stead::server::run(|node: NodeBuilder| {
         let node = match std::env::var_os("READY_MADE") {
-            Some(_) => node.entity::<Counter>().entity::<Approval>(),
+            Some(_) => node.entity::<Counter>().entity::<Approval>().workflow(ApprovalWorkflow),
             None => node,
         };
         let node = match std::env::var_os("STEPS") {

@@ -1,11 +1,12 @@
 //! Data directories of released formats, which every later build must open.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
 use serde_json::Value;
 use stead::{
-    RocksStore,
+    Client, RocksStore,
+    stock::Counter,
     store::{Store as _, conformance::check_rows, tables::Table},
 };
 use stead_tests::{Server, wait::until};
@@ -39,6 +40,31 @@ async fn has_its_collections(data: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The workflows of a directory go on where they were, under the locks that they had, and those that have ended are shown.
+async fn has_its_workflows(data: &Path) -> Result<()> {
+    let (address, outside) = (stead_tests::free_address()?, tempfile::NamedTempFile::new()?);
+    let mut command = stead_tests::command_of("unruly", data, address, &[])?;
+    command.env("ERRAND", "first").env("STEPS", outside.path()).env("READY_MADE", "yes");
+    let _server = Server::run(command, address).await?;
+    let client = Client::new(&format!("http://{address}"))?;
+    let errand = client.instance("errand", "waits");
+    errand.event("go", &7).await?;
+    assert_eq!(errand.result_of::<u32>().await?, 12, "5 was fetched");
+    let held = client.entity::<Counter>("d").add(1).deadline(Duration::from_millis(300)).await;
+    assert!(held.is_err(), "it is locked: {held:?}");
+    let locks = client.instance("interpreter", "locks");
+    locks.event("event-0", &1).await?;
+    locks.result_of::<u64>().await?;
+    // What waited for the lock is applied behind it, if it was not withdrawn.
+    client.entity::<Counter>("d").add(1).await?;
+    let done = client.instance("approval-workflow", "done");
+    assert_eq!(done.result_of::<String>().await?, "approved");
+    for of in [&errand, &locks, &done] {
+        assert!(of.history().await?.deliveries() > 1);
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_directory_of_an_earlier_format_opens() -> Result<()> {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
@@ -59,6 +85,7 @@ async fn a_directory_of_an_earlier_format_opens() -> Result<()> {
             Some("format-1") => 1,
             other => other
                 .and_then(|name| name.strip_prefix("format-1."))
+                .and_then(|name| name.split('-').next())
                 .context("a version")?
                 .parse()?,
         };
@@ -69,6 +96,9 @@ async fn a_directory_of_an_earlier_format_opens() -> Result<()> {
         }
         if version >= 6 {
             has_its_collections(&data.path().join("data")).await?;
+        }
+        if fixture.ends_with("format-1.6-workflows") {
+            has_its_workflows(&data.path().join("data")).await?;
         }
         let server = Server::start(&data.path().join("data"), &[]).await?;
         let json =
