@@ -24,6 +24,7 @@ use crate::{
     cpu,
     http::Process,
     load::{Connection, answers_per_second, request},
+    recovery::create,
     table::{Figure, Table, median, median_ratio, medians, thousands},
 };
 
@@ -37,6 +38,7 @@ const FAN: u32 = 1_000;
 const REPLAYED: u32 = 19_000;
 const BATCH: u32 = 200;
 const AT_REST: usize = 60_000;
+const STARTED: usize = 100_000;
 
 /// Steps one behind the other.
 pub struct Chain;
@@ -128,6 +130,7 @@ pub async fn measure(table: &mut Table, rounds: usize) -> Result<()> {
     node.drain().await?;
     drop(node);
     replay(table, rounds).await?;
+    starts(table, rounds).await?;
     at_rest(table)
 }
 
@@ -338,6 +341,44 @@ async fn replay(table: &mut Table, rounds: usize) -> Result<()> {
         ratio: format!("{:.2} us a delivery", ours * 1e3 / f64::from(REPLAYED)),
         demanded: "at most 20 ms",
         is_met: ours <= 20.0,
+    });
+    Ok(())
+}
+
+/// The time from the start of a node to its first answer, of one whose workflows wait, and of one with as many idle
+/// entities.
+async fn starts(table: &mut Table, rounds: usize) -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let (waiting, idle) = (directory.path().join("waiting"), directory.path().join("idle"));
+    let filling = node(&waiting).await?;
+    start_waiting(&filling, 0, STARTED).await?;
+    filling.drain().await?;
+    drop(filling);
+    let filling = node(&idle).await?;
+    create(&filling, STARTED).await?;
+    filling.drain().await?;
+    drop(filling);
+    let mut pairs = Vec::new();
+    for _ in 0..rounds {
+        let mut times = [0.0; 2];
+        for (time, data) in times.iter_mut().zip([&waiting, &idle]) {
+            let started = Instant::now();
+            let node = node(data).await?;
+            node.entity::<Counter>("first").add(1).await?;
+            *time = started.elapsed().as_secs_f64() * 1e3;
+            node.drain().await?;
+        }
+        pairs.push((times[0], times[1]));
+    }
+    let (ours, ceiling) = medians(&pairs);
+    let ratio = median_ratio(&pairs);
+    table.add(Figure {
+        name: "a node with 100,000 workflows that wait starts, and answers",
+        figure: format!("{ours:.0} ms"),
+        ceiling: format!("{ceiling:.0} ms with as many idle entities"),
+        ratio: format!("{ratio:.2} times"),
+        demanded: "at most 1.1 times",
+        is_met: ratio <= 1.1,
     });
     Ok(())
 }
