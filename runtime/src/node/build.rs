@@ -156,9 +156,8 @@ impl NodeBuilder {
         self.entity::<Instance<W>>().with(given)
     }
 
-    /// The workflow types that it would host.
-    #[cfg(feature = "server")]
-    pub(crate) fn workflow_descriptions(&self) -> Vec<WorkflowDescription> {
+    /// The workflow types that the node is to host; each replays histories with its code.
+    pub fn workflow_descriptions(&self) -> Vec<WorkflowDescription> {
         let types = self.entities.iter().map(|make| make(&self.dependencies));
         types.filter_map(|known| known.workflow()).collect()
     }
