@@ -5,6 +5,7 @@ use stead_tests::{binary, database::Database};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn real_events_through_nodes_that_are_killed_end_without_a_difference() -> Result<()> {
+    let _alone = super::BUSY.lock().await;
     let Some(database) = Database::start(&["max_connections=200"]).await? else { return Ok(()) };
     for form in ["entities", "workflows"] {
         let mut command = tokio::process::Command::new(binary("permits")?);
