@@ -16,6 +16,7 @@ async fn wall_clocks_of_nodes_play_no_part() -> Result<()> {
         leave_out("nodes whose wall clocks differ: libfaketime is not on this machine");
         return Ok(());
     }
+    let _alone = super::BUSY.lock().await;
     let Some(database) = Database::start(&[]).await? else { return Ok(()) };
     let secret = secret_file(b"the secret of a cluster under test")?;
     let mut nodes = Vec::new();
