@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 use serde_json::Value;
+use stead::Client;
 
 use crate::{
     applications::Report,
@@ -58,7 +59,7 @@ pub async fn entities(server: SocketAddr) -> Result<()> {
 
 /// Compares the report of every application with the file, and the receipts of all with the ledger of the registry.
 pub async fn applications(server: SocketAddr, ledger: &Path) -> Result<()> {
-    let permits = events()?;
+    let (permits, client) = (events()?, Client::new(&format!("http://{server}"))?);
     let mut recorded = BTreeSet::new();
     for (permit, lines) in &permits {
         let ended: Value =
@@ -73,18 +74,19 @@ pub async fn applications(server: SocketAddr, ledger: &Path) -> Result<()> {
             "{permit}: {:?}",
             report.receipts
         );
-        let history = history(server, permit).await?;
+        let history = history(&client, permit).await?;
         ensure!(history == report.receipts, "the history of {permit} differs: {history:?}");
         for receipt in history {
             ensure!(recorded.insert(receipt.token.clone()), "{receipt:?} twice");
         }
     }
     let given = receipts(ledger)?;
-    let doubled = given.len() - recorded.len();
-    let missing = given.iter().filter(|receipt| !recorded.contains(&receipt.token)).count();
+    let lost = given.iter().filter(|receipt| !recorded.contains(&receipt.token)).count();
     ensure!(
-        given.len() == recorded.len() && missing == 0,
-        "{doubled} receipts too many, {missing} were lost"
+        given.len() == recorded.len() && lost == 0,
+        "{} receipts were given, {} are recorded, {lost} were lost",
+        given.len(),
+        recorded.len()
     );
     ensure_no_dead_letters(server).await?;
     println!(
@@ -97,33 +99,28 @@ pub async fn applications(server: SocketAddr, ledger: &Path) -> Result<()> {
 }
 
 /// The outcomes of steps that the history of an application has, in order. Its deadline was given up.
-async fn history(server: SocketAddr, permit: &str) -> Result<Vec<Receipt>> {
+async fn history(client: &Client, permit: &str) -> Result<Vec<Receipt>> {
     let (mut outcomes, mut steps, mut given_up) = (Vec::new(), BTreeSet::new(), Vec::new());
-    let mut after = Some(0);
-    while let Some(from) = after {
-        let path = format!("/v1/workflows/application/{permit}/history?after={from}");
-        let page: Page = serde_json::from_value(get(server, &path).await?)?;
-        for turn in page.turns {
-            for done in turn.deliveries.iter().map(|delivery| &delivery["Done"]) {
-                if steps.contains(done[0].as_str().unwrap_or_default()) {
-                    outcomes.push(serde_json::from_value(done[1]["Ok"].clone())?);
-                }
+    let history = client.instance("application", permit).history().await?;
+    let history: History = serde_json::from_value(serde_json::to_value(history)?)?;
+    for turn in history.turns {
+        for done in turn.deliveries.iter().map(|delivery| &delivery["Done"]) {
+            if steps.contains(done[0].as_str().unwrap_or_default()) {
+                outcomes.push(serde_json::from_value(done[1]["Ok"].clone())?);
             }
-            given_up.extend(turn.cancelled);
-            let begun = turn.begun.into_iter().filter(|begun| begun.kind == "step");
-            steps.extend(begun.map(|begun| begun.place));
         }
-        after = page.next;
+        given_up.extend(turn.cancelled);
+        let begun = turn.begun.into_iter().filter(|begun| begun.kind == "step");
+        steps.extend(begun.map(|begun| begun.place));
     }
     ensure!(given_up == ["1"], "{permit} gave up {given_up:?}, and not its deadline");
     Ok(outcomes)
 }
 
-/// A page of a history.
+/// The part of a history that is compared.
 #[derive(Deserialize)]
-struct Page {
+struct History {
     turns: Vec<Turn>,
-    next: Option<u64>,
 }
 
 #[derive(Deserialize)]

@@ -1,5 +1,17 @@
 //! Chance that a seed decides.
 
+/// The seeds of a random test; `STEAD_SEEDS=from..to` chooses others.
+///
+/// # Panics
+/// Where these are no numbers.
+pub fn seeds(default: std::ops::Range<u64>) -> std::ops::Range<u64> {
+    let chosen = std::env::var("STEAD_SEEDS").ok();
+    let parsed = chosen.as_deref().and_then(|text| text.split_once(".."));
+    parsed.map_or(default, |(from, to)| {
+        from.parse().expect("a number")..to.parse().expect("a number")
+    })
+}
+
 /// SplitMix64 (Steele, Lea and Flood, 2014).
 #[derive(Debug, Clone)]
 pub struct Random(pub u64);

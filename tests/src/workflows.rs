@@ -223,14 +223,25 @@ impl Workflows {
         open
     }
 
-    /// Compares their histories with each other, with the outside, and with what the two counters say. Returns what is
-    /// wrong once all have ended.
+    /// Compares their histories, once all have ended, with each other, with the outside, and with what `count` says of
+    /// the two counters; for so long nothing may begin before. Returns what is wrong.
     pub async fn compare<C: WorkflowCaller + Clone>(
         &self,
         any: impl Fn(&str) -> InstanceReference<C>,
-        (called, signalled): (i64, i64),
+        count: impl AsyncFn(&'static str) -> Result<i64, CallError>,
+        quiet: Duration,
     ) -> Vec<String> {
+        let attempts = self.attempts();
+        tokio::time::sleep(quiet).await;
         let mut wrong = lock(&self.wrong).clone();
+        if self.attempts() != attempts {
+            wrong.push("steps were begun when everything had ended".into());
+        }
+        let counted = (count(LOCKED[0]).await, count(SIGNALLED).await);
+        let (Ok(called), Ok(signalled)) = counted else {
+            wrong.push(format!("the counters cannot be read: {counted:?}"));
+            return wrong;
+        };
         let asked = self.asked();
         let (mut calls, mut signals) = (0, 0);
         let started = lock(&self.started).clone();
@@ -278,7 +289,7 @@ impl Workflows {
         asked
     }
 
-    /// How often steps have asked. It does not change once all have ended.
+    /// How often steps have asked.
     pub fn attempts(&self) -> usize {
         read_to_string(&self.outside).unwrap_or_default().lines().count()
     }

@@ -386,7 +386,11 @@ fn words_that_were_given_up_do_not_come_back() {
 
 /// Where tests sleep, how often, and why nothing could be waited for instead.
 const SLEEPS: [(&str, usize, &str); 31] = [
-    ("src/workflows.rs", 4, "how long steps take, and paces of clients"),
+    (
+        "src/workflows.rs",
+        5,
+        "how long steps take, paces of clients, and nothing must begin meanwhile",
+    ),
     ("src/wait.rs", 1, "asks again for what nobody tells of"),
     ("src/proxy.rs", 1, "what was held passes later"),
     ("tests/crash.rs", 2, "the moments of kills"),
@@ -394,7 +398,7 @@ const SLEEPS: [(&str, usize, &str); 31] = [
     ("tests/cluster/refusals.rs", 1, "a lease has to run out behind a cut"),
     ("tests/cluster/run.rs", 4, "the moments of faults, requests and looks"),
     ("tests/cluster/wrong.rs", 4, "how long faults last"),
-    ("tests/cluster/workflows.rs", 3, "paces requests and looks, and nothing must begin meanwhile"),
+    ("tests/cluster/workflows.rs", 2, "paces requests and looks"),
     ("tests/http/disk.rs", 1, "paces what fills a disk"),
     ("tests/http/memory.rs", 3, "how long it is overloaded, and waits of refused callers"),
     ("tests/http/places.rs", 1, "the moment of a stop"),
@@ -413,7 +417,7 @@ const SLEEPS: [(&str, usize, &str); 31] = [
     ("tests/semantics/type_changes.rs", 8, "virtual time"),
     ("tests/semantics/workflows.rs", 6, "virtual time, and a step must not begin meanwhile"),
     ("tests/simulation/run.rs", 15, "virtual time"),
-    ("tests/simulation/workflows.rs", 2, "virtual time"),
+    ("tests/simulation/workflows.rs", 1, "virtual time"),
     ("tests/store/backups.rs", 1, "references are dropped later"),
     ("tests/store/main.rs", 1, "paces batches, between which files are written"),
     ("tests/store/postgres.rs", 1, "a commit that is on its way has to arrive"),

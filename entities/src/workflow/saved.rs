@@ -50,8 +50,8 @@ impl SavedHistory {
 
     /// Whether it goes on with what `next` has: they are of the same run.
     pub(super) fn is_before(&self, next: &Self) -> bool {
-        let run = |of: &Self| (of.version, of.run, of.rewinds, of.seed.clone());
-        run(self) == run(next)
+        (self.version, self.run, self.rewinds, &self.seed)
+            == (next.version, next.run, next.rewinds, &next.seed)
     }
 
     /// How many deliveries it has.

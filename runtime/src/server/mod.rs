@@ -71,30 +71,20 @@ pub fn run(entities: impl FnOnce(NodeBuilder) -> NodeBuilder) -> ! {
             match verb {
                 Verb::Serve(settings) => serve(*settings, &stop, entities).await,
                 Verb::Placement { entity_type, key, server } => {
-                    show(&server, &["v1", "placement", &entity_type, &key], &stop).await
+                    let path = ["v1", "placement", &entity_type, &key];
+                    unless_stopped(&stop, show(&server, &path)).await
                 }
-                Verb::Upgrade { entity_type, server } => tokio::select! {
-                    code = upgrade::run(&server.url, entity_type.as_deref()) => code,
-                    _asked = stop.asked() => {
-                        let _ended = stop.end();
-                        exit::FAILED
-                    }
-                },
-                Verb::Workflow(verb) => tokio::select! {
-                    code = workflow::run(verb) => code,
-                    _asked = stop.asked() => {
-                        let _ended = stop.end();
-                        exit::FAILED
-                    }
-                },
-                Verb::Replay(asked) => tokio::select! {
-                    code = replay::run(&asked, entities(Node::builder()).workflow_descriptions()) => code,
-                    _asked = stop.asked() => {
-                        let _ended = stop.end();
-                        exit::FAILED
-                    }
-                },
-                Verb::Cluster { server } => show(&server, &["v1", "cluster"], &stop).await,
+                Verb::Upgrade { entity_type, server } => {
+                    unless_stopped(&stop, upgrade::run(&server.url, entity_type.as_deref())).await
+                }
+                Verb::Workflow(verb) => unless_stopped(&stop, workflow::run(verb)).await,
+                Verb::Replay(asked) => {
+                    let hosted = entities(Node::builder()).workflow_descriptions();
+                    unless_stopped(&stop, replay::run(&asked, hosted)).await
+                }
+                Verb::Cluster { server } => {
+                    unless_stopped(&stop, show(&server, &["v1", "cluster"])).await
+                }
             }
         }),
         Err(error) => fail(exit::FAILED, &format!("no async runtime: {error}")),
@@ -256,17 +246,21 @@ async fn serve_until(node: Node, server: Server, asked: &Stop) -> u8 {
     0
 }
 
-/// Prints what a server answers, unless the process is asked to end before.
-async fn show(server: &Asked, path: &[&str], stop: &Stop) -> u8 {
-    let asked = async { Client::new(&server.url)?.show(path).await };
-    let shown = tokio::select! {
-        shown = asked => shown,
+/// Does the work of a verb that asks a server, and returns its exit code, unless the process is asked to end before.
+async fn unless_stopped(stop: &Stop, work: impl Future<Output = u8>) -> u8 {
+    tokio::select! {
+        code = work => code,
         _asked = stop.asked() => {
             let _ended = stop.end();
-            return exit::FAILED;
+            exit::FAILED
         }
-    };
-    match shown {
+    }
+}
+
+/// Prints what a server answers.
+async fn show(server: &Asked, path: &[&str]) -> u8 {
+    let asked = async { Client::new(&server.url)?.show(path).await };
+    match asked.await {
         Ok(shown) => {
             let _nobody_reads = writeln!(std::io::stdout(), "{}", for_people(&shown));
             0

@@ -16,6 +16,7 @@ mod wrong;
 
 use anyhow::Result;
 use run::Run;
+use stead_tests::random::seeds;
 use tokio::sync::Mutex;
 
 /// Held by a test that keeps both processors busy: what others watch has its time.
@@ -24,7 +25,7 @@ static BUSY: Mutex<()> = Mutex::const_new(());
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_doubled_or_reordered_whatever_befalls_real_nodes() -> Result<()> {
     let _alone = BUSY.lock().await;
-    for seed in seeds(1..4)? {
+    for seed in seeds(1..4) {
         let Some(run) = Run::start(seed, None).await? else { return Ok(()) };
         run.finish().await?;
     }
@@ -34,17 +35,10 @@ async fn nothing_is_lost_doubled_or_reordered_whatever_befalls_real_nodes() -> R
 #[tokio::test(flavor = "multi_thread")]
 async fn workflows_come_to_what_they_must_whatever_befalls_real_nodes() -> Result<()> {
     let _alone = BUSY.lock().await;
-    for seed in seeds(1..3)? {
+    for seed in seeds(1..3) {
         let outside = tempfile::NamedTempFile::new()?;
         let Some(run) = Run::start(seed, Some(outside.path())).await? else { return Ok(()) };
         run.finish_workflows(outside.path()).await?;
     }
     Ok(())
-}
-
-fn seeds(default: std::ops::Range<u64>) -> Result<std::ops::Range<u64>> {
-    let chosen = std::env::var("STEAD_SEEDS").ok();
-    let parsed = chosen.as_deref().and_then(|text| text.split_once(".."));
-    let parsed = parsed.map(|(from, to)| anyhow::Ok(from.parse()?..to.parse()?));
-    parsed.unwrap_or(Ok(default))
 }

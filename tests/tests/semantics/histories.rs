@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 use stead::{
-    CallError, Failure, workflow,
-    workflow::{InstanceReference, SavedHistory, StepError, Workflow, WorkflowCaller},
+    Failure, workflow,
+    workflow::{StepError, Workflow},
 };
 
 use super::*;
@@ -62,12 +62,6 @@ fn texts() -> Vec<String> {
     lengths.chain([String::new()]).collect()
 }
 
-async fn of_both<C: WorkflowCaller>(
-    running: &InstanceReference<C>,
-) -> Result<SavedHistory, CallError> {
-    running.history().await
-}
-
 #[tokio::test]
 async fn a_history_is_read_as_a_whole_and_tried_with_other_code() {
     let node = World::new().start_with(|builder| builder.workflow(Lengths)).await;
@@ -80,9 +74,9 @@ async fn a_history_is_read_as_a_whole_and_tried_with_other_code() {
     let expected = 5 + texts().iter().map(|text| text.len() as u64).sum::<u64>();
     assert_eq!(lengths.result().await.expect("a result"), expected);
 
-    let history = of_both(&lengths).await.expect("a history");
+    let history = lengths.history().await.expect("a history");
     let client = stead::Client::new(&url).expect("a URL");
-    assert_eq!(of_both(&client.workflow::<Lengths>("1")).await.expect("the same"), history);
+    assert_eq!(client.workflow::<Lengths>("1").history().await.expect("the same"), history);
     assert!(history.deliveries() >= 1 + 2 * texts().len() - 1, "{}", history.deliveries());
     assert_eq!(history.replay::<Lengths>(), Ok(()));
     let why = history.replay::<Doubled>().expect_err("another argument");

@@ -5,15 +5,7 @@ mod run;
 mod workflows;
 
 use run::{Run, Settings};
-
-/// Runs every seed of a range; `STEAD_SEEDS=from..to` chooses others.
-fn seeds(default: std::ops::Range<u64>) -> std::ops::Range<u64> {
-    let chosen = std::env::var("STEAD_SEEDS").ok();
-    let parsed = chosen.as_deref().and_then(|text| text.split_once(".."));
-    parsed.map_or(default, |(from, to)| {
-        from.parse().expect("a number")..to.parse().expect("a number")
-    })
-}
+use stead_tests::random::seeds;
 
 #[test]
 fn a_cluster_without_faults_applies_everything_once_and_in_order() {

@@ -545,7 +545,8 @@ impl State {
 
     /// A part of the history of the present run, of which all entries are in memory.
     pub(super) fn saved(&self, id: &EntityId, entries: Range<u64>) -> SavedHistory {
-        let head = self.head.as_deref().cloned().unwrap_or_default();
+        let empty = Head::default();
+        let head = self.head.as_deref().unwrap_or(&empty);
         SavedHistory {
             id: id.to_string(),
             version: head.version,
