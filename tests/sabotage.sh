@@ -32,6 +32,7 @@ for chosen in $all; do
   # The tests of the broken build fail; what they say is kept, and shown where no test turned red.
   tests=("${run[@]}" --no-fail-fast "${skip[@]}")
   [ "$number" = X7 ] && tests=("${nodes[@]}" -- wall_clocks)
+  [ "$number" = X62 ] && tests=("${nodes[@]}" -- nodes_that_start)
   STEAD_SABOTAGE=$name timeout 300 "${tests[@]}" >"$log" 2>&1 || true
   red=$(sed -n 's/^test \(.*\) \.\.\. FAILED$/\1/p' "$log" | sort | tr '\n' ' ')
   if [ -n "$red" ]; then

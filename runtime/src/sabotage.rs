@@ -78,6 +78,8 @@ sabotages! {
     X59 NoHostingRow breaks 77: "Nothing brings a workflow with steps under way back to a new owner."
     X60 LockIgnored breaks 79: "Operations of others are applied to an entity that is locked."
     X61 LockNotStored breaks 79: "A lock is not written with the entity."
+    X62 DeclaredUnread breaks 84: "A program declares what it declares whatever others have declared meanwhile."
+    X63 ReadsAreAttempts breaks 83: "A turn whose entries cannot be read has used up an attempt."
     X33 AnswerOutsideCommit breaks 61: "The answer to a question is sent, and not part of a commit."
     X34 LateAnswerApplied breaks 61: "An answer that comes behind its timeout is applied too."
     X35 LetterToldOutsideCommit breaks 62: "An entity is told of its dead letter, and not by the commit that keeps it."

@@ -1,40 +1,74 @@
 //! The layout guard: a state whose layout changed without a new version would be read as something
 //! else, so the node refuses to start. Operations, indexes and kept changes are compared with what is stored
 //! in the same batch.
+//!
+//! What must never happen: a program declares something by what it read before another one declared it. The
+//! notes of an index, say, would come back behind the owners that have gone through them.
+
+use std::time::Duration;
 
 use super::{Host, changes, indexes, versions::LeftOut};
 use crate::{
+    clock::{self, deadline_after, monotonic},
     sabotage::Sabotage,
     store::{
         Batch, CommitOutcome, Fence, ReadError, TypedReads as _, Write,
-        tables::meta::{LayoutText, OperationNames},
+        tables::meta::{Declarations, LayoutText, OperationNames},
     },
     types::EntityType,
 };
+
+/// How long a store is asked that does not answer, or that others declare something in.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// The wait before it is asked again.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Why layouts cannot be used.
 #[derive(Debug)]
 pub(crate) enum LayoutError {
     /// A layout changed without a new version, or a version is not known; each text says what to do.
     Changed(Vec<String>),
-    /// The store cannot be read or written.
+    /// The store cannot be read or written now.
     Unavailable(String),
+    /// Nothing more can come of this start.
+    Failed(String),
 }
 
 impl From<ReadError> for LayoutError {
     fn from(error: ReadError) -> Self {
-        Self::Unavailable(error.to_string())
+        match error {
+            ReadError::Damaged(_) => Self::Failed(error.to_string()),
+            ReadError::Unavailable(_) => Self::Unavailable(error.to_string()),
+        }
     }
 }
 
 /// Compares every layout with the stored one, stores the new ones and forgets those of versions left out, of
 /// which nothing is stored, behind the last batch of the lane of an incarnation. Returns how many batches
-/// that took.
+/// that took. Where another program declares something meanwhile, or the store does not answer, it is tried again.
 pub(crate) async fn guard(
+    node: &Host,
+    left_out: &[LeftOut],
+    lane: (u64, u64),
+) -> Result<u64, LayoutError> {
+    let deadline = deadline_after(DEADLINE);
+    loop {
+        match declare(node, left_out, lane).await {
+            Err(LayoutError::Unavailable(why)) if monotonic() < deadline => {
+                tracing::info!(why, "what this program declares is compared again");
+                clock::sleep(PAUSE).await;
+            }
+            done => return done,
+        }
+    }
+}
+
+async fn declare(
     node: &Host,
     left_out: &[LeftOut],
     (incarnation, last_batch): (u64, u64),
 ) -> Result<u64, LayoutError> {
+    let before = node.store().declarations().await?;
     let (mut writes, mut problems) = (Vec::new(), Vec::new());
     for known in node.sorted_types() {
         of_type(node, &**known, left_out, (&mut writes, &mut problems)).await?;
@@ -48,13 +82,22 @@ pub(crate) async fn guard(
     if writes.is_empty() {
         return Ok(0);
     }
+    let number = before.map_or(0, |Declarations(number)| number) + 1;
+    if !Sabotage::DeclaredUnread.is_on() {
+        writes.push(Write::replace(&(), before.as_ref(), &Declarations(number)));
+    }
     let fence = Fence { incarnation, lane: 0, number: last_batch + 1 };
     let (owner, time) = (node.name().clone(), node.clock().now());
     let batch = Batch { fence, owner, time, is_clean: false, is_buffered: false, writes };
     match node.store().commit(batch).await {
         CommitOutcome::Committed => Ok(1),
-        other => Err(LayoutError::Unavailable(format!("the layouts cannot be stored: {other:?}"))),
+        CommitOutcome::Unavailable(why) => Err(LayoutError::Unavailable(cannot(&why))),
+        other => Err(LayoutError::Failed(cannot(&format!("{other:?}")))),
     }
+}
+
+fn cannot(why: &str) -> String {
+    format!("the layouts cannot be stored: {why}")
 }
 
 /// Compares the layouts of a type with the stored ones.
@@ -87,7 +130,7 @@ async fn of_type(
                 // A node of an earlier program has stored it since it was looked for.
                 None => {
                     let why = format!("{name}: version {version} was stored meanwhile");
-                    return Err(LayoutError::Unavailable(why));
+                    return Err(LayoutError::Failed(why));
                 }
             }
         }

@@ -311,7 +311,7 @@ impl Partition {
         error: Error,
     ) {
         operation.first_try = None;
-        if error.kind() != ErrorKind::Unavailable {
+        if error.kind() != ErrorKind::Unavailable || Sabotage::ReadsAreAttempts.is_on() {
             return self.fail(id, operation, error, NextTry::ByPolicy);
         }
         tracing::error!(entity = %id, %error, "a turn waits until the store can read");

@@ -58,7 +58,7 @@ impl From<LayoutError> for JoinError {
     fn from(error: LayoutError) -> Self {
         match error {
             LayoutError::Changed(problems) => Self::Layout(problems),
-            LayoutError::Unavailable(why) => Self::Unavailable(why),
+            LayoutError::Unavailable(why) | LayoutError::Failed(why) => Self::Unavailable(why),
         }
     }
 }

@@ -21,15 +21,38 @@ pub(super) struct RowChange<'b> {
     pub(super) table: Table,
     pub(super) key: &'b [u8],
     pub(super) value: Option<&'b [u8]>,
-    /// Whether the row must have been there.
-    pub(super) must_exist: bool,
+    /// What must have been there.
+    pub(super) before: Before<'b>,
     /// The key before which all rows from `key` on end, where not only one does.
     pub(super) to: Option<&'b [u8]>,
 }
 
+/// What a change of a row needs to find there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Before<'b> {
+    /// Nothing in particular.
+    Any,
+    /// A row.
+    Row,
+    /// This record, or no row.
+    Record(Option<&'b [u8]>),
+}
+
+impl Before<'_> {
+    /// Whether what was found is what is needed; where nothing is, it need not be looked for.
+    #[cfg(any(feature = "rocksdb", test, feature = "testing"))]
+    pub(super) fn is(self, found: Option<&[u8]>) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Row => found.is_some(),
+            Self::Record(record) => found == record,
+        }
+    }
+}
+
 impl<'b> RowChange<'b> {
     fn of(table: Table, key: &'b [u8], value: Option<&'b [u8]>) -> Self {
-        Self { table, key, value, must_exist: false, to: None }
+        Self { table, key, value, before: Before::Any, to: None }
     }
 }
 
@@ -80,7 +103,7 @@ impl<E, C: FnMut(RowChange<'_>) -> Result<(), E>> Changes<'_, C> {
             Write::Consume(key) => {
                 let gone = &tables::inbox::key(key);
                 let gone = RowChange::of(Table::Inbox, gone, None);
-                (self.change)(RowChange { must_exist: true, ..gone })
+                (self.change)(RowChange { before: Before::Row, ..gone })
             }
             Write::Remind(partition, id, slot, reminder) => {
                 let key = tables::reminders::key(*partition, id, slot);
@@ -101,12 +124,17 @@ impl<E, C: FnMut(RowChange<'_>) -> Result<(), E>> Changes<'_, C> {
                     self.delete(Table::Origins, key)?;
                 }
                 // A delayed signal is applied once: whoever finds it gone was told of it too late.
-                let must_exist = matches!(slot, Slot::Delayed(_));
+                let is_applied_once = matches!(slot, Slot::Delayed(_));
+                let before = if is_applied_once { Before::Row } else { Before::Any };
                 let gone = RowChange::of(Table::Reminders, key, None);
-                (self.change)(RowChange { must_exist, ..gone })?;
+                (self.change)(RowChange { before, ..gone })?;
                 self.delete(Table::Due, &tables::due::key(*partition, *due, id, slot))
             }
             Write::Put(table, key, value) => (self.change)(RowChange::of(*table, key, Some(value))),
+            Write::Replace { table, key, before, value } => {
+                let put = RowChange::of(*table, key, Some(value));
+                (self.change)(RowChange { before: Before::Record(before.as_deref()), ..put })
+            }
             Write::Delete(table, key) => self.delete(*table, key),
             Write::FreePartition(_) => Ok(()),
         }

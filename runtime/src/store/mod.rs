@@ -115,6 +115,17 @@ pub enum Write {
     },
     /// A row that stands for itself; see [`Write::put`].
     Put(Table, Vec<u8>, Vec<u8>),
+    /// The same where the row is still as it was read; see [`Write::replace`].
+    Replace {
+        /// The table.
+        table: Table,
+        /// The key of the row.
+        key: Vec<u8>,
+        /// The record that must be there; none where there must be no row.
+        before: Option<Vec<u8>>,
+        /// The record that follows it.
+        value: Vec<u8>,
+    },
     /// The end of such a row, if it is there.
     Delete(Table, Vec<u8>),
     /// The end of the ownership of a partition, which must be the writer's; shared stores only.
@@ -126,6 +137,13 @@ impl Write {
     /// check what was there, or keep an order beside the row.
     pub fn put<R: Record>(key: &R::Key, record: &R) -> Self {
         Self::Put(R::TABLE, R::key(key), record.encode())
+    }
+
+    /// Writes such a row where it is still as it was read, `before`, or still not there: the batch is refused
+    /// otherwise, so that writers who read the same row follow one another.
+    pub fn replace<R: Record>(key: &R::Key, before: Option<&R>, record: &R) -> Self {
+        let (before, value) = (before.map(Record::encode), record.encode());
+        Self::Replace { table: R::TABLE, key: R::key(key), before, value }
     }
 
     /// Ends such a row, if it is there.
@@ -144,7 +162,9 @@ impl Write {
                 }
                 Self::Accept(_, record) | Self::Retry(_, record) => record.input.len(),
                 Self::Remind(_, _, _, record) => record.input.len(),
-                Self::Put(_, key, value) => key.len() + value.len(),
+                Self::Put(_, key, value) | Self::Replace { key, value, .. } => {
+                    key.len() + value.len()
+                }
                 _ => 0,
             }
     }
@@ -162,7 +182,9 @@ impl Write {
             Self::Put(Table::Idempotency, key, _) | Self::Delete(Table::Idempotency, key) => {
                 tables::idempotency::read_key(key).ok().map(|key| Cow::Owned(key.id))
             }
-            Self::Put(..) | Self::Delete(..) | Self::FreePartition(_) => None,
+            Self::Put(..) | Self::Replace { .. } | Self::Delete(..) | Self::FreePartition(_) => {
+                None
+            }
         }
     }
 }

@@ -16,6 +16,7 @@ use super::{
         entries,
         idempotency::{IdempotencyKey, IdempotencyRecord},
         inbox::InboxKey,
+        meta::Declarations,
         reminders::{ReminderRecord, Slot},
         states::StateRecord,
     },
@@ -246,6 +247,11 @@ pub trait TypedReads: Store {
     /// The names of the operations that each entity type has, or had, by type.
     fn operations(&self) -> BoxFuture<'static, ReadResult<OperationsByType>> {
         self.read(Haste::Short, rows::operations)
+    }
+
+    /// How often programs have declared something anew; none before the first time.
+    fn declarations(&self) -> BoxFuture<'static, ReadResult<Option<Declarations>>> {
+        self.read(Haste::Short, |rows| rows::get(rows, &()))
     }
 }
 

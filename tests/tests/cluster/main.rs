@@ -11,6 +11,7 @@ mod nodes;
 mod permits;
 mod refusals;
 mod run;
+mod starts;
 mod workflows;
 mod wrong;
 

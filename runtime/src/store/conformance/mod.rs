@@ -18,7 +18,7 @@ use super::{
         dead_letters::{Cause, DeadLetter, DeadLetterId},
         idempotency::{IdempotencyKey, IdempotencyRecord, Remembered},
         inbox::{InboxKey, InboxRecord},
-        meta::{LayoutText, OperationNames},
+        meta::{Declarations, LayoutText, OperationNames},
         reminders::{ReminderRecord, Slot},
         states::sample as state,
     },
@@ -38,6 +38,7 @@ pub async fn suite<S: Store>(open: impl AsyncFn() -> S) {
     a_wrong_fence_writes_nothing(&open).await;
     a_buffered_batch_is_read_at_once_and_followed(&open).await;
     a_missing_row_refuses_the_whole_batch(&open).await;
+    a_row_is_replaced_by_who_has_read_it_last(&open).await;
     pages_follow_each_other(&open).await;
     find::entities_are_found_in_order_and_back(&open).await;
     entries::entries_change_and_end_with_their_state(&open).await;
@@ -184,6 +185,28 @@ async fn a_missing_row_refuses_the_whole_batch(open: &impl AsyncFn() -> Arc<dyn 
     let loaded = writer.store.load(id("twice")).await.expect("readable");
     assert_eq!(loaded, None, "a refused batch writes nothing");
     writer.write(Vec::new()).await;
+    writer.store.close().await;
+}
+
+async fn a_row_is_replaced_by_who_has_read_it_last(open: &impl AsyncFn() -> Arc<dyn Store>) {
+    let mut writer = Writer::new(open().await);
+    let replace = |before: Option<u64>, value| {
+        let before = before.map(Declarations);
+        Write::replace(&(), before.as_ref(), &Declarations(value))
+    };
+    writer.write(vec![replace(None, 1)]).await;
+    writer.write(vec![replace(Some(1), 2)]).await;
+    for before in [None, Some(1), Some(3)] {
+        let late = vec![Write::PutState(id("late"), state(1)), replace(before, 4)];
+        let outcome = writer.store.commit(writer.batch(late)).await;
+        let is_refused = matches!(outcome, CommitOutcome::Unavailable(_));
+        assert!(is_refused, "it is 2, and not {before:?}: {outcome:?}");
+    }
+    writer.write(vec![Write::delete::<Declarations>(&())]).await;
+    let outcome = writer.store.commit(writer.batch(vec![replace(Some(2), 3)])).await;
+    assert!(matches!(outcome, CommitOutcome::Unavailable(_)), "no row: {outcome:?}");
+    let loaded = writer.store.load(id("late")).await.expect("readable");
+    assert_eq!(loaded, None, "a refused batch writes nothing");
     writer.store.close().await;
 }
 

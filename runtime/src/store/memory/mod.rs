@@ -202,11 +202,10 @@ impl MemoryStore {
         let mut changes = Vec::new();
         let gathered = each_change(batch, |change| {
             let key = (change.table, change.key.to_vec());
-            if change.must_exist
-                && !disk.live.contains_key(&key)
+            if !change.before.is(disk.live.get(&key).map(Vec::as_slice))
                 && !Sabotage::ConsumedRowNotNeeded.is_on()
             {
-                return Err(format!("a consumed row is not there: {:?}", change.key));
+                return Err(format!("a row is not what it was read as: {:?}", change.key));
             }
             if let Some(to) = change.to {
                 let ended = disk.live.range(key..(change.table, to.to_vec()));

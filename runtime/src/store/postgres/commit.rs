@@ -237,6 +237,7 @@ fn refused(text: &str, error: &Error) -> CommitOutcome {
         sql::PUT_STATES if is_miscounted => {
             CommitOutcome::Unavailable("a state does not follow the one that is stored".into())
         }
+        _ if is_miscounted => CommitOutcome::Unavailable("a row is not what it was read as".into()),
         _ if error.code() == Some(&SqlState::DISK_FULL) => {
             CommitOutcome::Full(connect::said(error))
         }

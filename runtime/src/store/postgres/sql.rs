@@ -225,6 +225,10 @@ pub(super) const FORGET_CHANGES: &str = "delete from stead_changes where key in 
 pub(super) struct Plain {
     /// Keys and records, and the times of the rows where the table has them.
     pub(super) put: String,
+    /// A row that must have this record, or not be there.
+    pub(super) replace: String,
+    /// Rows that several nodes change in the order of their keys, as they are put: none waits for another that waits
+    /// for it.
     pub(super) delete: String,
     /// From one key on, and before another.
     pub(super) delete_range: String,
@@ -266,7 +270,20 @@ impl Plain {
             },
             // One range each: the primary key finds it, which is not sure of a join.
             delete_range: format!("delete from {name} where key >= $1 and key < $2"),
-            delete: format!("delete from {name} where key = any($1::bytea[])"),
+            delete: match table {
+                Table::Meta => format!(
+                    "delete from {name} where key in (select key from {name} \
+                    where key = any($1::bytea[]) order by key for update)"
+                ),
+                // An owner alone changes the rows of a partition.
+                _ => format!("delete from {name} where key = any($1::bytea[])"),
+            },
+            replace: format!(
+                "with put as (insert into {name} (key, record) select $1, $2 \
+                where $3::bytea is null or exists (select 1 from {name} where key = $1) \
+                on conflict (key) do update set record = excluded.record \
+                where {name}.record = $3 returning 1) select 1 / count(*) from put"
+            ),
             get: format!("select record from {name} where key = $1"),
             get_many: get_many("record"),
             scan: scan("record", "asc"),

@@ -11,7 +11,8 @@ use super::{Value, sql};
 #[cfg(feature = "sabotage")]
 use crate::sabotage::Sabotage;
 use crate::store::{
-    Batch, Write, batch,
+    Batch, Write,
+    batch::{self, Before},
     rows::Row,
     tables::{
         self, Table,
@@ -60,6 +61,8 @@ pub(super) fn statements(batch: &Batch, attempt: i64, kept: &Settings) -> Vec<St
         .value(batch.is_clean, Type::BOOL)
         .value(attempt, Type::INT8);
     let mut statements = vec![fence];
+    // Before all other rows: who is refused here has waited for nobody else.
+    statements.extend(batch.writes.iter().filter_map(replace));
     let Changes { consumed, delayed, states, ended, rows } = changes(batch);
     let records = batch.writes.iter().filter_map(|write| match write {
         Write::PutState(id, record) => Some((i32::from(kept.partition_of(id)), record)),
@@ -124,6 +127,14 @@ struct Rows {
     gone: Vec<Vec<u8>>,
     keys: Vec<Vec<u8>>,
     values: Vec<Vec<u8>>,
+}
+
+/// A row that must be as it was read.
+fn replace(write: &Write) -> Option<Statement> {
+    let Write::Replace { table, key, before, value } = write else { return None };
+    let replacing = Statement::new(&sql::plain(*table).replace);
+    let replacing = replacing.value(key.clone(), Type::BYTEA).value(value.clone(), Type::BYTEA);
+    Some(replacing.value(before.clone(), Type::BYTEA))
 }
 
 /// Keeps programs that do not know workflows from the tables, from the first one on.
@@ -196,8 +207,10 @@ fn changes(batch: &Batch) -> Changes {
             return Ok(());
         }
         match (change.table, value) {
-            (Table::Inbox, _) if change.must_exist => changes.consumed.push(key),
-            (_, _) if change.must_exist => changes.delayed.push(key),
+            // It has a statement of its own.
+            _ if matches!(change.before, Before::Record(_)) => {}
+            (Table::Inbox, _) if change.before == Before::Row => changes.consumed.push(key),
+            _ if change.before == Before::Row => changes.delayed.push(key),
             (Table::States, Some(value)) => changes.states.push((key, value)),
             // Lanes have a table of their own.
             (Table::Meta, _) if key == tables::meta::LANE => {}

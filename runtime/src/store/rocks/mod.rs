@@ -36,7 +36,7 @@ use self::{directory::Directory, history::History, running::Running, tidy::Tidy}
 use super::{
     Batch, CommitOutcome, Haste, Horizons, MovingHorizons, Opened, Read, ReadError, ReadResult,
     RunningMarks, Store,
-    batch::each_change,
+    batch::{Before, each_change},
     readers::Readers,
     record,
     rows::{EachRow, EachValue, Limit, Rows},
@@ -385,9 +385,12 @@ impl Database {
                 indexed.push((change.key.to_vec(), change.value.map(<[u8]>::to_vec)));
                 return Ok(());
             }
-            if change.must_exist && !matches!(self.db.get_pinned_cf(table, change.key), Ok(Some(_)))
-            {
-                return Err(format!("a consumed row is not there: {:?}", change.key));
+            if change.before != Before::Any {
+                let found = self.db.get_pinned_cf(table, change.key);
+                let found = found.map_err(|error| error.to_string())?;
+                if !change.before.is(found.as_deref()) {
+                    return Err(format!("a row is not what it was read as: {:?}", change.key));
+                }
             }
             match change.value {
                 Some(value) => rows.put_cf(table, change.key, value),

@@ -82,6 +82,22 @@ pub(in crate::store) fn notes_workflows(writes: &[Write]) -> bool {
     writes.iter().any(|write| matches!(write, Write::Put(Table::Meta, key, _) if key == WORKFLOWS))
 }
 
+/// The key of the number of declarations.
+const DECLARATIONS: &[u8] = b"declarations";
+
+/// How often programs have declared something anew: layouts, operations, indexes and kept changes. Who declares
+/// raises the number that it has read, so that programs which start at the same time follow one another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Declarations(pub u64);
+
+impl Record for Declarations {
+    const TABLE: Table = Table::Meta;
+    type Key = ();
+    fn key((): &Self::Key) -> Vec<u8> {
+        DECLARATIONS.to_vec()
+    }
+}
+
 /// The beginning of the keys of all layouts.
 pub const LAYOUT: &[u8] = b"layout/";
 
