@@ -3,11 +3,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# Number and name of each, as the runtime lists them.
-list=$(sed -n 's/^    \(X[0-9]*\) \([A-Za-z]*\) breaks.*/\1 \2/p' runtime/src/sabotage.rs)
+# Number and name of each.
+list=$(sed -n 's/^    \(X[0-9]*\) \([A-Za-z]*\) breaks.*/\1 \2/p' entities/src/sabotage.rs)
 all=${*:-$(cut -d ' ' -f 1 <<<"$list")}
-run=(cargo test --release --locked --features stead/sabotage,stead/server -p stead -p stead-tests --lib --bins
-  --test store --test semantics --test http --test simulation)
+run=(cargo test --release --locked --features stead/sabotage,stead/server -p stead-entities -p stead -p stead-tests
+  --lib --bins --test workflows --test store --test semantics --test http --test simulation)
 # What takes real nodes, whose wall clocks differ.
 nodes=(cargo test --release --locked --features stead/sabotage,stead/server -p stead-tests --bins --test cluster)
 # The tests start the binaries, and building tests alone leaves older ones in place.

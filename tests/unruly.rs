@@ -178,6 +178,24 @@ impl Later {
     }
 }
 
+/// A workflow whose code goes wrong when it is woken.
+struct Trouble;
+
+#[workflow(name = "trouble")]
+impl Trouble {
+    pub async fn run(ctx: Workflow<Self>, how: String) -> Result<(), Failure> {
+        ctx.sleep(std::time::Duration::from_millis(10)).await?;
+        match &*how {
+            "panic" => panic!("on purpose"),
+            "wait" => std::future::pending().await,
+            "end" => std::process::abort(),
+            _ => loop {
+                std::hint::spin_loop();
+            },
+        }
+    }
+}
+
 fn main() {
     stead::server::run(|node: NodeBuilder| {
         let node = match std::env::var_os("READY_MADE") {
@@ -189,7 +207,7 @@ fn main() {
             None => node,
         };
         let node = match std::env::var("ERRAND").unwrap_or_default().as_str() {
-            "first" => node.workflow(Errand),
+            "first" => node.workflow(Errand).workflow(Trouble),
             "hasty" => node.workflow(Hasty),
             "later" => node.with(Errand).workflow(Later),
             _ => node,

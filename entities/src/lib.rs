@@ -25,6 +25,8 @@ pub mod origin;
 pub mod policy;
 #[cfg(feature = "http")]
 pub mod problem;
+#[doc(hidden)]
+pub mod sabotage;
 pub mod schedule;
 pub mod state;
 pub mod stock;

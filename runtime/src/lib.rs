@@ -26,7 +26,6 @@ mod node;
 mod partition;
 pub mod placement;
 mod rules;
-mod sabotage;
 #[cfg(feature = "server")]
 pub mod server;
 pub mod store;
@@ -37,6 +36,8 @@ pub mod transport;
 mod types;
 
 #[cfg(feature = "client")]
+use stead_entities::sabotage;
+
 pub use client::{Client, WorkflowClient};
 pub use commit::Fatal;
 pub use config::Config;

@@ -385,7 +385,8 @@ fn words_that_were_given_up_do_not_come_back() {
 }
 
 /// Where tests sleep, how often, and why nothing could be waited for instead.
-const SLEEPS: [(&str, usize, &str); 31] = [
+const SLEEPS: [(&str, usize, &str); 33] = [
+    ("unruly.rs", 1, "durable time of a workflow"),
     (
         "src/workflows.rs",
         5,
@@ -407,6 +408,7 @@ const SLEEPS: [(&str, usize, &str); 31] = [
     ("tests/semantics/changes.rs", 4, "nothing must be shown meanwhile, and virtual time"),
     ("tests/semantics/collections.rs", 3, "virtual time"),
     ("tests/semantics/indexing.rs", 4, "virtual time"),
+    ("tests/semantics/instances.rs", 5, "nothing must be told meanwhile, and durable time"),
     ("tests/semantics/keys.rs", 1, "callers arrive while a flush is held"),
     ("tests/semantics/kit.rs", 2, "virtual time"),
     ("tests/semantics/limits.rs", 3, "callers arrive while an operation hangs"),
@@ -439,7 +441,7 @@ fn tests_wait_for_events() {
 fn every_sabotage_breaks_an_invariant_and_is_used() {
     let invariants = text_of("runtime/src/docs/invariants.md");
     let all: String = sources().into_iter().map(|(_, text)| text).collect();
-    let list = text_of("runtime/src/sabotage.rs");
+    let list = text_of("entities/src/sabotage.rs");
     let list = list.split("sabotages! {").nth(1).expect("the list");
     let mut listed = 0;
     for line in list.lines().filter(|line| line.trim_start().starts_with('X')) {

@@ -19,6 +19,7 @@ use crate::{
     Request, Timestamp,
     ask::answer_json,
     effect::{Effect, ReplyAddress, Signal},
+    sabotage::Sabotage,
     stored,
     workflow::{Instance, STEP_ENDED, StepId, StepResult, StepStart, WorkflowType},
 };
@@ -433,6 +434,9 @@ impl Drivers {
             Some(due) => {
                 self.clock.delayed += 1;
                 self.delayed.insert((due, self.clock.delayed), sent);
+            }
+            None if Sabotage::DriverOutOfOrder.is_on() => {
+                self.due.insert(self.due.len().min(1), sent)
             }
             None => self.due.push_back(sent),
         }

@@ -18,6 +18,7 @@ use super::{
     core::Core,
     place::{Place, Scope},
 };
+use crate::sabotage::Sabotage;
 
 /// A future that is polled in a scope of its own. Its output comes with what it rests on.
 #[allow(
@@ -171,7 +172,7 @@ macro_rules! branches {
                 let branches = this.branches.as_mut().expect("a race is not polled when it is won");
                 $(
                     if let Poll::Ready((output, seen)) = Pin::new(&mut branches.$at).poll(cx)
-                        && won.as_ref().is_none_or(|(before, _)| seen < *before)
+                        && won.as_ref().is_none_or(|(before, _)| seen < *before || Sabotage::RaceByPosition.is_on())
                     {
                         won = Some((seen, $first::$variant(output)));
                     }
@@ -271,7 +272,9 @@ impl<F: Future> Many<F> {
             {
                 self.done.push((seen, number, output));
             }
-            self.done.sort_by_key(|(seen, number, _)| Reverse((*seen, *number)));
+            if !Sabotage::RaceByPosition.is_on() {
+                self.done.sort_by_key(|(seen, number, _)| Reverse((*seen, *number)));
+            }
         }
         match self.done.pop() {
             Some((seen, number, output)) => {

@@ -18,7 +18,7 @@ use super::{
     place::{Place, Scope},
     section::Locks,
 };
-use crate::{EntityId, Failure, Timestamp, ask::answer_json, effect::Delay};
+use crate::{EntityId, Failure, Timestamp, ask::answer_json, effect::Delay, sabotage::Sabotage};
 
 /// Everything that is the same throughout a run.
 #[derive(Debug, Clone)]
@@ -250,6 +250,7 @@ impl Core {
             Delivery::Start(_) | Delivery::Room => Vec::new(),
             Delivery::Done(place, outcome) => match state.end_operation(place, (at, outcome)) {
                 Some(waker) => waker.into_iter().collect(),
+                None if Sabotage::LateOutcomesKept.is_on() => Vec::new(),
                 None => return false,
             },
             Delivery::Cancel => state.cancel_all(at),
@@ -388,7 +389,8 @@ impl State {
         for due in open.begun.due.into_iter().chain(deadline.map(|length| open.since + length)) {
             self.due.remove(&(due, place.clone()));
         }
-        if open.begun.kind == Kind::Event {
+        let stays = open.outcome.is_none() && Sabotage::CancelledWaitTakes.is_on();
+        if open.begun.kind == Kind::Event && !stays {
             self.waits.remove(&open.begun.name, place);
         }
     }
@@ -486,6 +488,11 @@ impl State {
         self.due.first()
     }
 
+    /// Whether something else is due by itself in the present turn, which is no replay.
+    pub(super) fn has_due(&mut self) -> bool {
+        !self.working().is_replayed && self.next_due().is_some_and(|(at, _)| *at <= self.now)
+    }
+
     /// How many operations began in this turn.
     pub(super) fn begun_count(&self) -> usize {
         self.working.as_deref().map_or(0, |working| working.turn.begun.len())
@@ -498,7 +505,7 @@ impl State {
     /// The answer of a patch for the whole run: whether the run reached it for the first time with a program that
     /// has it.
     pub(super) fn patched(&mut self, name: &str) -> bool {
-        let answer = !self.working().is_replayed;
+        let answer = !self.working().is_replayed || Sabotage::PatchByProgram.is_on();
         let patches = self.patches.get_or_insert_default();
         if let Some(known) = patches.of_run.get(name) {
             return *known;

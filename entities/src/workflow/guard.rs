@@ -3,6 +3,8 @@
 
 use std::sync::OnceLock;
 
+use crate::sabotage::Sabotage;
+
 /// Runs a poll, and says what it did that a workflow may not do. It must run the poll exactly once.
 pub type Guard = fn(&mut dyn FnMut()) -> Result<(), String>;
 
@@ -15,7 +17,8 @@ pub fn install_guard(guard: Guard) {
 
 /// Runs a poll behind the guard.
 pub(super) fn guarded<T>(poll: impl FnOnce() -> T) -> Result<T, String> {
-    let Some(guard) = GUARD.get() else { return Ok(poll()) };
+    let guard = GUARD.get().filter(|_| !Sabotage::Unguarded.is_on());
+    let Some(guard) = guard else { return Ok(poll()) };
     let (mut poll, mut result) = (Some(poll), None);
     let checked = guard(&mut || result = poll.take().map(|poll| poll()));
     match (checked, result) {

@@ -20,7 +20,7 @@ use super::{
     place::Place,
     step::StepOptions,
 };
-use crate::{Answer, Failure, Timeout, Timestamp};
+use crate::{Answer, Failure, Timeout, Timestamp, sabotage::Sabotage};
 
 /// An operation of a workflow: a future of what comes of it.
 #[must_use = "an operation begins when it is awaited"]
@@ -58,6 +58,10 @@ impl<T> Future for Operation<T> {
     type Output = Result<T, Failure>;
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
+        if let Some(ready) = this.ready.as_mut().filter(|_| Sabotage::PlaceAtFirstPoll.is_on()) {
+            ready.begun.place = this.core.lock().scope.claim();
+            this.place = ready.begun.place.clone();
+        }
         if this.ready.is_some() && !this.core.begin(&mut this.ready, cx.waker()) {
             return Poll::Pending;
         }

@@ -283,6 +283,8 @@ impl Committer {
         batch.is_buffered = is_buffered && !is_late;
         let flush_at = batch.is_buffered.then(|| self.next_flush());
         let changed = self.subscribers.changed_by(&batch.writes);
+        #[cfg(feature = "sabotage")]
+        let batch = self.without_states_first(batch).await;
         let outcome = self.store.commit(batch).await;
         match outcome {
             CommitOutcome::Committed => {
@@ -311,6 +313,22 @@ impl Committer {
                 self.fail(groups, &Error::new(ErrorKind::Unavailable, why));
             }
         }
+    }
+
+    /// Commits what is no state of a batch; returns the rest.
+    #[cfg(feature = "sabotage")]
+    async fn without_states_first(&mut self, mut batch: Batch) -> Batch {
+        let is_state = |write: &Write| matches!(write, Write::PutState(..));
+        if !Sabotage::HeadInSecondBatch.is_on() || batch.writes.iter().all(is_state) {
+            return batch;
+        }
+        let writes = std::mem::take(&mut batch.writes);
+        let (states, rest) = writes.into_iter().partition(is_state);
+        batch.writes = rest;
+        if self.store.commit(batch).await == CommitOutcome::Committed {
+            self.number += 1;
+        }
+        self.batch(states, false)
     }
 
     /// Why nothing is committed any more: another owner may do it, or nobody.

@@ -409,7 +409,9 @@ impl Partition {
             IdempotencyKeys::forget_stored(operation.key.as_ref(), &error, &mut self.group);
         }
         self.remove_replayed(&mut operation);
-        self.answer_question(&operation, Err(Failure::Failed(reason.to_owned())));
+        if !Sabotage::NoAnswerOfLetter.is_on() {
+            self.answer_question(&operation, Err(Failure::Failed(reason.to_owned())));
+        }
         let name = self.name_of(id, &operation).to_owned();
         self.keep_letter(id, operation.letter(name, cause, reason));
     }

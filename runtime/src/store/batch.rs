@@ -21,13 +21,13 @@ pub(super) struct RowChange<'b> {
     pub(super) table: Table,
     pub(super) key: &'b [u8],
     pub(super) value: Option<&'b [u8]>,
-    /// What must have been there.
+    /// The row that must have been there.
     pub(super) before: Before<'b>,
     /// The key before which all rows from `key` on end, where not only one does.
     pub(super) to: Option<&'b [u8]>,
 }
 
-/// What a change of a row needs to find there.
+/// The row that a change of it needs to find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Before<'b> {
     /// Nothing in particular.
@@ -171,7 +171,10 @@ impl<E, C: FnMut(RowChange<'_>) -> Result<(), E>> Changes<'_, C> {
                 self.delete(Table::Entries, &body)
             }
             Some(EndedRows::All(generation)) => {
-                let from = tables::entries::of_generation(id, generation);
+                let mut from = tables::entries::of_generation(id, generation);
+                if Sabotage::PurgeByPrefix.is_on() {
+                    from = id.as_str().into();
+                }
                 self.delete_range(Table::Entries, &from, &tables::key::after(&from))
             }
         }

@@ -14,6 +14,7 @@ mod fixtures;
 mod flags;
 mod limits;
 mod memory;
+mod neighbours;
 mod places;
 mod references;
 mod refusals;

@@ -12,6 +12,7 @@ mod failures;
 mod histories;
 mod indexes;
 mod indexing;
+mod instances;
 mod keys;
 mod kit;
 mod limits;

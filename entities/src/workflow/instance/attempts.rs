@@ -11,6 +11,7 @@ use crate::{
     Failure, Timestamp,
     ask::answer_json,
     effect::Effect,
+    sabotage::Sabotage,
     workflow::{
         ATTEMPTS, BACKOFF, BACKOFF_MAX, INTERRUPTED_MAX,
         activation::{Activation, Problem},
@@ -112,7 +113,8 @@ impl Engine<'_> {
         let Some(program) = self.programs.get(version).cloned() else { return };
         let mut state = activation.core.lock();
         let Some(open) = state.outstanding(&place) else { return };
-        let words = |half| place.numbers().map(u64::from).chain([run, half]);
+        let of = if Sabotage::TokenOfAttempt.is_on() { run << 8 | u64::from(number) } else { run };
+        let words = |half| place.numbers().map(u64::from).chain([of, half]);
         let token = u128::from(mixed(seed, words(1))) << 64 | u128::from(mixed(seed, words(2)));
         let start = StepStart::new(NewAttempt {
             id,

@@ -15,6 +15,7 @@ use crate::{
     ask::answer_json,
     effect::{Effect, Signal},
     input::{InputError, canonical, decode},
+    sabotage::Sabotage,
     workflow::{
         EVENT_BYTES_KEPT_MAX, EVENTS_KEPT_MAX, EventType, PAYLOAD_BYTES_MAX, SavedHistory,
         WorkflowType,
@@ -177,9 +178,12 @@ impl Engine<'_> {
             let is_same = head.fingerprint == fingerprint && !start.is_child;
             let joined = Started { is_new: false, run: head.run };
             match (start.policy, head.status.is_end()) {
-                (StartPolicy::Join, false) | (StartPolicy::Once, _) if is_same => {
+                (StartPolicy::Join, false) | (StartPolicy::Once, _)
+                    if is_same && !Sabotage::StartsUnchecked.is_on() =>
+                {
                     return Ok(joined);
                 }
+                (StartPolicy::Join, false) if Sabotage::StartsUnchecked.is_on() => {}
                 (StartPolicy::Join, false) => {
                     let why = "an instance of this id goes on with another input, or belongs to another parent";
                     return Err(refused("conflict", why));
@@ -418,6 +422,9 @@ impl Engine<'_> {
             }
             End::Continued(input) => {
                 self.drop_kept_of_run();
+                if Sabotage::ParentForgotten.is_on() {
+                    self.head().reply_to = None;
+                }
                 let (seed, run) = (self.head().seed, u64::from(self.head().run));
                 let next =
                     u128::from(mixed(seed, [run, 1])) << 64 | u128::from(mixed(seed, [run, 2]));
@@ -433,6 +440,9 @@ impl Engine<'_> {
 
     /// Ends it without its code: what it has begun is told.
     fn end(&mut self, status: Status, failure: Failure) {
+        if Sabotage::TerminatedUntold.is_on() {
+            return self.settle_end(status, answer_json(Err(failure)).into());
+        }
         if self.head().children > 0 {
             for child in self.children(true) {
                 match status {
@@ -460,7 +470,9 @@ impl Engine<'_> {
 
     fn settle_end(&mut self, status: Status, answer: Payload) {
         // Its run is of no use any more.
-        drop(self.slot.take());
+        if !Sabotage::EndedRunsStay.is_on() {
+            drop(self.slot.take());
+        }
         self.drop_kept_of_run();
         let now = self.ctx.now();
         let head = self.head();
@@ -486,12 +498,13 @@ impl Engine<'_> {
 
     /// Drops what waits for a run that has ended, and is no event.
     fn drop_kept_of_run(&mut self) {
-        self.drop_kept(|what| !matches!(what, Arrived::Event(..)));
+        let all = Sabotage::EventsEndWithRun.is_on();
+        self.drop_kept(|what| all || !matches!(what, Arrived::Event(..)));
     }
 
     /// Drops what was kept, is no event, and is void.
     pub(super) fn drop_kept(&mut self, is_void: impl Fn(&Arrived) -> bool) {
-        if self.head().kept.others == 0 {
+        if self.head().kept.others == 0 && !Sabotage::EventsEndWithRun.is_on() {
             return;
         }
         let kept = self.state.kept.read_all().filter(|(_, kept)| is_void(&kept.what));

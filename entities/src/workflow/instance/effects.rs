@@ -12,6 +12,7 @@ use crate::{
     Delay, EntityId, Schedule, Timestamp,
     ask::{Ask, Continuation},
     effect::{Effect, Reminder, Signal},
+    sabotage::Sabotage,
     schedule::At,
     workflow::{
         HISTORY_BYTES_MAX, HISTORY_DELIVERIES_MAX,
@@ -52,6 +53,9 @@ impl Engine<'_> {
         self.give_up(&wishes.given_up);
         if let Some(end) = end {
             self.end_run(end);
+            if Sabotage::EndedRunsStay.is_on() {
+                self.slot.put(live);
+            }
             return Ok(());
         }
         self.start_attempts(activation, &turn);

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Layout, Timeout, Timestamp,
     effect::ReplyAddress,
+    sabotage::Sabotage,
     workflow::{
         history::{Kind, Payload},
         place::Place,
@@ -175,11 +176,18 @@ pub struct Stuck {
     pub since: Timestamp,
     /// Why, and what helps.
     pub reason: String,
-    /// How often it was tried.
+    /// How often it was tried; 0 where that ended the process, or blocked its thread: it is not tried by itself then.
     pub attempts: u32,
     /// When it is tried again by itself. It is tried too when its partition is hosted by another process, and where an
     /// operator asks for it.
     pub retry_at: Option<Timestamp>,
+}
+
+impl Stuck {
+    /// Whether it must not be tried but where an operator asks for it.
+    pub(super) fn is_poisoned(&self) -> bool {
+        self.attempts == 0 && !Sabotage::PoisonedTriedAgain.is_on()
+    }
 }
 
 /// An operation that an instance waits for.

@@ -7,6 +7,7 @@ use crate::{
     EntityId,
     ask::Ask,
     effect::{LOCK, UNLOCK},
+    sabotage::Sabotage,
     workflow::{history::Begun, place::Place},
 };
 
@@ -46,6 +47,9 @@ impl Engine<'_> {
 
     /// Lets all locks go that its code has no chance to.
     pub(super) fn unlock_all(&mut self) {
+        if Sabotage::LocksOutliveRun.is_on() {
+            return;
+        }
         for HeldLock { place, target } in std::mem::take(&mut self.head().locks) {
             self.unlock(&target, &place);
         }

@@ -24,6 +24,7 @@ use crate::{
     Failure, Rejection, Timestamp,
     ask::answer_json,
     effect::{Effect, ReplyAddress},
+    sabotage::Sabotage,
     workflow::{
         activation::{Activation, Problem},
         core::Wishes,
@@ -293,6 +294,9 @@ fn behind_failures(turns: &[Turn]) -> Cut<'_> {
 fn is_failure(delivery: &Delivery) -> bool {
     match delivery {
         Delivery::Start(_) | Delivery::Room => false,
+        Delivery::Done(_, outcome) if Sabotage::FailuresByType.is_on() => {
+            outcome.bytes().starts_with(b"{\"Err\":{\"rejected\"")
+        }
         Delivery::Done(_, outcome) => outcome.bytes().starts_with(b"{\"Err\""),
         Delivery::Cancel => true,
     }

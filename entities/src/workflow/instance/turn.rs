@@ -1,20 +1,24 @@
 //! Turns of an instance: what arrived is handed to the run, one after the other, and what the run begins on it becomes
 //! history and effects.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use super::{
     Answered, Attempted, Live, Programs, Slot, State,
-    head::{Arrived, Head, Kept, Stuck},
+    head::{Arrived, Head, Kept, Status, Stuck},
 };
 use crate::{
     Context, Failure, Timestamp,
     ask::answer_json,
+    sabotage::Sabotage,
     workflow::{
         DELIVERED_BYTES_PER_TURN_MAX, DELIVERIES_PER_TURN_MAX, LONG_BYTES, LONG_DELIVERIES,
         STUCK_RETRIES_MAX, STUCK_RETRY,
         activation::{Activation, Problem},
-        core::RunIdentity,
+        core::{End, RunIdentity},
         history::{Delivery, Kind, Payload},
         place::Place,
         start::cut,
@@ -43,7 +47,10 @@ impl Engine<'_> {
 
     /// Whether it was started, and has not ended.
     pub(super) fn runs(&self) -> bool {
-        self.state.head.as_ref().is_some_and(|head| !head.status.is_end())
+        let goes_on = |status: Status| {
+            !status.is_end() || status == Status::Terminated && Sabotage::TerminatedGoesOn.is_on()
+        };
+        self.state.head.as_ref().is_some_and(|head| goes_on(head.status))
     }
 
     /// Hands over what has arrived, or keeps it.
@@ -53,7 +60,11 @@ impl Engine<'_> {
             return self.become_stuck(&problem, new);
         }
         let head = self.head();
-        if head.stuck.is_some() || !head.suspended.is_empty() {
+        let is_suspended = !head.suspended.is_empty();
+        if head.stuck.is_some() || is_suspended {
+            if is_suspended && new.is_empty() && Sabotage::TimersWhileSuspended.is_on() {
+                return self.drive_or_stick(new);
+            }
             return self.keep_all(new);
         }
         self.drive_or_stick(new);
@@ -65,7 +76,12 @@ impl Engine<'_> {
         let arrived = new.iter().map(|what| Kept { at, what: what.clone() });
         if let Err(problem) = self.drive(arrived.collect()) {
             *self.state = before;
-            self.become_stuck(&problem, new);
+            if matches!(problem, Problem::Mismatch(_)) && Sabotage::MismatchFails.is_on() {
+                let failed = answer_json(Err(Failure::Failed(problem.text().to_owned())));
+                return self.end_run(End::Returned(failed.into()));
+            }
+            let lost = Sabotage::LostWhenStuck.is_on();
+            self.become_stuck(&problem, if lost { Vec::new() } else { new });
         }
     }
 
@@ -91,6 +107,8 @@ impl Engine<'_> {
             }
             Problem::Refused(_) | Problem::Mismatch(_) | Problem::Poisoned(_) => None,
         };
+        let is_poisoned = matches!(problem, Problem::Poisoned(_));
+        let attempts = if is_poisoned { 0 } else { attempts };
         let reason = cut(problem.text().to_owned());
         head.stuck = Some(Box::new(Stuck { since, reason, attempts, retry_at }));
         self.wake_by(retry_at);
@@ -114,7 +132,13 @@ impl Engine<'_> {
         if let Some(Delivery::Start(input)) = turns.first().and_then(|turn| turn.deliveries.first())
         {
             let mut activation = self.activation(input)?;
-            turns.iter().try_for_each(|turn| activation.replay(turn).map(drop))?;
+            let forgets = Sabotage::OutcomesForgotten.is_on() && self.head().lacks_steps;
+            let known = &turns[..turns.len().saturating_sub(usize::from(forgets)).max(1)];
+            known.iter().try_for_each(|turn| activation.replay(turn).map(drop))?;
+            if Sabotage::DropCancels.is_on() {
+                activation.begin_turn(self.ctx.now());
+                activation.deliver(Delivery::Cancel)?;
+            }
             live.activation = Some(activation);
         }
         Ok(live)
@@ -138,7 +162,8 @@ impl Engine<'_> {
         let head = self.state.head_mut();
         let (version, run, seed) = (head.version, head.code_run(), head.seed);
         let rewound_at = head.rewound_at;
-        let program = self.programs.get(version).ok_or_else(|| {
+        let polled = if Sabotage::NewestPolled.is_on() { self.programs.newest } else { version };
+        let program = self.programs.get(polled).ok_or_else(|| {
             Problem::Mismatch(format!(
                 "the run began with version {version} of {}, which this program does not have: deploy one that has \
                  it, `also({version} = ..)`",
@@ -163,7 +188,10 @@ impl Engine<'_> {
             delivered >= DELIVERIES_PER_TURN_MAX || bytes >= DELIVERED_BYTES_PER_TURN_MAX
         };
         while !live.has_ended() && !is_full(delivered, bytes) {
-            let until = queue.front().map_or(now, |item| item.at);
+            let mut until = queue.front().map_or(now, |item| item.at);
+            if Sabotage::TimersEarly.is_on() {
+                until = until + Duration::from_secs(1);
+            }
             delivered += 1;
             if self.hand_over_event(&mut live)? || self.hand_over_due(&mut live, until)? {
                 continue;
@@ -374,9 +402,11 @@ impl Engine<'_> {
         let head = self.head();
         (head.is_marked, head.lacks_steps) = (false, true);
         head.was_interrupted |= was_interrupted;
-        match head.stuck.is_some() {
-            true => self.try_again(),
-            false => self.continue_after_pause(),
+        match &head.stuck {
+            // Each process that hosts it would end.
+            Some(stuck) if stuck.is_poisoned() => {}
+            Some(_) => self.try_again(),
+            None => self.continue_after_pause(),
         }
         self.mark();
     }

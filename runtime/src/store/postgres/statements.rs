@@ -86,6 +86,13 @@ pub(super) fn statements(batch: &Batch, attempt: i64, kept: &Settings) -> Vec<St
         let ended = Statement::new(&sql::plain(table).delete_range);
         ended.value(from, Type::BYTEA).value(to, Type::BYTEA)
     }));
+    statements.extend(plain_rows(rows));
+    statements
+}
+
+/// Changes of plain rows: for each table a statement that removes some, and one that puts others.
+fn plain_rows(rows: BTreeMap<(Table, Vec<u8>), Option<Vec<u8>>>) -> Vec<Statement> {
+    let mut statements = Vec::new();
     let mut tables: BTreeMap<Table, Rows> = BTreeMap::new();
     for ((table, key), value) in rows {
         let rows = tables.entry(table).or_default();

@@ -1,17 +1,14 @@
 //! Breaks one protection on purpose, so that it can be shown which test notices. Compiled only with the
 //! feature `sabotage`, in which the environment variable `STEAD_SABOTAGE` names the break; other builds
-//! have neither a branch nor state of it. `make sabotage` goes through all of them.
+//! have neither a branch nor state of it. `make sabotage` goes through all of them: those of the engine of workflows,
+//! which are used here, and those of the runtime.
 
 /// Lists the breaks: number, name, the row of `docs/invariants.md` that each breaks, and what it does.
 macro_rules! sabotages {
     ($($number:ident $name:ident breaks $invariant:literal: $what:literal)*) => {
         /// One protection that can be broken.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        #[cfg_attr(
-            not(feature = "sabotage"),
-            allow(dead_code, reason = "some are named only where they are compiled")
-        )]
-        pub(crate) enum Sabotage {
+        pub enum Sabotage {
             $(#[doc = $what] $name,)*
         }
 
@@ -80,6 +77,37 @@ sabotages! {
     X61 LockNotStored breaks 79: "A lock is not written with the entity."
     X62 DeclaredUnread breaks 84: "A program declares what it declares whatever others have declared meanwhile."
     X63 ReadsAreAttempts breaks 83: "A turn whose entries cannot be read has used up an attempt."
+    X64 PlaceAtFirstPoll breaks 78: "An operation of a workflow has its place from who polls it first."
+    X65 TwoDeliveriesAPoll breaks 78: "Timers that are due together are handed over before the code is polled."
+    X66 RaceByPosition breaks 78: "A race is won by the last branch that is done, and not by what came first."
+    X67 HeadInSecondBatch breaks 85: "States are committed behind what else their turns write."
+    X68 OutcomesForgotten breaks 77: "Steps whose outcome is durable begin again at the next owner."
+    X69 TokenOfAttempt breaks 77: "Each attempt of a step has a token of its own."
+    X70 NoAnswerOfLetter breaks 86: "Who asked hears nothing of a dead letter."
+    X71 EventsEndWithRun breaks 87: "Events that wait end with the run that did not take them."
+    X72 CancelledWaitTakes breaks 87: "A wait that was given up takes an event."
+    X73 TimersEarly breaks 88: "What is due in the next second is handed over with what arrives."
+    X74 MismatchFails breaks 89: "Code that does not fit its history fails the workflow."
+    X75 LostWhenStuck breaks 89: "What arrives for a workflow that the code refuses is not kept."
+    X76 TerminatedGoesOn breaks 91: "What arrives for a workflow that was terminated is handed over."
+    X77 TerminatedUntold breaks 91: "Steps and children of a workflow that is terminated are not told."
+    X78 TimersWhileSuspended breaks 92: "Timers of a workflow that is suspended are handed over."
+    X79 DropCancels breaks 93: "A run that leaves memory gives up what is outstanding."
+    X80 LateOutcomesKept breaks 93: "Outcomes that nobody waits for any more are added to the history."
+    X81 ParentForgotten breaks 94: "A run that follows another one has no parent."
+    X82 LocksAsGiven breaks 79: "A section locks in the order in which its entities are given."
+    X83 LocksOutliveRun breaks 79: "A workflow that is terminated keeps its locks."
+    X84 StartsUnchecked breaks 95: "A start begins a run though another one goes on."
+    X85 Unguarded breaks 97: "Code of workflows is polled where tokio runs."
+    X86 ForeignWakes breaks 97: "A wake by something that is not the workflow's counts like one of its own."
+    X87 IdleUnseen breaks 97: "A run in which nothing is outstanding, and that has not ended, stays."
+    X88 NewestPolled breaks 98: "A run goes on with the newest version of its code."
+    X89 EndedRunsStay breaks 99: "A run that has ended stays in memory."
+    X90 PurgeByPrefix breaks 100: "A deletion takes along the entries of entities whose keys begin with its own."
+    X91 FailuresByType breaks 80: "Of the failures of a run only rejections are made again."
+    X92 PatchByProgram breaks 101: "A patch is answered by the program, and not by the run."
+    X93 DriverOutOfOrder breaks 102: "The driver delivers the newest signal first."
+    X94 PoisonedTriedAgain breaks 90: "A workflow that has ended its process is tried by each process that hosts it."
     X33 AnswerOutsideCommit breaks 61: "The answer to a question is sent, and not part of a commit."
     X34 LateAnswerApplied breaks 61: "An answer that comes behind its timeout is applied too."
     X35 LetterToldOutsideCommit breaks 62: "An entity is told of its dead letter, and not by the commit that keeps it."
@@ -92,7 +120,7 @@ sabotages! {
 #[cfg(feature = "sabotage")]
 impl Sabotage {
     /// Whether this protection is to be broken.
-    pub(crate) fn is_on(self) -> bool {
+    pub fn is_on(self) -> bool {
         use std::sync::OnceLock;
         static CHOSEN: OnceLock<Option<Sabotage>> = OnceLock::new();
         let chosen = CHOSEN.get_or_init(|| {
@@ -106,7 +134,7 @@ impl Sabotage {
 #[cfg(not(feature = "sabotage"))]
 impl Sabotage {
     /// Never: a constant, so that nothing of the break is compiled.
-    pub(crate) const fn is_on(self) -> bool {
+    pub const fn is_on(self) -> bool {
         false
     }
 }
