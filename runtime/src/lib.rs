@@ -35,9 +35,9 @@ mod threads;
 pub mod transport;
 mod types;
 
-#[cfg(feature = "client")]
 use stead_entities::sabotage;
 
+#[cfg(feature = "client")]
 pub use client::{Client, WorkflowClient};
 pub use commit::Fatal;
 pub use config::Config;

@@ -40,7 +40,6 @@ pub(super) enum Before<'b> {
 
 impl Before<'_> {
     /// Whether what was found is what is needed; where nothing is, it need not be looked for.
-    #[cfg(any(feature = "rocksdb", test, feature = "testing"))]
     pub(super) fn is(self, found: Option<&[u8]>) -> bool {
         match self {
             Self::Any => true,
