@@ -110,6 +110,11 @@ async fn statuses_results_and_answers_of_starts_rest_on_what_is_durable() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(!result.is_finished() && !second.is_finished(), "nothing of it is durable");
     world.disk.resume();
+    let has_ended = async || {
+        world.advance(10);
+        result.is_finished()
+    };
+    until_true("it ends", has_ended).await;
     assert_eq!(result.await.expect("joined").expect("a result"), 101);
     assert!(second.await.expect("joined").expect("started").is_new);
     node.abort().await;
