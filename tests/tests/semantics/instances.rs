@@ -1,8 +1,6 @@
 //! Instances of workflows beside callers and beside one another: starts at the same time, what is told before it is
 //! durable, what a purge takes along, and that a driver makes the history that a node makes.
 
-use std::sync::{Mutex, PoisonError};
-
 use stead::{
     Failure,
     testing::{NodeTest, TestNode, WorkflowDriver},
@@ -14,9 +12,9 @@ use stead_tests::random::Random;
 
 use super::*;
 
-/// Notes what its steps were asked, and asks for what fails.
+/// Asks an entity for what is refused and for what fails, and waits.
 #[derive(Default)]
-struct Notes(Mutex<Vec<u32>>);
+struct Notes;
 
 #[workflow(name = "note", events(go: u32))]
 impl Notes {
@@ -34,7 +32,6 @@ impl Notes {
     }
 
     async fn note(&self, number: u32) -> Result<u32, StepError> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(number);
         Ok(number)
     }
 }
@@ -57,7 +54,7 @@ const CALLERS: u32 = 64;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_many_starts_of_one_id_at_the_same_time_one_begins_a_run() {
     let world = World::new();
-    let node = world.start_with(|builder| builder.workflow(Notes::default())).await;
+    let node = world.start_with(|builder| builder.workflow(Notes)).await;
     let start = async |key: &str, policy: StartPolicy| {
         let starts = (0..CALLERS).map(|caller| {
             let start = node.workflow::<Notes>(key).start(caller % 2).policy(policy);
@@ -89,7 +86,7 @@ async fn of_many_starts_of_one_id_at_the_same_time_one_begins_a_run() {
 #[tokio::test]
 async fn statuses_results_and_answers_of_starts_rest_on_what_is_durable() {
     let world = World::new();
-    let node = world.start_with(|builder| builder.workflow(Notes::default())).await;
+    let node = world.start_with(|builder| builder.workflow(Notes)).await;
     let note = node.workflow::<Notes>("a");
     note.start(1).await.expect("started");
     let waits =
@@ -137,7 +134,7 @@ fn rows_of(world: &World, parts: &[&str]) -> Vec<(Table, Vec<u8>, Vec<u8>)> {
 #[tokio::test]
 async fn a_purge_takes_every_row_of_an_instance_and_none_of_another() {
     let world = World::new();
-    let node = world.start_with(|builder| builder.workflow(Notes::default())).await;
+    let node = world.start_with(|builder| builder.workflow(Notes)).await;
     for key in ["a", "a1", "ab", "a/b"] {
         node.workflow::<Notes>(key).start(1).await.expect("started");
         node.workflow::<Notes>(key).go(7).await.expect("kept");
@@ -217,11 +214,16 @@ impl Act {
         }
     }
 
+    /// The seconds that pass behind it: what follows by itself comes before what is done next.
+    fn seconds(self) -> u64 {
+        if let Self::Advance(seconds) = self { seconds } else { 1 }
+    }
+
     fn drive(self, parcel: &mut WorkflowDriver<Parcels>) {
         // What comes for one that has ended is refused.
         let _refused = match self {
             Self::Label(label) => parcel.event("label", label),
-            Self::Advance(length) => parcel.advance(Duration::from_secs(length)),
+            Self::Advance(_) => Ok(()),
             Self::Pause(length) => {
                 let _refused = parcel.suspend("a pause");
                 parcel.advance(Duration::from_secs(length)).expect("time passes");
@@ -230,6 +232,7 @@ impl Act {
             Self::Stop => parcel.event("stop", ()),
             Self::Cancel => parcel.cancel(),
         };
+        parcel.advance(Duration::from_secs(self.seconds())).expect("time passes");
     }
 
     async fn ask(self, node: &TestNode) {
@@ -245,9 +248,7 @@ impl Act {
             Self::Stop => parcel.stop(()).await,
             Self::Cancel => parcel.cancel().await,
         };
-        // What follows by itself comes before what is done next.
-        let length = if let Self::Advance(length) = self { length } else { 1 };
-        node.advance(Duration::from_secs(length)).await;
+        node.advance(Duration::from_secs(self.seconds())).await;
     }
 }
 
@@ -270,14 +271,12 @@ fn a_driver_makes_the_history_that_a_node_makes() {
     for seed in 0..25 {
         let mut random = Random(seed);
         let acts: Vec<_> = (0..12).map(|_| Act::random(&mut random)).collect();
-        let mut parcel = WorkflowDriver::new("p", Parcels).workflow(Notes::default());
+        let mut parcel = WorkflowDriver::new("p", Parcels).workflow(Notes);
         parcel = parcel.entity::<Journal>();
         parcel.start(2).expect("started");
         parcel.advance(Duration::from_secs(1)).expect("time passes");
         for act in &acts {
             act.drive(&mut parcel);
-            let length = if matches!(act, Act::Advance(_)) { 0 } else { 1 };
-            parcel.advance(Duration::from_secs(length)).expect("time passes");
         }
         let driven = parcel.history();
         let node = NodeTest::new().seed(seed).entity::<Journal>();
