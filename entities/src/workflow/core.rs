@@ -164,20 +164,13 @@ impl Core {
     /// Takes the outcome of an operation that began, or has `waker` woken when it is there.
     pub(super) fn take(&self, place: &Place, waker: &Waker) -> Option<Payload> {
         let mut state = self.lock();
-        let open = state.open.get_mut(place)?;
-        if let Some((at, outcome)) = open.outcome.take() {
-            state.seen = state.seen.max(at);
-            let done = state.open.remove(place);
-            drop(state);
-            drop(done);
-            return Some(outcome);
-        }
-        if !open.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
-            let old = open.waker.replace(waker.clone());
-            drop(state);
-            drop(old);
-        }
-        None
+        let (mut done, old_waker) = state.open.take_done(place, waker);
+        let outcome = done.as_mut().and_then(|open| open.outcome.take());
+        state.seen = state.seen.max(outcome.as_ref().map_or(0, |(at, _)| *at));
+        drop(state);
+        // They may hold what is the author's, which locks the core when it is dropped.
+        drop((done, old_waker));
+        outcome.map(|(_, outcome)| outcome)
     }
 
     /// Gives up an operation that began, and whose future is dropped.

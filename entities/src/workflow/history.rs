@@ -61,7 +61,7 @@ impl Serialize for Payload {
 impl<'de> Deserialize<'de> for Payload {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         if !deserializer.is_human_readable() {
-            return deserializer.deserialize_byte_buf(Stored);
+            return deserializer.deserialize_bytes(Stored);
         }
         let value = Box::<RawValue>::deserialize(deserializer)?;
         Ok(value.get().as_bytes().into())
@@ -77,9 +77,6 @@ impl Visitor<'_> for Stored {
         f.write_str("bytes")
     }
     fn visit_bytes<E>(self, bytes: &[u8]) -> Result<Payload, E> {
-        Ok(bytes.into())
-    }
-    fn visit_byte_buf<E>(self, bytes: Vec<u8>) -> Result<Payload, E> {
         Ok(bytes.into())
     }
 }

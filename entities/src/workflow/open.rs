@@ -1,7 +1,7 @@
 //! The operations of a run that began and are not done, and who waits for events among them. Runs at rest are many, and have
 //! few of either: both tables are small where they hold little.
 
-use std::{collections::VecDeque, task::Waker};
+use std::{cmp::Ordering, collections::VecDeque, task::Waker};
 
 use super::{
     history::{Begun, Payload},
@@ -39,7 +39,12 @@ pub(super) struct OpenOperations(VecDeque<Box<Open>>);
 impl OpenOperations {
     /// The index of an operation, or where it would be.
     fn index_of(&self, place: &Place) -> Result<usize, usize> {
-        self.0.binary_search_by(|open| open.begun.place.cmp(place))
+        let at = |open: Option<&Box<Open>>| open.map(|open| open.begun.place.cmp(place));
+        match (at(self.0.front()), at(self.0.back())) {
+            (Some(Ordering::Equal), _) => Ok(0),
+            (_, None | Some(Ordering::Less)) => Err(self.0.len()),
+            _ => self.0.binary_search_by(|open| open.begun.place.cmp(place)),
+        }
     }
 
     pub(super) fn get(&self, place: &Place) -> Option<&Open> {
@@ -60,6 +65,21 @@ impl OpenOperations {
 
     pub(super) fn remove(&mut self, place: &Place) -> Option<Box<Open>> {
         self.0.remove(self.index_of(place).ok()?)
+    }
+
+    /// Removes an operation that is done; of another one `waker` is woken when it is, and no more the one that is returned.
+    pub(super) fn take_done(
+        &mut self,
+        place: &Place,
+        waker: &Waker,
+    ) -> (Option<Box<Open>>, Option<Waker>) {
+        let Ok(index) = self.index_of(place) else { return (None, None) };
+        let open = &mut self.0[index];
+        if open.outcome.is_some() {
+            return (self.0.remove(index), None);
+        }
+        let is_known = open.waker.as_ref().is_some_and(|known| known.will_wake(waker));
+        (None, if is_known { None } else { open.waker.replace(waker.clone()) })
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Open> {

@@ -132,14 +132,16 @@ pub(super) fn take_counted<R>(
     mut read: impl FnMut(&[u8], &[u8]) -> ReadResult<(Option<R>, usize)>,
 ) -> ReadResult<(Page<R>, Option<Vec<u8>>)> {
     let mut page = Page { rows: Vec::new(), is_end: true };
-    let (mut bytes, mut looked_at, mut last) = (0_usize, 0_usize, None);
+    let (mut bytes, mut looked_at, mut last) = (0_usize, 0_usize, None::<Vec<u8>>);
     rows.scan(table, from, to, limit, &mut |key, value| {
         if page.rows.len() >= limit.rows || bytes >= limit.bytes || looked_at >= LOOKED_AT_MAX {
             page.is_end = false;
             return Ok(false);
         }
         looked_at += 1;
-        last = Some(key.to_vec());
+        let last = last.get_or_insert_with(Vec::new);
+        last.clear();
+        last.extend_from_slice(key);
         let (kept, beside) = read(key, value)?;
         bytes = bytes.saturating_add(key.len() + value.len() + beside);
         page.rows.extend(kept);

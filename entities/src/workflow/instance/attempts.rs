@@ -84,7 +84,11 @@ impl Engine<'_> {
         let doubled = first.saturating_mul(1_u32.checked_shl(failed - 1).unwrap_or(u32::MAX));
         let pause = doubled.min(longest).as_micros() as u64;
         let tenth = pause / 10;
-        let words = place.numbers().map(u64::from).chain([u64::MAX, u64::from(failed)]);
+        let words = place
+            .numbers()
+            .iter()
+            .map(|number| u64::from(*number))
+            .chain([u64::MAX, u64::from(failed)]);
         let chance = mixed(self.head().seed, words) % (2 * tenth).max(1);
         Duration::from_micros(pause - tenth + chance)
     }
@@ -114,7 +118,8 @@ impl Engine<'_> {
         let mut state = activation.core.lock();
         let Some(open) = state.outstanding(&place) else { return };
         let of = if Sabotage::TokenOfAttempt.is_on() { run << 8 | u64::from(number) } else { run };
-        let words = |half| place.numbers().map(u64::from).chain([of, half]);
+        let words =
+            |half| place.numbers().iter().map(|number| u64::from(*number)).chain([of, half]);
         let token = u128::from(mixed(seed, words(1))) << 64 | u128::from(mixed(seed, words(2)));
         let start = StepStart::new(NewAttempt {
             id,

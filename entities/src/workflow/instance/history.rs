@@ -122,6 +122,21 @@ impl History {
 
     /// The turns in these entries, which begin with one. Gives the turn up where they are not in memory.
     pub(super) fn turns(&self, entries: Range<u64>) -> Result<Vec<Turn>, String> {
+        let mut turns = Vec::new();
+        self.each_turn(entries, std::convert::identity, |turn| {
+            turns.push(turn);
+            Ok(())
+        })?;
+        Ok(turns)
+    }
+
+    /// Reads the turns in these entries one by one, which begin with one. Gives the turn up where they are not in memory.
+    fn each_turn<E>(
+        &self,
+        entries: Range<u64>,
+        wrong: impl Fn(String) -> E,
+        mut each: impl FnMut(Turn) -> Result<(), E>,
+    ) -> Result<(), E> {
         let read = self.read.as_deref();
         let count = read.map_or(0, |read| read.ends.len());
         let index = |entry: u64| usize::try_from(entry).unwrap_or(usize::MAX).min(count);
@@ -130,7 +145,7 @@ impl History {
         // What is not there is asked for first: nothing is decoded in vain.
         let rest: Vec<_> = self.log.read(rest).collect();
         let rest = rest.into_iter().map(|piece| (piece.is_last, piece.bytes.0.bytes()));
-        let (mut turns, mut first_pieces) = (Vec::new(), Vec::new());
+        let mut first_pieces = Vec::new();
         for (is_last, bytes) in
             read.into_iter().flat_map(|read| read.pieces(range.clone())).chain(rest)
         {
@@ -142,16 +157,25 @@ impl History {
                 true => stored::decode(bytes),
                 false => stored::decode(&[&*std::mem::take(&mut first_pieces), bytes].concat()),
             };
-            turns.push(
-                turn.map_err(|error| format!("a turn of the history cannot be read: {error}"))?,
-            );
+            let unreadable =
+                |error| wrong(format!("a turn of the history cannot be read: {error}"));
+            each(turn.map_err(unreadable)?)?;
         }
-        Ok(turns)
+        Ok(())
     }
 
     /// All turns.
     pub(super) fn all(&self) -> Result<Vec<Turn>, String> {
         self.turns(0..self.len())
+    }
+
+    /// Reads all turns one by one: those of a long history take much memory together.
+    pub(super) fn each<E>(
+        &self,
+        wrong: impl Fn(String) -> E,
+        each: impl FnMut(Turn) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.each_turn(0..self.len(), wrong, each)
     }
 }
 

@@ -125,23 +125,35 @@ impl Engine<'_> {
             return Ok(live);
         }
         // What is read comes first: a turn that lacks entries is run again.
-        let unreadable = |why| Problem::Refused(why);
-        let turns = self.state.history.all().map_err(unreadable)?;
-        let events = self.kept_events();
-        let mut live = Box::new(Live { position, activation: None, events });
-        if let Some(Delivery::Start(input)) = turns.first().and_then(|turn| turn.deliveries.first())
+        let mut activation = self.replayed()?;
+        if Sabotage::DropCancels.is_on()
+            && let Some(activation) = &mut activation
         {
-            let mut activation = self.activation(input)?;
-            let forgets = Sabotage::OutcomesForgotten.is_on() && self.head().lacks_steps;
-            let known = &turns[..turns.len().saturating_sub(usize::from(forgets)).max(1)];
-            known.iter().try_for_each(|turn| activation.replay(turn).map(drop))?;
-            if Sabotage::DropCancels.is_on() {
-                activation.begin_turn(self.ctx.now());
-                activation.deliver(Delivery::Cancel)?;
-            }
-            live.activation = Some(activation);
+            activation.begin_turn(self.ctx.now());
+            activation.deliver(Delivery::Cancel)?;
         }
-        Ok(live)
+        Ok(Box::new(Live { position, activation, events: self.kept_events() }))
+    }
+
+    /// The run where its history ends; none where that has no beginning.
+    fn replayed(&self) -> Result<Option<Activation>, Problem> {
+        let head = self.state.head.as_deref();
+        let forgets = Sabotage::OutcomesForgotten.is_on() && head.is_some_and(|it| it.lacks_steps);
+        let turns = head.map_or(0, |head| head.history.turns) - u64::from(forgets);
+        let (mut activation, mut number) = (None::<Activation>, 0);
+        self.state.history.each(Problem::Refused, |turn| {
+            number += 1;
+            if number > turns.max(1) {
+                return Ok(());
+            }
+            if activation.is_none()
+                && let Some(Delivery::Start(input)) = turn.deliveries.first()
+            {
+                activation = Some(self.activation(input)?);
+            }
+            activation.as_mut().map_or(Ok(()), |activation| activation.replay(&turn).map(drop))
+        })?;
+        Ok(activation)
     }
 
     /// The numbers of the events that wait, by name.
@@ -157,9 +169,9 @@ impl Engine<'_> {
         events
     }
 
-    pub(super) fn activation(&mut self, input: &Payload) -> Result<Activation, Problem> {
+    pub(super) fn activation(&self, input: &Payload) -> Result<Activation, Problem> {
         let id = self.ctx.id().clone();
-        let head = self.state.head_mut();
+        let head = self.state.head.as_deref().expect("an instance that has begun");
         let (version, run, seed) = (head.version, head.code_run(), head.seed);
         let rewound_at = head.rewound_at;
         let polled = if Sabotage::NewestPolled.is_on() { self.programs.newest } else { version };

@@ -173,9 +173,12 @@ pub(crate) fn load(
             let wanted = KeyRange { number, from: from.clone(), to: to.clone() };
             let (from, to) = range(id, generation, &wanted);
             let limit = Limit::bytes(*limit, PAGE_BYTES_MAX);
+            // The keys of a range differ behind this, which none of them needs to be read for.
+            let prefix = key(id, generation, &(number, [].into()));
             let read = |key: &[u8], value: &[u8]| {
-                let (_, _, (_, entry)) = read_key(key)?;
-                Ok(Some((entry, EntryRecord::decode(value)?.0)))
+                let entry = key.strip_prefix(&*prefix);
+                let entry = entry.ok_or_else(|| Damaged("a row of another collection".into()))?;
+                Ok(Some((entry.into(), EntryRecord::decode(value)?.0)))
             };
             let (page, _) = rows::take_whole(rows, Table::Entries, (&from, &to), limit, read)?;
             (found, is_end) = (page.rows, page.is_end);
