@@ -81,7 +81,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Workflows {
     /// None so far.
     pub fn new(outside: PathBuf, longest: Duration) -> Self {
-        let making = Making { depth: 3, longest, has_effects: true };
+        let making = Making { depth: 3, longest, has_effects: true, in_section: false };
         Self { outside, making, started: Mutex::default(), wrong: Mutex::default() }
     }
 
@@ -184,8 +184,7 @@ impl Workflows {
         any: impl Fn(&str) -> InstanceReference<C>,
     ) -> Vec<String> {
         let mut open = Vec::new();
-        let started = lock(&self.started).clone();
-        for (key, start) in started {
+        for (key, start) in self.with_children() {
             let instance = any(&key);
             let status = instance.status_of::<u64>().committed().into_future();
             let status = match tokio::time::timeout(TIMEOUT, status).await {
@@ -244,8 +243,7 @@ impl Workflows {
         };
         let asked = self.asked();
         let (mut calls, mut signals) = (0, 0);
-        let started = lock(&self.started).clone();
-        for (key, Start { has_effects, is_acknowledged }) in &started {
+        for (key, Start { has_effects, is_acknowledged }) in &self.with_children() {
             let history = match any(key).history().await {
                 Ok(history) => history,
                 Err(CallError::Failed(error))
@@ -277,6 +275,18 @@ impl Workflows {
             ));
         }
         wrong
+    }
+
+    /// All that were started, with those that they have started and that have asked.
+    fn with_children(&self) -> BTreeMap<String, Start> {
+        let mut all = lock(&self.started).clone();
+        for key in self.asked().into_keys() {
+            let parent = key.split_once('~').and_then(|(first, _)| all.get(first)).copied();
+            if let Some(parent) = parent {
+                all.insert(key, Start { is_acknowledged: false, ..parent });
+            }
+        }
+        all
     }
 
     /// The tokens with which each workflow has asked.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use stead_entities::{
     BoxFuture, EntityId, Failure, JsonSchema,
     stock::Counter,
-    workflow::{Of2, Step, StepError, StepType, Workflow, WorkflowType},
+    workflow::{InstanceReference, Of2, Step, StepError, StepType, Workflow, WorkflowType},
 };
 
 /// A program, as a tree.
@@ -34,6 +34,8 @@ pub enum Program {
     Repeat(u8, Box<Program>),
     /// In a critical section of some of the entities.
     Locked(u8, Box<Program>),
+    /// In another workflow.
+    Child(Box<Program>),
 }
 
 /// How many names of events there are: `event-0` and so on.
@@ -157,6 +159,10 @@ async fn one_by_one(ctx: Workflow<Interpreter>, program: Program) -> Result<u64,
             let _section = ctx.lock(ids).await?;
             interpret(ctx, *inner).await?
         }
+        Program::Child(inner) => {
+            let child = InstanceReference::new(Interpreter::NAME, &ctx.child_key());
+            ctx.child(child.start_of::<Interpreter>(&(*inner, 1))).await?
+        }
         _ => mix(ctx.random(), ctx.uuid().len() as u64),
     })
 }
@@ -211,12 +217,14 @@ pub struct Making {
     pub longest: Duration,
     /// Whether they call and signal entities.
     pub has_effects: bool,
+    /// Where they are in a section: another workflow that is waited for there must not wait for its locks.
+    pub in_section: bool,
 }
 
 impl Program {
     /// A program, of numbers below a limit.
     pub fn random(below: &mut dyn FnMut(u64) -> u64, making: Making) -> Self {
-        let kinds = if making.depth == 0 { 9 } else { 20 };
+        let kinds = if making.depth == 0 { 9 } else { 22 };
         let deeper = Making { depth: making.depth.saturating_sub(1), ..making };
         let inner = |below: &mut dyn FnMut(u64) -> u64| Box::new(Self::random(below, deeper));
         let some = |below: &mut dyn FnMut(u64) -> u64| {
@@ -242,7 +250,20 @@ impl Program {
             14 => Self::Both(inner(below), inner(below)),
             15 => Self::Either(inner(below), inner(below)),
             16 => Self::Beside(inner(below), inner(below)),
-            17 | 18 => Self::Locked(below(8) as u8, inner(below)),
+            17 | 18 if making.in_section && !making.has_effects => Self::InOrder(some(below)),
+            17 | 18 => {
+                let inside = Making { in_section: true, ..deeper };
+                Self::Locked(below(8) as u8, Box::new(Self::random(below, inside)))
+            }
+            20 | 21 => {
+                let has_effects = making.has_effects && !making.in_section;
+                let inside = Making { has_effects, ..deeper };
+                // Its step tells the outside of it.
+                Self::Child(Box::new(Self::InOrder(vec![
+                    Self::Step(0),
+                    Self::random(below, inside),
+                ])))
+            }
             _ if below(2) == 0 => Self::Caught(inner(below)),
             _ => Self::Repeat(below(3) as u8 + 1, inner(below)),
         }

@@ -7,10 +7,10 @@
 use std::time::Duration;
 
 use stead_entities::{
-    Rejection,
+    EntityId, Rejection,
     stock::Counter,
     testing::{StepPlay, WorkflowDriver},
-    workflow::{Status, StepError},
+    workflow::{InstanceReference, Status, StepError, WorkflowType as _},
 };
 
 use super::programs::{Interpreter, LOCKED, Making, Program};
@@ -31,7 +31,7 @@ impl Chance {
     }
     fn program(&mut self) -> Program {
         let longest = Duration::from_secs(20);
-        let making = Making { depth: 4, longest, has_effects: true };
+        let making = Making { depth: 4, longest, has_effects: true, in_section: false };
         Program::random(&mut |limit| self.below(limit), making)
     }
 }
@@ -71,7 +71,7 @@ fn act(driver: &mut WorkflowDriver<Interpreter>, chance: &mut Chance, is_warm: b
             // By place: after a crash they begin in another order.
             let held = driver.drivers().held_steps();
             let mut order: Vec<usize> = (0..held.len()).collect();
-            order.sort_by_key(|at| held[*at].id().place());
+            order.sort_by_key(|at| (held[*at].id().workflow(), held[*at].id().place()));
             let Some(at) = order.get(choice as usize % order.len().max(1)) else { return };
             let result = match choice >> 32 & 7 {
                 0 => Err(StepError::new("busy")),
@@ -81,17 +81,41 @@ fn act(driver: &mut WorkflowDriver<Interpreter>, chance: &mut Chance, is_warm: b
             };
             driver.end_step(*at, result).expect("ended");
         }
-        8..=11 => driver.event(&format!("event-{}", choice % 3), choice >> 32).expect("kept"),
+        8..=11 => {
+            let name = format!("event-{}", choice % 3);
+            match child(driver, choice >> 8) {
+                // It may have ended on being cancelled.
+                Some(key) => {
+                    let child = InstanceReference::new(Interpreter::NAME, &key);
+                    drop(driver.drivers().apply(child.event(&name, &(choice >> 32))));
+                }
+                None => driver.event(&name, choice >> 32).expect("kept"),
+            }
+        }
         12..=15 => driver.advance(Duration::from_millis(choice % 9_000)).expect("time passes"),
         16 => driver.suspend("for a while").expect("suspended"),
         17 | 18 => driver.resume().expect("resumed"),
         _ if choice % 4 == 0 => driver.cancel().expect("cancelled"),
+        _ if !is_warm && choice % 4 == 1 => {
+            if let Some(key) = child(driver, choice >> 8) {
+                let child = EntityId::new(Interpreter::NAME, &key).expect("valid");
+                driver.drivers().host_anew(&child).expect("hosted anew");
+            }
+        }
         // Of a suspended one no steps begin again before it is resumed.
         _ if !is_warm && driver.status() != Some(Status::Suspended) => {
             driver.crash().expect("hosted anew");
         }
         _ => {}
     }
+}
+
+/// The key of a workflow that it waits for, half of the time.
+fn child(driver: &WorkflowDriver<Interpreter>, choice: u64) -> Option<String> {
+    let waits = driver.waits_for();
+    let keys = waits.iter().filter_map(|wait| wait.strip_prefix("child start interpreter/"));
+    let keys: Vec<&str> = keys.collect();
+    Some((*keys.get(choice as usize % (2 * keys.len()).max(1))?).to_owned())
 }
 
 #[test]
