@@ -53,19 +53,39 @@ pub struct Turn {
     pub token: u128,
     /// The origin of the operation, where that is known.
     pub origin: Option<Arc<Origin>>,
-    /// The address of its answer, where another entity has asked for it.
-    pub reply_to: Option<ReplyAddress>,
+    /// The one who hears its answer.
+    pub answer_to: AnswerTo,
     /// Why every attempt before has failed, where a workflow is told so.
     pub failure: Option<String>,
     /// Whether the process ended without a word while this operation, or what it stands for, was under way.
     pub was_interrupted: bool,
 }
 
+/// The one who hears the answer of an operation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AnswerTo {
+    /// The one who calls it from outside.
+    Caller,
+    /// An entity that has asked for it, at this address.
+    Asker(ReplyAddress),
+    /// Nobody: it is a signal, or the entity's own.
+    Nobody,
+}
+
 impl Turn {
-    /// A turn of an operation that nobody is known to have asked for, and that was not tried before.
+    /// A turn of an operation that is called from outside by nobody who is known, and that was not tried before.
     pub fn new(id: EntityId, now: Timestamp, revision: u64, (seed, token): (u64, u128)) -> Self {
-        let (origin, reply_to, failure) = (None, None, None);
-        Self { id, now, revision, seed, token, origin, reply_to, failure, was_interrupted: false }
+        Self {
+            id,
+            now,
+            revision,
+            seed,
+            token,
+            origin: None,
+            answer_to: AnswerTo::Caller,
+            failure: None,
+            was_interrupted: false,
+        }
     }
 }
 
@@ -413,7 +433,15 @@ impl Context {
     /// Defers the answer of this operation; returns where it goes, where anybody waits for it.
     pub(crate) fn defer(&mut self) -> Option<ReplyAddress> {
         self.is_deferred = true;
-        self.turn.reply_to.clone()
+        match &self.turn.answer_to {
+            AnswerTo::Asker(address) => Some(address.clone()),
+            AnswerTo::Caller | AnswerTo::Nobody => None,
+        }
+    }
+
+    /// Whether somebody hears of a rejection.
+    pub(crate) fn is_heard(&self) -> bool {
+        self.turn.answer_to != AnswerTo::Nobody
     }
 
     /// Leaves everything as it was, though the operation is done. There are no effects.

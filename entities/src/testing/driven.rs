@@ -5,7 +5,8 @@ use std::any::Any;
 use super::Driver;
 use crate::{
     BoxFuture, CallError, Dependencies, Entity, Request, Timestamp,
-    effect::{Effect, ReplyAddress, Signal},
+    context::AnswerTo,
+    effect::{Effect, Signal},
 };
 
 /// A [`Driver`] of any type.
@@ -23,7 +24,7 @@ pub(super) trait Driven: Any + Send + Sync {
     /// The signals and asks since the last time, in order.
     fn take_sent(&mut self) -> Vec<Effect>;
     /// Sets the address of the answer of the next operation, where another entity asks for it.
-    fn set_reply_to(&mut self, reply_to: Option<ReplyAddress>);
+    fn set_answer_to(&mut self, answer_to: AnswerTo);
     /// Whether the last operation answers later.
     fn is_deferred(&self) -> bool;
     fn set_clock(&mut self, now: Timestamp);
@@ -61,8 +62,8 @@ impl<E: Entity> Driven for Driver<E> {
     fn take_sent(&mut self) -> Vec<Effect> {
         std::mem::take(&mut self.sent)
     }
-    fn set_reply_to(&mut self, reply_to: Option<ReplyAddress>) {
-        self.reply_to = reply_to;
+    fn set_answer_to(&mut self, answer_to: AnswerTo) {
+        self.answer_to = answer_to;
     }
     fn is_deferred(&self) -> bool {
         self.is_deferred

@@ -18,6 +18,7 @@ use crate::{
     CallError, Dependencies, Entity, EntityId, Error, ErrorKind, Failure, Operation, Origin, Query,
     Request, Timestamp,
     ask::answer_json,
+    context::AnswerTo,
     effect::{Effect, ReplyAddress, Signal},
     sabotage::Sabotage,
     stored,
@@ -472,12 +473,13 @@ impl Drivers {
             if let Some(origin) = &origin {
                 (request.caller, request.trace) = (origin.caller.clone(), origin.trace.clone());
             }
-            let reply_to =
-                asked.map(|asked| ReplyAddress(stored::encode(&asked).unwrap_or_default()));
+            let answer_to = asked.map_or(AnswerTo::Nobody, |asked| {
+                AnswerTo::Asker(ReplyAddress(stored::encode(&asked).unwrap_or_default()))
+            });
             let driver = self.driver_mut(&id)?;
-            driver.set_reply_to(reply_to);
+            driver.set_answer_to(answer_to);
             let result = driver.run(&request).await;
-            driver.set_reply_to(None);
+            driver.set_answer_to(AnswerTo::Caller);
             let is_deferred = driver.is_deferred() && result.is_ok();
             self.due.pop_front();
             self.collect(&id, result.is_ok(), origin.as_ref());

@@ -31,8 +31,8 @@ use crate::{
     Origin, Query, Request, Timestamp, Version,
     ask::{Ask, answer_json},
     collections::{self, Access, Attempted, Refused},
-    context::Turn,
-    effect::{self, Effect, Reminder, ReplyAddress, Signal},
+    context::{AnswerTo, Turn},
+    effect::{self, Effect, Reminder, Signal},
     entity::{Argument, Body, OperationKind, Outcome},
     operation::Argument as _,
     stored::{self, Checks},
@@ -102,8 +102,8 @@ pub struct Driver<E> {
     /// When the entity is deleted by itself.
     expires_at: Option<Timestamp>,
     dependencies: Arc<Dependencies>,
-    /// The address of the answer of the next operation, and whether the last one answers later.
-    reply_to: Option<ReplyAddress>,
+    /// The one who hears the answer of the next operation, and whether the last one answers later.
+    answer_to: AnswerTo,
     is_deferred: bool,
 }
 
@@ -123,7 +123,7 @@ impl<E: Entity> Driver<E> {
             reminders: BTreeMap::new(),
             expires_at: None,
             dependencies: Arc::default(),
-            reply_to: None,
+            answer_to: AnswerTo::Caller,
             is_deferred: false,
         };
         driver.activate();
@@ -357,8 +357,8 @@ impl<E: Entity> Driver<E> {
             self.id.clone().ok_or_else(|| Error::new(ErrorKind::Invalid, "the key is invalid"))?;
         let (revision, seed) = (self.revision, self.turns ^ (self.number << 32));
         let token = u128::from(self.turns) | (u128::from(self.number) << 64);
-        let reply_to = self.reply_to.clone();
-        Ok(Turn { origin, reply_to, ..Turn::new(id, self.now, revision, (seed, token)) })
+        let answer_to = self.answer_to.clone();
+        Ok(Turn { origin, answer_to, ..Turn::new(id, self.now, revision, (seed, token)) })
     }
 
     fn find<'t>(

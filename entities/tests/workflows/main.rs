@@ -1,6 +1,7 @@
 //! Workflows without a runtime: what their code begins, waits for and ends with, and that a replay does the same.
 #![allow(missing_docs, unreachable_pub)]
 
+mod early;
 mod ends;
 mod family;
 mod order;

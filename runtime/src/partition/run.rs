@@ -4,7 +4,8 @@
 use std::{sync::Arc, time::Duration};
 
 use stead_entities::{
-    Condition, Context, EntityId, Error, ErrorKind, Origin, Version, context::Turn,
+    Condition, Context, EntityId, Error, ErrorKind, Origin, Version,
+    context::{AnswerTo, Turn},
     entity::Argument,
 };
 use tracing::Span;
@@ -13,7 +14,7 @@ use super::{
     Partition,
     activations::{Stage, WaitsForRead},
     deletion::unreadable,
-    envelope::{AttemptCount, Delete, Envelope, FirstTry, LockChange, Operation, Row},
+    envelope::{AttemptCount, Caller, Delete, Envelope, FirstTry, LockChange, Operation, Row},
     message::{Output, Returned, Start},
     named::Standing,
     persist::withdrawn,
@@ -230,7 +231,11 @@ impl Partition {
     /// The context of a turn of an operation.
     fn context_of(&mut self, id: &EntityId, operation: &Operation, first: &FirstTry) -> Context {
         let mut turn = self.new_turn(id, operation.token, operation.origin.clone(), first);
-        turn.reply_to = self.reply_address(operation);
+        turn.answer_to = match (self.reply_address(operation), &operation.caller) {
+            (Some(address), _) => AnswerTo::Asker(address),
+            (None, Caller::Call(_)) => AnswerTo::Caller,
+            (None, Caller::Signal { .. } | Caller::Accepted { .. }) => AnswerTo::Nobody,
+        };
         turn.failure = operation.failure.as_deref().map(Into::into);
         turn.was_interrupted = matches!(operation.row, Row::Inbox(_))
             && self.attempts.was_interrupted(operation.accepted_at);

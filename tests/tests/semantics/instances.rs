@@ -2,7 +2,7 @@
 //! durable, what a purge takes along, and that a driver makes the history that a node makes.
 
 use stead::{
-    Failure,
+    Answer, Failure, entity,
     testing::{NodeTest, TestNode, WorkflowDriver},
     workflow,
     workflow::{Of2, SavedHistory, StartPolicy, Started, Status, StepError, Workflow},
@@ -45,6 +45,48 @@ fn what_is_asked_is_answered_once_also_where_it_became_a_dead_letter() {
         let status = node.workflow::<Notes>("a").status().await.expect("a status");
         assert_eq!(status.output, Some(1_102), "it said no, and it failed: {status:?}");
         assert!(node.entity::<Journal>("j").entries().await.expect("read").is_empty());
+    });
+}
+
+/// Tells notes to go on that may not be there yet, and asks one.
+#[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize, JsonSchema, Layout)]
+struct Herald {
+    refused: u32,
+}
+
+#[entity(name = "herald")]
+#[allow(unreachable_pub, reason = "an operation is `pub`, and its entity is not")]
+impl Herald {
+    pub fn tell(&mut self, ctx: &mut Context, go: u32) {
+        ctx.signal(Notes::of("a").go(go));
+        ctx.ask(Notes::of("b").go(go), Self::of(ctx.key()).on_asked());
+    }
+
+    pub(crate) fn on_asked(&mut self, answer: Answer<()>) {
+        self.refused += u32::from(answer.is_err());
+    }
+
+    pub fn refused(&self) -> u32 {
+        self.refused
+    }
+}
+
+#[test]
+fn an_event_that_is_sent_before_the_start_waits_for_it_and_who_hears_is_refused() {
+    let node = NodeTest::new().entity::<Herald>().entity::<Journal>().workflow(Notes::default);
+    node.crash_everywhere(async |node| {
+        let note = node.workflow::<Notes>("a");
+        node.entity::<Herald>("h").tell(7).await.expect("applied");
+        note.go(8).signal().await.expect("accepted");
+        node.advance(Duration::from_secs(1)).await;
+        assert_eq!(node.entity::<Herald>("h").refused().await.expect("read"), 1);
+        note.go(9).await.expect_err("not started");
+        let status = note.status().await.expect("a status");
+        assert_eq!((status.status, status.waiting_events), (None, 2));
+        note.start(1).await.expect("started");
+        node.advance(Duration::from_secs(10)).await;
+        let status = note.status().await.expect("a status");
+        assert_eq!((status.output, status.run), (Some(108), 1), "the first one: {status:?}");
     });
 }
 

@@ -1,4 +1,4 @@
-//! Requests of callers and operators to an instance: to begin, to take an event, to end, to wait.
+//! Requests of callers and operators to an instance: to begin, to end, to wait.
 
 use std::{borrow::Cow, ops::Range, time::Duration};
 
@@ -17,8 +17,7 @@ use crate::{
     input::{InputError, canonical, decode},
     sabotage::Sabotage,
     workflow::{
-        EVENT_BYTES_KEPT_MAX, EVENTS_KEPT_MAX, EventType, PAYLOAD_BYTES_MAX, SavedHistory,
-        WorkflowType,
+        PAYLOAD_BYTES_MAX, SavedHistory, WorkflowType,
         core::{End, mixed},
         history::{Delivery, Kind, Payload},
     },
@@ -26,9 +25,6 @@ use crate::{
 
 /// How long after its deadline an instance is terminated that does not end on being cancelled.
 const OVERDUE_GRACE: Duration = Duration::from_secs(60);
-/// How many events that nobody has taken become dead letters in one turn.
-const DRAINED_PER_TURN: usize = 1_000;
-
 /// The effect of a start where there is an instance of the id already.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -75,15 +71,6 @@ pub struct Started {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Reason {
     reason: String,
-}
-
-/// An event that arrives.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct EventArrived {
-    name: String,
-    #[serde(default)]
-    payload: Payload,
 }
 
 /// How an instance is started again.
@@ -137,19 +124,7 @@ impl StartArgument {
     }
 }
 
-impl EventArrived {
-    /// Checks the payload, where the type of the event is known.
-    pub(super) fn check(&self, known: &[EventType]) -> Result<(), InputError> {
-        let payload = if self.payload.is_empty() { b"null" } else { self.payload.bytes() };
-        check_length(payload)?;
-        match known.iter().find(|event| event.name() == self.name) {
-            Some(event) => event.check(payload).map_err(|error| within("payload", error)),
-            None => Ok(()),
-        }
-    }
-}
-
-fn check_length(json: &[u8]) -> Result<(), InputError> {
+pub(super) fn check_length(json: &[u8]) -> Result<(), InputError> {
     let length = json.len();
     if length <= PAYLOAD_BYTES_MAX {
         return Ok(());
@@ -158,7 +133,7 @@ fn check_length(json: &[u8]) -> Result<(), InputError> {
     Err(InputError { path: "$".into(), message, malformed: false })
 }
 
-fn within(field: &str, error: InputError) -> InputError {
+pub(super) fn within(field: &str, error: InputError) -> InputError {
     let path = error.path.strip_prefix('$').unwrap_or(&error.path);
     InputError { path: format!("$.{field}{path}"), ..error }
 }
@@ -174,7 +149,7 @@ impl Engine<'_> {
             return self.start_again(start);
         }
         let fingerprint = fingerprint(start.input.bytes());
-        if let Some(head) = self.state.head.as_deref() {
+        if let Some(head) = self.state.started() {
             let is_same = head.fingerprint == fingerprint && !start.is_child;
             let joined = Started { is_new: false, run: head.run };
             match (start.policy, head.status.is_end()) {
@@ -205,8 +180,11 @@ impl Engine<'_> {
         }
         let reply_to = if start.is_child { self.ctx.defer() } else { None };
         let now = self.ctx.now();
-        let (run, kept) =
-            self.state.head.as_ref().map_or_else(Default::default, |head| (head.run, head.kept));
+        let last = self.state.head.as_deref();
+        let (run, kept) = last.map_or_else(Default::default, |head| (head.run, head.kept));
+        if last.is_some_and(|head| head.wake_at.is_some()) {
+            self.ctx.emit(Effect::CancelReminder(WAKE.into()));
+        }
         self.state.head = Some(Box::new(Head {
             run,
             kept,
@@ -241,8 +219,8 @@ impl Engine<'_> {
     }
 
     /// An instance that goes on, or why there is none.
-    fn running(&self) -> Result<(), Rejection> {
-        match &self.state.head {
+    pub(super) fn running(&self) -> Result<(), Rejection> {
+        match self.state.started() {
             None => Err(refused("unknown", "there is no such instance: start it first")),
             Some(head) if head.status.is_end() => Err(refused(
                 "ended",
@@ -250,33 +228,6 @@ impl Engine<'_> {
             )),
             Some(_) => Ok(()),
         }
-    }
-
-    /// Takes an event, for a wait that there is or that is to come.
-    pub(super) fn event(&mut self, event: EventArrived) -> Result<(), Rejection> {
-        self.running()?;
-        let EventArrived { name, payload } = event;
-        let declared = &self.programs.events;
-        if !declared.is_empty() && !declared.iter().any(|known| known.name() == name) {
-            let known: Vec<_> = declared.iter().map(EventType::name).collect();
-            let why = format!(
-                "{} has no event {name:?}: it has {}",
-                self.programs.name,
-                known.join(", ")
-            );
-            return Err(refused("unknown_event", why));
-        }
-        let kept = self.head().kept;
-        let bytes = kept.event_bytes + (name.len() + payload.len()) as u64;
-        if kept.events >= EVENTS_KEPT_MAX || bytes > EVENT_BYTES_KEPT_MAX {
-            let why = format!(
-                "{} events of {} bytes wait for the instance: it takes more when it has taken some",
-                kept.events, kept.event_bytes
-            );
-            return Err(refused("too_many_events", why));
-        }
-        self.arrive(vec![Arrived::Event(name, payload)]);
-        Ok(())
     }
 
     /// Has everything that is outstanding fail, so that the code ends in order.
@@ -324,7 +275,7 @@ impl Engine<'_> {
 
     /// Begins a new run with the input of the last one; of another instance where a key is given.
     pub(super) fn restart(&mut self, restart: Restart) -> Result<Started, Rejection> {
-        let Some(head) = self.state.head.as_deref() else {
+        let Some(head) = self.state.started() else {
             return Err(refused("unknown", "there is no such instance"));
         };
         let turns = self.state.history.all().map_err(|why| refused("unreadable", why))?;
@@ -353,7 +304,7 @@ impl Engine<'_> {
 
     /// Deletes one that has ended, with everything of it.
     pub(super) fn purge(&mut self, purge: Purge) -> Result<(), Rejection> {
-        match &self.state.head {
+        match self.state.started() {
             None => return Err(refused("unknown", "there is no such instance")),
             Some(head) if !head.status.is_end() => {
                 return Err(refused("conflict", "the instance goes on: terminate it first"));
@@ -511,37 +462,12 @@ impl Engine<'_> {
         let void: Vec<u64> = kept.map(|(number, _)| *number).collect();
         void.into_iter().for_each(|number| drop(self.state.take_kept(number)));
     }
-
-    /// Has events that nobody has taken become dead letters: the instance refuses them when they come back to it.
-    pub(super) fn drain_events(&mut self) {
-        if self.head().kept.events == 0 {
-            return;
-        }
-        let numbers: Vec<u64> = self.state.kept.read_all().map(|(number, _)| *number).collect();
-        let target = self.ctx.id().clone();
-        for number in numbers.iter().take(DRAINED_PER_TURN) {
-            let Some(Arrived::Event(name, payload)) =
-                self.state.take_kept(*number).map(|kept| kept.what)
-            else {
-                continue;
-            };
-            let name = serde_json::Value::from(name);
-            let payload = if payload.is_empty() { b"null" } else { payload.bytes() };
-            let input =
-                [format!("{{\"name\":{name},\"payload\":").as_bytes(), payload, b"}"].concat();
-            let (target, operation) = (target.clone(), Cow::Borrowed("event"));
-            self.ctx.emit(Effect::Signal(Signal { target, operation, input, delay: None }));
-        }
-        if numbers.len() > DRAINED_PER_TURN {
-            self.signal_self(GO_ON);
-        }
-    }
 }
 
 impl State {
     /// The answer that it ended with, if it has.
     pub(super) fn outcome(&self) -> Result<Payload, Rejection> {
-        match &self.head {
+        match self.started() {
             None => Err(refused("unknown", "there is no such instance: start it first")),
             Some(head) => Ok(head.outcome.clone()),
         }

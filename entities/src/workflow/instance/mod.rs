@@ -3,7 +3,8 @@
 //! Its state is a head, the history of the present run, and what has arrived and cannot be handed over yet. A turn takes
 //! what arrives, hands it to the run in memory (`turn`), and leaves a row of history, a new head and effects. Where the
 //! run cannot take it, because it is suspended, or stuck, or its code refuses, the turn keeps what arrived and no more:
-//! so an operation of an instance fails only where the store does. `control` is what operators and callers ask for.
+//! so an operation of an instance fails only where the store does. `control` is what operators and callers ask for,
+//! `events` what they tell.
 //!
 //! What must never happen: a turn that the code refuses leaves more than what arrived and the reason; the run in memory is
 //! used where it does not stand at the end of the history.
@@ -11,6 +12,7 @@
 mod attempts;
 mod control;
 mod effects;
+mod events;
 mod head;
 mod history;
 mod locks;
@@ -31,7 +33,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub(super) use self::head::StepEnd;
 use self::{
-    control::{EventArrived, HistoryPage, Purge, Reason, Restart, StartArgument},
+    control::{HistoryPage, Purge, Reason, Restart, StartArgument},
+    events::EventArrived,
     head::{Arrived, Head, Kept},
     history::History,
     rewind::Rewind,
@@ -76,7 +79,7 @@ pub struct Instance<W> {
 /// The state of an instance, whatever its type.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, Layout)]
 struct State {
-    /// None before it is started.
+    /// None before anything of it is known. Of one that is not started, it counts the events that wait for that.
     head: Option<Box<Head>>,
     history: History,
     /// Arrivals that were not handed over, by number.
@@ -181,10 +184,10 @@ impl<W: WorkflowType> Entity for Instance<W> {
     fn indexes() -> Vec<IndexType<Self>> {
         vec![
             IndexType::new::<Option<Status>>("status", |it| {
-                encode(&it.state.head.as_ref().map(|head| head.status))
+                encode(&it.state.started().map(|head| head.status))
             }),
             IndexType::new::<Option<Timestamp>>("created_at", |it| {
-                encode(&it.state.head.as_ref().map(|head| head.created_at))
+                encode(&it.state.started().map(|head| head.created_at))
             }),
             IndexType::new::<bool>("is_stuck", |it| {
                 encode(&it.state.head.as_ref().is_some_and(|head| head.stuck.is_some()))
@@ -306,7 +309,7 @@ impl<W: WorkflowType> Table<W> {
 impl<W> Instance<W> {
     /// Its status; none before it is started.
     pub fn status(&self) -> Option<Status> {
-        Some(self.state.head.as_ref()?.status)
+        Some(self.state.started()?.status)
     }
 
     /// Why it is stuck.
@@ -403,8 +406,13 @@ impl<W: WorkflowType> schemars::JsonSchema for Instance<W> {
 
 impl State {
     /// The head of an instance that was started.
+    fn started(&self) -> Option<&Head> {
+        self.head.as_deref().filter(|head| head.run > 0)
+    }
+
+    /// The head of an instance of which anything is known.
     fn head_mut(&mut self) -> &mut Head {
-        self.head.as_mut().expect("an instance that was started")
+        self.head.as_mut().expect("an instance of which something is known")
     }
 
     fn position(&self) -> Position {

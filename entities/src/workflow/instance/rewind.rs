@@ -58,7 +58,7 @@ struct Cut<'t> {
 impl Engine<'_> {
     /// Goes on from an earlier place.
     pub(super) fn rewind(&mut self, rewind: &Rewind) -> Result<Started, Rejection> {
-        let Some(head) = self.state.head.as_deref() else {
+        let Some(head) = self.state.started() else {
             return Err(refused("unknown", "there is no such instance"));
         };
         let is_stuck = head.stuck.is_some();
@@ -96,7 +96,7 @@ impl Engine<'_> {
 
     /// Begins a child whose parent is rewound: it goes on where it has failed, and answers where it has a result.
     pub(super) fn start_again(&mut self, start: StartArgument) -> Result<Started, Rejection> {
-        let Some(head) = self.state.head.as_deref() else { return self.start(start) };
+        let Some(head) = self.state.started() else { return self.start(start) };
         if !start.has_input_of(head) {
             return self.start(start);
         }

@@ -50,7 +50,7 @@ impl Engine<'_> {
         let goes_on = |status: Status| {
             !status.is_end() || status == Status::Terminated && Sabotage::TerminatedGoesOn.is_on()
         };
-        self.state.head.as_ref().is_some_and(|head| goes_on(head.status))
+        self.state.started().is_some_and(|head| goes_on(head.status))
     }
 
     /// Hands over what has arrived, or keeps it.
@@ -85,7 +85,7 @@ impl Engine<'_> {
         }
     }
 
-    fn keep_all(&mut self, new: Vec<Arrived>) {
+    pub(super) fn keep_all(&mut self, new: Vec<Arrived>) {
         let now = self.ctx.now();
         for what in new {
             self.state.keep(now, what);
@@ -361,6 +361,9 @@ impl Engine<'_> {
 
     /// Hands over what is due.
     pub(super) fn wake(&mut self) {
+        if self.state.started().is_none() && self.state.head.is_some() {
+            return self.give_up_events();
+        }
         if !self.runs() {
             return self.ctx.leave_as_it_was();
         }
@@ -380,6 +383,7 @@ impl Engine<'_> {
     pub(super) fn go_on(&mut self) {
         match &self.state.head {
             Some(head) if head.status.is_end() => self.drain_events(),
+            Some(head) if head.run == 0 => self.give_up_events(),
             Some(_) => self.arrive(Vec::new()),
             None => self.ctx.leave_as_it_was(),
         }

@@ -104,10 +104,10 @@ enum AnswerView {
 
 impl State {
     pub(super) fn view(&self) -> View {
-        let head = self.head.as_deref();
+        let started = self.started();
         let empty = super::head::Head::default();
-        let (status, of) = (head.map(|head| head.status), head.unwrap_or(&empty));
-        let time = |at: Timestamp| head.map(|_| at);
+        let (status, of) = (started.map(|it| it.status), self.head.as_deref().unwrap_or(&empty));
+        let time = |at: Timestamp| started.map(|_| at);
         let (output, failure) = match serde_json::from_slice(of.outcome.bytes()) {
             Ok(AnswerView::Ok(value)) => (value, Payload::default()),
             Ok(AnswerView::Err(failure)) => (Payload::default(), failure),
