@@ -2,14 +2,14 @@
 //! nothing is applied twice.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     process::Command,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
-use stead::{Client, stock::Counter};
+use stead::{Client, stock::Counter, workflow::StartPolicy};
 use stead_tests::{
     Server, command_of,
     events::{Follower, with_lengths},
@@ -17,6 +17,7 @@ use stead_tests::{
     history::{History, Kind, compare},
     indexes,
     log::Log,
+    programs::{Interpreter, Program},
     random::Random,
     wait::until,
     workflows::{TYPE, Workflows},
@@ -192,6 +193,100 @@ async fn workflows_come_to_what_they_must_across_every_kill() -> Result<()> {
     let wrong = workflows.compare(any, count, Duration::from_secs(1)).await;
     ensure!(wrong.is_empty(), "{wrong:#?}");
     ensure!(workflows.len() > 40 && workflows.attempts() > 40, "too little was done");
+    Ok(())
+}
+
+/// How many workflows are under way at one time.
+const MANY: usize = 10_000;
+
+/// Starts all of these, each as two callers do, until the server is gone.
+async fn start_all(client: Client, keys: Vec<usize>, acknowledged: Arc<Mutex<BTreeSet<usize>>>) {
+    for number in keys {
+        let sleep = Program::Sleep(100 + number as u32 % 3_000);
+        let steps = [0, 1].map(|step| Program::Caught(Box::new(Program::Step(step))));
+        let [first, last] = steps;
+        let program = Program::InOrder(vec![first, sleep, last]);
+        let instance = client.instance(TYPE, &format!("m{number}"));
+        for _ in 0..2 {
+            let start = instance.start_of::<Interpreter>(&(program.clone(), 1));
+            if start.policy(StartPolicy::Once).await.is_err() {
+                return;
+            }
+        }
+        acknowledged.lock().expect("no panic").insert(number);
+    }
+}
+
+/// Many workflows in steps, between attempts of them and in timers: they go on across kills, and nobody asks for that.
+#[tokio::test]
+async fn many_workflows_go_on_across_kills_with_nobody_who_asks() -> Result<()> {
+    let (data, outside) = (tempfile::tempdir()?, tempfile::NamedTempFile::new()?);
+    let start = async || {
+        let address = free_address()?;
+        let mut command = command_of("unruly", data.path(), address, &[])?;
+        command.env("STEPS", outside.path());
+        Server::run(command, address).await
+    };
+    let acknowledged = Arc::new(Mutex::new(BTreeSet::new()));
+    let open = || {
+        let acknowledged = acknowledged.lock().expect("no panic");
+        (0..MANY).filter(|number| !acknowledged.contains(number)).collect::<Vec<_>>()
+    };
+    let mut kills = 0;
+    while !open().is_empty() {
+        let server = start().await?;
+        let client = Client::new(&format!("http://{}", server.address()))?;
+        let open = open();
+        let parts = open.chunks(open.len().div_ceil(32));
+        let mut starting: tokio::task::JoinSet<_> = parts
+            .map(|part| start_all(client.clone(), part.to_vec(), acknowledged.clone()))
+            .collect();
+        let all = async { while starting.join_next().await.is_some() {} };
+        let _killed = tokio::time::timeout(Duration::from_millis(700), all).await;
+        server.kill_now()?;
+        kills += 1;
+        ensure!(kills < 100, "{} are not started", open.len());
+    }
+    for pause in [300, 900] {
+        let server = start().await?;
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        server.kill_now()?;
+    }
+    let server = start().await?;
+    let get = async |path: String| -> Result<serde_json::Value> {
+        Ok(server.get(&path).send().await?.json().await?)
+    };
+    let path = format!("/v1/workflows/{TYPE}");
+    let ended = async || {
+        for status in ["pending", "running"] {
+            let page = get(format!("{path}?status={status}&limit=1")).await?;
+            if page["workflows"] != serde_json::json!([]) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(()))
+    };
+    until("all have ended", ended).await?;
+    let (mut keys, mut after) = (BTreeSet::new(), String::new());
+    while keys.len() < MANY {
+        let page = get(format!("{path}?status=completed&limit=1000{after}")).await?;
+        for row in page["workflows"].as_array().with_context(|| page.to_string())? {
+            keys.insert(row["key"].as_str().context("a key")?.to_owned());
+        }
+        after = page["next"].as_str().map(|next| format!("&after={next}")).unwrap_or_default();
+        ensure!(keys.len() == MANY || !after.is_empty(), "{} are there", keys.len());
+    }
+    for key in keys.iter().step_by(100) {
+        let status = get(format!("{path}/{key}")).await?;
+        ensure!(status["run"] == 1 && status["status"] == "completed", "{key}: {status}");
+    }
+    let mut tokens = BTreeMap::<String, BTreeSet<String>>::new();
+    for line in std::fs::read_to_string(outside.path())?.lines() {
+        let (key, token) = line.split_once(' ').context("a line")?;
+        tokens.entry(key.to_owned()).or_default().insert(token.to_owned());
+    }
+    let asked_else = tokens.iter().find(|(_, tokens)| tokens.len() != 2);
+    ensure!(tokens.len() == MANY && asked_else.is_none(), "{}: {asked_else:?}", tokens.len());
     Ok(())
 }
 

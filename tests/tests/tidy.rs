@@ -394,7 +394,7 @@ const SLEEPS: [(&str, usize, &str); 33] = [
     ),
     ("src/wait.rs", 1, "asks again for what nobody tells of"),
     ("src/proxy.rs", 1, "what was held passes later"),
-    ("tests/crash.rs", 2, "the moments of kills"),
+    ("tests/crash.rs", 3, "the moments of kills"),
     ("tests/cluster/clocks.rs", 1, "nobody must be evicted meanwhile"),
     ("tests/cluster/refusals.rs", 1, "a lease has to run out behind a cut"),
     ("tests/cluster/run.rs", 4, "the moments of faults, requests and looks"),
