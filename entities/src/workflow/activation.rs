@@ -248,11 +248,18 @@ fn compare(recorded: &Turn, found: &Turn) -> Result<(), Problem> {
 /// differently.
 pub(super) fn same_arguments(recorded: &Turn, found: &Turn) -> Result<(), String> {
     let differs = |begun: &&Begun| {
-        found.begun_at(&begun.place).is_some_and(|found| found.argument != begun.argument)
+        found.begun_at(&begun.place).is_some_and(|found| !found.argument.is_same(&begun.argument))
     };
     match recorded.begun.iter().find(differs) {
         None => Ok(()),
-        Some(begun) => Err(format!("{begun} has another argument than {:?}", begun.argument)),
+        Some(begun) => {
+            let now = found.begun_at(&begun.place).map(|found| &found.argument);
+            Err(format!(
+                "{begun} had the argument {:?}, and the code gives it {now:?}: give the change a new version, or put it \
+                 behind `ctx.patched(..)`",
+                begun.argument
+            ))
+        }
     }
 }
 
@@ -260,7 +267,8 @@ fn mismatch(place: &Place, was: &str, is: &str, verb: &str) -> Problem {
     let space = if verb.is_empty() { "" } else { " " };
     Problem::Mismatch(format!(
         "at place {place} the history {verb}{space}{was}, and the code {verb}{space}{is}: deploy code that fits, with the \
-         change behind `ctx.patched(..)` or in a new version, or rewind to a place before it"
+         change behind `ctx.patched(..)` or in a new version, or have it go on from there with this code, \
+         `rewind?place={place}`"
     ))
 }
 

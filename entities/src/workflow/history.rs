@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Visitor};
 use serde_json::value::RawValue;
 
 use super::place::Place;
-use crate::{Layout, Timestamp, state::LayoutText};
+use crate::{Layout, Timestamp, input::canonical, state::LayoutText};
 
 /// JSON text that is stored as it is; empty where there is none. Copies share it.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -26,6 +26,10 @@ impl Payload {
     }
     pub(super) fn len(&self) -> usize {
         self.0.len()
+    }
+    /// Whether it is the same JSON, however that is written.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self == other || canonical(&self.0) == canonical(&other.0)
     }
 }
 

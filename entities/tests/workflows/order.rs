@@ -208,9 +208,19 @@ fn a_history_is_saved_and_replayed() {
     order.start(bolts(2)).expect("started");
     let path = std::env::temp_dir().join(format!("stead-order-{}.json", std::process::id()));
     order.history().save(&path).expect("saved");
-    let replayed = stead_entities::testing::replay::<Orders>(&path);
+    let replayed = || stead_entities::testing::replay::<Orders>(&path);
+    let same = replayed();
+    // Tools write the fields of arguments in an order of their own.
+    let saved = std::fs::read_to_string(&path).expect("saved");
+    let json: serde_json::Value = serde_json::from_str(&saved).expect("JSON");
+    std::fs::write(&path, json.to_string()).expect("written");
+    let sorted = replayed();
+    std::fs::write(&path, saved.replace("\"bolts\"", "\"nuts\"")).expect("written");
+    let other = replayed();
     std::fs::remove_file(&path).expect("removed");
-    assert_eq!(replayed, Ok(()));
+    assert_eq!((same, sorted), (Ok(()), Ok(())));
+    let why = other.expect_err("another argument");
+    assert!(why.contains("nuts") && why.contains("bolts") && why.contains("version"), "{why}");
 }
 
 impl Stock {
