@@ -212,8 +212,9 @@ impl<B: Clone> InstanceReference<B> {
         self.0.operation("rewind", Some(&Raw(Ok(b"{}".to_vec()))))
     }
 
-    /// Has one that has ended, or is stuck, go on from before the turn that began the operation at a place, such as `3.1`.
-    /// Everything behind it is void, and is done anew by the code as it is now.
+    /// Has one that has ended, or is stuck, go on from before the operation at a place, such as `3.1`, and what began in
+    /// the same turn. What led to that is kept, and not made again; everything behind it is void, and is done anew by the
+    /// code as it is now.
     ///
     /// It is rejected as [`InstanceReference::rewind`], and with `unknown_place` where its history has no such place.
     pub fn rewind_to(&self, place: &str) -> Operation<Started, B> {

@@ -258,15 +258,20 @@ fn as_again(mut begun: Begun) -> Begun {
     begun
 }
 
-/// Cuts before the turn that began the operation at a place.
+/// Cuts before the turn that began the operation at a place. What led to that is handed over once more: it is not made
+/// again.
 fn before<'t>(place: &Place, turns: &'t [Turn]) -> Result<Cut<'t>, Rejection> {
     let at = turns.iter().position(|turn| turn.begun_at(place).is_some()).ok_or_else(|| {
         let why = format!("its history began no operation at place {place}");
         refused("unknown_place", why)
     })?;
-    let first = turns.first().and_then(|turn| turn.deliveries.first()).filter(|_| at == 0);
-    let again = first.map(|first| (turns[at].at, first)).into_iter().collect();
-    Ok(Cut { whole: &turns[..at], part: None, again })
+    let turn = &turns[at];
+    let was_before = |delivery: &&Delivery| match delivery {
+        Delivery::Done(place, _) => turn.begun_at(place).is_none(),
+        Delivery::Start(_) | Delivery::Cancel | Delivery::Room => true,
+    };
+    let again = turn.deliveries.iter().filter(was_before).map(|delivery| (turn.at, delivery));
+    Ok(Cut { whole: &turns[..at], part: None, again: again.collect() })
 }
 
 /// Cuts before the failures with which the run has ended: those that came since it last began something, so that the
