@@ -55,6 +55,16 @@ pub fn interpreter(outside: &Path) -> std::io::Result<Interpreter> {
     })))
 }
 
+/// The tokens with which the steps of each workflow have asked, by its key, as the file of an [`interpreter`] has them.
+pub fn asked(outside: &Path) -> BTreeMap<String, BTreeSet<String>> {
+    let mut asked = BTreeMap::<_, BTreeSet<_>>::new();
+    for line in read_to_string(outside).unwrap_or_default().lines() {
+        let (key, token) = line.split_once(' ').unwrap_or((line, ""));
+        asked.entry(key.to_owned()).or_default().insert(token.to_owned());
+    }
+    asked
+}
+
 /// The workflows that clients have started.
 #[derive(Debug)]
 pub struct Workflows {
@@ -241,7 +251,7 @@ impl Workflows {
             wrong.push(format!("the counters cannot be read: {counted:?}"));
             return wrong;
         };
-        let asked = self.asked();
+        let asked = asked(&self.outside);
         let (mut calls, mut signals) = (0, 0);
         for (key, Start { has_effects, is_acknowledged }) in &self.with_children() {
             let history = match any(key).history().await {
@@ -280,23 +290,13 @@ impl Workflows {
     /// All that were started, with those that they have started and that have asked.
     fn with_children(&self) -> BTreeMap<String, Start> {
         let mut all = lock(&self.started).clone();
-        for key in self.asked().into_keys() {
+        for key in asked(&self.outside).into_keys() {
             let parent = key.split_once('~').and_then(|(first, _)| all.get(first)).copied();
             if let Some(parent) = parent {
                 all.insert(key, Start { is_acknowledged: false, ..parent });
             }
         }
         all
-    }
-
-    /// The tokens with which each workflow has asked.
-    fn asked(&self) -> BTreeMap<String, BTreeSet<String>> {
-        let mut asked = BTreeMap::<_, BTreeSet<_>>::new();
-        for line in read_to_string(&self.outside).unwrap_or_default().lines() {
-            let (key, token) = line.split_once(' ').unwrap_or((line, ""));
-            asked.entry(key.to_owned()).or_default().insert(token.to_owned());
-        }
-        asked
     }
 
     /// How often steps have asked.

@@ -20,7 +20,7 @@ use stead_tests::{
     programs::{Interpreter, Program},
     random::Random,
     wait::until,
-    workflows::{TYPE, Workflows},
+    workflows::{TYPE, Workflows, asked},
 };
 
 const SENDERS: usize = 8;
@@ -280,11 +280,7 @@ async fn many_workflows_go_on_across_kills_with_nobody_who_asks() -> Result<()> 
         let status = get(format!("{path}/{key}")).await?;
         ensure!(status["run"] == 1 && status["status"] == "completed", "{key}: {status}");
     }
-    let mut tokens = BTreeMap::<String, BTreeSet<String>>::new();
-    for line in std::fs::read_to_string(outside.path())?.lines() {
-        let (key, token) = line.split_once(' ').context("a line")?;
-        tokens.entry(key.to_owned()).or_default().insert(token.to_owned());
-    }
+    let tokens = asked(outside.path());
     let asked_else = tokens.iter().find(|(_, tokens)| tokens.len() != 2);
     ensure!(tokens.len() == MANY && asked_else.is_none(), "{}: {asked_else:?}", tokens.len());
     Ok(())

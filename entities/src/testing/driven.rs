@@ -23,7 +23,7 @@ pub(super) trait Driven: Any + Send + Sync {
     fn on_dead_letter(&self) -> Option<&'static str>;
     /// The signals and asks since the last time, in order.
     fn take_sent(&mut self) -> Vec<Effect>;
-    /// Sets the address of the answer of the next operation, where another entity asks for it.
+    /// Sets the one who hears the answer of the next operation.
     fn set_answer_to(&mut self, answer_to: AnswerTo);
     /// Whether the last operation answers later.
     fn is_deferred(&self) -> bool;
