@@ -68,7 +68,7 @@ pub enum AnswerTo {
     Caller,
     /// An entity that has asked for it, at this address.
     Asker(ReplyAddress),
-    /// Nobody: it is a signal, or the entity's own.
+    /// Nobody: it is a signal, a reminder, or an answer to the entity.
     Nobody,
 }
 

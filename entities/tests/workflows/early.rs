@@ -110,9 +110,13 @@ fn what_no_start_comes_for_is_a_dead_letter_and_can_be_replayed_behind_one() {
     }
     all.advance(days(6)).expect("time passes");
     assert!(all.take_dead_letters().is_empty(), "they wait for seven days");
+    all.apply(Teller::of("t").show("picture".into())).expect("applied");
     all.advance(days(2)).expect("time passes");
+    assert!(!is_blank(&all), "the last one has waited for two days");
     let letters = all.take_dead_letters();
     assert_eq!(letters.len(), 2_500);
+    all.advance(days(6)).expect("time passes");
+    assert_eq!(all.take_dead_letters().len(), 1);
     let why = "there is no such instance: start it first";
     assert!(told(&letters).iter().all(|told| told.contains(why)), "{}", letters[0].error);
     assert!(is_blank(&all), "nothing stays of it");

@@ -25,6 +25,7 @@ use crate::{
 
 /// How long after its deadline an instance is terminated that does not end on being cancelled.
 const OVERDUE_GRACE: Duration = Duration::from_secs(60);
+
 /// The effect of a start where there is an instance of the id already.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -444,7 +445,7 @@ impl Engine<'_> {
         }
         self.mark();
         self.ctx.emit(Effect::Expire(Some(self.programs.retention.into())));
-        self.drain_events();
+        self.drain_events(|_| true);
     }
 
     /// Drops what waits for a run that has ended, and is no event.

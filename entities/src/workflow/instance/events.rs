@@ -12,7 +12,7 @@ use super::{
     turn::Engine,
 };
 use crate::{
-    Rejection,
+    Rejection, Timestamp,
     effect::{Effect, Signal},
     input::InputError,
     sabotage::Sabotage,
@@ -86,6 +86,7 @@ impl Engine<'_> {
         Ok(())
     }
 
+    /// Keeps events in a head with run 0, which is of an instance that is not started.
     fn keep_for_start(&mut self, events: Vec<Arrived>) {
         self.state.head.get_or_insert_default();
         let until = self.ctx.now() + EVENTS_BEFORE_START;
@@ -93,20 +94,26 @@ impl Engine<'_> {
         self.keep_all(events);
     }
 
-    /// Has the events become dead letters for which no start came.
+    /// Has the events become dead letters for which no start came in time, of an instance that is not started.
     pub(super) fn give_up_events(&mut self) {
-        self.drain_events();
-        if self.head().kept.events == 0 {
-            self.ctx.delete();
+        let now = self.ctx.now();
+        self.drain_events(|at| at + EVENTS_BEFORE_START <= now);
+        self.head().wake_at = None;
+        let oldest = self.state.kept.read_all().next().map(|(_, kept)| kept.at);
+        match oldest.map(|at| at + EVENTS_BEFORE_START) {
+            None => self.ctx.delete(),
+            Some(until) => self.wake_by(Some(until).filter(|until| *until > now)),
         }
     }
 
-    /// Has events that nobody has taken become dead letters: the instance refuses them when they come back to it.
-    pub(super) fn drain_events(&mut self) {
+    /// Has events of these times that nobody has taken become dead letters: the instance refuses them when they come back
+    /// to it.
+    pub(super) fn drain_events(&mut self, is_over: impl Fn(Timestamp) -> bool) {
         if self.head().kept.events == 0 {
             return;
         }
-        let numbers: Vec<u64> = self.state.kept.read_all().map(|(number, _)| *number).collect();
+        let all = self.state.kept.read_all().filter(|(_, kept)| is_over(kept.at));
+        let numbers: Vec<u64> = all.map(|(number, _)| *number).collect();
         let target = self.ctx.id().clone();
         for number in numbers.iter().take(DRAINED_PER_TURN) {
             let Some(Arrived::Event(name, payload)) =

@@ -190,7 +190,7 @@ impl<W: WorkflowType> Entity for Instance<W> {
                 encode(&it.state.started().map(|head| head.created_at))
             }),
             IndexType::new::<bool>("is_stuck", |it| {
-                encode(&it.state.head.as_ref().is_some_and(|head| head.stuck.is_some()))
+                encode(&it.state.started().is_some_and(|head| head.stuck.is_some()))
             }),
         ]
     }
