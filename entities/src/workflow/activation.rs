@@ -226,7 +226,8 @@ fn compare(recorded: &Turn, found: &Turn) -> Result<(), Problem> {
             if !was.zip(is).is_some_and(|(was, is)| was.fits(is)) {
                 let shown =
                     |begun: Option<&Begun>| begun.map_or("nothing".to_owned(), Begun::to_string);
-                return Err(mismatch(place, &shown(was), &shown(is), "began"));
+                let from = was.map_or("a place before it".to_owned(), |_| from_there(place));
+                return Err(mismatch((place, &from), &shown(was), &shown(is), "began"));
             }
         }
     }
@@ -235,40 +236,39 @@ fn compare(recorded: &Turn, found: &Turn) -> Result<(), Problem> {
     if recorded.cancelled != found.cancelled {
         let (was, is) = (&recorded.cancelled, &found.cancelled);
         if let Some(place) = differs(was, is) {
-            return Err(mismatch(&place, "gave it up", "did not", ""));
+            return Err(mismatch((&place, &from_there(&place)), "gave it up", "did not", ""));
         }
         if let Some(place) = differs(is, was) {
-            return Err(mismatch(&place, "kept it", "gave it up", ""));
+            return Err(mismatch((&place, &from_there(&place)), "kept it", "gave it up", ""));
         }
     }
     Ok(())
 }
 
-/// Whether a replayed turn has the arguments that are recorded. A node does not ask: libraries may write JSON
-/// differently.
+/// Whether a replayed turn has the arguments that are recorded. A node does not ask: it takes long.
 pub(super) fn same_arguments(recorded: &Turn, found: &Turn) -> Result<(), String> {
-    let differs = |begun: &&Begun| {
-        found.begun_at(&begun.place).is_some_and(|found| !found.argument.is_same(&begun.argument))
-    };
-    match recorded.begun.iter().find(differs) {
-        None => Ok(()),
-        Some(begun) => {
-            let now = found.begun_at(&begun.place).map(|found| &found.argument);
-            Err(format!(
-                "{begun} had the argument {:?}, and the code gives it {now:?}: give the change a new version, or put it \
+    for begun in &recorded.begun {
+        let Some(is) = found.begun_at(&begun.place) else { continue };
+        if !is.argument.is_same(&begun.argument) {
+            return Err(format!(
+                "{begun} had the argument {:?}, and the code gives it {:?}: give the change a new version, or put it \
                  behind `ctx.patched(..)`",
-                begun.argument
-            ))
+                begun.argument, is.argument
+            ));
         }
     }
+    Ok(())
 }
 
-fn mismatch(place: &Place, was: &str, is: &str, verb: &str) -> Problem {
+fn from_there(place: &Place) -> String {
+    format!("there, `rewind?place={place}`")
+}
+
+fn mismatch((place, from): (&Place, &str), was: &str, is: &str, verb: &str) -> Problem {
     let space = if verb.is_empty() { "" } else { " " };
     Problem::Mismatch(format!(
         "at place {place} the history {verb}{space}{was}, and the code {verb}{space}{is}: deploy code that fits, with the \
-         change behind `ctx.patched(..)` or in a new version, or have it go on from there with this code, \
-         `rewind?place={place}`"
+         change behind `ctx.patched(..)` or in a new version, or have it go on with this code from {from}"
     ))
 }
 

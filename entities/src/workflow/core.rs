@@ -486,6 +486,12 @@ impl State {
         !self.working().is_replayed && self.next_due().is_some_and(|(at, _)| *at <= self.now)
     }
 
+    /// Whether an operation began in this turn.
+    pub(super) fn has_begun(&self, place: &Place) -> bool {
+        let begun = self.working.as_deref().map_or(&[][..], |working| &working.turn.begun);
+        begun.iter().any(|begun| begun.place == *place)
+    }
+
     /// How many operations began in this turn.
     pub(super) fn begun_count(&self) -> usize {
         self.working.as_deref().map_or(0, |working| working.turn.begun.len())

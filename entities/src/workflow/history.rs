@@ -27,6 +27,10 @@ impl Payload {
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }
+    /// Whether it is an answer that fails what waits for it.
+    pub(super) fn is_failure(&self) -> bool {
+        self.0.starts_with(b"{\"Err\"")
+    }
     /// Whether it is the same JSON, however that is written.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         self == other || canonical(&self.0) == canonical(&other.0)
@@ -140,8 +144,7 @@ pub(crate) struct Begun {
 }
 
 impl Begun {
-    /// Whether a program that begins the other does the same. Arguments are compared by tests: libraries may write
-    /// JSON differently.
+    /// Whether a program that begins the other does the same. Arguments are compared by tests alone: it takes long.
     pub(super) fn fits(&self, other: &Self) -> bool {
         self.kind == other.kind && self.name == other.name && self.target == other.target
     }

@@ -67,7 +67,7 @@ impl OpenOperations {
         self.0.remove(self.index_of(place).ok()?)
     }
 
-    /// Removes an operation that is done; of another one `waker` is woken when it is, and no more the one that is returned.
+    /// Removes an operation that is done. Another one keeps `waker` for its end; returns the waker that this replaces.
     pub(super) fn take_done(
         &mut self,
         place: &Place,

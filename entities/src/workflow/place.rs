@@ -13,7 +13,7 @@ use crate::state::{Layout, LayoutText};
 /// The deepest that branches may be nested.
 const DEPTH_MAX: usize = 64;
 
-/// The numbers of a place; those of most fit where else their address would be.
+/// The numbers of a place. Up to four are stored inline.
 type Numbers = SmallVec<[u32; 4]>;
 
 /// The place of an operation: `3` is the third one that the workflow made, `3.2.1` the first one in the second branch
@@ -70,7 +70,7 @@ impl Place {
 }
 
 fn with_last(numbers: &Numbers, last: u32) -> Numbers {
-    // To clone one goes number by number.
+    // `clone` copies number by number, this all at one time.
     let mut all = Numbers::from_slice(numbers);
     all.push(last);
     all

@@ -214,7 +214,7 @@ impl<B: Clone> InstanceReference<B> {
 
     /// Has one that has ended, or is stuck, go on from before the operation at a place, such as `3.1`, and what began in
     /// the same turn. What led to that is kept, and not made again; everything behind it is void, and is done anew by the
-    /// code as it is now.
+    /// code as it is now. Events that were taken behind it are gone: who raised them does so again.
     ///
     /// It is rejected as [`InstanceReference::rewind`], and with `unknown_place` where its history has no such place.
     pub fn rewind_to(&self, place: &str) -> Operation<Started, B> {

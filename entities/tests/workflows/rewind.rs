@@ -9,10 +9,10 @@ use std::{
 };
 
 use stead_entities::{
-    CallError, Failure,
+    BoxFuture, CallError, Failure,
     testing::WorkflowDriver,
     workflow,
-    workflow::{Instance, Status, Step, StepError, Workflow},
+    workflow::{Instance, Of2, Status, Step, StepError, Workflow},
 };
 
 use super::secs;
@@ -97,6 +97,8 @@ impl Works {
                 let (event, work) = ctx.all(waits).await;
                 Ok(event?.unwrap_or(1_000) + work?)
             }
+            "raced" => raced(ctx).await,
+            "two and one" => two_and_one(ctx).await,
             "by a deadline" => ctx.work(1).attempts(100).deadline(secs(600)).await,
             "waits" => {
                 ctx.sleep(secs(3_600)).await?;
@@ -125,6 +127,23 @@ impl Works {
     async fn work(&self, step: &Step, number: u32) -> Result<u32, StepError> {
         self.0.work(step.token(), number)
     }
+}
+
+async fn raced(ctx: Workflow<Works>) -> Result<u32, Failure> {
+    match ctx.race((ctx.event::<u32>("ok"), ctx.sleep(secs(10)))).await {
+        Of2::First(number) => ctx.work(number?).await,
+        Of2::Second(_) => ctx.work(99).await,
+    }
+}
+
+async fn two_and_one(ctx: Workflow<Works>) -> Result<u32, Failure> {
+    let two = async {
+        ctx.work(1).await?;
+        ctx.work(3).await
+    };
+    let one = async { ctx.work(2).await };
+    let both: [BoxFuture<'_, _>; 2] = [Box::pin(two), Box::pin(one)];
+    Ok(ctx.try_all(both).await?.into_iter().sum())
 }
 
 fn works(how: &str, count: u32, broken: &[u32]) -> (WorkflowDriver<Works>, Service) {
@@ -243,6 +262,52 @@ fn what_is_stuck_goes_on_from_before_the_change() {
     works.advance(secs(60)).expect("advanced");
     assert_eq!(works.result(), Ok(2));
     IS_NEW.set(false);
+}
+
+#[test]
+fn what_led_to_a_place_comes_before_what_was_kept_and_before_timers() {
+    for (place, led) in [("2", "\"Ok\":10"), ("1", "Start")] {
+        let mut works = WorkflowDriver::new("w", Works(Service::default())).allowing_stuck();
+        works.start(("changed".to_owned(), 0).into()).expect("started");
+        IS_NEW.set(true);
+        works.advance(secs(60)).expect("advanced");
+        assert!(works.stuck().is_some());
+        works.cancel().expect("kept");
+        works.rewind(Some(place)).expect("rewound");
+        IS_NEW.set(false);
+        assert_eq!(works.status(), Some(Status::Cancelled), "{place}");
+        let history = serde_json::to_string(&works.history()).expect("JSON");
+        assert!(history.contains(led), "{place}: {history}");
+    }
+    let service = Service::default();
+    let mut works = WorkflowDriver::new("w", Works(service.clone()));
+    works.start(("raced".to_owned(), 0).into()).expect("started");
+    works.suspend("for a while").expect("suspended");
+    works.advance(secs(5)).expect("advanced");
+    works.event("ok", 7).expect("kept");
+    works.advance(secs(60)).expect("advanced");
+    works.resume().expect("resumed");
+    assert_eq!(works.result(), Ok(7));
+    service.take_asked();
+    works.rewind(Some("5")).expect("rewound");
+    assert_eq!((works.result(), service.take_asked()), (Ok(7), vec![7]));
+}
+
+#[test]
+fn what_failed_behind_the_beginning_of_a_place_is_made_again() {
+    let mut works = WorkflowDriver::new("w", Works(Service::default()));
+    works.step("work").returns(5).holds();
+    works.start(("two and one".to_owned(), 0).into()).expect("started");
+    works.suspend("for a while").expect("suspended");
+    works.end_step(0, Ok(1)).expect("ended");
+    works.end_step(0, Err::<u32, _>(StepError::fatal("broken"))).expect("ended");
+    works.resume().expect("resumed");
+    assert_eq!(works.status(), Some(Status::Failed));
+    works.rewind(Some("2.1.2")).expect("rewound");
+    assert_eq!(works.drivers().held_steps().len(), 2, "the one that failed, and the place");
+    works.end_step(0, Ok(20)).expect("ended");
+    works.end_step(0, Ok(3)).expect("ended");
+    assert_eq!(works.result(), Ok(23));
 }
 
 #[test]

@@ -247,6 +247,15 @@ impl Arrived {
         }
     }
 
+    /// Whether it fails what waits for it.
+    pub(super) fn is_failure(&self) -> bool {
+        match self {
+            Self::Answer(_, answer) => answer.is_failure(),
+            Self::Cancel => true,
+            Self::Start(_) | Self::Event(..) | Self::Attempt(..) => false,
+        }
+    }
+
     /// About how many bytes it has.
     pub(super) fn len(&self) -> usize {
         match self {

@@ -16,12 +16,12 @@ use serde::Deserialize;
 use super::{
     GO_ON, Live,
     control::{StartArgument, Started, refused},
-    head::{Arrived, Kept, Status},
+    head::{Arrived, Status},
     history::History,
-    turn::Engine,
+    turn::{Again, Engine},
 };
 use crate::{
-    Failure, Rejection, Timestamp,
+    Failure, Rejection,
     ask::answer_json,
     effect::{Effect, ReplyAddress},
     sabotage::Sabotage,
@@ -51,8 +51,10 @@ struct Cut<'t> {
     whole: &'t [Turn],
     /// The deliveries that stay of the turn behind them.
     part: Option<(&'t Turn, usize)>,
-    /// Deliveries behind the cut that are handed over once more, with their times.
-    again: Vec<(Timestamp, &'t Delivery)>,
+    /// Deliveries behind the cut that are handed over once more, in their order.
+    again: Vec<&'t Delivery>,
+    /// The operation from whose beginning on no failure is one of them.
+    until: Option<&'t Place>,
 }
 
 impl Engine<'_> {
@@ -166,17 +168,14 @@ impl Engine<'_> {
         let (position, events) = (self.state.position(), Default::default());
         self.slot.put(Box::new(Live { position, activation, events }));
         self.ctx.emit(Effect::Expire(None));
-        let again = cut.again.iter().filter_map(|(at, delivery)| {
-            let what = match delivery {
-                Delivery::Start(input) => Arrived::Start(input.clone()),
-                Delivery::Done(place, outcome) => Arrived::Answer(place.clone(), outcome.clone()),
-                Delivery::Cancel => Arrived::Cancel,
-                Delivery::Room => return None,
-            };
-            // What was due by itself before it came was handed over before it.
-            Some(Kept { at: *at, what })
+        let arrivals = cut.again.iter().filter_map(|delivery| match delivery {
+            Delivery::Start(input) => Some(Arrived::Start(input.clone())),
+            Delivery::Done(place, outcome) => Some(Arrived::Answer(place.clone(), outcome.clone())),
+            Delivery::Cancel => Some(Arrived::Cancel),
+            Delivery::Room => None,
         });
-        self.drive(again.collect())?;
+        let again = Again { arrivals: arrivals.collect(), until: cut.until.cloned() };
+        self.drive_behind(again, Vec::new())?;
         self.begin_again(outstanding);
         Ok(())
     }
@@ -260,7 +259,7 @@ fn as_again(mut begun: Begun) -> Begun {
 
 /// Cuts before the turn that began the operation at a place. What led to that is handed over once more: it is not made
 /// again.
-fn before<'t>(place: &Place, turns: &'t [Turn]) -> Result<Cut<'t>, Rejection> {
+fn before<'t>(place: &'t Place, turns: &'t [Turn]) -> Result<Cut<'t>, Rejection> {
     let at = turns.iter().position(|turn| turn.begun_at(place).is_some()).ok_or_else(|| {
         let why = format!("its history began no operation at place {place}");
         refused("unknown_place", why)
@@ -270,8 +269,8 @@ fn before<'t>(place: &Place, turns: &'t [Turn]) -> Result<Cut<'t>, Rejection> {
         Delivery::Done(place, _) => turn.begun_at(place).is_none(),
         Delivery::Start(_) | Delivery::Cancel | Delivery::Room => true,
     };
-    let again = turn.deliveries.iter().filter(was_before).map(|delivery| (turn.at, delivery));
-    Ok(Cut { whole: &turns[..at], part: None, again: again.collect() })
+    let again = turn.deliveries.iter().filter(was_before).collect();
+    Ok(Cut { whole: &turns[..at], part: None, again, until: Some(place) })
 }
 
 /// Cuts before the failures with which the run has ended: those that came since it last began something, so that the
@@ -279,20 +278,19 @@ fn before<'t>(place: &Place, turns: &'t [Turn]) -> Result<Cut<'t>, Rejection> {
 fn behind_failures(turns: &[Turn]) -> Cut<'_> {
     let last_begun = turns.iter().rposition(|turn| !turn.begun.is_empty());
     let (whole, rest) = turns.split_at(last_begun.map_or(0, |at| at + 1));
-    let since =
-        || rest.iter().flat_map(|turn| turn.deliveries.iter().map(|delivery| (turn.at, delivery)));
-    if since().any(|(_, delivery)| is_failure(delivery)) {
-        let again = since().filter(|(_, delivery)| !is_failure(delivery)).collect();
-        return Cut { whole, part: None, again };
+    let since = || rest.iter().flat_map(|turn| &turn.deliveries);
+    if since().any(is_failure) {
+        let again = since().filter(|delivery| !is_failure(delivery)).collect();
+        return Cut { whole, part: None, again, until: None };
     }
     let failures = |turn: &Turn| turn.deliveries.iter().rposition(is_failure);
     let last = turns.iter().enumerate().rev().find_map(|(at, turn)| Some((at, failures(turn)?)));
     match last {
         Some((at, count)) => {
             let part = (count > 0).then(|| (&turns[at], count));
-            Cut { whole: &turns[..at], part, again: Vec::new() }
+            Cut { whole: &turns[..at], part, again: Vec::new(), until: None }
         }
-        None => Cut { whole: turns, part: None, again: Vec::new() },
+        None => Cut { whole: turns, part: None, again: Vec::new(), until: None },
     }
 }
 
@@ -302,7 +300,7 @@ fn is_failure(delivery: &Delivery) -> bool {
         Delivery::Done(_, outcome) if Sabotage::FailuresByType.is_on() => {
             outcome.bytes().starts_with(b"{\"Err\":{\"rejected\"")
         }
-        Delivery::Done(_, outcome) => outcome.bytes().starts_with(b"{\"Err\""),
+        Delivery::Done(_, outcome) => outcome.is_failure(),
         Delivery::Cancel => true,
     }
 }

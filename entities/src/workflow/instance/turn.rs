@@ -40,6 +40,14 @@ struct Item {
     what: Arrived,
 }
 
+/// Deliveries of a run that are handed over once more, in their order.
+#[derive(Default)]
+pub(super) struct Again {
+    pub(super) arrivals: Vec<Arrived>,
+    /// The operation from whose beginning on a failure is left out.
+    pub(super) until: Option<Place>,
+}
+
 impl Engine<'_> {
     pub(super) fn head(&mut self) -> &mut Head {
         self.state.head_mut()
@@ -125,6 +133,7 @@ impl Engine<'_> {
             return Ok(live);
         }
         // What is read comes first: a turn that lacks entries is run again.
+        let events = self.kept_events();
         let mut activation = self.replayed()?;
         if Sabotage::DropCancels.is_on()
             && let Some(activation) = &mut activation
@@ -132,21 +141,22 @@ impl Engine<'_> {
             activation.begin_turn(self.ctx.now());
             activation.deliver(Delivery::Cancel)?;
         }
-        Ok(Box::new(Live { position, activation, events: self.kept_events() }))
+        Ok(Box::new(Live { position, activation, events }))
     }
 
     /// The run where its history ends; none where that has no beginning.
     fn replayed(&self) -> Result<Option<Activation>, Problem> {
         let head = self.state.head.as_deref();
         let forgets = Sabotage::OutcomesForgotten.is_on() && head.is_some_and(|it| it.lacks_steps);
-        let turns = head.map_or(0, |head| head.history.turns) - u64::from(forgets);
+        let turns = head.map_or(0, |head| head.history.turns);
+        let turns = turns.saturating_sub(u64::from(forgets)).max(1);
         let (mut activation, mut number) = (None::<Activation>, 0);
         self.state.history.each(Problem::Refused, |turn| {
             number += 1;
-            if number > turns.max(1) {
+            if number > turns {
                 return Ok(());
             }
-            if activation.is_none()
+            if number == 1
                 && let Some(Delivery::Start(input)) = turn.deliveries.first()
             {
                 activation = Some(self.activation(input)?);
@@ -188,12 +198,18 @@ impl Engine<'_> {
 
     /// Hands over one thing after the other: what was kept before what is new, and timers in between, at their times.
     pub(super) fn drive(&mut self, new: Vec<Kept>) -> Result<(), Problem> {
+        self.drive_behind(Again::default(), new)
+    }
+
+    /// The same, behind what is handed over once more, which is older than all of it.
+    pub(super) fn drive_behind(&mut self, again: Again, new: Vec<Kept>) -> Result<(), Problem> {
         let now = self.ctx.now();
         let mut live = self.live()?;
         if let Some(activation) = &live.activation {
             activation.begin_turn(now);
         }
         self.tell_length(&live);
+        self.hand_over_again(&mut live, again, now)?;
         let mut queue = self.queue(new);
         let (mut delivered, mut bytes) = (0, 0);
         let is_full = |delivered: usize, bytes: usize| {
@@ -224,6 +240,22 @@ impl Engine<'_> {
             self.state.keep(item.at, item.what);
         }
         self.finish(live, has_more)
+    }
+
+    /// Hands over what was handed over before, in that order, whatever is due since then.
+    fn hand_over_again(
+        &mut self,
+        live: &mut Live,
+        again: Again,
+        at: Timestamp,
+    ) -> Result<(), Problem> {
+        for what in again.arrivals {
+            let is_void = again.until.as_ref().is_some_and(|until| live.has_begun(until));
+            if !live.has_ended() && !(is_void && what.is_failure()) {
+                self.hand_over(live, Item { number: None, at, what })?;
+            }
+        }
+        Ok(())
     }
 
     /// Lists what is to be handed over: what is no event and was kept, in its order, and what is new.
@@ -382,7 +414,7 @@ impl Engine<'_> {
     /// Goes on where the last turn has stopped.
     pub(super) fn go_on(&mut self) {
         match &self.state.head {
-            Some(head) if head.status.is_end() => self.drain_events(),
+            Some(head) if head.status.is_end() => self.drain_events(|_| true),
             Some(head) if head.run == 0 => self.give_up_events(),
             Some(_) => self.arrive(Vec::new()),
             None => self.ctx.leave_as_it_was(),
@@ -440,6 +472,11 @@ impl Live {
         let waiting: usize = self.events.values().map(|numbers| 96 + 8 * numbers.len()).sum();
         let activation = self.activation.as_ref().map_or(0, Activation::bytes);
         size_of::<Self>() + waiting + activation
+    }
+
+    /// Whether an operation has begun in this turn.
+    fn has_begun(&self, place: &Place) -> bool {
+        self.activation.as_ref().is_some_and(|activation| activation.core.lock().has_begun(place))
     }
 
     fn has_ended(&self) -> bool {
