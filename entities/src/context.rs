@@ -35,6 +35,7 @@ pub struct Context {
     deleted: bool,
     is_deferred: bool,
     is_void: bool,
+    trouble: Option<String>,
     fault: Option<Error>,
 }
 
@@ -100,6 +101,8 @@ pub struct Effects {
     pub is_deferred: bool,
     /// Whether the turn leaves everything as it was, though its operation is done.
     pub is_void: bool,
+    /// Why the entity does not go on by itself, for the log of who operates it.
+    pub trouble: Option<String>,
 }
 
 impl Context {
@@ -115,6 +118,7 @@ impl Context {
             deleted: false,
             is_deferred: false,
             is_void: false,
+            trouble: None,
             fault: None,
         }
     }
@@ -143,6 +147,7 @@ impl Context {
                 deleted: self.deleted,
                 is_deferred: self.is_deferred,
                 is_void: self.is_void,
+                trouble: self.trouble,
             }),
         }
     }
@@ -447,6 +452,11 @@ impl Context {
     /// Leaves everything as it was, though the operation is done. There are no effects.
     pub(crate) fn leave_as_it_was(&mut self) {
         self.is_void = self.effects.is_empty();
+    }
+
+    /// Has the log say why the entity does not go on by itself.
+    pub(crate) fn tell_trouble(&mut self, why: String) {
+        self.trouble = Some(why);
     }
 
     /// Why every attempt before has failed, where this one is told so.

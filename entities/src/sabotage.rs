@@ -109,6 +109,8 @@ sabotages! {
     X93 DriverOutOfOrder breaks 102: "The driver delivers the newest signal first."
     X94 PoisonedTriedAgain breaks 90: "A workflow that has ended its process is tried by each process that hosts it."
     X95 EarlyEventsRefused breaks 87: "An event that is sent before the start is refused, as one of a caller."
+    X96 LateFencePasses breaks 79: "What is asked under a lock that was lost is applied."
+    X97 LaterEventsPass breaks 87: "An event that comes when there is room again passes those for which there was none."
     X33 AnswerOutsideCommit breaks 61: "The answer to a question is sent, and not part of a commit."
     X34 LateAnswerApplied breaks 61: "An answer that comes behind its timeout is applied too."
     X35 LetterToldOutsideCommit breaks 62: "An entity is told of its dead letter, and not by the commit that keeps it."

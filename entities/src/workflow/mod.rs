@@ -126,6 +126,10 @@ pub const HISTORY_BYTES_MAX: u64 = 64 << 20;
 pub const EVENTS_KEPT_MAX: u32 = 4_096;
 /// The most bytes of the events that wait for an instance.
 pub const EVENT_BYTES_KEPT_MAX: u64 = 8 << 20;
+/// The most events of signals that wait for an instance behind those, on disk alone.
+pub const EVENTS_LATER_MAX: u64 = 1_000_000;
+/// The most bytes of the events of signals that wait for an instance behind those.
+pub const EVENT_BYTES_LATER_MAX: u64 = 1 << 30;
 /// The most bytes of the text of a failure.
 pub const FAILURE_BYTES_MAX: usize = 8 << 10;
 /// The wait before an instance that is stuck by a panic is tried again; it doubles with each try.

@@ -167,7 +167,8 @@ impl<B: Clone> InstanceReference<B> {
 
     /// Raises an event: it is taken by the oldest wait for its name, also by one that is to come. It is rejected with
     /// the code `unknown` before the start, `ended` behind the end, and `too_many_events` where too many wait. As a signal,
-    /// whose sender hears of no rejection, it waits for a start, seven days at most; what is rejected becomes a dead letter.
+    /// whose sender hears of no rejection, it waits for a start, seven days at most, and behind too many others until some of
+    /// those were taken; what is rejected becomes a dead letter.
     pub fn event<T: Serialize + ?Sized>(&self, name: &str, payload: &T) -> Operation<(), B> {
         let name = serde_json::Value::from(name);
         let json = payload.to_json().map(|payload| {

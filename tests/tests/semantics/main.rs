@@ -8,6 +8,7 @@ mod changes;
 mod collections;
 mod committed;
 mod dependencies;
+mod events;
 mod failures;
 mod histories;
 mod indexes;

@@ -1,28 +1,93 @@
 //! Events of an instance: taken at the door, kept before its start, and given up behind its end.
+//!
+//! Those that wait for a wait of their name are known to the run, each by its number. Where they are too many, callers are
+//! refused, and signals wait behind them in a log, which is read when others were taken: memory is bounded, and the order
+//! of all events is that in which they came.
 
 use std::{borrow::Cow, time::Duration};
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
-    GO_ON,
+    GO_ON, Live, State,
     control::{check_length, refused, within},
-    head::Arrived,
+    head::{Arrived, Kept},
     turn::Engine,
 };
 use crate::{
-    Rejection, Timestamp,
+    Layout, Log, Rejection, Timestamp,
     effect::{Effect, Signal},
     input::InputError,
     sabotage::Sabotage,
-    workflow::{EVENT_BYTES_KEPT_MAX, EVENTS_KEPT_MAX, EventType, history::Payload},
+    workflow::{
+        EVENT_BYTES_KEPT_MAX, EVENT_BYTES_LATER_MAX, EVENTS_KEPT_MAX, EVENTS_LATER_MAX, EventType,
+        history::Payload,
+    },
 };
 
 /// How long events wait for a start.
 const EVENTS_BEFORE_START: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How many events that nobody has taken become dead letters in one turn.
 const DRAINED_PER_TURN: usize = 1_000;
+
+/// How many events are read at one time for which there was no room, and about how many bytes of them.
+const LATER_AT_ONCE: u64 = 256;
+const LATER_BYTES_AT_ONCE: u64 = 4 << 20;
+
+/// Events that came when too many waited, in their order.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, Layout)]
+pub(super) struct Later {
+    events: Log<Arrived>,
+    bytes: u64,
+    /// The bytes of the largest one that ever was one of them.
+    largest: u64,
+}
+
+impl Later {
+    fn has_room_for(&self, event: &Arrived) -> bool {
+        self.events.len() < EVENTS_LATER_MAX
+            && self.bytes + event.len() as u64 <= EVENT_BYTES_LATER_MAX
+    }
+
+    fn push(&mut self, at: Timestamp, event: Arrived) {
+        let bytes = event.len() as u64;
+        self.bytes += bytes;
+        self.largest = self.largest.max(bytes);
+        self.events.push(at, event);
+    }
+
+    /// When the first one came.
+    fn first_at(&self) -> Option<Timestamp> {
+        Some(self.events.get(self.events.indexes().start)?.at)
+    }
+
+    /// Takes the first ones, as long as they are of such times.
+    fn take_first(&mut self, is_wanted: impl Fn(Timestamp) -> bool) -> Vec<Kept> {
+        let count = (LATER_BYTES_AT_ONCE / self.largest.max(1)).clamp(1, LATER_AT_ONCE);
+        let first = self.events.indexes().start;
+        let wanted = self.events.range(first..first + count).map(|(_, event)| event);
+        let wanted = wanted.take_while(|event| is_wanted(event.at));
+        let taken: Vec<Kept> =
+            wanted.map(|event| Kept { at: event.at, what: event.value.clone() }).collect();
+        self.events.trim_to(self.events.len() - taken.len() as u64);
+        self.bytes -= taken.iter().map(|kept| kept.what.len() as u64).sum::<u64>();
+        taken
+    }
+}
+
+impl State {
+    /// How many events wait.
+    pub(super) fn waiting_events(&self) -> u64 {
+        let kept = self.head.as_deref().map_or(0, |head| head.kept.events);
+        u64::from(kept) + self.later.as_deref().map_or(0, |later| later.events.len())
+    }
+
+    /// Those for which there was no room, where there are any.
+    fn waiting_later(&mut self) -> Option<&mut Later> {
+        self.later.as_deref_mut().filter(|later| !later.events.is_empty())
+    }
+}
 
 /// An event that arrives.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -71,14 +136,13 @@ impl Engine<'_> {
         }
         let kept = self.state.head.as_deref().map(|head| head.kept).unwrap_or_default();
         let bytes = kept.event_bytes + (name.len() + payload.len()) as u64;
-        if kept.events >= EVENTS_KEPT_MAX || bytes > EVENT_BYTES_KEPT_MAX {
-            let why = format!(
-                "{} events of {} bytes wait for the instance: it takes more when it has taken some",
-                kept.events, kept.event_bytes
-            );
-            return Err(refused("too_many_events", why));
+        let event = Arrived::Event(name, payload);
+        let is_full = kept.events >= EVENTS_KEPT_MAX || bytes > EVENT_BYTES_KEPT_MAX;
+        let passes = Sabotage::LaterEventsPass.is_on();
+        if is_full || self.state.waiting_later().is_some() && !passes {
+            return self.keep_for_later(event);
         }
-        let arrived = vec![Arrived::Event(name, payload)];
+        let arrived = vec![event];
         match is_early {
             true => self.keep_for_start(arrived),
             false => self.arrive(arrived),
@@ -94,12 +158,53 @@ impl Engine<'_> {
         self.keep_all(events);
     }
 
+    /// Keeps an event for which there is no room, unless somebody hears that there is none.
+    fn keep_for_later(&mut self, event: Arrived) -> Result<(), Rejection> {
+        let (now, is_heard) = (self.ctx.now(), self.ctx.is_heard());
+        let count = self.state.waiting_events();
+        let later = self.state.later.get_or_insert_default();
+        if is_heard || !later.has_room_for(&event) {
+            let why = format!(
+                "{count} events wait for the instance: it takes more when it has taken some"
+            );
+            return Err(refused("too_many_events", why));
+        }
+        later.push(now, event);
+        Ok(())
+    }
+
+    /// Whether there is room again for events that came when there was none.
+    pub(super) fn has_room_for_later(&mut self) -> bool {
+        let kept = self.head().kept;
+        kept.events < EVENTS_KEPT_MAX
+            && kept.event_bytes < EVENT_BYTES_KEPT_MAX
+            && self.state.waiting_later().is_some()
+    }
+
+    /// Takes the next events that came when there was no room, where there is some now.
+    pub(super) fn take_later(&mut self) -> Vec<Kept> {
+        match self.has_room_for_later() {
+            true => self.state.waiting_later().map_or_else(Vec::new, |it| it.take_first(|_| true)),
+            false => Vec::new(),
+        }
+    }
+
+    /// Has the run know of events that it can take from now on.
+    pub(super) fn keep_for_run(&mut self, live: &mut Live, events: Vec<Kept>) {
+        for Kept { at, what } in events {
+            let Arrived::Event(name, _) = &what else { continue };
+            let waiting = live.events.entry(name.as_str().into()).or_default();
+            waiting.push_back(self.state.keep(at, what.clone()));
+        }
+    }
+
     /// Has the events become dead letters for which no start came in time, of an instance that is not started.
     pub(super) fn give_up_events(&mut self) {
         let now = self.ctx.now();
         self.drain_events(|at| at + EVENTS_BEFORE_START <= now);
         self.head().wake_at = None;
         let oldest = self.state.kept.read_all().next().map(|(_, kept)| kept.at);
+        let oldest = oldest.or_else(|| self.state.waiting_later()?.first_at());
         match oldest.map(|at| at + EVENTS_BEFORE_START) {
             None => self.ctx.delete(),
             Some(until) => self.wake_by(Some(until).filter(|until| *until > now)),
@@ -109,27 +214,61 @@ impl Engine<'_> {
     /// Has events of these times that nobody has taken become dead letters: the instance refuses them when they come back
     /// to it.
     pub(super) fn drain_events(&mut self, is_over: impl Fn(Timestamp) -> bool) {
-        if self.head().kept.events == 0 {
+        if self.state.waiting_events() == 0 {
             return;
         }
         let all = self.state.kept.read_all().filter(|(_, kept)| is_over(kept.at));
         let numbers: Vec<u64> = all.map(|(number, _)| *number).collect();
-        let target = self.ctx.id().clone();
-        for number in numbers.iter().take(DRAINED_PER_TURN) {
-            let Some(Arrived::Event(name, payload)) =
-                self.state.take_kept(*number).map(|kept| kept.what)
-            else {
-                continue;
-            };
-            let name = serde_json::Value::from(name);
-            let payload = if payload.is_empty() { b"null" } else { payload.bytes() };
-            let head = format!("{{\"name\":{name},\"is_late\":true,\"payload\":");
-            let input = [head.as_bytes(), payload, b"}"].concat();
-            let (target, operation) = (target.clone(), Cow::Borrowed("event"));
-            self.ctx.emit(Effect::Signal(Signal { target, operation, input, delay: None }));
+        let now_over = numbers.iter().take(DRAINED_PER_TURN);
+        let given_up: Vec<Kept> =
+            now_over.filter_map(|number| self.state.take_kept(*number)).collect();
+        let mut has_more = numbers.len() > DRAINED_PER_TURN;
+        given_up.into_iter().for_each(|kept| self.signal_late(kept));
+        // Behind all of those.
+        if self.head().kept.events == 0
+            && let Some(later) = self.state.waiting_later()
+        {
+            let given_up = later.take_first(&is_over);
+            has_more = !given_up.is_empty() && self.state.waiting_later().is_some();
+            given_up.into_iter().for_each(|kept| self.signal_late(kept));
         }
-        if numbers.len() > DRAINED_PER_TURN {
+        if has_more {
             self.signal_self(GO_ON);
         }
+    }
+
+    /// Has an event come back to this instance, which refuses it.
+    fn signal_late(&mut self, kept: Kept) {
+        let Arrived::Event(name, payload) = kept.what else { return };
+        let name = serde_json::Value::from(name);
+        let payload = if payload.is_empty() { b"null" } else { payload.bytes() };
+        let head = format!("{{\"name\":{name},\"is_late\":true,\"payload\":");
+        let input = [head.as_bytes(), payload, b"}"].concat();
+        let (target, operation) = (self.ctx.id().clone(), Cow::Borrowed("event"));
+        self.ctx.emit(Effect::Signal(Signal { target, operation, input, delay: None }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_for_room_is_bounded_and_read_in_parts() {
+        let event = |bytes: usize| Arrived::Event("e".into(), vec![b'1'; bytes].into());
+        let (mut later, at) = (Later::default(), Timestamp::from_micros(1));
+        later.bytes = EVENT_BYTES_LATER_MAX - 5;
+        assert!(later.has_room_for(&event(5)) && !later.has_room_for(&event(6)));
+        later.bytes = 0;
+        for number in 0..EVENTS_LATER_MAX {
+            assert!(later.has_room_for(&event(1)), "{number}");
+            later.push(at, event(1));
+        }
+        assert!(!later.has_room_for(&event(1)));
+        assert_eq!(later.take_first(|_| true).len(), 256);
+        assert_eq!(later.bytes, EVENTS_LATER_MAX - 256);
+        later.push(Timestamp::from_micros(2), event(1 << 20));
+        assert_eq!(later.take_first(|_| true).len(), 4, "they may all be as large as the largest");
+        assert!(later.take_first(|time| time > at).is_empty());
     }
 }

@@ -118,7 +118,9 @@ impl Engine<'_> {
         let is_poisoned = matches!(problem, Problem::Poisoned(_));
         let attempts = if is_poisoned { 0 } else { attempts };
         let reason = cut(problem.text().to_owned());
+        let trouble = format!("run {} of version {} is stuck: {reason}", head.run, head.version);
         head.stuck = Some(Box::new(Stuck { since, reason, attempts, retry_at }));
+        self.ctx.tell_trouble(trouble);
         self.wake_by(retry_at);
         self.mark();
     }
@@ -204,7 +206,10 @@ impl Engine<'_> {
     /// The same, behind what is handed over once more, which is older than all of it.
     pub(super) fn drive_behind(&mut self, again: Again, new: Vec<Kept>) -> Result<(), Problem> {
         let now = self.ctx.now();
+        // What is read comes first: a turn that lacks entries is run again.
+        let later = self.take_later();
         let mut live = self.live()?;
+        self.keep_for_run(&mut live, later);
         if let Some(activation) = &live.activation {
             activation.begin_turn(now);
         }
@@ -234,7 +239,7 @@ impl Engine<'_> {
         if live.activation.as_ref().is_some_and(|it| it.core.lock().begins_more()) {
             deliver(&mut live, Delivery::Room)?;
         }
-        let has_more = !queue.is_empty() || is_full(delivered, bytes);
+        let has_more = !queue.is_empty() || is_full(delivered, bytes) || self.has_room_for_later();
         // What did not fit waits for the next turn, or for its end with the run.
         for item in queue.into_iter().filter(|item| item.number.is_none()) {
             self.state.keep(item.at, item.what);
@@ -251,7 +256,7 @@ impl Engine<'_> {
     ) -> Result<(), Problem> {
         for what in again.arrivals {
             let is_void = again.until.as_ref().is_some_and(|until| live.has_begun(until));
-            if !live.has_ended() && !(is_void && what.is_failure()) {
+            if !(live.has_ended() || is_void && what.is_failure()) {
                 self.hand_over(live, Item { number: None, at, what })?;
             }
         }

@@ -44,7 +44,10 @@ pub struct StatusView<T> {
     /// How many operations it waits for.
     pub outstanding: u32,
     /// How many events wait for it.
-    pub waiting_events: u32,
+    pub waiting_events: u64,
+    /// The ids of the entities that it has locked, or waits to lock.
+    #[serde(default)]
+    pub locks: Vec<String>,
     /// The size of the history of its run.
     pub history: HistoryCounts,
 }
@@ -67,7 +70,9 @@ pub(super) struct View {
     custom_status: Payload,
     waits_for: Vec<WaitView>,
     outstanding: u32,
-    waiting_events: u32,
+    waiting_events: u64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    locks: Vec<String>,
     history: HistoryCounts,
 }
 
@@ -140,7 +145,8 @@ impl State {
             custom_status: of.shown.clone(),
             waits_for: waits_for.collect(),
             outstanding: of.outstanding,
-            waiting_events: of.kept.events,
+            waiting_events: self.waiting_events(),
+            locks: of.locks.iter().map(|lock| lock.target.clone()).collect(),
             history: of.history,
         }
     }
@@ -178,6 +184,7 @@ pub(super) fn schema<W: WorkflowType>(generator: &mut SchemaGenerator) -> Schema
             "failure": true, "custom_status": true,
             "waits_for": waits, "outstanding": { "type": "integer" },
             "waiting_events": { "type": "integer" },
+            "locks": { "type": "array", "items": { "type": "string" } },
             "history": { "type": "object" },
         },
         "required": ["status", "run", "version"],

@@ -28,6 +28,7 @@ fn check(key: &[u8], value: &[u8]) -> Result<(), Damaged> {
         // The chain is read, and judged, when RocksDB is opened.
         HISTORY => Ok(()),
         WORKFLOWS => record::decode::<HasWorkflows>(value).map(drop),
+        DECLARATIONS => record::decode::<Declarations>(value).map(drop),
         _ if key.starts_with(LAYOUT) => record::decode::<LayoutText>(value).map(drop),
         _ if key.starts_with(INDEX) => record::decode::<DeclaredIndex>(value).map(drop),
         _ if key.starts_with(NOT_INDEXED) => record::decode::<NotIndexed>(value).map(drop),
