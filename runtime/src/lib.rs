@@ -48,8 +48,8 @@ pub use listen::{Listen, ListenError};
 pub use memory::MemoryDivision;
 pub use node::{
     BulkView, Change, ChangeEvent, Changes, CronView, DeadLetterView, Deletion, EntityView, Events,
-    Find, Listed, Node, NodeBuilder, ReminderView, SelectedView, Snapshot, StartError, TypeChange,
-    TypeChangeEvent, TypeChanges, UnservedView, UpgradeView, VersionView, VersionsView,
+    Find, Listed, LockView, Node, NodeBuilder, ReminderView, SelectedView, Snapshot, StartError,
+    TypeChange, TypeChangeEvent, TypeChanges, UnservedView, UpgradeView, VersionView, VersionsView,
     WorkflowChange, WorkflowsChanged,
 };
 pub use partition::reply::StateView;

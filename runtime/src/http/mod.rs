@@ -11,6 +11,7 @@ mod durable;
 mod extract;
 mod headers;
 mod host;
+mod locks;
 mod narrow;
 mod path;
 mod routes;
@@ -62,6 +63,7 @@ fn router<S: Clone + Send + Sync + 'static>(node: &Node) -> Router<S> {
         .route("/v1/entities/{type}/{key}/queries/{query}", get(routes::query))
         .route("/v1/entities/{type}/{key}/changes", get(changes::changes))
         .route("/v1/entities/{type}/changes", get(changes::type_changes).delete(routes::delete))
+        .route("/v1/entities/{type}/{key}/lock", get(locks::lock).delete(locks::free))
         .route("/v1/entities/{type}/{key}/reminders", get(routes::reminders))
         .route("/v1/entities/{type}/{key}/reminders/{id}", delete(routes::cancel_reminder))
         .route("/v1/workflows", get(workflows::types))

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     Node,
     escape::escaped,
-    node::{Find, WorkflowChange, workflows::until_started},
+    node::{EntityView, Find, WorkflowChange, workflows::until_started},
 };
 
 /// The longest wait for the end of a workflow; who waits longer asks again.
@@ -124,17 +124,22 @@ fn unknown(id: &EntityId) -> Problem {
 
 /// A status with the id before it.
 fn shown(id: &EntityId, status: &[u8]) -> Result<Vec<u8>, Problem> {
-    let wrong = |error: serde_json::Error| {
-        Problem::from(Error::new(ErrorKind::Internal, format!("a status cannot be read: {error}")))
-    };
-    let mut members: serde_json::Map<String, Value> =
-        serde_json::from_slice(status).map_err(wrong)?;
+    let mut members = members(status)?;
     if members.get("status").is_none_or(Value::is_null) {
         return Err(unknown(id));
     }
     members.insert("type".into(), id.entity_type().into());
     members.insert("key".into(), id.key().into());
-    serde_json::to_vec(&members).map_err(wrong)
+    serde_json::to_vec(&members).map_err(unreadable)
+}
+
+/// The members of a status.
+fn members(status: &[u8]) -> Result<serde_json::Map<String, Value>, Problem> {
+    serde_json::from_slice(status).map_err(unreadable)
+}
+
+fn unreadable(error: serde_json::Error) -> Problem {
+    Error::new(ErrorKind::Internal, format!("a status cannot be read: {error}")).into()
 }
 
 /// A page of the history.
@@ -262,10 +267,27 @@ pub(super) async fn types(
 }
 
 /// The parameters of a list.
-const LIST: [&str; 6] = ["status", "stuck", "created", "prefix", "after", "limit"];
+const LIST: [&str; 7] = ["status", "stuck", "version", "created", "prefix", "after", "limit"];
 /// The parameters of a list that are filters, each with the index by which it finds.
-const FILTERS: [(&str, &str); 3] =
-    [("status", "status"), ("stuck", "is_stuck"), ("created", "created_at")];
+const FILTERS: [(&str, &str); 4] = [
+    ("status", "status"),
+    ("stuck", "is_stuck"),
+    ("version", "version"),
+    ("created", "created_at"),
+];
+/// The members of a status that a list shows.
+const LISTED: [&str; 10] = [
+    "status",
+    "stuck",
+    "suspended",
+    "run",
+    "version",
+    "created_at",
+    "updated_at",
+    "waits_for",
+    "outstanding",
+    "waiting_events",
+];
 
 /// The parameters of an operation for many.
 const BULK: [&str; 4] = ["operation", "reason", "recursive", "all"];
@@ -278,18 +300,34 @@ pub(super) fn listed(uri: &Uri) -> Result<(String, bool), Problem> {
     Ok((given.remove("prefix").unwrap_or_default(), finds))
 }
 
-/// The workflows of a type: by key, or by status, the newest first.
+/// A workflow as a list shows it.
+#[derive(serde::Serialize)]
+struct Row {
+    #[serde(flatten)]
+    entity: EntityView,
+    #[serde(flatten)]
+    status: serde_json::Map<String, Value>,
+}
+
+/// The workflows of a type: by key, or as an index finds them.
 pub(super) async fn list(State(node): State<Node>, uri: Uri, headers: HeaderMap) -> Answer {
     let given = plain_parameters(&uri, &headers, &LIST)?;
     let name = path::workflow_type(&node, &uri)?;
-    if filters(&given).is_empty() {
-        let prefix = given.get("prefix").map(String::as_str).unwrap_or_default();
-        let after = given.get("after").map(String::as_str);
-        let page = node.list_of(&name, prefix, after, limit(&given)?).await?;
-        return Ok(show(&json!({ "workflows": page.rows, "next": page.next })));
-    }
-    let page = search(&node, &name, &given)?.page().await?;
-    Ok(show(&json!({ "workflows": page.rows, "next": page.next })))
+    let page = match filters(&given).is_empty() {
+        true => {
+            let prefix = given.get("prefix").map(String::as_str).unwrap_or_default();
+            let after = given.get("after").map(String::as_str);
+            node.states_of(&name, prefix, after, limit(&given)?).await?
+        }
+        false => search(&node, &name, &given)?.read_states().await?,
+    };
+    let rows = page.rows.into_iter().map(|(entity, view)| {
+        let mut status = members(&view.state)?;
+        status.retain(|name, _| LISTED.contains(&name.as_str()));
+        Ok(Row { entity, status })
+    });
+    let rows = rows.collect::<Result<Vec<_>, Problem>>()?;
+    Ok(show(&json!({ "workflows": rows, "next": page.next })))
 }
 
 /// The filters that are given, by their indexes.
@@ -322,8 +360,7 @@ pub(super) async fn change_many(State(node): State<Node>, uri: Uri, headers: Hea
     let name = path::workflow_type(&node, &uri)?;
     let is_all = flag(&given, "all")?;
     if is_all != (filters(&given).is_empty() && !given.contains_key("prefix")) {
-        let rule =
-            "say which workflows are meant: by status, stuck, created or prefix, or all=true";
+        let rule = "say which workflows are meant: by status, stuck, version, created or prefix, or all=true";
         return Err(Problem::invalid(rule));
     }
     let reason = given.get("reason").cloned().unwrap_or_default();

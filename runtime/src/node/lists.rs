@@ -264,6 +264,38 @@ pub(super) async fn entities(
     Ok(Listed { rows: rows.collect(), next })
 }
 
+/// A page as that of [`entities`], with the states; fewer where they are large. One whose state cannot be read is left out,
+/// and the log says so.
+#[cfg(feature = "http")]
+pub(super) async fn states(
+    node: &super::Node,
+    entity_type: &str,
+    prefix: &str,
+    after: Option<&str>,
+    limit: usize,
+) -> Result<Listed<(EntityView, StateView)>, Error> {
+    let page = entities(&node.0, entity_type, prefix, after, limit).await?;
+    let (mut rows, mut bytes, mut next) = (Vec::with_capacity(page.rows.len()), 0, page.next);
+    for row in page.rows {
+        if bytes >= PAGE_BYTES_MAX {
+            next = rows.last().map(|(row, _): &(EntityView, _)| row.key.clone());
+            break;
+        }
+        let id = EntityId::new(entity_type, &row.key)?;
+        match node.committed_state_of(&id).await {
+            Ok(view) => {
+                bytes += view.as_ref().map_or(0, |view| view.state.len());
+                rows.extend(view.map(|view| (row, view)));
+            }
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                tracing::error!(%error, "an entity is left out of a list");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Listed { rows, next })
+}
+
 /// A page of the reminders and delayed signals of an entity.
 pub(super) async fn reminders(
     node: &Inner,

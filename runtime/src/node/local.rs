@@ -91,6 +91,11 @@ impl Local {
                 let action = Action::Upgrade(version);
                 self.send_within(&id, action, Terms::default(), timeout)?.await
             }
+            Command::FreeLock(id, holder) => {
+                self.known_type(id.entity_type())?;
+                let action = Action::FreeLock(holder);
+                self.send_within(&id, action, Terms::default(), timeout)?.await
+            }
             Command::Replay(letter) => self.replay(letter, timeout).await,
             Command::Drop(letter) => self.drop_letter(letter, timeout)?.await,
         }

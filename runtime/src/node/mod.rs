@@ -13,6 +13,7 @@
 mod audit;
 mod build;
 mod bulk;
+mod caller;
 mod changes;
 mod committed;
 mod find;
@@ -21,6 +22,7 @@ mod index_check;
 mod indexing;
 mod lists;
 pub(crate) mod local;
+mod locks;
 mod peers;
 mod readiness;
 mod router;
@@ -39,15 +41,13 @@ use std::{
 };
 
 use stead_entities::{
-    Accepted, BoxFuture, Caller, Entity, EntityId, Error, ErrorKind, Reference, ReminderId,
-    Request, Timestamp, TypedReference,
+    Entity, EntityId, Error, ErrorKind, Reference, ReminderId, Timestamp, TypedReference,
     entity::EntityDescription,
-    operation::Reply,
     workflow::{InstanceReference, TypedWorkflow, WorkflowDescription},
 };
 
 use self::{
-    local::{Local, Use},
+    local::Local,
     router::{Command, Router},
     unserved::{Depth, For},
 };
@@ -66,6 +66,7 @@ pub use find::{Find, SelectedView};
 #[cfg(feature = "http")]
 pub(crate) use lists::PAGE_ROWS_MAX;
 pub use lists::{BulkView, CronView, DeadLetterView, EntityView, Listed, ReminderView, Snapshot};
+pub use locks::LockView;
 pub use router::Deletion;
 pub use type_changes::{TypeChange, TypeChangeEvent, TypeChanges};
 pub use unserved::UnservedView;
@@ -403,6 +404,40 @@ impl Node {
         lists::entities(&self.0, entity_type, prefix, after, limit).await
     }
 
+    /// The same with states.
+    #[cfg(feature = "http")]
+    pub(crate) async fn states_of(
+        &self,
+        entity_type: &str,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Listed<(EntityView, StateView)>, Error> {
+        lists::states(self, entity_type, prefix, after, limit).await
+    }
+
+    /// The lock of an entity, as the store has it; none while nobody has one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) for a type that this node does not serve, and what can befall any
+    /// read.
+    pub async fn lock_of(&self, id: &EntityId) -> Result<Option<LockView>, Error> {
+        locks::of(&self.0, id).await
+    }
+
+    /// Ends the lock of an entity in the place of who has it; where a holder is named, only that one's. Durable when it
+    /// returns. What waited for the lock goes on, and what its holder still asks for under it fails there, as
+    /// [`Failure::Failed`](crate::Failure::Failed). A holder that runs lets its locks go by itself; this is for one that
+    /// does not go on.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) where the entity is not locked,
+    /// [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) where another workflow than the named one has the lock, and what
+    /// can befall any request. Not cancel safe: the lock may be ended though nobody hears of it.
+    pub async fn free_lock(&self, id: &EntityId, holder: Option<&str>) -> Result<(), Error> {
+        self.perform(Command::FreeLock(id.clone(), holder.map(str::to_owned))).await.map(drop)
+    }
+
     /// A page of the committed reminders and delayed signals of an entity behind the one with the id
     /// `after`: reminders by name, then delayed signals in the order in which they were accepted; at
     /// most `limit`, and at most 1,000.
@@ -543,51 +578,10 @@ impl Node {
     }
 }
 
-impl Caller for Node {
-    fn call(&self, request: Request) -> BoxFuture<'static, Result<Reply, Error>> {
-        let used = self.0.router.use_operation(request, Use::Call);
-        Box::pin(async move { reply(used.await?) })
-    }
-
-    fn signal(&self, request: Request) -> BoxFuture<'static, Result<Accepted, Error>> {
-        let used = self.0.router.use_operation(request, Use::Signal);
-        Box::pin(async move {
-            Ok(match used.await? {
-                Response::Scheduled(number) => Accepted::new(Some(ReminderId::Delayed(number))),
-                _ => Accepted::default(),
-            })
-        })
-    }
-
-    fn query(&self, request: Request) -> BoxFuture<'static, Result<Reply, Error>> {
-        let used = self.0.router.use_operation(request, Use::Query);
-        Box::pin(async move { reply(used.await?) })
-    }
-
-    fn cancel_reminder(
-        &self,
-        id: EntityId,
-        reminder: ReminderId,
-    ) -> BoxFuture<'static, Result<(), Error>> {
-        let router = self.0.router.clone();
-        Box::pin(async move { router.perform(Command::Cancel(id, reminder)).await.map(drop) })
-    }
-}
-
 fn view(response: Response) -> Result<Option<StateView>, Error> {
     match response {
         Response::State(view) => Ok(view),
         _ => Err(Error::new(ErrorKind::Internal, "another answer than a state")),
-    }
-}
-
-fn reply(response: Response) -> Result<Reply, Error> {
-    match response {
-        Response::Replied(json) => Ok(Ok(json)),
-        Response::Rejected(rejection) => Ok(Err(rejection)),
-        Response::Done | Response::Scheduled(_) | Response::State(_) => {
-            Err(Error::new(ErrorKind::Conflict, "this idempotency key was used for a signal"))
-        }
     }
 }
 

@@ -52,6 +52,8 @@ pub(crate) enum Command {
     Committed(Box<Self>),
     /// Store the state in this version of its type.
     Upgrade(EntityId, u32),
+    /// End the entity's lock, or only that of this workflow.
+    FreeLock(EntityId, Option<String>),
 }
 
 /// The deletion of an entity, as a caller asks for it.
@@ -118,6 +120,7 @@ impl Command {
                 _ => return Err(Error::new(ErrorKind::Invalid, "it does not only read")),
             },
             Task::Upgrade(id, version) => Self::Upgrade(EntityId::parse(&id)?, version),
+            Task::FreeLock(id, holder) => Self::FreeLock(EntityId::parse(&id)?, holder),
             Task::Replay(partition, class, number) => {
                 Self::Replay(letter(partition, class, number))
             }
@@ -180,6 +183,7 @@ impl Command {
             Self::Drop(letter) => Task::letter(false, *letter),
             Self::Committed(read) => read.to_wire_without_origin(),
             Self::Upgrade(id, version) => Task::Upgrade(id.to_string(), *version),
+            Self::FreeLock(id, holder) => Task::FreeLock(id.to_string(), holder.clone()),
         }
     }
 
@@ -189,6 +193,7 @@ impl Command {
             Self::State(id)
             | Self::Cancel(id, _)
             | Self::Upgrade(id, _)
+            | Self::FreeLock(id, _)
             | Self::Delete(Deletion { id, .. }) => host.partition_of(id),
             Self::Replay(letter) | Self::Drop(letter) => letter.partition,
             Self::Committed(read) => read.partition(host),
@@ -205,7 +210,7 @@ impl Command {
             | Self::Upgrade(..) => true,
             Self::Use(request, Use::Call | Use::Signal) => request.idempotency_key.is_some(),
             Self::Delete(deletion) => deletion.idempotency_key.is_some(),
-            Self::Replay(_) | Self::Cancel(..) => false,
+            Self::Replay(_) | Self::Cancel(..) | Self::FreeLock(..) => false,
         }
     }
 

@@ -33,6 +33,8 @@ pub(super) enum Envelope {
     Upgrade(u32, ReplySender),
     /// A workflow locks the entity, or lets it go.
     Lock(Box<LockChange>),
+    /// An operator ends the lock, or that of this workflow.
+    FreeLock(Option<String>, ReplySender),
 }
 
 /// A query, or a look at the committed state.
@@ -417,6 +419,7 @@ impl Envelope {
             | Self::Undeliverable(_)
             | Self::Expire(_)
             | Self::Lock(_)
+            | Self::FreeLock(..)
             | Self::Upgrade(..) => None,
         }
     }
@@ -428,7 +431,7 @@ impl Envelope {
             Self::Operation(operation) => operation.reply_to(),
             Self::Delete(delete) => Some(&delete.reply_to),
             Self::Cancel(cancel) => Some(&cancel.reply_to),
-            Self::Upgrade(_, reply_to) => Some(reply_to),
+            Self::Upgrade(_, reply_to) | Self::FreeLock(_, reply_to) => Some(reply_to),
             Self::Purge(_) | Self::Undeliverable(_) | Self::Expire(_) | Self::Lock(_) => None,
         }
     }
@@ -440,7 +443,7 @@ impl Envelope {
             Self::Operation(operation) => operation.into_reply_to(),
             Self::Delete(delete) => Some(delete.reply_to),
             Self::Cancel(cancel) => Some(cancel.reply_to),
-            Self::Upgrade(_, reply_to) => Some(reply_to),
+            Self::Upgrade(_, reply_to) | Self::FreeLock(_, reply_to) => Some(reply_to),
             Self::Purge(_) | Self::Undeliverable(_) | Self::Expire(_) | Self::Lock(_) => None,
         }
     }
@@ -450,7 +453,11 @@ impl Envelope {
         match self {
             Self::Operation(operation) => operation.row != Row::None,
             Self::Purge(_) | Self::Undeliverable(_) | Self::Expire(_) | Self::Lock(_) => true,
-            Self::Read(_) | Self::Delete(_) | Self::Cancel(_) | Self::Upgrade(..) => false,
+            Self::Read(_)
+            | Self::Delete(_)
+            | Self::Cancel(_)
+            | Self::Upgrade(..)
+            | Self::FreeLock(..) => false,
         }
     }
 
@@ -462,7 +469,11 @@ impl Envelope {
             Self::Undeliverable(undeliverable) => undeliverable.permit = Some(permit),
             Self::Expire(expire) => expire.permit = Some(permit),
             Self::Lock(change) => change.permit = Some(permit),
-            Self::Read(_) | Self::Delete(_) | Self::Cancel(_) | Self::Upgrade(..) => {}
+            Self::Read(_)
+            | Self::Delete(_)
+            | Self::Cancel(_)
+            | Self::Upgrade(..)
+            | Self::FreeLock(..) => {}
         }
     }
 
@@ -475,7 +486,11 @@ impl Envelope {
             Self::Undeliverable(undeliverable) => undeliverable.permit = None,
             Self::Expire(expire) => expire.permit = None,
             Self::Lock(change) => change.permit = None,
-            Self::Read(_) | Self::Delete(_) | Self::Cancel(_) | Self::Upgrade(..) => {}
+            Self::Read(_)
+            | Self::Delete(_)
+            | Self::Cancel(_)
+            | Self::Upgrade(..)
+            | Self::FreeLock(..) => {}
         }
     }
 
@@ -493,6 +508,7 @@ impl Envelope {
             | Self::Cancel(_)
             | Self::Purge(_)
             | Self::Lock(_)
+            | Self::FreeLock(..)
             | Self::Upgrade(..) => None,
         }
     }
@@ -516,6 +532,7 @@ impl std::fmt::Debug for Envelope {
             Self::Expire(_) => "Expire",
             Self::Upgrade(..) => "Upgrade",
             Self::Lock(_) => "Lock",
+            Self::FreeLock(..) => "FreeLock",
         })
     }
 }

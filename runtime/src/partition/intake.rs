@@ -73,8 +73,10 @@ impl Partition {
         }
         let id = &arrival.id;
         let limit = self.environment.limits(id, None).mailbox_max;
+        // What waits for the end of a lock does not keep an operator from ending it.
         if let Some(entry) = self.activations.get_mut(id)
             && entry.waiting() >= limit
+            && !matches!(arrival.action, Action::FreeLock(_))
         {
             if !Sabotage::MailboxDropsOldest.is_on() {
                 let message = format!("{limit} operations wait for {id}: back off");
@@ -137,6 +139,7 @@ impl Partition {
             }
             Action::Cancel(slot) => Envelope::Cancel(Box::new(Cancel { slot, reply_to })),
             Action::Upgrade(version) => Envelope::Upgrade(version, reply_to),
+            Action::FreeLock(holder) => Envelope::FreeLock(holder, reply_to),
         }
     }
 
@@ -149,7 +152,7 @@ impl Partition {
             Envelope::Operation(signal) if has_backlog && is_plain_signal(&signal) => {
                 self.accept_on_disk(id, signal);
             }
-            envelope if has_backlog => {
+            envelope if has_backlog && !matches!(envelope, Envelope::FreeLock(..)) => {
                 activation.push_behind(envelope);
                 self.activations.make_ready(id);
             }

@@ -12,7 +12,7 @@
 use std::{sync::Arc, time::Duration};
 
 use stead_entities::{
-    EntityId, Failure,
+    EntityId, Error, ErrorKind, Failure,
     ask::answer_json,
     effect::{LOCK, Signal, UNLOCK},
     workflow::{LOCK_ASKED, LockAsked},
@@ -22,7 +22,8 @@ use super::{
     Partition,
     envelope::{Envelope, LockChange, Operation, Row, Sender},
     message::Output,
-    run::ROOM_PAUSE,
+    reply::{ReplySender, Response},
+    run::{ROOM_PAUSE, full},
 };
 use crate::{
     sabotage::Sabotage,
@@ -87,7 +88,7 @@ impl Partition {
             (lock, Some(fence)) => {
                 let key = envelope.inbox_key();
                 let is_of = |lock: &Lock| key.is_some_and(|key| lock.is_of(key, fence));
-                if lock.is_some_and(is_of) {
+                if lock.is_some_and(is_of) || Sabotage::LateFencePasses.is_on() {
                     return Some(envelope);
                 }
             }
@@ -115,6 +116,7 @@ impl Partition {
             Envelope::Operation(_)
             | Envelope::Read(_)
             | Envelope::Purge(_)
+            | Envelope::FreeLock(..)
             | Envelope::Undeliverable(_) => Some(envelope),
         }
     }
@@ -170,6 +172,32 @@ impl Partition {
                 self.send_answer(&row, &asked, origin.map(StoredOrigin), answer);
             }
         }
+    }
+
+    /// Ends the lock in the place of who has it, or only that of this workflow, as an operator asks for it. What that
+    /// still asks for under it is refused.
+    pub(super) fn free_lock(&mut self, id: &EntityId, of: Option<&str>, reply_to: ReplySender) {
+        if !reply_to.take() {
+            return;
+        }
+        if !self.moment.has_room {
+            return self.refuse(reply_to, &full());
+        }
+        let holder = self.activations.of(id).live_mut().lock().map(|lock| lock.holder.clone());
+        let result = match holder {
+            None => Err(Error::new(ErrorKind::NotFound, format!("{id} is not locked"))),
+            Some(holder) if of.is_some_and(|of| of != holder) => {
+                let why = format!("{id} is locked by another workflow");
+                Err(Error::new(ErrorKind::Conflict, why))
+            }
+            Some(holder) => {
+                tracing::warn!(entity = %id, holder, "an operator has ended a lock");
+                self.write_lock(id, None);
+                self.activations.of(id).unpark();
+                Ok(Response::Done)
+            }
+        };
+        self.answer(id, reply_to, result);
     }
 
     /// Writes the lock with the state, as a revision of its own.

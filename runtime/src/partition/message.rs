@@ -86,6 +86,8 @@ pub(crate) enum Action {
     Cancel(Slot),
     /// Store the state in this version of its type, where an earlier one is stored.
     Upgrade(u32),
+    /// End the entity's lock in the place of who has it, or only that of this workflow.
+    FreeLock(Option<String>),
 }
 
 impl Action {
@@ -95,7 +97,12 @@ impl Action {
             Self::Call(invocation)
             | Self::Signal { invocation, .. }
             | Self::Replay { invocation, .. } => invocation.input.len(),
-            Self::State | Self::Query(_) | Self::Delete | Self::Cancel(_) | Self::Upgrade(_) => 0,
+            Self::State
+            | Self::Query(_)
+            | Self::Delete
+            | Self::Cancel(_)
+            | Self::Upgrade(_)
+            | Self::FreeLock(_) => 0,
         }
     }
 }

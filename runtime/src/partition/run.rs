@@ -137,6 +137,10 @@ impl Partition {
                 self.upgrade(id, version, reply_to);
                 Next::Goes
             }
+            Envelope::FreeLock(holder, reply_to) => {
+                self.free_lock(id, holder.as_deref(), reply_to);
+                Next::Goes
+            }
             Envelope::Purge(mut purge) => {
                 if self.moment.has_room {
                     self.wait_for_read(id, WaitsForRead::Purge(purge));

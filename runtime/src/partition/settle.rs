@@ -106,6 +106,9 @@ impl Partition {
         if let Err(error) = self.check_effects(id, &operation, &effects) {
             return self.fail(id, operation, error, NextTry::ByPolicy);
         }
+        if let Some(why) = &effects.trouble {
+            tracing::warn!(entity = %id, why, "a workflow does not go on by itself");
+        }
         let version = self.begin_revision(id, state);
         self.group.count_entries(entries);
         self.consume(id, &mut operation);

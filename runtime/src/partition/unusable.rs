@@ -38,7 +38,9 @@ impl Partition {
                 Envelope::Delete(delete) => self.refuse_deletion(*delete, error),
                 Envelope::Read(read) => self.refuse(read.reply_to, error),
                 Envelope::Cancel(cancel) => self.refuse(cancel.reply_to, error),
-                Envelope::Upgrade(_, reply_to) => self.refuse(reply_to, error),
+                Envelope::Upgrade(_, reply_to) | Envelope::FreeLock(_, reply_to) => {
+                    self.refuse(reply_to, error);
+                }
                 Envelope::Lock(change) => {
                     self.leave_stored(id, &Row::Inbox(change.row), change.bytes);
                 }

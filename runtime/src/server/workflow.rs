@@ -85,11 +85,12 @@ async fn asked(verb: WorkflowVerb) -> Result<bool, Error> {
             of.ask(Ask::Delete, &[], &given, Vec::new()).await?;
         }
         V::Batch(asked) => return batch(asked).await,
-        V::List { workflow_type, status, stuck, prefix, limit, shown } => {
+        V::List { workflow_type, status, stuck, version, prefix, limit, shown } => {
             let status = status.clone().map(|status| ("status", status));
             let stuck = stuck.then(|| ("stuck", "true".to_owned()));
+            let version = version.map(|version| ("version", version.to_string()));
             let prefix = prefix.clone().map(|prefix| ("prefix", prefix));
-            let given: Vec<_> = status.into_iter().chain(stuck).chain(prefix).collect();
+            let given = [status, stuck, version, prefix].into_iter().flatten().collect();
             list(workflow_type, given, *limit, shown).await?;
         }
     }
@@ -247,30 +248,28 @@ async fn list(
         given.push(("limit", page));
         given.extend(after.take().map(|after| ("after", after)));
         let page = list_page(&client, workflow_type, given).await?;
-        for row in page["workflows"].as_array().into_iter().flatten() {
-            let key = text(&row["key"]);
-            let path = ["v1", "workflows", workflow_type, &key];
-            let status = match client.ask(Ask::Get, (&path, &[]), Vec::new(), DEADLINE).await {
-                // One that was purged meanwhile is left out.
-                Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                status => status?,
-            };
+        for status in page["workflows"].as_array().into_iter().flatten() {
             rows.push(vec![
-                key,
-                status_word(&status),
+                text(&status["key"]),
+                status_word(status),
                 text(&status["run"]),
+                text(&status["version"]),
                 text(&status["created_at"]),
                 text(&status["updated_at"]),
-                waits(&status).join(", "),
+                match &status["stuck"]["reason"] {
+                    Value::Null => waits(status).join(", "),
+                    reason => text(reason),
+                },
             ]);
-            all.push(status);
+            all.push(status.clone());
         }
         after = page["next"].as_str().map(str::to_owned);
         if after.is_none() {
             break;
         }
     }
-    let head = vec!["KEY", "STATUS", "RUN", "CREATED", "UPDATED", "WAITS FOR"];
+    let head =
+        vec!["KEY", "STATUS", "RUN", "VERSION", "CREATED", "UPDATED", "WAITS FOR, OR IS STUCK"];
     print(shown, &all.into(), (head, rows));
     Ok(())
 }

@@ -157,6 +157,8 @@ pub(crate) enum Task {
     Committed(Box<Task>),
     /// Store the state of an entity in this version of its type.
     Upgrade(String, u32),
+    /// End the lock of an entity, or only that of this workflow.
+    FreeLock(String, Option<String>),
 }
 
 /// An operation or query of an entity.

@@ -1,6 +1,6 @@
 //! `stead workflow`: what it asks a running server, what it prints, and its exit codes.
 
-use std::process::Output;
+use std::{path::Path, process::Output};
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
@@ -147,5 +147,36 @@ async fn a_program_is_tried_on_the_workflows_that_run_before_it_is_deployed() ->
     let known = client.instance("errand", "e-20").history().await?;
     let saved = stead::workflow::SavedHistory::read(&file).map_err(anyhow::Error::msg)?;
     ensure!(went_well && saved == known, "{saved:?}");
+    ensure!(server.terminate().await?.success());
+    stuck_ones_are_listed_with_their_reasons(data.path()).await
+}
+
+/// Hosts what runs by code that does not fit.
+async fn stuck_ones_are_listed_with_their_reasons(data: &Path) -> Result<()> {
+    let (address, log) = (free_address()?, data.join("log"));
+    let mut command = command_of("unruly", data, address, &[])?;
+    command.env("ERRAND", "hasty");
+    let server = Server::run_with_log(command, address, std::fs::File::create(&log)?).await?;
+    for key in ["e-20", "e-21"] {
+        let event = format!("/v1/workflows/errand/{key}/events/go");
+        ensure!(server.post(&event, "1").send().await?.status() == 202);
+    }
+    let (_, list) = run(&server, &["list", "errand", "--stuck", "--version", "1"]).await?;
+    let reason = "at place 1 the history began step fetch";
+    for key in ["e-20", "e-21"] {
+        let row = list.lines().find(|row| row.starts_with(key)).unwrap_or_default();
+        ensure!(row.contains("running, stuck  1    1  ") && row.contains(reason), "{list}");
+    }
+    ensure!(list.lines().count() == 3, "{list}");
+    let (_, none) = run(&server, &["list", "errand", "--version", "2"]).await?;
+    ensure!(none.lines().count() == 1, "{none}");
+    let rows: Value =
+        server.get("/v1/workflows/errand?prefix=e-2&limit=2").send().await?.json().await?;
+    let (first, second) = (&rows["workflows"][0], &rows["workflows"][1]);
+    ensure!(first["key"] == "e-2" && first["status"] == "completed", "{rows}");
+    ensure!(second["stuck"]["attempts"] == 1 && second.get("input").is_none(), "{rows}");
+    let (log, told) = (std::fs::read_to_string(&log)?, "run 1 of version 1 is stuck");
+    let told = log.lines().filter(|line| line.contains(told) && line.contains(reason));
+    ensure!(told.count() == 2, "{log}");
     Ok(())
 }

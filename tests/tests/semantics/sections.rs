@@ -2,11 +2,13 @@
 //! crashes and however many wait; and no lock outlives its section.
 
 use stead::{
-    Context, Failure,
+    Context, Failure, Routes,
     testing::{CommitFaults, NodeTest, TestNode},
     workflow,
     workflow::{Instance, Status, Workflow},
 };
+
+use stead_tests::random::Random;
 
 use super::*;
 
@@ -250,4 +252,115 @@ fn what_is_asked_under_a_lock_that_is_gone_is_refused() {
         assert!(why.contains("is not locked by who asks any more"), "{why}");
         assert_eq!(node.entity::<Safe>("a").note("later".into()).await.expect("applied"), 1);
     });
+}
+
+#[test]
+fn an_operator_ends_a_lock_and_its_holder_is_refused_from_then_on() {
+    let config = Config::with(|config| config.mailbox_max = 16);
+    sections().config(config).run(async |node| {
+        let visit = node.workflow::<Visits>("v");
+        visit.start(vec!["a".into()], false).await.expect("started");
+        node.advance(Duration::from_secs(1)).await;
+        for noise in ["x", "y"] {
+            node.entity::<Noise>(noise).make("a".into(), 20).await.expect("made");
+        }
+        node.advance(Duration::from_secs(1)).await;
+        let operator = node.node().await;
+        let [safe, other] = ["a", "b"].map(|key| EntityId::new("safe", key).expect("valid"));
+        assert_eq!(operator.lock_of(&other).await.expect("read"), None);
+        let lock = operator.lock_of(&safe).await.expect("read").expect("it is locked");
+        assert_eq!(lock.holder, "visit/v");
+        assert_eq!(visit.status().await.expect("a status").locks, ["safe/a"]);
+        let refused = async |id: &EntityId, holder: Option<&str>| {
+            operator.free_lock(id, holder).await.expect_err("refused").kind()
+        };
+        assert_eq!(refused(&safe, Some("visit/w")).await, ErrorKind::Conflict);
+        assert_eq!(refused(&other, None).await, ErrorKind::NotFound);
+        operator.free_lock(&safe, Some("visit/v")).await.expect("it passes what waits");
+        assert_eq!(refused(&safe, None).await, ErrorKind::NotFound);
+        drop(operator);
+        node.kill().await;
+        node.restart().await;
+        node.advance(Duration::from_secs(200)).await;
+        let status = visit.status().await.expect("a status");
+        let why = status.failure.expect("a failure").to_string();
+        assert!(why.contains("is not locked by who asks any more"), "{why}");
+        let log = node.entity::<Safe>("a").log().await.expect("read");
+        assert_eq!((log.len(), &*log[0]), (41, "v in"), "{log:?}");
+    });
+}
+
+/// Frees locks at random moments, through crashes: nothing of a holder is applied that has lost its lock.
+#[test]
+fn what_is_asked_under_a_lock_that_an_operator_has_ended_is_refused_whenever_that_was() {
+    let mut ended = 0;
+    for seed in 0..40 {
+        let test = sections().seed(seed).faults(CommitFaults::usual());
+        let count = std::rc::Rc::<std::cell::Cell<u32>>::default();
+        let counted = count.clone();
+        test.run(async move |node| {
+            let mut random = Random(seed);
+            for visit in 0..4 {
+                let mut safes = ["a", "b", "c"].map(str::to_owned).to_vec();
+                safes.remove(random.below(3) as usize);
+                let visit = node.workflow::<Visits>(format!("v{visit}"));
+                visit.start(safes, false).await.expect("started");
+            }
+            let mut lost = Vec::new();
+            for _ in 0..6 {
+                node.advance(Duration::from_secs(1 + random.below(100))).await;
+                let safe = ["a", "b", "c"][random.below(3) as usize];
+                let id = EntityId::new("safe", safe).expect("valid");
+                let operator = node.node().await;
+                let Ok(Some(lock)) = operator.lock_of(&id).await else { continue };
+                if operator.free_lock(&id, Some(&lock.holder)).await.is_ok() {
+                    let log = node.entity::<Safe>(safe).log().await.expect("read");
+                    lost.push((safe, lock.holder, log.len()));
+                }
+            }
+            counted.set(lost.len() as u32);
+            node.advance(Duration::from_secs(3_000)).await;
+            for (safe, holder, length) in lost {
+                let log = node.entity::<Safe>(safe).log().await.expect("read");
+                let key = holder.strip_prefix("visit/").expect("a visit");
+                let late = log[length..].iter().find(|line| line.starts_with(key));
+                assert_eq!(late, None, "{holder} had lost {safe}: {log:?}");
+            }
+        });
+        ended += count.get();
+    }
+    assert!(ended > 40, "only {ended} locks were ended");
+}
+
+#[tokio::test]
+async fn a_lock_is_seen_and_ended_over_http() {
+    let world = World::new();
+    let node = world.start_with(|builder| builder.entity::<Safe>().workflow(Visits)).await;
+    let (url, server) = serve(node.router()).await;
+    let (shown, narrow) = serve(node.router_of(Routes::new().entity::<Safe>())).await;
+    let http = reqwest::Client::new();
+    let ask = async |method: reqwest::Method, url: String| {
+        let answer = http.request(method, url).send().await.expect("an answer");
+        let status = answer.status().as_u16();
+        let json: serde_json::Value = answer.json().await.unwrap_or_default();
+        (status, json)
+    };
+    let [get, delete] = [reqwest::Method::GET, reqwest::Method::DELETE];
+    let path = "v1/entities/safe/a/lock";
+    assert_eq!(ask(get.clone(), format!("{url}/{path}")).await.0, 404);
+    assert_eq!(ask(delete.clone(), format!("{url}/{path}")).await.0, 404);
+    node.workflow::<Visits>("v").start(vec!["a".into()], false).await.expect("started");
+    let is_locked = async || ask(get.clone(), format!("{url}/{path}")).await.0 == 200;
+    until_true("it is locked", is_locked).await;
+    let lock = ask(get.clone(), format!("{url}/{path}")).await.1;
+    assert_eq!(lock["holder"], "visit/v");
+    assert!(lock["since"].is_string(), "{lock}");
+    let hidden = ask(get, format!("{shown}/{path}")).await.1;
+    assert!(hidden["holder"].is_null() && hidden["since"] == lock["since"], "{hidden}");
+    let (status, refused) = ask(delete.clone(), format!("{url}/{path}?holder=visit/w")).await;
+    assert_eq!((status, &refused["detail"]), (409, &"safe/a is locked by another workflow".into()));
+    assert_eq!(ask(delete.clone(), format!("{url}/{path}?holder=visit/v")).await.0, 204);
+    assert_eq!(ask(delete, format!("{url}/{path}")).await.0, 404);
+    server.abort();
+    narrow.abort();
 }

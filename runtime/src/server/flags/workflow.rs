@@ -113,9 +113,12 @@ pub(in crate::server) enum WorkflowVerb {
         /// Only those with this status, such as running.
         #[arg(long)]
         status: Option<String>,
-        /// Only those that are stuck.
+        /// Only those that are stuck, each with the reason.
         #[arg(long)]
         stuck: bool,
+        /// Only those whose run began with this version of the code.
+        #[arg(long)]
+        version: Option<u32>,
         /// Only those whose keys begin so.
         #[arg(long)]
         prefix: Option<String>,
@@ -141,6 +144,9 @@ pub(in crate::server) struct BatchAsked {
     /// Only those that are stuck.
     #[arg(long)]
     pub(in crate::server) stuck: bool,
+    /// Only those whose run began with this version of the code.
+    #[arg(long)]
+    pub(in crate::server) version: Option<u32>,
     /// Only those that were created in this time, such as 2026-01-01T00:00:00Z..
     #[arg(long)]
     pub(in crate::server) created: Option<String>,
@@ -148,7 +154,7 @@ pub(in crate::server) struct BatchAsked {
     #[arg(long)]
     pub(in crate::server) prefix: Option<String>,
     /// All of the type, without a filter.
-    #[arg(long, conflicts_with_all = ["status", "stuck", "created", "prefix"])]
+    #[arg(long, conflicts_with_all = ["status", "stuck", "version", "created", "prefix"])]
     pub(in crate::server) all: bool,
     /// Why, where they are terminated or suspended.
     #[arg(long)]
@@ -170,6 +176,7 @@ impl BatchAsked {
             name.map(|name| ("operation", name)),
             text("status", &self.status),
             set("stuck", self.stuck),
+            text("version", &self.version.map(|version| version.to_string())),
             text("created", &self.created),
             text("prefix", &self.prefix),
             set("all", self.all),
