@@ -1,5 +1,7 @@
 //! Events that come before the workflow that they are for has begun.
 
+use std::cell::Cell;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use stead_entities::{
@@ -7,7 +9,7 @@ use stead_entities::{
     operation::Reference,
     testing::{DeadLetter, Drivers},
     workflow,
-    workflow::{Instance, InstanceReference, Status, Workflow},
+    workflow::{Instance, InstanceReference, StartPolicy, Status, Workflow},
 };
 
 use super::days;
@@ -139,6 +141,10 @@ fn an_early_event_is_as_right_as_a_later_one() {
     assert!(is_blank(&all), "nothing stays of it");
 }
 
+thread_local! {
+    static BREAKS: Cell<bool> = const { Cell::new(false) };
+}
+
 /// Counts numbers in the order in which they come, and takes a break where it is told to.
 pub struct Counts;
 
@@ -148,6 +154,7 @@ impl Counts {
         let first = ctx.go().await?;
         for expected in first..upto {
             let number = ctx.number().await?;
+            assert!(!BREAKS.get() || number != 600, "on purpose");
             if number != expected {
                 return Err(Failure::Failed(format!("{number} came in the place of {expected}")));
             }
@@ -175,6 +182,15 @@ impl Source {
         }
     }
 
+    pub fn go(&mut self, ctx: &mut Context, from: u32) {
+        ctx.signal(Counts::of("c").go(from));
+    }
+
+    pub fn end(&mut self, ctx: &mut Context) {
+        ctx.signal(Counts::of("c").terminate("enough"));
+        ctx.signal(Counts::of("c").purge());
+    }
+
     pub fn ask(&mut self, ctx: &mut Context) {
         ctx.ask(Counts::of("c").number(0), Self::of(ctx.key()).on_asked());
     }
@@ -197,14 +213,15 @@ fn send(all: &mut Drivers, count: u32) {
     all.apply(Source::of("s").send(count % 1_000)).expect("applied");
 }
 
+fn waiting(all: &Drivers) -> Option<u64> {
+    let shown = serde_json::to_value(all.state::<Instance<Counts>>("c")).expect("JSON");
+    shown["waiting_events"].as_u64()
+}
+
 #[test]
 fn events_of_signals_wait_in_their_order_however_many_they_are_and_who_hears_is_refused() {
     let mut all = counts();
     send(&mut all, 5_000);
-    let waiting = |all: &Drivers| {
-        let shown = serde_json::to_value(all.state::<Instance<Counts>>("c")).expect("JSON");
-        shown["waiting_events"].as_u64()
-    };
     assert_eq!(waiting(&all), Some(5_000));
     let refused = all.apply(Counts::of("c").number(1)).expect_err("a caller hears of it");
     let is_full = |no: &CallError| matches!(no, CallError::Rejected(no) if no.code() == Some("too_many_events"));
@@ -231,10 +248,48 @@ fn a_run_takes_events_for_which_there_was_no_room_in_the_order_of_their_name() {
 }
 
 #[test]
+fn a_run_that_is_rewound_takes_the_events_that_came_first_first() {
+    let mut all = counts();
+    all.apply(Counts::of("c").suspend("for a while")).expect("suspended");
+    all.apply(Counts::of("c").go(0)).expect("there is room");
+    send(&mut all, 4_500);
+    BREAKS.set(true);
+    all.apply(Counts::of("c").resume()).expect("resumed");
+    let stuck = all.state::<Instance<Counts>>("c").stuck().expect("stuck").to_owned();
+    assert!(stuck.contains("on purpose"), "{stuck}");
+    BREAKS.set(false);
+    all.apply(Counts::of("c").rewind_to("1")).expect("rewound");
+    let count = all.state::<Instance<Counts>>("c");
+    let taken = 4_500 - u32::try_from(waiting(&all).expect("a number")).expect("few");
+    assert_eq!((count.status(), taken), (Some(Status::Running), 511), "what came behind is kept");
+    all.apply(Source::of("other").go(taken)).expect("applied");
+    for run in 1..6 {
+        all.apply(Source::of("other").go(run * 1_000)).expect("applied");
+    }
+    send(&mut all, 845);
+    let count = all.state::<Instance<Counts>>("c");
+    assert_eq!(count.status(), Some(Status::Completed), "{count:?}");
+}
+
+#[test]
+fn a_run_that_is_replaced_leaves_its_events_to_the_next_one() {
+    let mut all = counts();
+    send(&mut all, 5_000);
+    let replaced = Counts::of("c").start(5).policy(StartPolicy::Replace);
+    all.apply(replaced.operation()).expect("started");
+    assert_eq!(waiting(&all), Some(5_000));
+    assert!(all.take_dead_letters().is_empty());
+    all.apply(Source::of("other").go(0)).expect("applied");
+    assert_eq!(waiting(&all), Some(5_001), "it is behind them");
+}
+
+#[test]
 fn what_waits_for_room_when_the_workflow_ends_is_a_dead_letter_behind_the_others() {
     let mut all = counts();
     send(&mut all, 5_000);
-    all.apply(Counts::of("c").terminate("enough")).expect("ended");
+    // The purge comes while they are given up.
+    all.apply(Source::of("other").end()).expect("applied");
+    assert_eq!(all.state::<Instance<Counts>>("c").status(), None, "it is gone");
     let letters = all.take_dead_letters();
     let number = |letter: &DeadLetter| {
         let argument: serde_json::Value =

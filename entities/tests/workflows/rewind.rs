@@ -98,6 +98,7 @@ impl Works {
                 Ok(event?.unwrap_or(1_000) + work?)
             }
             "raced" => raced(ctx).await,
+            "told" => told(ctx).await,
             "two and one" => two_and_one(ctx).await,
             "by a deadline" => ctx.work(1).attempts(100).deadline(secs(600)).await,
             "waits" => {
@@ -134,6 +135,12 @@ async fn raced(ctx: Workflow<Works>) -> Result<u32, Failure> {
         Of2::First(number) => ctx.work(number?).await,
         Of2::Second(_) => ctx.work(99).await,
     }
+}
+
+async fn told(ctx: Workflow<Works>) -> Result<u32, Failure> {
+    let number = ctx.work(1).await?;
+    let told = ctx.event::<u32>("ok").await?;
+    ctx.work(number + told).await
 }
 
 async fn two_and_one(ctx: Workflow<Works>) -> Result<u32, Failure> {
@@ -291,6 +298,23 @@ fn what_led_to_a_place_comes_before_what_was_kept_and_before_timers() {
     service.take_asked();
     works.rewind(Some("5")).expect("rewound");
     assert_eq!((works.result(), service.take_asked()), (Ok(7), vec![7]));
+}
+
+#[test]
+fn an_event_that_was_taken_in_the_turn_of_a_place_led_to_it() {
+    let mut works = WorkflowDriver::new("w", Works(Service::default()));
+    works.step("work").returns(5).holds();
+    works.start(("told".to_owned(), 0).into()).expect("started");
+    works.event("ok", 7).expect("kept");
+    works.end_step(0, Ok(1)).expect("ended");
+    works.terminate("enough").expect("terminated");
+    works.rewind(Some("4")).expect("rewound");
+    assert_eq!(works.drivers().held_steps().len(), 1, "the place alone");
+    works.end_step(0, Ok(8)).expect("ended");
+    assert_eq!(works.result(), Ok(8));
+    // Another place in the same turn: the wait for the event is made again.
+    works.rewind(Some("3")).expect("rewound");
+    assert_eq!(works.waits_for(), ["event ok"]);
 }
 
 #[test]

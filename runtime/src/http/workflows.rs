@@ -268,15 +268,10 @@ pub(super) async fn types(
 
 /// The parameters of a list.
 const LIST: [&str; 7] = ["status", "stuck", "version", "created", "prefix", "after", "limit"];
-/// The parameters of a list that are filters, each with the index by which it finds.
-const FILTERS: [(&str, &str); 4] = [
-    ("status", "status"),
-    ("stuck", "is_stuck"),
-    ("version", "version"),
-    ("created", "created_at"),
-];
+/// The parameters of a list that are filters, each of the index of its name.
+const FILTERS: [&str; 4] = ["status", "stuck", "version", "created"];
 /// The members of a status that a list shows.
-const LISTED: [&str; 10] = [
+const LISTED: [&str; 12] = [
     "status",
     "stuck",
     "suspended",
@@ -284,6 +279,8 @@ const LISTED: [&str; 10] = [
     "version",
     "created_at",
     "updated_at",
+    "failure",
+    "locks",
     "waits_for",
     "outstanding",
     "waiting_events",
@@ -295,7 +292,7 @@ const BULK: [&str; 4] = ["operation", "reason", "recursive", "all"];
 /// The prefix of keys that a list, or an operation for many, asks for, and whether they are to be found by an index.
 pub(super) fn listed(uri: &Uri) -> Result<(String, bool), Problem> {
     let mut given = parameters(uri, &[&LIST[..], &BULK].concat())?;
-    let finds = FILTERS.iter().any(|(name, _)| given.contains_key(*name));
+    let finds = FILTERS.iter().any(|name| given.contains_key(*name));
     let finds = finds || given.contains_key("operation");
     Ok((given.remove("prefix").unwrap_or_default(), finds))
 }
@@ -332,9 +329,9 @@ pub(super) async fn list(State(node): State<Node>, uri: Uri, headers: HeaderMap)
 
 /// The filters that are given, by their indexes.
 fn filters(given: &HashMap<String, String>) -> String {
-    let filters = FILTERS.into_iter().filter_map(|(name, index)| {
+    let filters = FILTERS.into_iter().filter_map(|name| {
         let value = given.get(name)?;
-        Some(format!("{index}:{value}"))
+        Some(format!("{name}:{value}"))
     });
     filters.collect::<Vec<_>>().join(",")
 }
@@ -344,7 +341,7 @@ fn search(node: &Node, name: &str, given: &HashMap<String, String>) -> Result<Fi
     let (filters, prefix) = (filters(given), given.get("prefix").cloned().unwrap_or_default());
     let search = node.find_of(name).prefix(prefix).limit(limit(given)?);
     let search = match filters.is_empty() {
-        true => search.order_by_name("created_at"),
+        true => search.order_by_name("created"),
         false => search.matching(&filters),
     };
     Ok(match given.get("after") {

@@ -90,7 +90,7 @@ async fn one_request_has_all_that_fit_do_the_same_page_by_page() -> Result<()> {
     let running = node.find_of("parcel").matching("status:running").limit(1_000);
     let suspended = running.change(&WorkflowChange::Suspend("pause".into())).await?;
     ensure!((suspended.done, suspended.failed, suspended.next) == (150, 0, None));
-    let all = node.find_of("parcel").order_by_name("created_at").limit(1_000);
+    let all = node.find_of("parcel").order_by_name("created").limit(1_000);
     ensure!(all.change(&WorkflowChange::Resume).await?.done == 150);
     node.abort().await;
     Ok(())

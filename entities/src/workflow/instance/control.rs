@@ -183,12 +183,14 @@ impl Engine<'_> {
         let now = self.ctx.now();
         let last = self.state.head.as_deref();
         let (run, kept) = last.map_or_else(Default::default, |head| (head.run, head.kept));
+        let later = last.and_then(|head| head.later.clone());
         if last.is_some_and(|head| head.wake_at.is_some()) {
             self.ctx.emit(Effect::CancelReminder(WAKE.into()));
         }
         self.state.head = Some(Box::new(Head {
             run,
             kept,
+            later,
             fingerprint,
             created_at: now,
             updated_at: now,
@@ -242,6 +244,7 @@ impl Engine<'_> {
     pub(super) fn terminate(&mut self, reason: Reason) -> Result<(), Rejection> {
         self.running()?;
         self.end(Status::Terminated, Failure::Terminated(reason.reason));
+        self.drain_events(|_| true);
         Ok(())
     }
 
@@ -312,12 +315,28 @@ impl Engine<'_> {
             }
             Some(_) => {}
         }
+        if self.state.waiting_events() > 0 {
+            return self.purge_later(&purge);
+        }
         if purge.recursive {
             for child in self.children(false) {
                 self.signal_child(&child, "purge", b"{\"recursive\":true}");
             }
         }
         self.ctx.delete();
+        Ok(())
+    }
+
+    /// Purges it once all events that nobody took are dead letters.
+    fn purge_later(&mut self, purge: &Purge) -> Result<(), Rejection> {
+        if self.ctx.is_heard() {
+            let why =
+                "events that nobody has taken are on their way to the dead letters: ask again";
+            return Err(refused("conflict", why));
+        }
+        let input = format!("{{\"recursive\":{}}}", purge.recursive);
+        let own = self.ctx.id().to_string();
+        self.signal_child(&own, "purge", input.as_bytes());
         Ok(())
     }
 
@@ -354,6 +373,7 @@ impl Engine<'_> {
                 Status::Terminated,
                 Failure::Terminated("it took longer than its deadline".into()),
             );
+            self.drain_events(|_| true);
             return Vec::new();
         }
         head.is_overdue = true;
@@ -371,6 +391,7 @@ impl Engine<'_> {
                     _ => Status::Failed,
                 };
                 self.settle_end(status, answer);
+                self.drain_events(|_| true);
             }
             End::Continued(input) => {
                 self.drop_kept_of_run();
@@ -390,7 +411,7 @@ impl Engine<'_> {
         }
     }
 
-    /// Ends it without its code: what it has begun is told.
+    /// Ends it without its code: what it has begun is told. The events that wait are left for another run.
     fn end(&mut self, status: Status, failure: Failure) {
         if Sabotage::TerminatedUntold.is_on() {
             return self.settle_end(status, answer_json(Err(failure)).into());
@@ -445,7 +466,6 @@ impl Engine<'_> {
         }
         self.mark();
         self.ctx.emit(Effect::Expire(Some(self.programs.retention.into())));
-        self.drain_events(|_| true);
     }
 
     /// Drops what waits for a run that has ended, and is no event.

@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    GO_ON, Live, State,
+    GO_ON, State,
     control::{check_length, refused, within},
     head::{Arrived, Kept},
     turn::Engine,
@@ -20,10 +20,7 @@ use crate::{
     effect::{Effect, Signal},
     input::InputError,
     sabotage::Sabotage,
-    workflow::{
-        EVENT_BYTES_KEPT_MAX, EVENT_BYTES_LATER_MAX, EVENTS_KEPT_MAX, EVENTS_LATER_MAX, EventType,
-        history::Payload,
-    },
+    workflow::{EVENT_BYTES_LATER_MAX, EVENTS_LATER_MAX, EventType, history::Payload},
 };
 
 /// How long events wait for a start.
@@ -35,12 +32,15 @@ const DRAINED_PER_TURN: usize = 1_000;
 const LATER_AT_ONCE: u64 = 256;
 const LATER_BYTES_AT_ONCE: u64 = 4 << 20;
 
+/// The name and the number of an event that is kept.
+pub(super) type KeptEvent = (Box<str>, u64);
+
 /// Events that came when too many waited, in their order.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, Layout)]
 pub(super) struct Later {
     events: Log<Arrived>,
     bytes: u64,
-    /// The bytes of the largest one that ever was one of them.
+    /// The bytes of the largest one since there were none.
     largest: u64,
 }
 
@@ -72,6 +72,9 @@ impl Later {
             wanted.map(|event| Kept { at: event.at, what: event.value.clone() }).collect();
         self.events.trim_to(self.events.len() - taken.len() as u64);
         self.bytes -= taken.iter().map(|kept| kept.what.len() as u64).sum::<u64>();
+        if self.events.is_empty() {
+            self.largest = 0;
+        }
         taken
     }
 }
@@ -79,13 +82,14 @@ impl Later {
 impl State {
     /// How many events wait.
     pub(super) fn waiting_events(&self) -> u64 {
-        let kept = self.head.as_deref().map_or(0, |head| head.kept.events);
-        u64::from(kept) + self.later.as_deref().map_or(0, |later| later.events.len())
+        let Some(head) = self.head.as_deref() else { return 0 };
+        let later = head.later.as_deref().map_or(0, |later| later.events.len());
+        u64::from(head.kept.events) + later
     }
 
     /// Those for which there was no room, where there are any.
     fn waiting_later(&mut self) -> Option<&mut Later> {
-        self.later.as_deref_mut().filter(|later| !later.events.is_empty())
+        self.head.as_mut()?.later.as_deref_mut().filter(|later| !later.events.is_empty())
     }
 }
 
@@ -134,12 +138,10 @@ impl Engine<'_> {
             );
             return Err(refused("unknown_event", why));
         }
-        let kept = self.state.head.as_deref().map(|head| head.kept).unwrap_or_default();
-        let bytes = kept.event_bytes + (name.len() + payload.len()) as u64;
         let event = Arrived::Event(name, payload);
-        let is_full = kept.events >= EVENTS_KEPT_MAX || bytes > EVENT_BYTES_KEPT_MAX;
+        let has_room = self.state.head.as_deref().is_none_or(|head| head.kept.has_room());
         let passes = Sabotage::LaterEventsPass.is_on();
-        if is_full || self.state.waiting_later().is_some() && !passes {
+        if !has_room || self.state.waiting_later().is_some() && !passes {
             return self.keep_for_later(event);
         }
         let arrived = vec![event];
@@ -162,7 +164,7 @@ impl Engine<'_> {
     fn keep_for_later(&mut self, event: Arrived) -> Result<(), Rejection> {
         let (now, is_heard) = (self.ctx.now(), self.ctx.is_heard());
         let count = self.state.waiting_events();
-        let later = self.state.later.get_or_insert_default();
+        let later = self.head().later.get_or_insert_default();
         if is_heard || !later.has_room_for(&event) {
             let why = format!(
                 "{count} events wait for the instance: it takes more when it has taken some"
@@ -175,27 +177,21 @@ impl Engine<'_> {
 
     /// Whether there is room again for events that came when there was none.
     pub(super) fn has_room_for_later(&mut self) -> bool {
-        let kept = self.head().kept;
-        kept.events < EVENTS_KEPT_MAX
-            && kept.event_bytes < EVENT_BYTES_KEPT_MAX
-            && self.state.waiting_later().is_some()
+        self.head().kept.has_room() && self.state.waiting_later().is_some()
     }
 
-    /// Takes the next events that came when there was no room, where there is some now.
-    pub(super) fn take_later(&mut self) -> Vec<Kept> {
-        match self.has_room_for_later() {
-            true => self.state.waiting_later().map_or_else(Vec::new, |it| it.take_first(|_| true)),
-            false => Vec::new(),
+    /// Keeps the next events that came when there was no room, where there is some now.
+    pub(super) fn keep_later(&mut self) -> Vec<KeptEvent> {
+        if !self.has_room_for_later() {
+            return Vec::new();
         }
-    }
-
-    /// Has the run know of events that it can take from now on.
-    pub(super) fn keep_for_run(&mut self, live: &mut Live, events: Vec<Kept>) {
-        for Kept { at, what } in events {
-            let Arrived::Event(name, _) = &what else { continue };
-            let waiting = live.events.entry(name.as_str().into()).or_default();
-            waiting.push_back(self.state.keep(at, what.clone()));
-        }
+        let events = self.state.waiting_later().map(|later| later.take_first(|_| true));
+        let events = events.into_iter().flatten().filter_map(|Kept { at, what }| {
+            let Arrived::Event(name, _) = &what else { return None };
+            let name = name.as_str().into();
+            Some((name, self.state.keep(at, what)))
+        });
+        events.collect()
     }
 
     /// Has the events become dead letters for which no start came in time, of an instance that is not started.
@@ -255,7 +251,7 @@ mod tests {
 
     #[test]
     fn what_waits_for_room_is_bounded_and_read_in_parts() {
-        let event = |bytes: usize| Arrived::Event("e".into(), vec![b'1'; bytes].into());
+        let event = |bytes: usize| Arrived::Event("e".into(), vec![b'1'; bytes - 1].into());
         let (mut later, at) = (Later::default(), Timestamp::from_micros(1));
         later.bytes = EVENT_BYTES_LATER_MAX - 5;
         assert!(later.has_room_for(&event(5)) && !later.has_room_for(&event(6)));

@@ -2,11 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::events::Later;
 use crate::{
     Layout, Timeout, Timestamp,
     effect::ReplyAddress,
     sabotage::Sabotage,
     workflow::{
+        EVENT_BYTES_KEPT_MAX, EVENTS_KEPT_MAX,
         history::{Kind, Payload},
         place::Place,
     },
@@ -83,6 +85,8 @@ pub(super) struct Head {
     pub(super) reply_to: Option<Box<ReplyAddress>>,
     pub(super) history: HistoryCounts,
     pub(super) kept: KeptCounts,
+    /// Events for which there was no room among those.
+    pub(super) later: Option<Box<Later>>,
     /// Steps that were tried in vain, and are not done.
     pub(super) attempts: Vec<StepAttempts>,
     pub(super) stuck: Option<Box<Stuck>>,
@@ -137,6 +141,13 @@ pub(super) struct KeptCounts {
     pub(super) event_bytes: u64,
     /// Those that are no events, and only wait while it is suspended or stuck.
     pub(super) others: u32,
+}
+
+impl KeptCounts {
+    /// Whether there is room for one more event.
+    pub(super) fn has_room(&self) -> bool {
+        self.events < EVENTS_KEPT_MAX && self.event_bytes < EVENT_BYTES_KEPT_MAX
+    }
 }
 
 /// The lock of an entity.
@@ -259,9 +270,8 @@ impl Arrived {
     /// About how many bytes it has.
     pub(super) fn len(&self) -> usize {
         match self {
-            Self::Start(payload) | Self::Event(_, payload) | Self::Answer(_, payload) => {
-                payload.len()
-            }
+            Self::Event(name, payload) => name.len() + payload.len(),
+            Self::Start(payload) | Self::Answer(_, payload) => payload.len(),
             Self::Attempt(_, StepEnd::Outcome(payload)) => payload.len(),
             Self::Attempt(_, StepEnd::Retry(reason, _)) => reason.len(),
             Self::Attempt(_, StepEnd::TimedOut) | Self::Cancel => 0,

@@ -34,7 +34,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub(super) use self::head::StepEnd;
 use self::{
     control::{HistoryPage, Purge, Reason, Restart, StartArgument},
-    events::{EventArrived, Later},
+    events::EventArrived,
     head::{Arrived, Head, Kept},
     history::History,
     rewind::Rewind,
@@ -84,8 +84,6 @@ struct State {
     history: History,
     /// Arrivals that were not handed over, by number.
     kept: Map<u64, Kept>,
-    /// Events for which there was no room among these.
-    later: Option<Box<Later>>,
 }
 
 /// The place of the run in memory, which copies of a state share.
@@ -188,10 +186,10 @@ impl<W: WorkflowType> Entity for Instance<W> {
             IndexType::new::<Option<Status>>("status", |it| {
                 encode(&it.state.started().map(|head| head.status))
             }),
-            IndexType::new::<Option<Timestamp>>("created_at", |it| {
+            IndexType::new::<Option<Timestamp>>("created", |it| {
                 encode(&it.state.started().map(|head| head.created_at))
             }),
-            IndexType::new::<bool>("is_stuck", |it| {
+            IndexType::new::<bool>("stuck", |it| {
                 encode(&it.state.started().is_some_and(|head| head.stuck.is_some()))
             }),
             IndexType::new::<Option<u32>>("version", |it| {

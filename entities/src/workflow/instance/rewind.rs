@@ -51,8 +51,9 @@ struct Cut<'t> {
     whole: &'t [Turn],
     /// The deliveries that stay of the turn behind them.
     part: Option<(&'t Turn, usize)>,
-    /// Deliveries behind the cut that are handed over once more, in their order.
-    again: Vec<&'t Delivery>,
+    /// Deliveries behind the cut that are handed over once more, in their order, each with the operation whose end it is,
+    /// where that began behind the cut too.
+    again: Vec<(&'t Delivery, Option<&'t Begun>)>,
     /// The operation from whose beginning on no failure is one of them.
     until: Option<&'t Place>,
 }
@@ -168,14 +169,17 @@ impl Engine<'_> {
         let (position, events) = (self.state.position(), Default::default());
         self.slot.put(Box::new(Live { position, activation, events }));
         self.ctx.emit(Effect::Expire(None));
-        let arrivals = cut.again.iter().filter_map(|delivery| match delivery {
-            Delivery::Start(input) => Some(Arrived::Start(input.clone())),
-            Delivery::Done(place, outcome) => Some(Arrived::Answer(place.clone(), outcome.clone())),
-            Delivery::Cancel => Some(Arrived::Cancel),
-            Delivery::Room => None,
+        let arrivals = cut.again.iter().filter_map(|(delivery, of)| {
+            let what = match delivery {
+                Delivery::Start(input) => Arrived::Start(input.clone()),
+                Delivery::Done(place, outcome) => Arrived::Answer(place.clone(), outcome.clone()),
+                Delivery::Cancel => Arrived::Cancel,
+                Delivery::Room => return None,
+            };
+            Some((what, of.cloned()))
         });
         let again = Again { arrivals: arrivals.collect(), until: cut.until.cloned() };
-        self.drive_behind(again, Vec::new())?;
+        self.drive_behind(again)?;
         self.begin_again(outstanding);
         Ok(())
     }
@@ -265,11 +269,11 @@ fn before<'t>(place: &'t Place, turns: &'t [Turn]) -> Result<Cut<'t>, Rejection>
         refused("unknown_place", why)
     })?;
     let turn = &turns[at];
-    let was_before = |delivery: &&Delivery| match delivery {
-        Delivery::Done(place, _) => turn.begun_at(place).is_none(),
-        Delivery::Start(_) | Delivery::Cancel | Delivery::Room => true,
-    };
-    let again = turn.deliveries.iter().filter(was_before).collect();
+    let again = turn.deliveries.iter().map(|delivery| match delivery {
+        Delivery::Done(place, _) => (delivery, turn.begun_at(place)),
+        Delivery::Start(_) | Delivery::Cancel | Delivery::Room => (delivery, None),
+    });
+    let again = again.collect();
     Ok(Cut { whole: &turns[..at], part: None, again, until: Some(place) })
 }
 
@@ -280,7 +284,7 @@ fn behind_failures(turns: &[Turn]) -> Cut<'_> {
     let (whole, rest) = turns.split_at(last_begun.map_or(0, |at| at + 1));
     let since = || rest.iter().flat_map(|turn| &turn.deliveries);
     if since().any(is_failure) {
-        let again = since().filter(|delivery| !is_failure(delivery)).collect();
+        let again = since().filter(|delivery| !is_failure(delivery)).map(|it| (it, None)).collect();
         return Cut { whole, part: None, again, until: None };
     }
     let failures = |turn: &Turn| turn.deliveries.iter().rposition(is_failure);

@@ -7,7 +7,8 @@ use std::{
 };
 
 use super::{
-    Answered, Attempted, Live, Programs, Slot, State,
+    Answered, Attempted, Live, Position, Programs, Slot, State,
+    events::KeptEvent,
     head::{Arrived, Head, Kept, Status, Stuck},
 };
 use crate::{
@@ -19,7 +20,7 @@ use crate::{
         STUCK_RETRIES_MAX, STUCK_RETRY,
         activation::{Activation, Problem},
         core::{End, RunIdentity},
-        history::{Delivery, Kind, Payload},
+        history::{Begun, Delivery, Kind, Payload},
         place::Place,
         start::cut,
     },
@@ -43,8 +44,9 @@ struct Item {
 /// Deliveries of a run that are handed over once more, in their order.
 #[derive(Default)]
 pub(super) struct Again {
-    pub(super) arrivals: Vec<Arrived>,
-    /// The operation from whose beginning on a failure is left out.
+    /// Each with the operation whose end it is, where that began in the turn that is cut.
+    pub(super) arrivals: Vec<(Arrived, Option<Begun>)>,
+    /// The operation from whose beginning on failures are left out, and what began in the turn that is cut.
     pub(super) until: Option<Place>,
 }
 
@@ -125,13 +127,15 @@ impl Engine<'_> {
         self.mark();
     }
 
-    /// The run, replayed where it is not in memory.
-    fn live(&mut self) -> Result<Box<Live>, Problem> {
-        let position = self.state.position();
-        if let Some(live) = self.slot.take()
+    /// The run, replayed where it is not in memory as it was at a position, behind which these events were kept.
+    fn live(&mut self, position: Position, new: Vec<KeptEvent>) -> Result<Box<Live>, Problem> {
+        if let Some(mut live) = self.slot.take()
             && live.position == position
             && !self.lacks_code(&live)
         {
+            for (name, number) in new {
+                live.events.entry(name).or_default().push_back(number);
+            }
             return Ok(live);
         }
         // What is read comes first: a turn that lacks entries is run again.
@@ -200,16 +204,26 @@ impl Engine<'_> {
 
     /// Hands over one thing after the other: what was kept before what is new, and timers in between, at their times.
     pub(super) fn drive(&mut self, new: Vec<Kept>) -> Result<(), Problem> {
-        self.drive_behind(Again::default(), new)
+        let position = self.state.position();
+        // What is read comes first, while the run is in memory: a turn that lacks entries is run again.
+        let events = self.keep_later();
+        let live = self.live(position, events)?;
+        self.drive_live(live, Again::default(), new)
     }
 
     /// The same, behind what is handed over once more, which is older than all of it.
-    pub(super) fn drive_behind(&mut self, again: Again, new: Vec<Kept>) -> Result<(), Problem> {
+    pub(super) fn drive_behind(&mut self, again: Again) -> Result<(), Problem> {
+        let live = self.live(self.state.position(), Vec::new())?;
+        self.drive_live(live, again, Vec::new())
+    }
+
+    fn drive_live(
+        &mut self,
+        mut live: Box<Live>,
+        again: Again,
+        new: Vec<Kept>,
+    ) -> Result<(), Problem> {
         let now = self.ctx.now();
-        // What is read comes first: a turn that lacks entries is run again.
-        let later = self.take_later();
-        let mut live = self.live()?;
-        self.keep_for_run(&mut live, later);
         if let Some(activation) = &live.activation {
             activation.begin_turn(now);
         }
@@ -226,7 +240,11 @@ impl Engine<'_> {
                 until = until + Duration::from_secs(1);
             }
             delivered += 1;
-            if self.hand_over_event(&mut live)? || self.hand_over_due(&mut live, until)? {
+            if let Some(of_event) = self.hand_over_event(&mut live)? {
+                bytes += of_event;
+                continue;
+            }
+            if self.hand_over_due(&mut live, until)? {
                 continue;
             }
             let Some(item) = queue.pop_front() else { break };
@@ -254,9 +272,14 @@ impl Engine<'_> {
         again: Again,
         at: Timestamp,
     ) -> Result<(), Problem> {
-        for what in again.arrivals {
-            let is_void = again.until.as_ref().is_some_and(|until| live.has_begun(until));
-            if !(live.has_ended() || is_void && what.is_failure()) {
+        for (what, of) in again.arrivals {
+            let is_behind = again.until.as_ref().is_some_and(|until| live.has_begun(until));
+            let is_void = match &of {
+                // The code may begin something else there by now.
+                Some(begun) => is_behind || !live.waits_for(begun),
+                None => is_behind && what.is_failure(),
+            };
+            if !(live.has_ended() || is_void) {
                 self.hand_over(live, Item { number: None, at, what })?;
             }
         }
@@ -277,11 +300,11 @@ impl Engine<'_> {
         queue
     }
 
-    /// Hands over the first event that a wait can take: the one that came first.
-    fn hand_over_event(&mut self, live: &mut Live) -> Result<bool, Problem> {
-        let Some(activation) = &live.activation else { return Ok(false) };
+    /// Hands over the first event that a wait can take: the one that came first. Says how many bytes it has.
+    fn hand_over_event(&mut self, live: &mut Live) -> Result<Option<usize>, Problem> {
+        let Some(activation) = &live.activation else { return Ok(None) };
         if live.events.is_empty() {
-            return Ok(false);
+            return Ok(None);
         }
         let state = activation.core.lock();
         let ready = state
@@ -290,7 +313,7 @@ impl Engine<'_> {
         let ready = ready.min();
         let place = ready.as_ref().and_then(|(_, name)| state.wait_for(name).cloned());
         drop(state);
-        let Some(((number, name), place)) = ready.zip(place) else { return Ok(false) };
+        let Some(((number, name), place)) = ready.zip(place) else { return Ok(None) };
         let waiting = live.events.get_mut(&name);
         let is_last = waiting.is_some_and(|numbers| {
             numbers.pop_front();
@@ -300,7 +323,10 @@ impl Engine<'_> {
             live.events.remove(&name);
         }
         match self.state.take_kept(number).map(|kept| kept.what) {
-            Some(Arrived::Event(_, payload)) => self.deliver_event(live, place, &payload),
+            Some(Arrived::Event(_, payload)) => {
+                let is_taken = self.deliver_event(live, place, &payload)?;
+                Ok(is_taken.then_some(payload.len()))
+            }
             _ => Err(Problem::Refused(format!("the event {number} is not there any more"))),
         }
     }
@@ -482,6 +508,14 @@ impl Live {
     /// Whether an operation has begun in this turn.
     fn has_begun(&self, place: &Place) -> bool {
         self.activation.as_ref().is_some_and(|activation| activation.core.lock().has_begun(place))
+    }
+
+    /// Whether the run waits for an operation that it would begin again so.
+    fn waits_for(&self, begun: &Begun) -> bool {
+        self.activation.as_ref().is_some_and(|activation| {
+            let mut state = activation.core.lock();
+            state.outstanding(&begun.place).is_some_and(|open| open.begun.fits(begun))
+        })
     }
 
     fn has_ended(&self) -> bool {

@@ -182,8 +182,8 @@ impl Wanted {
         };
         let status = status.and_then(|status| serde_json::to_value(status).ok());
         let status = status.map(|status| format!("status:{}", status.as_str().unwrap_or_default()));
-        let from = self.from.map(|from| format!("created_at:>={from}"));
-        let to = self.to.map(|to| format!("created_at:<={to}"));
+        let from = self.from.map(|from| format!("created:>={from}"));
+        let to = self.to.map(|to| format!("created:<={to}"));
         let filters: Vec<_> = [status, from, to].into_iter().flatten().collect();
         Some(filters.join(",")).filter(|filters| !filters.is_empty())
     }
