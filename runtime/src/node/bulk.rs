@@ -9,6 +9,8 @@ use super::{Find, Node};
 
 /// How many workflows are asked at one time.
 const ASKED_AT_ONCE: usize = 32;
+/// The same of a purge, so that others hardly wait longer meanwhile.
+const PURGED_AT_ONCE: usize = 2;
 
 /// A request of operators to workflows, as the methods of a typed reference have them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +52,8 @@ pub struct WorkflowsChanged {
 }
 
 impl<E> Find<E> {
-    /// Has every workflow of a page of this search do what an operator asks for; 32 at one time, in no order. One that
+    /// Has every workflow of a page of this search do what an operator asks for; 32 at one time, in no order, and a
+    /// purge two, which is behind other work. One that
     /// is there when the page is read, and has ended or is gone when it is asked, has failed to do it. To go on, search
     /// [`after`](Find::after) what the outcome says. Not cancel safe: those that were asked before do it.
     ///
@@ -63,7 +66,11 @@ impl<E> Find<E> {
             let id = EntityId::new(&row.entity_type, &row.key)?;
             ask(self.node(), id, change).await
         });
-        let mut answers = stream::iter(asked).buffer_unordered(ASKED_AT_ONCE);
+        let at_once = match change {
+            WorkflowChange::Purge { .. } => PURGED_AT_ONCE,
+            _ => ASKED_AT_ONCE,
+        };
+        let mut answers = stream::iter(asked).buffer_unordered(at_once);
         while let Some(answer) = answers.next().await {
             match answer {
                 Ok(()) => outcome.done += 1,

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use stead_entities::{EntityId, Error, Timestamp};
 
-use super::Inner;
+use super::{Inner, lists::room_for_a_page};
 use crate::store::TypedReads as _;
 
 /// The lock of an entity.
@@ -19,6 +19,7 @@ pub struct LockView {
 /// The lock of an entity, as the store has it.
 pub(super) async fn of(node: &Inner, id: &EntityId) -> Result<Option<LockView>, Error> {
     node.local().check_served(id.entity_type())?;
+    let _room = room_for_a_page(node)?;
     let state = node.host.store().load(id.clone()).await?;
     let lock = state.and_then(|state| state.lock);
     Ok(lock.map(|lock| LockView { holder: lock.holder, since: lock.since }))

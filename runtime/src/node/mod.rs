@@ -433,7 +433,7 @@ impl Node {
     /// # Errors
     /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) where the entity is not locked,
     /// [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) where another workflow than the named one has the lock, and what
-    /// can befall any request. Not cancel safe: the lock may be ended though nobody hears of it.
+    /// can befall any request. It waits behind an operation of the entity that is under way. Not cancel safe: the lock may be ended though nobody hears of it.
     pub async fn free_lock(&self, id: &EntityId, holder: Option<&str>) -> Result<(), Error> {
         self.perform(Command::FreeLock(id.clone(), holder.map(str::to_owned))).await.map(drop)
     }

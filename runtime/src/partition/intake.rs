@@ -42,6 +42,9 @@ use crate::{
 /// entity can have this name.
 pub(crate) const PURGE: &str = "~purge";
 
+/// How many requests to end a lock are taken for one entity beyond all that may wait.
+const FREED_MAX: usize = 64;
+
 /// Why an operation ended with its entity.
 pub(super) const DELETED: &str =
     "the entity was deleted while this was delayed or waited for a retry";
@@ -74,9 +77,12 @@ impl Partition {
         let id = &arrival.id;
         let limit = self.environment.limits(id, None).mailbox_max;
         // What waits for the end of a lock does not keep an operator from ending it.
+        let limit = match arrival.action {
+            Action::FreeLock(_) => limit.saturating_add(FREED_MAX),
+            _ => limit,
+        };
         if let Some(entry) = self.activations.get_mut(id)
             && entry.waiting() >= limit
-            && !matches!(arrival.action, Action::FreeLock(_))
         {
             if !Sabotage::MailboxDropsOldest.is_on() {
                 let message = format!("{limit} operations wait for {id}: back off");

@@ -329,7 +329,10 @@ fn table_of_status(status: &Value) -> Table {
 }
 
 fn status_word(status: &Value) -> String {
-    let word = text(&status["status"]);
+    let word = match &status["status"] {
+        Value::Null => "not started".to_owned(),
+        word => text(word),
+    };
     if status["stuck"].is_null() { word } else { format!("{word}, stuck") }
 }
 
