@@ -30,6 +30,8 @@ pub(crate) enum LayoutError {
     Changed(Vec<String>),
     /// The store cannot be read or written now.
     Unavailable(String),
+    /// The incarnation has lost its lease meanwhile.
+    Lost,
     /// Nothing more can come of this start.
     Failed(String),
 }
@@ -92,6 +94,7 @@ async fn declare(
     match node.store().commit(batch).await {
         CommitOutcome::Committed => Ok(1),
         CommitOutcome::Unavailable(why) => Err(LayoutError::Unavailable(cannot(&why))),
+        CommitOutcome::Fenced => Err(LayoutError::Lost),
         other => Err(LayoutError::Failed(cannot(&format!("{other:?}")))),
     }
 }

@@ -314,6 +314,7 @@ impl From<JoinError> for StartError {
             JoinError::Unavailable(why) => Self::Unavailable(why),
             JoinError::InUse(why) => Self::InUse(why),
             JoinError::Stranger(why) => Self::Stranger(why),
+            JoinError::Lost => Self::Unavailable(error.to_string()),
         }
     }
 }

@@ -34,6 +34,8 @@ use crate::{
 const RENEWALS: u32 = 4;
 /// How long a store that does not answer is asked before the first join fails.
 const JOIN_DEADLINE: Duration = Duration::from_secs(10);
+/// How often a node joins again whose lease was lost before it could begin.
+const LOST_MAX: u32 = 5;
 /// The wait before a store that did not answer is asked again.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -52,6 +54,11 @@ pub(crate) enum JoinError {
     /// The nodes that are alive have another secret.
     #[error("{0}")]
     Stranger(String),
+    /// The lease was lost before the node could begin.
+    #[error(
+        "the lease is lost before the layouts are compared: see to it that the store answers, and start again"
+    )]
+    Lost,
 }
 
 impl From<LayoutError> for JoinError {
@@ -59,6 +66,7 @@ impl From<LayoutError> for JoinError {
         match error {
             LayoutError::Changed(problems) => Self::Layout(problems),
             LayoutError::Unavailable(why) | LayoutError::Failed(why) => Self::Unavailable(why),
+            LayoutError::Lost => Self::Lost,
         }
     }
 }
@@ -95,7 +103,9 @@ pub(crate) async fn run(
     left_out: Vec<LeftOut>,
     started: Started,
 ) {
+    // Compared once, in the first incarnation that can.
     let mut left_out = Some(left_out);
+    let mut lost = 0;
     let _alarm = Alarm(cluster.clone());
     let mut started = Some(started);
     loop {
@@ -103,15 +113,21 @@ pub(crate) async fn run(
             Ok(joined) => joined,
             Err(error) => return fail(&cluster, started, error),
         };
-        let begun = begin(&cluster, &node, left_out.take(), asked, joined).await;
+        let begun = begin(&cluster, &node, left_out.as_deref(), asked, joined).await;
         let session = match begun {
             Ok(Some(session)) => session,
             Ok(None) => return,
+            Err(JoinError::Lost) if lost < LOST_MAX => {
+                lost += 1;
+                tracing::warn!("the lease is lost before the node begins: joining again");
+                continue;
+            }
             Err(error) => {
                 let _or_it_runs_out = cluster.store.leave(joined.incarnation).await;
                 return fail(&cluster, started, error);
             }
         };
+        left_out = None;
         if let Some(started) = started.take() {
             // Who starts a node waits for it.
             let _gone = started.send(Ok(()));
@@ -202,7 +218,7 @@ async fn join(
 async fn begin(
     cluster: &Arc<Cluster>,
     node: &Weak<Host>,
-    left_out: Option<Vec<LeftOut>>,
+    left_out: Option<&[LeftOut]>,
     asked: Instant,
     joined: Joined,
 ) -> Result<Option<Arc<Session>>, JoinError> {
@@ -211,7 +227,7 @@ async fn begin(
     let mut last_batch = 0;
     if let Some(left_out) = left_out {
         let lane = (joined.incarnation, last_batch);
-        last_batch += layouts::guard(&host, &left_out, lane).await?;
+        last_batch += layouts::guard(&host, left_out, lane).await?;
     }
     let lease = Arc::new(Lease::given(asked, cluster.registration.lease));
     let number = joined.incarnation;

@@ -44,3 +44,39 @@ async fn nodes_that_start_at_once_on_an_empty_database_all_serve() -> Result<()>
     }
     Ok(())
 }
+
+/// Another one has the row of the declarations locked for longer than a lease lasts.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_loses_its_lease_while_it_declares_joins_again() -> Result<()> {
+    let _alone = super::BUSY.lock().await;
+    let Some(database) = Database::start(&["max_connections=200"]).await? else { return Ok(()) };
+    let secret = secret_file(b"the secret of a cluster under test")?;
+    let mut nodes = Vec::new();
+    for name in ["a", "b"] {
+        let mut node = NodeProcess::new(name, &database, None).await?;
+        if name == "b" {
+            let forgotten =
+                "delete from stead_meta where position('operations/'::bytea in key) = 1";
+            database.execute(forgotten).await?;
+            let locked = "begin; select 1 from stead_meta where key = 'declarations' for update; \
+                          select pg_sleep(3); commit";
+            let locked = database.execute(locked);
+            node.start(secret.path()).await?;
+            locked.await?;
+        } else {
+            node.start(secret.path()).await?;
+        }
+        let log = Client::new(&node.url())?;
+        let log = log.entity::<Log>("e0");
+        let answers = async || {
+            ensure!(node.runs(), "it has ended");
+            let answered = tokio::time::timeout(Duration::from_secs(1), log.all().into_future());
+            Ok(matches!(answered.await, Ok(Ok(_))).then_some(()))
+        };
+        until("it answers", answers).await?;
+        nodes.push(node);
+    }
+    let joined = database.number("select incarnations from stead_store").await?;
+    ensure!(joined >= 3, "only {joined} incarnations: it has not lost its lease");
+    Ok(())
+}
