@@ -59,7 +59,7 @@ async fn a_node_that_loses_its_lease_while_it_declares_joins_again() -> Result<(
                 "delete from stead_meta where position('operations/'::bytea in key) = 1";
             database.execute(forgotten).await?;
             let locked = "begin; select 1 from stead_meta where key = 'declarations' for update; \
-                          select pg_sleep(3); commit";
+                          select pg_sleep_for('3 s'); commit";
             let locked = database.execute(locked);
             node.start(secret.path()).await?;
             locked.await?;
