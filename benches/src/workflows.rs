@@ -304,7 +304,7 @@ async fn fan_out(table: &mut Table, node: &Node, rounds: usize) -> Result<()> {
     Ok(())
 }
 
-/// The latency of calls of a few callers, for as long as something goes on, at most [`LENGTH`] where that is nothing.
+/// How many milliseconds 99 of 100 calls of a few callers take at most, while something else goes on.
 async fn latency_beside(node: &Node, other: impl Future<Output = Result<()>>) -> Result<f64> {
     let mut callers = tokio::task::JoinSet::new();
     let (stop, stopped) = tokio::sync::watch::channel(false);
@@ -358,8 +358,8 @@ async fn purge(table: &mut Table, node: &Node, rounds: usize) -> Result<()> {
         };
         let alone = latency_beside(node, nothing).await?;
         let purging = async {
-            let (mut search, mut done) = (node.find_of("chain").prefix(prefix).limit(1_000), 0);
-            search = search.matching("status:completed");
+            let search = node.find_of("chain").prefix(prefix).limit(1_000);
+            let (mut search, mut done) = (search.matching("status:completed"), 0);
             loop {
                 let page = search.change(&WorkflowChange::Purge { recursive: false }).await?;
                 done += page.done;

@@ -52,7 +52,7 @@ pub struct WorkflowsChanged {
 }
 
 impl<E> Find<E> {
-    /// Has every workflow of a page of this search do what an operator asks for; 32 at one time, in no order, and a
+    /// Has every workflow of a page of this search do what an operator asks for; 32 at one time, in no order; a
     /// purge two, which is behind other work. One that
     /// is there when the page is read, and has ended or is gone when it is asked, has failed to do it. To go on, search
     /// [`after`](Find::after) what the outcome says. Not cancel safe: those that were asked before do it.

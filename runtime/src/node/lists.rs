@@ -11,6 +11,8 @@ use stead_entities::{
     Entity, EntityId, Error, ErrorKind, Missed, ReminderId, Schedule, Timeout, Timestamp, Version,
 };
 
+#[cfg(feature = "http")]
+use super::committed::shown;
 use super::{Inner, router::Command};
 use crate::{
     admission::Permit,
@@ -268,13 +270,15 @@ pub(super) async fn entities(
 /// and the log says so.
 #[cfg(feature = "http")]
 pub(super) async fn states(
-    node: &super::Node,
+    node: &Inner,
     entity_type: &str,
     prefix: &str,
     after: Option<&str>,
     limit: usize,
 ) -> Result<Listed<(EntityView, StateView)>, Error> {
-    let page = entities(&node.0, entity_type, prefix, after, limit).await?;
+    let page = entities(node, entity_type, prefix, after, limit).await?;
+    let _room = room_for_a_page(node)?;
+    let (known, now) = (node.local().known_type(entity_type)?, node.host.clock().now());
     let (mut rows, mut bytes, mut next) = (Vec::with_capacity(page.rows.len()), 0, page.next);
     for row in page.rows {
         if bytes >= PAGE_BYTES_MAX {
@@ -282,7 +286,8 @@ pub(super) async fn states(
             break;
         }
         let id = EntityId::new(entity_type, &row.key)?;
-        match node.committed_state_of(&id).await {
+        let record = node.host.store().load(id.clone()).await;
+        match shown(known, &id, record, now) {
             Ok(view) => {
                 bytes += view.as_ref().map_or(0, |view| view.state.len());
                 rows.extend(view.map(|view| (row, view)));

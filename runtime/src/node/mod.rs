@@ -413,7 +413,7 @@ impl Node {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Listed<(EntityView, StateView)>, Error> {
-        lists::states(self, entity_type, prefix, after, limit).await
+        lists::states(&self.0, entity_type, prefix, after, limit).await
     }
 
     /// The lock of an entity, as the store has it; none while nobody has one.
@@ -433,7 +433,8 @@ impl Node {
     /// # Errors
     /// [`ErrorKind::NotFound`](crate::ErrorKind::NotFound) where the entity is not locked,
     /// [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) where another workflow than the named one has the lock, and what
-    /// can befall any request. It waits behind an operation of the entity that is under way. Not cancel safe: the lock may be ended though nobody hears of it.
+    /// can befall any request. It waits behind an operation of the entity that is under way. Not cancel safe: the lock may
+    /// be ended though nobody hears of it.
     pub async fn free_lock(&self, id: &EntityId, holder: Option<&str>) -> Result<(), Error> {
         self.perform(Command::FreeLock(id.clone(), holder.map(str::to_owned))).await.map(drop)
     }

@@ -157,8 +157,7 @@ impl Partition {
     fn unlock(&mut self, id: &EntityId, row: &InboxKey, fence: &str) {
         let activation = self.activations.of(id);
         if activation.live_mut().lock().is_some_and(|lock| lock.is_ended_by(row, fence)) {
-            self.write_lock(id, None);
-            return self.activations.of(id).unpark();
+            return self.end_lock(id);
         }
         let is_it = |envelope: &Envelope| match envelope {
             Envelope::Lock(change) => change.row.sender == row.sender && *change.fence == *fence,
@@ -192,12 +191,17 @@ impl Partition {
             }
             Some(holder) => {
                 tracing::warn!(entity = %id, holder, "an operator has ended a lock");
-                self.write_lock(id, None);
-                self.activations.of(id).unpark();
+                self.end_lock(id);
                 Ok(Response::Done)
             }
         };
         self.answer(id, reply_to, result);
+    }
+
+    /// Ends the lock, and has run what waited for that.
+    fn end_lock(&mut self, id: &EntityId) {
+        self.write_lock(id, None);
+        self.activations.of(id).unpark();
     }
 
     /// Writes the lock with the state, as a revision of its own.
