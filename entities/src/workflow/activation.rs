@@ -69,20 +69,27 @@ impl Activation {
     }
 
     /// Runs a turn again as it is recorded.
-    pub(super) fn replay(&mut self, recorded: &Turn) -> Result<Turn, Problem> {
-        let turn = self.replay_part(recorded, recorded.deliveries.len())?;
-        compare(recorded, &turn)?;
-        Ok(turn)
+    pub(super) fn replay(&mut self, recorded: &Turn) -> Result<(), Problem> {
+        self.deliver_again(recorded, recorded.deliveries.len())?;
+        self.core.compare_turn(|found| compare(recorded, found))
+    }
+
+    /// The same, where the arguments have to be those that are recorded, too. A node does not ask for that: it takes long.
+    pub(super) fn replay_exactly(&mut self, recorded: &Turn) -> Result<(), Problem> {
+        self.replay(recorded)?;
+        self.core.compare_turn(|found| same_arguments(recorded, found))
     }
 
     /// Runs the first deliveries of a turn again; returns what it does on them.
     pub(super) fn replay_part(&mut self, recorded: &Turn, count: usize) -> Result<Turn, Problem> {
+        self.deliver_again(recorded, count)?;
+        Ok(self.core.end_turn().0)
+    }
+
+    fn deliver_again(&mut self, recorded: &Turn, count: usize) -> Result<(), Problem> {
         self.core.begin_turn(recorded.at, Some(recorded));
-        for delivery in &recorded.deliveries[..count] {
-            self.deliver(delivery.clone())?;
-        }
-        let (turn, _) = self.core.end_turn();
-        Ok(turn)
+        let mut deliveries = recorded.deliveries[..count].iter().cloned();
+        deliveries.try_for_each(|delivery| self.deliver(delivery).map(drop))
     }
 
     /// About how many bytes it takes in memory; what the author's future owns beside itself is not known.
@@ -123,18 +130,16 @@ impl Activation {
 
     fn poll_to_rest(&mut self) -> Result<(), Problem> {
         for _ in 0..POLLS_MAX {
-            if !self.watch.take_woken() {
-                let before = self.core.lock().begun_count();
-                if !self.core.wake_queued() || !self.watch.take_woken() {
-                    return self.check_rest();
-                }
+            if self.watch.take_woken() {
                 self.poll()?;
-                if self.core.lock().begun_count() == before {
-                    return self.check_rest();
-                }
                 continue;
             }
+            let woken = self.core.wake_queued().filter(|_| self.watch.take_woken());
+            let Some(begun) = woken else { return self.check_rest() };
             self.poll()?;
+            if self.core.lock().begun_count() == begun {
+                return self.check_rest();
+            }
         }
         Err(Problem::Refused(format!(
             "it was polled {POLLS_MAX} times and wakes itself without end"
@@ -245,16 +250,16 @@ fn compare(recorded: &Turn, found: &Turn) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Whether a replayed turn has the arguments that are recorded. A node does not ask: it takes long.
-pub(super) fn same_arguments(recorded: &Turn, found: &Turn) -> Result<(), String> {
+/// Compares the arguments in a replayed turn with those that are recorded.
+fn same_arguments(recorded: &Turn, found: &Turn) -> Result<(), Problem> {
     for begun in &recorded.begun {
         let Some(is) = found.begun_at(&begun.place) else { continue };
         if !is.argument.is_same(&begun.argument) {
-            return Err(format!(
+            return Err(Problem::Mismatch(format!(
                 "{begun} had the argument {:?}, and the code gives it {:?}: give the change a new version, or put it \
                  behind `ctx.patched(..)`",
                 begun.argument, is.argument
-            ));
+            )));
         }
     }
     Ok(())
@@ -283,28 +288,28 @@ struct Watch {
 
 impl Watch {
     fn begin(&self) -> Result<(), Problem> {
-        if self.is_foreign.load(Ordering::SeqCst) {
+        if self.is_foreign.load(Ordering::Acquire) {
             let why = "it was woken by something that is not the workflow's, such as a channel, a task or a thread: \
                        move it into a step";
             return Err(Problem::Refused(why.to_owned()));
         }
-        self.delivering.store(thread(), Ordering::SeqCst);
+        self.delivering.store(thread(), Ordering::Release);
         Ok(())
     }
 
     fn end(&self) {
-        self.delivering.store(0, Ordering::SeqCst);
+        self.delivering.store(0, Ordering::Release);
     }
 
     fn take_woken(&self) -> bool {
-        self.is_woken.swap(false, Ordering::SeqCst)
+        self.is_woken.swap(false, Ordering::AcqRel)
     }
 
     fn wake_by_ref(&self) {
-        match self.delivering.load(Ordering::SeqCst) == thread() {
-            true => self.is_woken.store(true, Ordering::SeqCst),
-            false if Sabotage::ForeignWakes.is_on() => self.is_woken.store(true, Ordering::SeqCst),
-            false => self.is_foreign.store(true, Ordering::SeqCst),
+        match self.delivering.load(Ordering::Acquire) == thread() {
+            true => self.is_woken.store(true, Ordering::Release),
+            false if Sabotage::ForeignWakes.is_on() => self.is_woken.store(true, Ordering::Release),
+            false => self.is_foreign.store(true, Ordering::Release),
         }
     }
 }

@@ -11,6 +11,8 @@ use std::{
     task::Waker,
 };
 
+use smallvec::SmallVec;
+
 use super::{
     BEGUN_BYTES_PER_TURN_MAX, BEGUN_PER_TURN_MAX, OUTSTANDING_MAX,
     history::{Begun, Delivery, Kind, Payload, Turn},
@@ -207,16 +209,11 @@ impl Core {
     pub(super) fn begin_turn(&self, now: Timestamp, recorded: Option<&Turn>) {
         let mut state = self.lock();
         state.now = now;
-        let mut working = Box::new(Working {
-            turn: Turn { at: now, ..Turn::default() },
-            room: (BEGUN_PER_TURN_MAX, BEGUN_BYTES_PER_TURN_MAX),
-            is_replayed: recorded.is_some(),
-            ..Working::default()
-        });
+        let working = state.working();
+        working.begin(now, recorded.is_some());
         for begun in recorded.iter().flat_map(|turn| &turn.begun) {
             working.recorded_due.extend(begun.due.map(|due| (begun.place.clone(), due)));
         }
-        state.working = Some(working);
         for (name, place) in recorded.iter().flat_map(|turn| &turn.patches) {
             let patches = state.patches.get_or_insert_default();
             match place.clone() {
@@ -229,9 +226,16 @@ impl Core {
     /// Ends a turn, and returns what it did.
     pub(super) fn end_turn(&self) -> (Turn, Wishes) {
         let Working { mut turn, wishes, .. } = *self.lock().working.take().unwrap_or_default();
-        turn.cancelled.sort_unstable();
-        turn.begun.sort_unstable_by(|one, other| one.place.cmp(&other.place));
+        turn.sort();
         (turn, wishes)
+    }
+
+    /// Has what was done in a turn, which is replayed, compared with what is recorded. Another turn is to follow.
+    pub(super) fn compare_turn<T>(&self, compare: impl FnOnce(&Turn) -> T) -> T {
+        let mut state = self.lock();
+        let turn = &mut state.working().turn;
+        turn.sort();
+        compare(turn)
     }
 
     /// Hands over a delivery; the workflow is to be polled then. Says whether it changes anything: what has no
@@ -239,14 +243,15 @@ impl Core {
     pub(super) fn deliver(&self, delivery: Delivery) -> bool {
         let mut state = self.lock();
         let at = state.delivered + 1;
-        let woken = match &delivery {
-            Delivery::Start(_) | Delivery::Room => Vec::new(),
+        // Of one, mostly: it needs no memory.
+        let woken: SmallVec<[Waker; 1]> = match &delivery {
+            Delivery::Start(_) | Delivery::Room => SmallVec::new(),
             Delivery::Done(place, outcome) => match state.end_operation(place, (at, outcome)) {
                 Some(waker) => waker.into_iter().collect(),
-                None if Sabotage::LateOutcomesKept.is_on() => Vec::new(),
+                None if Sabotage::LateOutcomesKept.is_on() => SmallVec::new(),
                 None => return false,
             },
-            Delivery::Cancel => state.cancel_all(at),
+            Delivery::Cancel => state.cancel_all(at).into(),
         };
         state.delivered = at;
         state.working().turn.deliveries.push(delivery);
@@ -255,14 +260,18 @@ impl Core {
         true
     }
 
-    /// Wakes as many of the operations that wait for room as have it now. Says whether there are any.
-    pub(super) fn wake_queued(&self) -> bool {
+    /// Wakes as many of the operations that wait for room as have it now. Says how many began before, unless there are none.
+    pub(super) fn wake_queued(&self) -> Option<usize> {
         let mut state = self.lock();
+        if state.queue.is_empty() {
+            return None;
+        }
+        let begun = state.begun_count();
         let room = state.working().room.0.min(OUTSTANDING_MAX.saturating_sub(state.outstanding));
         let count = room.min(state.queue.len());
         let woken: Vec<_> = state.queue.drain(..count).collect();
         drop(state);
-        woken.into_iter().map(Waker::wake).count() > 0
+        (woken.into_iter().map(Waker::wake).count() > 0).then_some(begun)
     }
 
     /// Ends the activation: nothing that is dropped from here on is cancelled.
@@ -276,6 +285,17 @@ impl Core {
         let held = (take(&mut state.open), take(&mut state.queue));
         drop(state);
         drop(held);
+    }
+}
+
+impl Working {
+    /// Begins a turn, in the memory of the one before.
+    fn begin(&mut self, at: Timestamp, is_replayed: bool) {
+        self.turn.clear(at);
+        self.wishes = Wishes::default();
+        self.room = (BEGUN_PER_TURN_MAX, BEGUN_BYTES_PER_TURN_MAX);
+        self.recorded_due.clear();
+        self.is_replayed = is_replayed;
     }
 }
 

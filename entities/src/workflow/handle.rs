@@ -1,6 +1,12 @@
 //! The handle that the author's code has.
 
-use std::{fmt, future::Future, future::IntoFuture, marker::PhantomData, sync::Arc};
+use std::{
+    borrow::Cow,
+    fmt,
+    future::{Future, IntoFuture},
+    marker::PhantomData,
+    sync::Arc,
+};
 
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -118,7 +124,7 @@ impl<W> Workflow<W> {
 
     /// The next event of a name, also one that came before. Events of one name are taken in the order in which they
     /// came, by the waits in the order in which they began.
-    pub fn event<T: DeserializeOwned>(&self, name: &str) -> EventWait<T> {
+    pub fn event<T: DeserializeOwned>(&self, name: impl Into<Cow<'static, str>>) -> EventWait<T> {
         let mut state = self.core.lock();
         let place = state.scope.claim();
         let ready = state.new_operation(Begun::new(place, Kind::Event, name));
@@ -127,7 +133,7 @@ impl<W> Workflow<W> {
     }
 
     /// A step that is a method of the workflow's type.
-    pub fn method<T, A>(&self, name: &str, argument: &A) -> StepOperation<T>
+    pub fn method<T, A>(&self, name: impl Into<Cow<'static, str>>, argument: &A) -> StepOperation<T>
     where
         T: DeserializeOwned,
         A: Serialize + ?Sized,
@@ -151,7 +157,7 @@ impl<W> Workflow<W> {
     /// A step in place, under a name: `ctx.step("rate", |shop| async move { shop.rate_of_the_day().await })`. The code
     /// gets the value of the workflow's type and what an attempt may know of itself, and runs outside of the
     /// workflow. What it takes along is moved into it.
-    pub fn step<T, F, Fut>(&self, name: &str, code: F) -> StepOperation<T>
+    pub fn step<T, F, Fut>(&self, name: impl Into<Cow<'static, str>>, code: F) -> StepOperation<T>
     where
         W: WorkflowType,
         T: Serialize + DeserializeOwned + 'static,
@@ -329,7 +335,7 @@ impl<W> Workflow<W> {
         drop(state);
         let argument = request.input.into();
         let target = request.id.as_str().into();
-        Ok(Begun { target, argument, ..Begun::new(place, kind, &request.operation) })
+        Ok(Begun { target, argument, ..Begun::new(place, kind, request.operation) })
     }
 }
 

@@ -2,6 +2,7 @@
 //! is given up when it is dropped before it is done.
 
 use std::{
+    borrow::Cow,
     fmt,
     future::Future,
     pin::Pin,
@@ -194,8 +195,14 @@ pub(super) fn timer(core: &Arc<Core>, due: impl FnOnce(Timestamp) -> Timestamp) 
 }
 
 impl Begun {
-    pub(super) fn new(place: Place, kind: Kind, name: &str) -> Self {
-        let (name, target) = (name.into(), "".into());
-        Self { place, kind, name, target, argument: Payload::default(), due: None }
+    pub(super) fn new(place: Place, kind: Kind, name: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            place,
+            kind,
+            name: name.into(),
+            target: "".into(),
+            argument: Payload::default(),
+            due: None,
+        }
     }
 }

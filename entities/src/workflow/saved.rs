@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Program, WorkflowType,
-    activation::{Activation, same_arguments},
+    activation::Activation,
     core::RunIdentity,
     history::{Delivery, Turn},
 };
@@ -80,10 +80,6 @@ impl SavedHistory {
         let identity = RunIdentity { id, version, run, seed, rewound_at };
         let refused = |problem: super::activation::Problem| problem.text().to_owned();
         let mut activation = Activation::new(&program, identity, input).map_err(refused)?;
-        for turn in &self.turns {
-            let found = activation.replay(turn).map_err(refused)?;
-            same_arguments(turn, &found)?;
-        }
-        Ok(())
+        self.turns.iter().try_for_each(|turn| activation.replay_exactly(turn)).map_err(refused)
     }
 }

@@ -2,6 +2,7 @@
 //! an operation of the instance.
 
 use std::{
+    borrow::Cow,
     fmt,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -53,7 +54,7 @@ pub struct StepStart(Arc<Inner>);
 
 struct Inner {
     id: StepId,
-    name: Box<str>,
+    name: Cow<'static, str>,
     token: u128,
     number: u32,
     timeout: Option<Duration>,
@@ -68,7 +69,7 @@ struct Inner {
 /// An attempt as the engine asks for it.
 pub(super) struct NewAttempt {
     pub(super) id: StepId,
-    pub(super) name: Box<str>,
+    pub(super) name: Cow<'static, str>,
     pub(super) token: u128,
     pub(super) number: u32,
     /// The limit that the step sets; zero for none.

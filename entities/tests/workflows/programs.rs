@@ -117,9 +117,9 @@ async fn one_by_one(ctx: Workflow<Interpreter>, program: Program) -> Result<u64,
             ctx.sleep(millis(length)).await?;
             mix(2, ctx.now().as_micros() as u64)
         }
-        Program::Event(name) => ctx.event(&format!("event-{name}")).await?,
+        Program::Event(name) => ctx.event(format!("event-{name}")).await?,
         Program::EventWithin(name, length) => {
-            let wait = ctx.event::<u64>(&format!("event-{name}"));
+            let wait = ctx.event::<u64>(format!("event-{name}"));
             wait.within(millis(length)).await?.unwrap_or(7)
         }
         Program::Call(number) => {

@@ -212,7 +212,7 @@ impl Engine<'_> {
 
 fn signal(begun: &Begun, delay: Option<Delay>) -> Option<Signal> {
     let target = EntityId::parse(&begun.target).ok()?;
-    let operation = Cow::Owned(begun.name.to_string());
+    let operation = begun.name.clone();
     Some(Signal { target, operation, input: begun.argument.bytes().to_vec(), delay })
 }
 

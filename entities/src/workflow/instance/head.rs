@@ -1,5 +1,7 @@
 //! The head of an instance: what is known of it without its history.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 use super::events::Later;
@@ -206,7 +208,7 @@ impl Stuck {
 pub(super) struct Wait {
     pub(super) place: Place,
     pub(super) kind: Kind,
-    pub(super) name: Box<str>,
+    pub(super) name: Cow<'static, str>,
     pub(super) target: Box<str>,
     pub(super) since: Timestamp,
     pub(super) due: Option<Timestamp>,
@@ -217,7 +219,7 @@ impl Wait {
     pub(super) fn in_words(&self, now: Timestamp) -> String {
         let Self { kind, name, target, due, .. } = self;
         let mut words = format!("{kind:?}").to_lowercase();
-        for part in [name, target].into_iter().filter(|part| !part.is_empty()) {
+        for part in [&**name, target].into_iter().filter(|part| !part.is_empty()) {
             words = format!("{words} {part}");
         }
         match due {

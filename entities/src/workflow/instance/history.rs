@@ -229,6 +229,8 @@ impl Collection for History {
             ));
         }
         let read = Arc::make_mut(read);
+        read.bytes.reserve(loaded.rows.iter().map(|(_, stored)| stored.len()).sum());
+        read.ends.reserve(loaded.rows.len());
         for (key, stored) in &loaded.rows {
             if **key != (read.ends.len() as u64).to_be_bytes() {
                 return Err(format!("the history lacks its entry {}", read.ends.len()));

@@ -167,7 +167,7 @@ impl Engine<'_> {
             {
                 activation = Some(self.activation(input)?);
             }
-            activation.as_mut().map_or(Ok(()), |activation| activation.replay(&turn).map(drop))
+            activation.as_mut().map_or(Ok(()), |activation| activation.replay(&turn))
         })?;
         Ok(activation)
     }
