@@ -111,6 +111,25 @@ impl Works {
                 let children = [child("slow", "waits"), child("broken", "side by side")];
                 Ok(ctx.try_all(children).await?.into_iter().sum())
             }
+            "changed beside a child" => {
+                let child = ctx.child(Works::of("slow").start("ends slowly".into(), count));
+                let beside = async {
+                    match IS_NEW.get() {
+                        true => ctx.work(2).await,
+                        false => ctx.sleep(secs(60)).await.map(|()| 1),
+                    }
+                };
+                let (child, beside) = ctx.all((child, beside)).await;
+                Ok(child? * 10 + beside?)
+            }
+            "ends slowly" => {
+                let waited = ctx.sleep(secs(3_600)).await;
+                // What a compensation would wait for.
+                if waited.is_err() {
+                    ctx.sleep(secs(3_600)).await?;
+                }
+                waited.map(|()| first / 1_000)
+            }
             "gives a child up" => {
                 let child = ctx.child(Works::of("slow").start("waits".into(), count));
                 drop(ctx.race((child, ctx.sleep(secs(1)))).await);
@@ -428,6 +447,22 @@ fn a_child_that_ends_as_it_is_rewound_tells_its_parent() {
     service.breaks_for(&[]);
     works.rewind(None).expect("rewound");
     assert_eq!(works.result(), Ok(1 + 3));
+}
+
+#[test]
+fn a_child_that_still_runs_gives_way_to_the_one_that_is_begun_anew() {
+    IS_NEW.set(false);
+    let mut works = WorkflowDriver::new("w", Works(Service::default())).allowing_stuck();
+    works.start(("changed beside a child".to_owned(), 0).into()).expect("started");
+    IS_NEW.set(true);
+    works.advance(secs(60)).expect("advanced");
+    assert!(works.stuck().is_some());
+    works.rewind(Some("2")).expect("rewound");
+    let child = works.drivers().driver::<Instance<Works>>("slow").expect("a child");
+    assert_eq!(child.state().status(), Some(Status::Running));
+    works.advance(secs(3_600)).expect("advanced");
+    assert_eq!(works.result(), Ok(12), "the child that began anew answers");
+    IS_NEW.set(false);
 }
 
 #[test]

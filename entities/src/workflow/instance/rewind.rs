@@ -3,7 +3,7 @@
 //! What is before the cut stays as it was, and is replayed; what is behind it is void. The run has a new number, so that
 //! nothing that was on its way to the old one arrives, and the tokens of its steps are others. What began before the cut
 //! and is not done begins again: steps, calls, children. A child that has failed is rewound too, one that has completed
-//! answers with its result, one that was purged begins anew.
+//! answers with its result, one that was purged begins anew. A child that began behind the cut and goes on is terminated.
 //!
 //! What must never happen: a success before the cut is lost, or asked for again; the code draws other random numbers, or
 //! names its children otherwise, than it did.
@@ -163,7 +163,8 @@ impl Engine<'_> {
         self.drop_kept_but_of(&outstanding);
         for child in attached {
             if !outstanding.iter().any(|begun| begun.target == child) {
-                self.signal_child(&child, "cancel", b"{}");
+                // Cancelled, it would be in the way of one that the code begins anew for as long as it ends.
+                self.signal_child(&child, "terminate", b"{\"reason\":\"the parent was rewound\"}");
             }
         }
         let (position, events) = (self.state.position(), Default::default());
