@@ -146,7 +146,7 @@ pub(crate) struct Begun {
 impl Begun {
     /// Whether a program that begins the other does the same. Arguments are compared by tests alone: it takes long.
     pub(super) fn fits(&self, other: &Self) -> bool {
-        // Comparing two texts without a byte takes a processor a hundred times as long as seeing that there is none.
+        // An empty text points nowhere, and a processor may take a hundred times as long to compare what it cannot read.
         let same = |one: &str, two: &str| one.len() == two.len() && (one.is_empty() || one == two);
         self.kind == other.kind
             && same(&self.name, &other.name)

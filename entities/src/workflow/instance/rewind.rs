@@ -163,7 +163,7 @@ impl Engine<'_> {
         self.drop_kept_but_of(&outstanding);
         for child in attached {
             if !outstanding.iter().any(|begun| begun.target == child) {
-                // Cancelled, it would be in the way of one that the code begins anew for as long as it ends.
+                // Cancelled, it would be in the way of one that the code begins anew until it has ended.
                 self.signal_child(&child, "terminate", b"{\"reason\":\"the parent was rewound\"}");
             }
         }
