@@ -91,12 +91,7 @@ impl Works {
                 ctx.sleep(secs(60)).await?;
                 Ok(1)
             }
-            "in time" => {
-                let work = async { ctx.work(1).await };
-                let waits = (ctx.event::<u32>("ok").within(secs(3_600)), work);
-                let (event, work) = ctx.all(waits).await;
-                Ok(event?.unwrap_or(1_000) + work?)
-            }
+            "in time" => in_time(ctx).await,
             "raced" => raced(ctx).await,
             "told" => told(ctx).await,
             "two and one" => two_and_one(ctx).await,
@@ -111,25 +106,8 @@ impl Works {
                 let children = [child("slow", "waits"), child("broken", "side by side")];
                 Ok(ctx.try_all(children).await?.into_iter().sum())
             }
-            "changed beside a child" => {
-                let child = ctx.child(Works::of("slow").start("ends slowly".into(), count));
-                let beside = async {
-                    match IS_NEW.get() {
-                        true => ctx.work(2).await,
-                        false => ctx.sleep(secs(60)).await.map(|()| 1),
-                    }
-                };
-                let (child, beside) = ctx.all((child, beside)).await;
-                Ok(child? * 10 + beside?)
-            }
-            "ends slowly" => {
-                let waited = ctx.sleep(secs(3_600)).await;
-                // What a compensation would wait for.
-                if waited.is_err() {
-                    ctx.sleep(secs(3_600)).await?;
-                }
-                waited.map(|()| first / 1_000)
-            }
+            "changed beside a child" => changed_beside_a_child(ctx).await,
+            "ends slowly" => ends_slowly(ctx).await,
             "gives a child up" => {
                 let child = ctx.child(Works::of("slow").start("waits".into(), count));
                 drop(ctx.race((child, ctx.sleep(secs(1)))).await);
@@ -160,6 +138,33 @@ async fn told(ctx: Workflow<Works>) -> Result<u32, Failure> {
     let number = ctx.work(1).await?;
     let told = ctx.event::<u32>("ok").await?;
     ctx.work(number + told).await
+}
+
+async fn in_time(ctx: Workflow<Works>) -> Result<u32, Failure> {
+    let work = async { ctx.work(1).await };
+    let (event, work) = ctx.all((ctx.event::<u32>("ok").within(secs(3_600)), work)).await;
+    Ok(event?.unwrap_or(1_000) + work?)
+}
+
+async fn changed_beside_a_child(ctx: Workflow<Works>) -> Result<u32, Failure> {
+    let child = ctx.child(Works::of("slow").start("ends slowly".into(), 0));
+    let beside = async {
+        match IS_NEW.get() {
+            true => ctx.work(2).await,
+            false => ctx.sleep(secs(60)).await.map(|()| 1),
+        }
+    };
+    let (child, beside) = ctx.all((child, beside)).await;
+    Ok(child? * 10 + beside?)
+}
+
+async fn ends_slowly(ctx: Workflow<Works>) -> Result<u32, Failure> {
+    let waited = ctx.sleep(secs(3_600)).await;
+    // What a compensation would wait for.
+    if waited.is_err() {
+        ctx.sleep(secs(3_600)).await?;
+    }
+    waited.map(|()| 1)
 }
 
 async fn two_and_one(ctx: Workflow<Works>) -> Result<u32, Failure> {
