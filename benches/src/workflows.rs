@@ -38,6 +38,10 @@ const FAN: u32 = 1_000;
 const REPLAYED: u32 = 19_900;
 const BATCH: u32 = 200;
 const AT_REST: usize = 60_000;
+/// The bytes of the cache of the database, and of its write buffers.
+const BUFFERS: (usize, usize) = (32 << 20, 16 << 20);
+/// An idle time in which no workflow leaves memory.
+const FOR_EVER: Duration = Duration::from_secs(86_400);
 const STARTED: usize = 100_000;
 const PURGED: usize = 10_000;
 const CALLERS: usize = 8;
@@ -94,7 +98,7 @@ impl Fan {
 
 /// A node whose workflows stay in memory.
 async fn node(data: &Path) -> Result<Node> {
-    node_with(data, (32 << 20, 16 << 20), Duration::from_secs(86_400)).await
+    node_with(data, BUFFERS, FOR_EVER).await
 }
 
 /// A node whose database has a cache and write buffers of so many bytes, and whose workflows leave memory once they are
@@ -401,7 +405,7 @@ async fn purge(table: &mut Table, node: &Node, rounds: usize) -> Result<()> {
 async fn replay(table: &mut Table, rounds: usize) -> Result<()> {
     let directory = tempfile::tempdir()?;
     let idle = Duration::from_secs(1);
-    let node = node_with(&directory.path().join("data"), (32 << 20, 16 << 20), idle).await?;
+    let node = node_with(&directory.path().join("data"), BUFFERS, idle).await?;
     let chain = "a chain of 19,900 steps is read and replayed";
     replay_of(table, (&node, idle), (chain, 1, "at most 20 ms"), rounds).await?;
     let batches = "19,900 steps in batches of 200 are read and replayed";
@@ -520,7 +524,7 @@ fn future_bytes<F>(_: impl Fn(Workflow<Fan>, u32, u32, u32) -> F) -> usize {
 /// In a process of its own: starts workflows that wait and prints how much each adds.
 pub async fn wait_in_memory(data: &Path) -> Result<()> {
     // What the database keeps in memory comes and goes, and is no instance's.
-    let node = node_with(data, (1 << 20, 1 << 20), Duration::from_secs(86_400)).await?;
+    let node = node_with(data, (1 << 20, 1 << 20), FOR_EVER).await?;
     // Enough to fill caches, pools and queues.
     start_waiting(&node, 0, AT_REST / 2).await?;
     let before = resident_bytes()?;

@@ -185,6 +185,17 @@ fn works(how: &str, count: u32, broken: &[u32]) -> (WorkflowDriver<Works>, Servi
     (works, service)
 }
 
+/// One that began before its code was changed, and does not fit it any more.
+fn stuck_by_a_change(how: &str) -> WorkflowDriver<Works> {
+    IS_NEW.set(false);
+    let mut works = WorkflowDriver::new("w", Works(Service::default())).allowing_stuck();
+    works.start((how.to_owned(), 0).into()).expect("started");
+    IS_NEW.set(true);
+    works.advance(secs(60)).expect("advanced");
+    assert!(works.stuck().is_some());
+    works
+}
+
 fn is_rejected<T: std::fmt::Debug>(result: &Result<T, CallError>, with: &str) -> bool {
     matches!(result, Err(CallError::Rejected(no)) if no.code() == Some(with))
 }
@@ -298,11 +309,7 @@ fn what_is_stuck_goes_on_from_before_the_change() {
 #[test]
 fn what_led_to_a_place_comes_before_what_was_kept_and_before_timers() {
     for (place, led) in [("2", "\"Ok\":10"), ("1", "Start")] {
-        let mut works = WorkflowDriver::new("w", Works(Service::default())).allowing_stuck();
-        works.start(("changed".to_owned(), 0).into()).expect("started");
-        IS_NEW.set(true);
-        works.advance(secs(60)).expect("advanced");
-        assert!(works.stuck().is_some());
+        let mut works = stuck_by_a_change("changed");
         works.cancel().expect("kept");
         works.rewind(Some(place)).expect("rewound");
         IS_NEW.set(false);
@@ -456,12 +463,7 @@ fn a_child_that_ends_as_it_is_rewound_tells_its_parent() {
 
 #[test]
 fn a_child_that_still_runs_gives_way_to_the_one_that_is_begun_anew() {
-    IS_NEW.set(false);
-    let mut works = WorkflowDriver::new("w", Works(Service::default())).allowing_stuck();
-    works.start(("changed beside a child".to_owned(), 0).into()).expect("started");
-    IS_NEW.set(true);
-    works.advance(secs(60)).expect("advanced");
-    assert!(works.stuck().is_some());
+    let mut works = stuck_by_a_change("changed beside a child");
     works.rewind(Some("2")).expect("rewound");
     let child = works.drivers().driver::<Instance<Works>>("slow").expect("a child");
     assert_eq!(child.state().status(), Some(Status::Running));
@@ -472,12 +474,7 @@ fn a_child_that_still_runs_gives_way_to_the_one_that_is_begun_anew() {
 
 #[test]
 fn events_that_came_while_it_was_stuck_reach_a_rewound_run() {
-    IS_NEW.set(false);
-    let mut works = WorkflowDriver::new("w", Works(Service::default())).allowing_stuck();
-    works.start(("changed to wait".to_owned(), 0).into()).expect("started");
-    IS_NEW.set(true);
-    works.advance(secs(60)).expect("advanced");
-    assert!(works.stuck().is_some());
+    let mut works = stuck_by_a_change("changed to wait");
     works.event("later", 7_u32).expect("kept");
     works.rewind(Some("2")).expect("rewound");
     assert_eq!(works.result(), Ok(7));

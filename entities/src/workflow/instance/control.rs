@@ -419,13 +419,7 @@ impl Engine<'_> {
         if self.head().children > 0 {
             for child in self.children(true) {
                 match status {
-                    Status::Terminated => {
-                        self.signal_child(
-                            &child,
-                            "terminate",
-                            b"{\"reason\":\"the parent was terminated\"}",
-                        );
-                    }
+                    Status::Terminated => self.terminate_child(&child, "the parent was terminated"),
                     _ => self.signal_child(&child, "cancel", b"{}"),
                 }
             }

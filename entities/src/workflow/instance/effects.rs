@@ -142,6 +142,10 @@ impl Engine<'_> {
         }
     }
 
+    pub(super) fn terminate_child(&mut self, child: &str, why: &str) {
+        self.signal_child(child, "terminate", format!("{{\"reason\":\"{why}\"}}").as_bytes());
+    }
+
     pub(super) fn step_id(&mut self, place: Place) -> StepId {
         StepId { workflow: self.ctx.id().clone(), run: self.head().run, place }
     }

@@ -164,7 +164,7 @@ impl Engine<'_> {
         for child in attached {
             if !outstanding.iter().any(|begun| begun.target == child) {
                 // Cancelled, it would be in the way of one that the code begins anew until it has ended.
-                self.signal_child(&child, "terminate", b"{\"reason\":\"the parent was rewound\"}");
+                self.terminate_child(&child, "the parent was rewound");
             }
         }
         let (position, events) = (self.state.position(), Default::default());
